@@ -1,0 +1,50 @@
+"""Errors a user can meet. Each is one line and a next step; anything else is a bug and shows its traceback.
+
+    CaiError
+    ├── UserError            a mistake in the command or its input: exit 2
+    │   └── RecordError      a row of a file: names file, line and field
+    └── RunError             the command was right but the run failed: exit 1
+"""
+
+from __future__ import annotations
+
+
+class CaiError(Exception):
+    """Base of all errors shown without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UserError(CaiError):
+    """The command or a file it names is wrong."""
+
+    exit_code = 2
+
+
+class RecordError(UserError):
+    """A row is malformed. `field` is the path inside the row, such as `rounds[1].critique`."""
+
+    def __init__(self, field: str, problem: str, hint: str | None = None, *, place: str | None = None) -> None:
+        self.field = field
+        self.problem = problem
+        where = f"{place}: " if place else ""
+        what = f"field `{field}`: " if field else ""
+        super().__init__(f"{where}{what}{problem}", hint)
+
+    def at(self, place: str) -> RecordError:
+        """The same error with its place, such as `prompts.jsonl:7`."""
+        return RecordError(self.field, self.problem, self.hint, place=place)
+
+
+class RunError(CaiError):
+    """The run could not be carried out to its end."""
+
+    exit_code = 1
