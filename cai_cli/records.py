@@ -184,6 +184,7 @@ class Comparison:
     kind: str | None = None
     source: str | None = None
     judgements: list[Judgement] = field(default_factory=list)
+    attribution: dict[str, Any] | None = None  # who wrote the texts and under which licence, for data that asks for it
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Comparison:
@@ -212,6 +213,7 @@ class Comparison:
             kind=optional_kind(row),
             source=optional_text(row, "source"),
             judgements=judgements,
+            attribution=row["attribution"] if isinstance(row.get("attribution"), dict) else None,
         )
 
     def to_row(self) -> dict[str, Any]:
