@@ -1,0 +1,1 @@
+"""Text generation and option scoring behind one small interface; `base` has the interface, the rest implement it."""

@@ -1,0 +1,154 @@
+"""The `cai` command: declares the subcommands and turns errors into exit codes. No logic, no torch.
+
+Each stage module has a frozen dataclass `Options` (the flags) and `run(options)` (the work; its docstring is the help).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import click
+import typer
+import yaml
+
+from cai_cli import __version__
+from cai_cli.errors import CaiError, UserError
+from cai_cli.stages import (
+    constitution,
+    demo,
+    imports,
+    label,
+    lineage,
+    pmp,
+    ppo,
+    revise,
+    sample,
+    sft,
+    split,
+    train_pm,
+)
+from cai_cli.talk import fail
+
+app = typer.Typer(
+    name="cai",
+    help="Constitutional AI (RLAIF) from the command line. Every stage reads and writes files, so each eats the last one's.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+constitution_app = typer.Typer(no_args_is_help=True, help="Check and show constitutions.")
+
+
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take defaults for this command's flags from a YAML file; the command line wins."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", "--config takes a YAML file")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: expected a mapping of flags to values")
+    known = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
+    for key in settings:
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = get_close_matches(name, list(known), n=1)
+            hint = f"did you mean `{near[0].replace('_', '-')}`?" if near else f"see `{context.command_path} --help`"
+            raise UserError(f"{path}: unknown key `{key}`", hint)
+    defaults = {str(key).replace("-", "_"): value for key, value in settings.items()}
+    for name, value in defaults.items():
+        if known[name].multiple and not isinstance(value, list):  # type: ignore[attr-defined]
+            defaults[name] = [value]
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(help="YAML file with any of these flags as keys.", is_eager=True, callback=read_config),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def add_command(where: typer.Typer, name: str, options_type: type, run: Callable[[Any], None], panel: str = "") -> None:
+    """Add `run` as a subcommand whose flags are the fields of `options_type`."""
+    hints = get_type_hints(options_type, include_extras=True)
+    parameters = []
+    for field in dataclasses.fields(options_type):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        elif default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
+    parameters.append(inspect.Parameter("config", kind, default=None, annotation=Config))
+    parameters.append(inspect.Parameter("debug", kind, default=False, annotation=Debug))
+
+    def command(**values: Any) -> None:
+        del values["config"], values["debug"]
+        run(options_type(**values))
+
+    command.__doc__ = run.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    where.command(name, rich_help_panel=panel or None)(command)
+
+
+def show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"cai {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False) -> None:
+    pass
+
+
+STAGES = "Stages"
+FILES = "Files"
+
+add_command(app, "demo", demo.Options, demo.run, "Start here")
+add_command(app, "revise", revise.Options, revise.run, STAGES)
+add_command(app, "sample", sample.Options, sample.run, STAGES)
+add_command(app, "sft", sft.Options, sft.run, STAGES)
+add_command(app, "label", label.Options, label.run, STAGES)
+add_command(app, "pmp", pmp.Options, pmp.run, STAGES)
+add_command(app, "train-pm", train_pm.Options, train_pm.run, STAGES)
+add_command(app, "ppo", ppo.Options, ppo.run, STAGES)
+add_command(app, "import", imports.Options, imports.run, FILES)
+add_command(app, "split", split.Options, split.run, FILES)
+add_command(app, "lineage", lineage.Options, lineage.run, FILES)
+add_command(constitution_app, "show", constitution.Options, constitution.show)
+add_command(constitution_app, "check", constitution.Options, constitution.check)
+app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit 2, a run that fails is one line and exit 1."""
+    debug = "--debug" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except CaiError as error:
+        if debug:
+            raise
+        fail(error.message, error.hint)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        fail(error.format_message(), f"see `{context.command_path if context else 'cai'} --help`")
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        fail("interrupted", "the same command continues where it stopped")
+        sys.exit(130)

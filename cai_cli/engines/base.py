@@ -1,0 +1,59 @@
+"""The engine interface: requests in, sampled continuations or option log-probabilities out, in the order of the requests.
+
+Sampling is keyed, not streamed: each request carries a key made from (seed, id, round, segment, sample, attempt), so a
+text does not depend on batch size, shard or resume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from cai_cli.conversation import Conversation
+
+# Why a continuation ended: a stop token or stop string; the length limit; or the prompt did not fit the context at all.
+STOP, LENGTH, OVERLONG = "stop", "length", "overlong"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One continuation to sample. `prompt` is plain text, or a conversation to go through the chat template."""
+
+    prompt: str | Conversation
+    key: int
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled continuation. `token_ids` include the stop token; `text` ends before any stop string."""
+
+    text: str
+    finish_reason: str
+    prompt_ids: list[int]
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class OptionRequest:
+    """Options to score after a prompt: plain text, or a conversation whose last assistant turn is continued."""
+
+    prompt: str | Conversation
+    options: tuple[str, ...]
+
+
+class Engine(Protocol):
+    """What a stage needs of a model that writes text."""
+
+    has_chat_template: bool
+
+    def generate(self, requests: list[Request]) -> list[Completion]: ...
+
+    def score(self, requests: list[OptionRequest]) -> list[list[float] | None]:
+        """Log-probability of each option string; None where prompt and options do not fit the context."""
+        ...
+
+    def render(self, prompt: str | Conversation) -> str:
+        """The exact text the model would get."""
+        ...

@@ -1,0 +1,125 @@
+"""JSON Lines: strict reading with file:line in every error, plain or gzipped, and appending that survives a kill.
+
+Read with the `jsonlines` library. A row is one JSON object on one line, UTF-8.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import jsonlines
+
+from cai_cli.errors import RecordError, UserError
+
+Record = TypeVar("Record")
+Row = dict[str, Any]
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a text file, gunzipping by its first two bytes. A byte order mark is skipped."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file", "check the path; a stage's output exists once the stage has finished")
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory", "name a file")
+    try:
+        binary = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    zipped = binary.read(2) == b"\x1f\x8b"
+    binary.seek(0)
+    stream = gzip.GzipFile(fileobj=binary) if zipped else binary
+    return io.TextIOWrapper(stream, encoding="utf-8-sig")  # type: ignore[arg-type]
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Yield (line number, row). Raises RecordError with `file:line` for anything that is not a JSON object."""
+    line = 0
+    with open_text(path) as stream:
+
+        def numbered() -> Iterator[str]:
+            nonlocal line
+            for line, text in enumerate(stream, start=1):
+                yield text
+
+        reader = jsonlines.Reader(numbered())
+        try:
+            for row in reader.iter(type=dict, skip_empty=True):
+                yield line, row
+        except jsonlines.InvalidLineError as error:
+            cause = error.__cause__
+            detail = f"{cause.msg} at column {cause.colno}" if isinstance(cause, json.JSONDecodeError) else "not an object"
+            raise RecordError("", f"not a JSON object: {detail}", place=f"{path}:{line}") from None
+        except UnicodeDecodeError:
+            raise RecordError("", "not UTF-8 text", place=f"{path}:{line + 1}") from None
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise RecordError("", f"broken gzip data: {error}", place=f"{path}:{line + 1}") from None
+
+
+def read_records(path: Path, parse: Callable[[Row], Record]) -> Iterator[Record]:
+    """Yield parsed records; a row that `parse` refuses stops with file:line and field. Ids must not repeat."""
+    seen: dict[str, int] = {}
+    for line, row in read_rows(path):
+        try:
+            record = parse(row)
+        except RecordError as error:
+            raise error.at(f"{path}:{line}") from None
+        record_id = getattr(record, "id", None)
+        if record_id in seen:
+            raise RecordError("id", f"{record_id!r} is on line {seen[record_id]} too", "ids are unique in a file").at(
+                f"{path}:{line}"
+            )
+        if record_id is not None:
+            seen[record_id] = line
+        yield record
+
+
+def dump_row(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def repair_tail(path: Path) -> None:
+    """Cut off a last line that a kill left without its newline."""
+    if not path.exists():
+        return
+    with path.open("rb+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        position = end
+        while position > 0:
+            step = min(1 << 16, position)
+            stream.seek(position - step)
+            newline = stream.read(step).rfind(b"\n")
+            if newline >= 0:
+                stream.truncate(position - step + newline + 1)
+                return
+            position -= step
+        stream.truncate(0)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` in one step, so that a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def write_rows(path: Path, rows: Iterator[Row] | list[Row]) -> int:
+    """Write a whole file atomically; returns the number of rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    count = 0
+    with temporary.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(dump_row(row) + "\n")
+            count += 1
+    temporary.replace(path)
+    return count

@@ -1,0 +1,237 @@
+"""Manifests: what an artifact was made from, kept beside it, and whether a new command would make the same one.
+
+Beside `revisions.jsonl` lies `revisions.manifest.json`; inside a model directory it is `cai.json`. Identity is what changes
+content: the stage, its content options, and the hashes of the inputs, models and constitution, wherever they lie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from cai_cli import __version__
+from cai_cli.constitution import find_constitution
+from cai_cli.errors import UserError
+from cai_cli.jsonl import write_atomically
+from cai_cli.options import CONSTITUTION, INPUT, MODEL, NOTED, Part
+
+Manifest = dict[str, Any]
+
+MODEL_MANIFEST = "cai.json"
+WEIGHT = re.compile(r"^(?P<path>.+):(?P<weight>\d+(\.\d+)?|\.\d+)$")
+WHOLE_FILE_BYTES = 64 << 20
+SAMPLE_BYTES = 1 << 16
+SAMPLES = 64
+MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model")
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "bitsandbytes")
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """`FILE:0.5` -> (FILE, 0.5). A trailing `:number` is a weight, nothing else is."""
+    match = WEIGHT.match(text)
+    return (match["path"], float(match["weight"])) if match else (text, 1.0)
+
+
+def manifest_path(out: Path) -> Path:
+    """Where the manifest of an artifact lies."""
+    if out.is_dir() or out.suffix == "":
+        return out / MODEL_MANIFEST
+    name = out.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
+    return out.with_name(f"{name}.manifest.json")
+
+
+def hash_file(path: Path) -> str:
+    state = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def fingerprint_file(path: Path) -> str:
+    """Whole-content hash up to 64 MiB; above, of the size and 64 evenly spaced samples, so that 100 GB take seconds."""
+    size = path.stat().st_size
+    if size <= WHOLE_FILE_BYTES:
+        return hash_file(path)
+    state = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        for n in range(SAMPLES):
+            stream.seek((size - SAMPLE_BYTES) * n // (SAMPLES - 1))
+            state.update(stream.read(SAMPLE_BYTES))
+    return state.hexdigest()
+
+
+def fingerprint_model(path: str, patterns: tuple[str, ...] = MODEL_FILES) -> str:
+    """Hash of a model directory's weights, configuration and tokenizer; of the name itself where it is not a directory."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return hashlib.sha256(path.encode()).hexdigest()
+    state = hashlib.sha256()
+    for pattern in patterns:
+        for file in sorted(folder.glob(pattern)):
+            state.update(f"{file.name}={fingerprint_file(file)}\n".encode())
+    return state.hexdigest()
+
+
+def fingerprint_weights(path: str) -> str:
+    """Hash of a model's weights alone: equal for two copies under different names."""
+    return fingerprint_model(path, ("*.safetensors",))
+
+
+def input_file(path: str) -> Path | None:
+    """The local file behind an input, or None for a data set on the Hub (`hf:org/name`)."""
+    return None if path.startswith("hf:") else Path(path)
+
+
+def describe_input(option: str, value: str, beside: Path) -> dict[str, Any]:
+    path, weight = parse_weight(value)
+    file = input_file(path)
+    if file is None:
+        return {"option": option, "path": path, "weight": weight, "sha256": None}
+    if not file.is_file():
+        hint = "check the path; a stage's output exists once the stage has finished"
+        raise UserError(f"{flag_name(option)}: {file}: no such file", hint)
+    parent = manifest_path(file)
+    return {
+        "option": option,
+        "path": os.path.relpath(file, beside),
+        "weight": weight,
+        "sha256": fingerprint_file(file),
+        "manifest_sha256": hash_file(parent) if parent.is_file() else None,
+    }
+
+
+def describe_model(option: str, value: str, beside: Path) -> dict[str, Any]:
+    local = Path(value).is_dir()
+    parent = Path(value) / MODEL_MANIFEST
+    return {
+        "option": option,
+        "path": os.path.relpath(value, beside) if local else value,
+        "fingerprint": fingerprint_model(value),
+        "manifest_sha256": hash_file(parent) if parent.is_file() else None,
+    }
+
+
+def flag_name(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def parts_of(options: Any) -> dict[str, Part]:
+    """Which part in the identity each field of an options dataclass has."""
+    hints = get_type_hints(type(options), include_extras=True)
+    return {
+        field.name: next((mark for mark in getattr(hints[field.name], "__metadata__", ()) if isinstance(mark, Part)), Part.CONTENT)
+        for field in dataclasses.fields(options)
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON keeps it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def begin_manifest(stage: str, options: Any, folder: Path) -> Manifest:
+    """The manifest as known before the work: options, hashes of inputs, models and constitution. Paths are relative."""
+    manifest: Manifest = {"stage": stage, "version": __version__, "seed": getattr(options, "seed", None)}
+    manifest["options"] = {name: plain(getattr(options, name)) for name in parts_of(options)}
+    inputs, models, constitution = [], [], None
+    for name, part in parts_of(options).items():
+        value = getattr(options, name)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if part is INPUT:
+            inputs += [describe_input(name, str(item), folder) for item in values]
+        elif part is MODEL:
+            models += [describe_model(name, str(item), folder) for item in values]
+        elif part is CONSTITUTION and value is not None:
+            path = find_constitution(value)
+            constitution = {"name": value, "path": os.path.relpath(path, folder), "sha256": hash_file(path)}
+    manifest |= {"inputs": inputs, "models": models, "constitution": constitution}
+    manifest["libraries"] = {"python": platform.python_version(), **library_versions()}
+    manifest["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return manifest
+
+
+def library_versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_facts(device: str, dtype: str) -> dict[str, Any]:
+    """Device, dtype and threads, for stages that ran a model. Called where torch is loaded."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {"device": device, "device_name": name, "dtype": dtype, "threads": torch.get_num_threads()}
+
+
+def identity(manifest: Manifest, options_type: type) -> dict[str, Any]:
+    """What must be equal for two manifests to be of the same artifact: flag -> comparable value."""
+    hints = get_type_hints(options_type, include_extras=True)
+    same: dict[str, Any] = {"stage": manifest["stage"]}
+    for field in dataclasses.fields(options_type):
+        marks = getattr(hints[field.name], "__metadata__", ())
+        if not any(isinstance(mark, Part) for mark in marks):
+            same[flag_name(field.name)] = manifest["options"].get(field.name)
+    for item in manifest["inputs"]:
+        same.setdefault(flag_name(item["option"]), []).append([item["sha256"] or item["path"], item["weight"]])
+    for item in manifest["models"]:
+        same.setdefault(flag_name(item["option"]), []).append(item["fingerprint"])
+    same["--constitution"] = (manifest["constitution"] or {}).get("sha256")
+    return same
+
+
+def differences(old: Manifest, new: Manifest, options_type: type) -> list[str]:
+    """What differs in identity, worded for the user: `--seed was 0, now 1`, `--prompts has other content`."""
+    if old.get("stage") != new["stage"]:
+        return [f"it was made by `cai {old.get('stage')}`"]
+    before, now = identity(old, options_type), identity(new, options_type)
+    hashed = {flag_name(item["option"]) for source in (old, new) for item in source["inputs"] + source["models"]}
+    hashed.add("--constitution")
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            was = "has other content" if name in hashed else f"was {before.get(name)}, now {now.get(name)}"
+            found.append(f"{name} {was}")
+    return found
+
+
+def noted_changes(old: Manifest, new: Manifest, options_type: type) -> list[str]:
+    """Changes that are allowed but worth a warning: dtype, engine."""
+    hints = get_type_hints(options_type, include_extras=True)
+    names = [f.name for f in dataclasses.fields(options_type) if NOTED in getattr(hints[f.name], "__metadata__", ())]
+    before, now = old["options"], new["options"]
+    return [f"{flag_name(n)} was {before.get(n)}, now {now[n]}" for n in names if before.get(n) != now[n]]
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or not {"stage", "options", "inputs", "models"} <= manifest.keys():
+            raise ValueError("not a manifest")
+    except ValueError:
+        raise UserError(f"{path}: is not one of our manifests", "move it away, or choose another --out") from None
+    return manifest
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+

@@ -1,0 +1,147 @@
+r"""From conversations to token ids: chat templates, one BOS, the prompt's tokens a prefix of prompt+completion, stop ids.
+
+The transcript template is installed into tokenizers that have no chat template:
+`\n\nHuman: ...\n\nAssistant: ...<eos>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_cli.conversation import Conversation, message, system_in_first_user_turn
+from cai_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TRANSCRIPT_TEMPLATE = (
+    "{{- bos_token if bos_token else '' }}"
+    "{%- set system = messages[0]['content'] + '\\n\\n' if messages[0]['role'] == 'system' else '' %}"
+    "{%- set turns = messages[1:] if system else messages %}"
+    "{%- for turn in turns %}"
+    "{%- if turn['role'] == 'user' %}{{- '\\n\\nHuman: ' + (system if loop.first else '') + turn['content'] }}"
+    "{%- else %}{{- '\\n\\nAssistant: ' + turn['content'] }}"
+    "{%- if not (loop.last and continue_final_message is defined and continue_final_message) %}{{- eos_token }}{%- endif %}"
+    "{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '\\n\\nAssistant:' }}{%- endif %}"
+)
+
+
+class UnfitRow(ValueError):
+    """A row that cannot be turned into token ids as it must: `reason` is a short name for the rejects file."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def install_template(tokenizer: PreTrainedTokenizerBase, file: Path | None = None) -> None:
+    """Give the tokenizer the chat template of `file`, else the transcript template where it has none."""
+    if file is not None:
+        if not file.is_file():
+            raise UserError(f"--chat-template {file}: no such file", "give a Jinja file")
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = TRANSCRIPT_TEMPLATE
+
+
+def require_template(tokenizer: PreTrainedTokenizerBase, flag: str) -> None:
+    if tokenizer.chat_template is None:
+        raise UserError(f"{flag}: its tokenizer has no chat template", "train it with `cai sft`, which installs one")
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    template = tokenizer.chat_template
+    return hashlib.sha256(str(template).encode()).hexdigest()[:16] if template else None
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for two tokenizers that give the same ids to the same tokens."""
+    state = hashlib.sha256()
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda pair: (pair[1], pair[0])):
+        state.update(f"{index}\t{token}\n".encode())
+    return state.hexdigest()[:16]
+
+
+def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **settings: Any) -> str:
+    """The conversation as text through the chat template; a template without a system role gets it in the first user turn."""
+    from jinja2.exceptions import TemplateError
+
+    system = conversation[0]["content"] if conversation[0]["role"] == "system" else ""
+    try:
+        text = tokenizer.apply_chat_template(conversation, tokenize=False, **settings)
+        if not system or system.strip() in text:
+            return text
+    except TemplateError as error:
+        if not system:
+            raise UnfitRow("template_refused", str(error)) from None
+    merged = system_in_first_user_turn(conversation)
+    return tokenizer.apply_chat_template(merged, tokenize=False, **settings)
+
+
+def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of text that a chat template made: it holds its special tokens already, so none is added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of plain text, with the BOS the tokenizer adds by itself and never a closing EOS."""
+    ids = list(tokenizer(text)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
+        ids.pop()
+    return ids
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> list[int]:
+    """Ids of a prompt up to where the assistant's reply starts."""
+    return encode_rendered(tokenizer, render(tokenizer, prompt, add_generation_prompt=True))
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Any = None) -> list[int]:
+    """Ids that end a reply: the tokenizer's EOS, generation_config's EOS ids, the template's end of turn."""
+    found = {tokenizer.eos_token_id}
+    configured = getattr(generation_config, "eos_token_id", None)
+    if configured is not None:
+        found.update(configured if isinstance(configured, list) else [configured])
+    if tokenizer.chat_template is not None:
+        found.update(end_of_turn_ids(tokenizer))
+    return sorted(index for index in found if index is not None)
+
+
+def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special token that the template puts right after an assistant's text, if any."""
+    probe = "probe"
+    text = render(tokenizer, [message("user", probe), message("assistant", probe)])
+    tail = text[text.rindex(probe) + len(probe) :] if probe in text else ""
+    special = set(tokenizer.all_special_ids)
+    for index in encode_rendered(tokenizer, tail):
+        if index in special:
+            return [index]
+    return []
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, completion: Conversation, stops: list[int]
+) -> tuple[list[int], list[int]]:
+    """Ids of the prompt and of the completion, which ends in a stop token; template text after it is cut.
+
+    Raises UnfitRow where the prompt's tokens are not a prefix of the whole's.
+    """
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    whole = encode_rendered(tokenizer, render(tokenizer, [*prompt, *completion]))
+    if whole[: len(prompt_ids)] != prompt_ids:
+        raise UnfitRow("prompt_not_a_prefix", "the template or tokenizer changes the prompt when a reply follows")
+    completion_ids = whole[len(prompt_ids) :]
+    last = max((n for n, index in enumerate(completion_ids) if index in stops), default=None)
+    if last is None:
+        return prompt_ids, [*completion_ids, tokenizer.eos_token_id]
+    return prompt_ids, completion_ids[: last + 1]
+
+
+def close_with_eos(ids: list[int], eos: int) -> list[int]:
+    """What a preference model reads: the sequence closed by EOS, on which the score is read."""
+    return ids if ids and ids[-1] == eos else [*ids, eos]

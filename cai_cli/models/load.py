@@ -1,0 +1,154 @@
+"""Load tokenizers, language models and preference models: device, dtype, adapters, and one clear error for a bad path.
+
+Only safetensors are read and no code from a model repository is run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_cli.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def check_model(path: str, flag: str = "--model") -> None:
+    """Stop early, without torch, when `path` is neither a model directory nor the name of a model on the Hub."""
+    folder = Path(path)
+    if folder.is_file():
+        raise UserError(f"{flag} {path}: is a file", "a model is a directory with config.json and *.safetensors")
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
+            started = (folder / "cai.partial.json").is_file()
+            hint = "its training has not finished: run the same command again" if started else "no config.json in it"
+            raise UserError(f"{flag} {path}: is not a model directory", hint)
+        return
+    if path.startswith((".", "/", "~")) or path.count("/") != 1 or path.endswith("/"):
+        raise UserError(f"{flag} {path}: no such directory", "give a model directory, or org/name of a model on the Hub")
+
+
+def pick_device(device: str) -> torch.device:
+    import torch
+
+    if device != "auto":
+        try:
+            chosen = torch.device(device)
+        except RuntimeError:
+            raise UserError(f"--device {device}: unknown", "auto, cpu, cuda, cuda:1 or mps") from None
+        if chosen.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"--device {device}: no CUDA device here", "use --device cpu")
+        return chosen
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """float32 on a CPU; on a GPU "auto" keeps the checkpoint's own type."""
+    import torch
+
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    return torch.float32 if device.type == "cpu" else "auto"
+
+
+def load_tokenizer(path: str, flag: str = "--model") -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, padding on the left, with a pad token that is not the EOS token."""
+    from transformers import AutoTokenizer
+
+    check_model(path, flag)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{flag} {path}: no usable tokenizer: {first_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{flag} {path}: its tokenizer has no EOS token", "set eos_token in tokenizer_config.json")
+    separate_padding(tokenizer)
+    return tokenizer
+
+
+def separate_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer a pad token apart from EOS: an unused reserved one serves, a new one last.
+
+    With pad == EOS, masks made from ids hide the EOS and a model never learns to stop.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    vocabulary = tokenizer.get_vocab()
+    names = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<unk>", "<|endoftext|>")
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    reserved = next((name for name in names if name in vocabulary and name not in taken), None)
+    if reserved:
+        tokenizer.pad_token = reserved
+    else:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+
+
+def load_config(path: str, flag: str = "--model") -> Any:
+    from transformers import AutoConfig
+
+    check_model(path, flag)
+    folder = Path(path)
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        path = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{flag} {path}: no usable config.json: {first_line(error)}") from None
+
+
+def load_lm(
+    path: str, device: str = "auto", dtype: str = "auto", flag: str = "--model", tokenizer: Any = None
+) -> PreTrainedModel:
+    """A causal language model in eval mode; adapter directories are merged into their base model."""
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, path, device, dtype, flag, tokenizer)
+
+
+def load_pm(
+    path: str, device: str = "auto", dtype: str = "auto", flag: str = "--pm", tokenizer: Any = None
+) -> PreTrainedModel:
+    """A preference model: a sequence classifier with one label. From a language model, with a fresh zero-mean head."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, path, device, dtype, flag, tokenizer, num_labels=1)
+
+
+def _load(auto: Any, path: str, device: str, dtype: str, flag: str, tokenizer: Any, **settings: Any) -> PreTrainedModel:
+    check_model(path, flag)
+    place = pick_device(device)
+    settings |= {"dtype": pick_dtype(dtype, place), "use_safetensors": True}
+    folder, base = Path(path), path
+    adapter = (folder / ADAPTER_CONFIG).is_file()
+    if adapter:
+        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        check_model(base, f"{flag} {path}: its base model")
+    try:
+        model = auto.from_pretrained(base, **settings)
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, path).merge_and_unload()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{flag} {path}: cannot be loaded: {first_line(error)}") from None
+    if tokenizer is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return model.to(place).eval()
+
+
+def first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def context_length(config: Any) -> int:
+    """Longest sequence the model was made for, in tokens."""
+    text_config = config.get_text_config()
+    return int(getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None) or 1 << 30)

@@ -1,0 +1,125 @@
+"""Command-line flags that several stages share, worded once, in small groups (frozen dataclasses).
+
+A stage's `Options` inherits the groups it needs and adds its own handful of fields; `cli.py` turns the dataclass into the
+command's flags. The second mark in `Annotated` says what part a field has in an artifact's identity:
+
+    (none)          content: another value gives another artifact
+    INPUT, MODEL, CONSTITUTION   content by what is in the file, wherever it lies
+    LIMIT           a higher value continues the artifact
+    NOTED           recorded, warned about when it changes (dtype, engine)
+    RUNTIME         where and how fast, never what: free to change
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+
+class Part(Enum):
+    CONTENT = "content"
+    INPUT = "input"
+    MODEL = "model"
+    CONSTITUTION = "constitution"
+    LIMIT = "limit"
+    NOTED = "noted"
+    RUNTIME = "runtime"
+
+
+INPUT, MODEL, CONSTITUTION, LIMIT, NOTED, RUNTIME = (
+    Part.INPUT,
+    Part.MODEL,
+    Part.CONSTITUTION,
+    Part.LIMIT,
+    Part.NOTED,
+    Part.RUNTIME,
+)
+
+
+def flag(panel: str, text: str, *names: str, **settings: Any) -> Any:
+    """A Typer option on a help panel; `names` only where the flag is not the field's own name."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+
+
+Prompts = Annotated[
+    list[str],
+    flag("Data", "Prompts: our JSONL, hh-rlhf transcripts, .txt lines, .gz, or hf:org/name[:split]. Repeatable."),
+    INPUT,
+]
+Device = Annotated[str, flag("Model", "auto, cpu, cuda, cuda:1, mps."), RUNTIME]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    flag("Model", "auto: float32 on a CPU, the checkpoint's own type on a GPU."),
+    NOTED,
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What every command that writes an artifact takes."""
+
+    out: Annotated[Path, flag("Output", "The artifact to write; a manifest goes beside it."), RUNTIME]
+    seed: Annotated[int, flag("Output", "Every draw is keyed by it, whatever the batch size or order of work.")] = 0
+    dry_run: Annotated[bool, flag("Output", "Show what would be done, without loading weights.", "--dry-run"), RUNTIME] = (
+        False
+    )
+    if_changed: Annotated[
+        Literal["error", "restart"],
+        flag("Output", "When --out was made with other options or inputs: stop, or move it to .bak and start afresh."),
+        RUNTIME,
+    ] = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions(OutputOptions):
+    """For stages that write rows."""
+
+    limit: Annotated[int | None, flag("Data", "Take at most this many; raising it later continues.", min=1), LIMIT] = None
+    max_reject_rate: Annotated[
+        float, flag("Output", "Exit 1 when a larger share of the rows is rejected.", min=0.0, max=1.0), RUNTIME
+    ] = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(DeviceOptions):
+    """How text is sampled. The paper samples at temperature 1 throughout (section 3.2), so no top-k and no top-p."""
+
+    max_new_tokens: Annotated[int, flag("Generation", "Longest text a single request may generate.", min=1)] = 512
+    temperature: Annotated[float, flag("Generation", "Sampling temperature (paper: 1); 0 is greedy.", min=0.0)] = 1.0
+    batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME] = (
+        64
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(DeviceOptions):
+    """Optimisation flags in the spelling of the Hugging Face trainers."""
+
+    learning_rate: Annotated[float, flag("Optimisation", "Peak learning rate.", min=0.0)] = 1e-5
+    num_train_epochs: Annotated[float, flag("Optimisation", "Passes over the data (paper: 1).", min=0.0)] = 1.0
+    per_device_train_batch_size: Annotated[int, flag("Optimisation", "Rows per forward and backward pass.", min=1)] = 8
+    gradient_accumulation_steps: Annotated[int, flag("Optimisation", "Passes per optimiser step.", min=1)] = 1
+    warmup_steps: Annotated[int, flag("Optimisation", "Steps of linear warm-up.", min=0)] = 0
+    max_grad_norm: Annotated[float, flag("Optimisation", "Gradient clipping; 0 turns it off.", min=0.0)] = 1.0
+    max_length: Annotated[int, flag("Optimisation", "Longest row in tokens; longer ones are rejected by name.", min=8)] = (
+        2048
+    )
+    bf16: Annotated[bool, flag("Optimisation", "Mixed precision in bfloat16 (weights stay in float32).", "--bf16")] = False
+    gradient_checkpointing: Annotated[
+        bool, flag("Optimisation", "Recompute activations to save memory.", "--gradient-checkpointing"), RUNTIME
+    ] = False
+    save_steps: Annotated[int, flag("Output", "Steps between checkpoints; a killed run goes on from the last.", min=1)] = (
+        200
+    )
+    logging_steps: Annotated[int, flag("Output", "Steps between lines of metrics.jsonl.", min=1)] = 10
+
