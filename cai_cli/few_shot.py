@@ -1,0 +1,192 @@
+r"""Few-shot demonstrations, in front of critique-revision transcripts and of multiple-choice questions.
+
+In: a shipped set (`default`), `none`, or a file: our YAML (cai_cli/demonstrations) or the paper's JSON as published
+(CritiqueRevisionFewShotPrompts.json, RLMadisonFewShotPrompts.json). Out: transcript texts, ready to be put in front.
+Errors: UserError that names the file, the demonstration and the field.
+Source: Constitutional AI (arXiv 2212.08073), section 3.1 (the model mixes up critique and revision without examples)
+and section 4.1 (each comparison example draws a principle of its own).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cai_cli.constitution import Constitution
+from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, check_conversation, from_transcript, message
+from cai_cli.errors import RecordError, UserError
+from cai_cli.keys import Part, shuffled, uniform
+from cai_cli.prompts import (
+    CRITIQUE,
+    CRITIQUE_REQUEST,
+    REVISION,
+    REVISION_REQUEST,
+    comparison_prompt,
+    option,
+    revision_prompt,
+)
+
+NONE = "none"
+DEFAULT = "default"
+CRITIQUE_SET = "critique_revision"
+COMPARISON_SET = "comparison"
+CRITIQUE_FIELDS = ("response", "critique_request", "critique", "revision_request", "revision")
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonDemonstration:
+    prompt: Conversation
+    better: str
+    worse: str
+
+
+def load_critique_demonstrations(name_or_path: str = DEFAULT) -> list[str]:
+    r"""Transcripts that start with `\n\nHuman:` and end with a revision; "none" gives no demonstrations.
+
+    The paper's file is a list of such strings, most with a dangling `\n\nHuman:` at the end, which is cut off.
+    """
+    if name_or_path == NONE:
+        return []
+    path = find_demonstrations(name_or_path, CRITIQUE_SET)
+    return [
+        checked_transcript(item, place) if isinstance(item, str) else render_critique_demonstration(item, place)
+        for place, item in numbered(path)
+    ]
+
+
+def load_comparison_demonstrations(name_or_path: str = DEFAULT) -> list[ComparisonDemonstration]:
+    """Pairs of a better and a worse response. Which letter and which principle they get is drawn when rendered."""
+    if name_or_path == NONE:
+        return []
+    path = find_demonstrations(name_or_path, COMPARISON_SET)
+    return [parse_comparison_demonstration(item, place) for place, item in numbered(path)]
+
+
+def few_shot_prefix(demonstrations: Sequence[str]) -> str:
+    r"""The demonstrations in one string. Each starts with `\n\nHuman:`, so they join without a separator."""
+    return "".join(demonstrations)
+
+
+def without_critique(demonstration: str) -> str:
+    """The same demonstration for direct revision (paper section 3.5): critique request and critique are left out."""
+    start, end = demonstration.rfind(CRITIQUE_REQUEST), demonstration.rfind(REVISION_REQUEST)
+    return demonstration[:start] + demonstration[end:] if 0 <= start < end else demonstration
+
+
+def comparison_few_shot(demonstrations: Sequence[ComparisonDemonstration], constitution: Constitution, *draw_key: Part) -> str:
+    """Answered multiple-choice questions, each followed by a blank line; the next question goes right behind.
+
+    Every demonstration draws its own principle (paper section 4.1). The letters of the better responses are as many
+    (A) as (B), give or take one, in an order drawn by key: independent coin flips over a handful of examples would often
+    show the model one letter only.
+    """
+    start = int(uniform("few-shot start", *draw_key) * 2)
+    letters = shuffled(["AB"[(start + n) % 2] for n in range(len(demonstrations))], "few-shot letters", *draw_key)
+    parts = []
+    for position, (demonstration, letter) in enumerate(zip(demonstrations, letters, strict=True)):
+        principle = constitution.draw("few-shot principle", *draw_key, position)
+        pair = (demonstration.better, demonstration.worse)
+        first, second = pair if letter == "A" else pair[::-1]
+        question = comparison_prompt(demonstration.prompt, first, second, principle.comparison)
+        parts.append(f"{question}{option(letter)}\n\n")
+    return "".join(parts)
+
+
+def shipped_demonstrations() -> Path:
+    return Path(__file__).parent / "demonstrations"
+
+
+def find_demonstrations(name_or_path: str, default: str) -> Path:
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = shipped_demonstrations() / f"{default if name_or_path == DEFAULT else name_or_path}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise UserError(f"no demonstrations {name_or_path!r}", f"give a YAML or JSON file, `{DEFAULT}` or `{NONE}`")
+
+
+def numbered(path: Path) -> list[tuple[str, Any]]:
+    """The demonstrations of a file, each with its place for errors."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        # JSON apart from YAML: a JSON text may hold what YAML forbids, and its errors name the line just as well.
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    items = data.get("demonstrations") if isinstance(data, dict) else data
+    if not isinstance(items, list) or not items:
+        raise UserError(f"{path}: field `demonstrations`: expected a non-empty list", f"`{NONE}` means none at all")
+    return [(f"{path}: demonstrations[{n}]", item) for n, item in enumerate(items)]
+
+
+def checked_transcript(text: str, place: str) -> str:
+    """A demonstration given as one string: its dangling next turn cut off, its parts there and in order."""
+    text = text.rstrip()
+    while text.endswith((HUMAN, ASSISTANT)):
+        text = text[: text.rfind("\n\n")].rstrip()
+    if not text.startswith(HUMAN):
+        text = f"\n\n{text.lstrip()}"
+    ends = [text.rfind(marker) for marker in (HUMAN, ASSISTANT, REVISION_REQUEST, REVISION)]
+    if not text.startswith(HUMAN) or ends != sorted(ends) or -1 in ends or not text[ends[-1] + len(REVISION) :].strip():
+        raise UserError(
+            f"{place}: not a demonstration of critique and revision",
+            "expected Human, Assistant, CritiqueRequest, Critique, RevisionRequest and Revision, in this order",
+        )
+    if text.count(CRITIQUE_REQUEST) != text.count(CRITIQUE):
+        raise UserError(f"{place}: a CritiqueRequest without its Critique")
+    return text
+
+
+def render_critique_demonstration(item: Any, place: str) -> str:
+    if not isinstance(item, dict):
+        raise UserError(f"{place}: expected the fields prompt, {', '.join(CRITIQUE_FIELDS)}")
+    prompt = read_prompt(item.get("prompt"), place)
+    texts = {name: read_text(item, name, place) for name in CRITIQUE_FIELDS}
+    revision = texts.pop("revision")
+    return f"{revision_prompt(prompt, **texts)} {revision}"
+
+
+def parse_comparison_demonstration(item: Any, place: str) -> ComparisonDemonstration:
+    """Our fields `prompt`, `better`, `worse`, or the paper's `prompt`, `corrects` and `incorrects` (lists of one)."""
+    if not isinstance(item, dict):
+        raise UserError(f"{place}: expected the fields prompt, better, worse")
+    texts = []
+    for name, published in (("better", "corrects"), ("worse", "incorrects")):
+        answers = item.get(published)
+        if name not in item and isinstance(answers, list):
+            if len(answers) != 1:
+                raise UserError(f"{place}: field `{published}`: expected one answer, got {len(answers)}")
+            item = {**item, name: answers[0]}
+        texts.append(read_text(item, name, place))
+    return ComparisonDemonstration(read_prompt(item.get("prompt"), place), *texts)
+
+
+def read_text(item: dict[str, Any], name: str, place: str) -> str:
+    value = item.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place}: field `{name}`: missing or empty")
+    return value.strip()
+
+
+def read_prompt(value: Any, place: str) -> Conversation:
+    r"""A prompt given as one human turn, as a list of turns, or as a transcript (a cue `\n\nAssistant:` is cut off)."""
+    try:
+        if isinstance(value, str) and value.startswith(HUMAN):
+            value = from_transcript(value.rstrip().removesuffix(ASSISTANT))
+        elif isinstance(value, str):
+            value = [message("user", value.strip())]
+        return check_conversation(value, "prompt", ends_with="user")
+    except RecordError as error:
+        raise error.at(place) from None

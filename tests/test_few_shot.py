@@ -1,0 +1,146 @@
+"""Demonstrations: the shipped sets, the paper's published files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cai_cli import few_shot
+from cai_cli.constitution import load_constitution
+from cai_cli.conversation import message
+from cai_cli.errors import UserError
+from cai_cli.prompts import critique_prompt
+
+STEP = "\n\nCritiqueRequest: cr\n\nCritique: c\n\nRevisionRequest: rr\n\nRevision: r"
+DEMO = "\n\nHuman: h\n\nAssistant: a" + STEP
+
+
+def public(name: str) -> Path:
+    folder = os.environ.get("CAI_TEST_DATA")
+    if not folder or not (path := Path(folder) / name).exists():
+        pytest.skip(f"set CAI_TEST_DATA to a folder that holds {name}")
+    return path
+
+
+def write(path: Path, value: object) -> str:
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return str(path)
+
+
+def test_shipped_critique_demonstrations_are_whole_transcripts():
+    texts = few_shot.load_critique_demonstrations("default")
+    assert len(texts) == 5
+    for text in texts:
+        marks = ["\n\nHuman: ", "\n\nAssistant: ", "\n\nCritiqueRequest: ", "\n\nCritique: ", "\n\nRevisionRequest: "]
+        places = [text.index(mark) for mark in [*marks, "\n\nRevision: "]]
+        assert places == sorted(places) and places[0] == 0
+        assert text == text.rstrip() and "  " not in text
+    assert texts == few_shot.load_critique_demonstrations("critique_revision")
+
+
+def test_prefix_joins_with_the_prompt_and_none_is_empty():
+    prefix = few_shot.few_shot_prefix([DEMO, DEMO])
+    prompt = critique_prompt([message("user", "q")], "a", "cr", prefix)
+    assert prompt.count("\n\nHuman: ") == 3 and "\n\nHuman:\n" not in prompt and prompt.startswith("\n\nHuman: h")
+    assert few_shot.few_shot_prefix(few_shot.load_critique_demonstrations("none")) == ""
+    assert few_shot.load_comparison_demonstrations("none") == []
+
+
+def test_published_critique_demonstrations():
+    path = public("constitutional-ai/CritiqueRevisionFewShotPrompts.json")
+    published = json.loads(path.read_text(encoding="utf-8"))
+    texts = few_shot.load_critique_demonstrations(str(path))
+    assert len(texts) == 5
+    assert [text + "\n\nHuman:" for n, text in enumerate(texts) if n != 3] == [p for n, p in enumerate(published) if n != 3]
+    assert texts[3] == published[3]
+
+
+def test_dangling_turns_are_cut(tmp_path):
+    items = [DEMO + "\n\nHuman:", DEMO + "\n\nHuman: ", DEMO, DEMO + "\n\nHuman:\n\nAssistant:", DEMO.strip() + "\n"]
+    assert few_shot.load_critique_demonstrations(write(tmp_path / "a.json", items)) == [DEMO] * 5
+
+
+@pytest.mark.parametrize(
+    "item",
+    ["", "\n\nHuman: h", "\n\nHuman: h\n\nAssistant: a\n\nRevision: r\n\nRevisionRequest: rr", DEMO[:-2], {"prompt": "h"}, 3],
+)
+def test_broken_critique_demonstrations_name_file_and_number(tmp_path, item):
+    with pytest.raises(UserError, match=r"a\.json: demonstrations\[1\]"):
+        few_shot.load_critique_demonstrations(write(tmp_path / "a.json", [DEMO, item]))
+
+
+def test_missing_field_is_named(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("demonstrations:\n  - {prompt: h, response: a, critique_request: b, critique: c, revision: d}\n")
+    with pytest.raises(UserError, match=r"demonstrations\[0\]: field `revision_request`"):
+        few_shot.load_critique_demonstrations(str(path))
+
+
+@pytest.mark.parametrize("content", ["[1,", "[]", "{}"])
+def test_broken_files(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"a\.json"):
+        few_shot.load_critique_demonstrations(str(path))
+    path = tmp_path / "b.yaml"
+    path.write_text("a: [1,\nb: }")
+    with pytest.raises(UserError, match=r"b\.yaml:2: not valid YAML"):
+        few_shot.load_critique_demonstrations(str(path))
+
+
+def test_unknown_name():
+    with pytest.raises(UserError, match="no demonstrations 'defualt'"):
+        few_shot.load_critique_demonstrations("defualt")
+
+
+def test_without_critique_leaves_the_direct_form():
+    assert few_shot.without_critique(DEMO) == "\n\nHuman: h\n\nAssistant: a\n\nRevisionRequest: rr\n\nRevision: r"
+    direct = few_shot.without_critique(DEMO)
+    assert few_shot.without_critique(direct) == direct
+
+
+def test_shipped_comparison_demonstrations():
+    shipped = few_shot.load_comparison_demonstrations("default")
+    assert len(shipped) == 5 and len(shipped[3].prompt) == 3
+    assert len({item.better for item in shipped} | {item.worse for item in shipped}) == 10
+
+
+def test_published_comparison_demonstrations():
+    path = public("constitutional-ai/RLMadisonFewShotPrompts.json")
+    published = few_shot.load_comparison_demonstrations(str(path))
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    assert [item.better for item in published] == [row["corrects"][0] for row in raw]
+    assert [item.worse for item in published] == [row["incorrects"][0] for row in raw]
+    assert [f"\n\nHuman: {item.prompt[0]['content']}\n\nAssistant:" for item in published] == [r["prompt"] for r in raw]
+
+
+def test_comparison_demonstration_errors(tmp_path):
+    two = write(tmp_path / "a.json", [{"prompt": "p", "corrects": ["a", "b"], "incorrects": ["c"]}])
+    with pytest.raises(UserError, match=r"demonstrations\[0\]: field `corrects`: expected one answer, got 2"):
+        few_shot.load_comparison_demonstrations(two)
+    with pytest.raises(UserError, match=r"demonstrations\[0\]: field `worse`"):
+        few_shot.load_comparison_demonstrations(write(tmp_path / "b.json", [{"prompt": "p", "better": "a"}]))
+    with pytest.raises(UserError, match=r"demonstrations\[0\]: field `prompt\[0\]\.content`: is empty"):
+        few_shot.load_comparison_demonstrations(write(tmp_path / "c.json", [{"prompt": " ", "better": "a", "worse": "b"}]))
+
+
+def test_comparison_few_shot_balances_letters_and_answers_right():
+    items = few_shot.load_comparison_demonstrations("default")
+    constitution = load_constitution("thorough")
+    counts, texts = set(), set()
+    for seed in range(20):
+        text = few_shot.comparison_few_shot(items, constitution, seed)
+        texts.add(text)
+        assert text == few_shot.comparison_few_shot(items, constitution, seed)
+        blocks = text.split("Consider the following conversation between a human and an assistant:")[1:]
+        assert len(blocks) == 5
+        for item, block in zip(items, blocks, strict=True):
+            letter = block.rstrip()[-2]
+            assert f" ({letter}) {item.better}" in block and block.endswith(f"The answer is: ({letter})\n\n")
+        counts.add(text.count("The answer is: (A)"))
+    assert counts == {2, 3} and len(texts) > 10
+    single = {few_shot.comparison_few_shot(items[:1], constitution, seed)[-4] for seed in range(20)}
+    assert single == {"A", "B"}
