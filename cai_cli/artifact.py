@@ -249,10 +249,9 @@ class ModelArtifact:
 
     def finish(self, save: Callable[[Path], None], **facts: Any) -> None:
         """Save the model through `save(folder)`, write cai.json last, and drop the checkpoints."""
-            save(self.folder)
+        save(self.folder)
         self.manifest |= {"seconds": round(time.monotonic() - self.started, 3), **facts}
         write_manifest(self.manifest_file, self.manifest)
         self.partial_manifest_file.unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         say(f"{self.folder}: done in {self.manifest['seconds']:.0f} s")
-

@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cai_cli.errors import UserError
+
 
 class Part(Enum):
     CONTENT = "content"
@@ -64,9 +66,7 @@ class OutputOptions:
 
     out: Annotated[Path, flag("Output", "The artifact to write; a manifest goes beside it."), RUNTIME]
     seed: Annotated[int, flag("Output", "Every draw is keyed by it, whatever the batch size or order of work.")] = 0
-    dry_run: Annotated[bool, flag("Output", "Show what would be done, without loading weights.", "--dry-run"), RUNTIME] = (
-        False
-    )
+    dry_run: Annotated[bool, flag("Output", "Show what would be done, without loading weights.", "--dry-run"), RUNTIME] = False
     if_changed: Annotated[
         Literal["error", "restart"],
         flag("Output", "When --out was made with other options or inputs: stop, or move it to .bak and start afresh."),
@@ -96,9 +96,7 @@ class GenerationOptions(DeviceOptions):
 
     max_new_tokens: Annotated[int, flag("Generation", "Longest text a single request may generate.", min=1)] = 512
     temperature: Annotated[float, flag("Generation", "Sampling temperature (paper: 1); 0 is greedy.", min=0.0)] = 1.0
-    batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME] = (
-        64
-    )
+    batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME] = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +107,28 @@ class TrainingOptions(DeviceOptions):
     num_train_epochs: Annotated[float, flag("Optimisation", "Passes over the data (paper: 1).", min=0.0)] = 1.0
     per_device_train_batch_size: Annotated[int, flag("Optimisation", "Rows per forward and backward pass.", min=1)] = 8
     gradient_accumulation_steps: Annotated[int, flag("Optimisation", "Passes per optimiser step.", min=1)] = 1
+    lr_scheduler_type: Annotated[
+        Literal["constant", "linear", "cosine"],
+        flag("Optimisation", "Learning-rate schedule after the warm-up (paper: constant)."),
+    ] = "constant"
     warmup_steps: Annotated[int, flag("Optimisation", "Steps of linear warm-up.", min=0)] = 0
     max_grad_norm: Annotated[float, flag("Optimisation", "Gradient clipping; 0 turns it off.", min=0.0)] = 1.0
-    max_length: Annotated[int, flag("Optimisation", "Longest row in tokens; longer ones are rejected by name.", min=8)] = (
-        2048
-    )
+    max_length: Annotated[int, flag("Optimisation", "Longest row in tokens; longer ones are rejected by name.", min=8)] = 2048
     bf16: Annotated[bool, flag("Optimisation", "Mixed precision in bfloat16 (weights stay in float32).", "--bf16")] = False
     gradient_checkpointing: Annotated[
         bool, flag("Optimisation", "Recompute activations to save memory.", "--gradient-checkpointing"), RUNTIME
     ] = False
-    save_steps: Annotated[int, flag("Output", "Steps between checkpoints; a killed run goes on from the last.", min=1)] = (
-        200
-    )
+    save_steps: Annotated[int, flag("Output", "Steps between checkpoints; a killed run goes on from the last.", min=1)] = 200
     logging_steps: Annotated[int, flag("Output", "Steps between lines of metrics.jsonl.", min=1)] = 10
 
+    def __post_init__(self) -> None:
+        if self.save_steps % self.logging_steps:
+            # A logging window across a checkpoint would log other numbers after a resume.
+            raise UserError(
+                f"--save-steps {self.save_steps} is not a multiple of --logging-steps {self.logging_steps}", "change one of them"
+            )
+
+    @property
+    def schedule(self) -> str:
+        """The schedule's name in transformers: its "constant" knows no warm-up."""
+        return "constant_with_warmup" if self.lr_scheduler_type == "constant" else self.lr_scheduler_type

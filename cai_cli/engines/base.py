@@ -46,14 +46,8 @@ class OptionRequest:
 class Engine(Protocol):
     """What a stage needs of a model that writes text."""
 
-    has_chat_template: bool
-
     def generate(self, requests: list[Request]) -> list[Completion]: ...
 
     def score(self, requests: list[OptionRequest]) -> list[list[float] | None]:
         """Log-probability of each option string; None where prompt and options do not fit the context."""
-        ...
-
-    def render(self, prompt: str | Conversation) -> str:
-        """The exact text the model would get."""
         ...

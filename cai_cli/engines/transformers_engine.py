@@ -7,24 +7,21 @@ from typing import Any
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from cai_cli.conversation import Conversation
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, OptionRequest, Request
 from cai_cli.engines.sampling import KeyedSampler, StopStrings
-from cai_cli.errors import UserError
-from cai_cli.models.chat import encode_rendered, encode_text, render, require_template, stop_ids
+from cai_cli.manifest import device_facts
+from cai_cli.models.chat import Renderer, stop_ids, template_hash
 from cai_cli.models.load import context_length, load_lm, load_tokenizer
+from cai_cli.options import GenerationOptions
 
 
 class TransformersEngine:
-    def __init__(
-        self, model: Any, tokenizer: Any, temperature: float = 1.0, batch_size: int = 64, flag: str = "--model"
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, temperature: float = 1.0, batch_size: int = 64, flag: str = "--model") -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.batch_size = batch_size
-        self.flag = flag
-        self.has_chat_template = tokenizer.chat_template is not None
+        self.renderer = Renderer(tokenizer, flag)
         self.stop_ids = stop_ids(tokenizer, getattr(model, "generation_config", None))
         self.context = context_length(model.config)
         # The checkpoint's own sampling settings (top-p, penalties) would change the distribution: none is kept.
@@ -32,23 +29,16 @@ class TransformersEngine:
             eos_token_id=self.stop_ids, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
         )
 
-    def render(self, prompt: str | Conversation) -> str:
-        if isinstance(prompt, str):
-            return prompt
-        require_template(self.tokenizer, self.flag)
-        if prompt[-1]["role"] == "assistant":
-            return render(self.tokenizer, prompt, continue_final_message=True)
-        return render(self.tokenizer, prompt, add_generation_prompt=True)
-
-    def encode(self, prompt: str | Conversation, suffix: str = "") -> list[int]:
-        text = self.render(prompt) + suffix
-        return encode_text(self.tokenizer, text) if isinstance(prompt, str) else encode_rendered(self.tokenizer, text)
+    def facts(self) -> dict[str, Any]:
+        """What the manifest keeps about the model as it was run."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return {**device_facts(str(self.model.device), dtype), "chat_template": template_hash(self.tokenizer)}
 
     # Generation
 
     def generate(self, requests: list[Request]) -> list[Completion]:
         """Sampled continuations in the order of the requests."""
-        prompts = [self.encode(request.prompt) for request in requests]
+        prompts = [self.renderer.encode(request.prompt) for request in requests]
         results: dict[int, Completion] = {}
         fitting = []
         for n, request in enumerate(requests):
@@ -81,9 +71,7 @@ class TransformersEngine:
             stopping_criteria=criteria,
         )
         tails = output[:, ids.size(1) :].tolist()
-        return [
-            self._completion(request, prompt, tail) for request, prompt, tail in zip(requests, prompts, tails, strict=True)
-        ]
+        return [self._completion(request, prompt, tail) for request, prompt, tail in zip(requests, prompts, tails, strict=True)]
 
     def _completion(self, request: Request, prompt: list[int], tail: list[int]) -> Completion:
         """Cut a generated row at its first stop token, its stop string or its length limit."""
@@ -101,20 +89,16 @@ class TransformersEngine:
 
     def score(self, requests: list[OptionRequest]) -> list[list[float] | None]:
         """Log-probabilities of the options of each request, prompt and option encoded together."""
-        encoded = [[self.encode(request.prompt, option) for option in request.options] for request in requests]
+        encoded = [[self.renderer.encode(request.prompt, option) for option in request.options] for request in requests]
         shared = [shared_prefix(rows) for rows in encoded]
         scored_from = [
-            shared_prefix([self.encode(request.prompt), *rows]) for request, rows in zip(requests, encoded, strict=True)
+            shared_prefix([self.renderer.encode(request.prompt), *rows]) for request, rows in zip(requests, encoded, strict=True)
         ]
-        results: dict[int, list[float] | None] = {
-            n: None for n, rows in enumerate(encoded) if max(map(len, rows)) > self.context
-        }
+        results: dict[int, list[float] | None] = {n: None for n, rows in enumerate(encoded) if max(map(len, rows)) > self.context}
         order = sorted((n for n in range(len(requests)) if n not in results), key=lambda n: -shared[n])
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            scores = self._score_batch(
-                [encoded[n] for n in batch], [shared[n] for n in batch], [scored_from[n] for n in batch]
-            )
+            scores = self._score_batch([encoded[n] for n in batch], [shared[n] for n in batch], [scored_from[n] for n in batch])
             results.update(zip(batch, scores, strict=True))
         return [results[n] for n in range(len(requests))]
 
@@ -185,18 +169,8 @@ def left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[torch.Tensor
     return ids, mask
 
 
-def open_engine(
-    path: str,
-    *,
-    device: str,
-    dtype: str,
-    temperature: float = 1.0,
-    batch_size: int = 64,
-    flag: str = "--model",
-) -> TransformersEngine:
+def open_engine(path: str, options: GenerationOptions, flag: str = "--model") -> TransformersEngine:
     """Load a model and its tokenizer as an engine."""
     tokenizer = load_tokenizer(path, flag)
-    model = load_lm(path, device, dtype, flag, tokenizer)
-    if model.get_output_embeddings() is None:
-        raise UserError(f"{flag} {path}: is not a language model", "name a model that generates text")
-    return TransformersEngine(model, tokenizer, temperature, batch_size, flag)
+    model = load_lm(path, options.device, options.dtype, flag, tokenizer)
+    return TransformersEngine(model, tokenizer, options.temperature, options.batch_size, flag)

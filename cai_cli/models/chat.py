@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_cli.conversation import Conversation, message, system_in_first_user_turn
+from cai_cli.conversation import HUMAN, Conversation, message, system_in_first_user_turn
 from cai_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -142,6 +142,46 @@ def encode_pair(
     return prompt_ids, completion_ids[: last + 1]
 
 
+def encode_scored(
+    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, completion: Conversation, stops: list[int], max_length: int
+) -> list[int]:
+    """What a preference model reads of a conversation; raises UnfitRow where it is longer than `max_length`."""
+    prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion, stops)
+    ids = close_with_eos(prompt_ids + completion_ids, int(tokenizer.eos_token_id))
+    if len(ids) > max_length:
+        raise UnfitRow("too_long", f"{len(ids)} tokens, --max-length is {max_length}")
+    return ids
+
+
 def close_with_eos(ids: list[int], eos: int) -> list[int]:
     """What a preference model reads: the sequence closed by EOS, on which the score is read."""
     return ids if ids and ids[-1] == eos else [*ids, eos]
+
+
+class Renderer:
+    """A tokenizer as the stages see it: prompts (plain text or conversations) to exact text and ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, flag: str = "--model") -> None:
+        self.tokenizer = tokenizer
+        self.flag = flag
+
+    @property
+    def has_own_template(self) -> bool:
+        """Whether the model has a chat template other than the transcript form."""
+        if self.tokenizer.chat_template is None:
+            return False
+        return f"{HUMAN} probe" not in render(self.tokenizer, [message("user", "probe")])
+
+    def render(self, prompt: str | Conversation) -> str:
+        """The exact text the model gets; a closing assistant turn is left open, to be continued."""
+        if isinstance(prompt, str):
+            return prompt
+        require_template(self.tokenizer, self.flag)
+        if prompt[-1]["role"] == "assistant":
+            return render(self.tokenizer, prompt, continue_final_message=True)
+        return render(self.tokenizer, prompt, add_generation_prompt=True)
+
+    def encode(self, prompt: str | Conversation, suffix: str = "") -> list[int]:
+        """Ids of the prompt and what follows it, encoded together."""
+        text = self.render(prompt) + suffix
+        return encode_text(self.tokenizer, text) if isinstance(prompt, str) else encode_rendered(self.tokenizer, text)

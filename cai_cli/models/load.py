@@ -79,7 +79,15 @@ def separate_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
     vocabulary = tokenizer.get_vocab()
-    names = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<unk>", "<|endoftext|>")
+    names = (
+        "<pad>",
+        "<|pad|>",
+        "[PAD]",
+        "<|finetune_right_pad_id|>",
+        "<|reserved_special_token_0|>",
+        "<unk>",
+        "<|endoftext|>",
+    )
     taken = {tokenizer.eos_token, tokenizer.bos_token}
     reserved = next((name for name in names if name in vocabulary and name not in taken), None)
     if reserved:
@@ -110,13 +118,17 @@ def load_lm(
     return _load(AutoModelForCausalLM, path, device, dtype, flag, tokenizer)
 
 
-def load_pm(
-    path: str, device: str = "auto", dtype: str = "auto", flag: str = "--pm", tokenizer: Any = None
-) -> PreTrainedModel:
+def load_pm(path: str, device: str = "auto", dtype: str = "auto", flag: str = "--pm", tokenizer: Any = None) -> PreTrainedModel:
     """A preference model: a sequence classifier with one label. From a language model, with a fresh zero-mean head."""
     from transformers import AutoModelForSequenceClassification
 
     return _load(AutoModelForSequenceClassification, path, device, dtype, flag, tokenizer, num_labels=1)
+
+
+def is_preference_model(path: str) -> bool:
+    """Whether the checkpoint was saved as a sequence classifier, so that its score head means something."""
+    architectures = getattr(load_config(path), "architectures", None) or []
+    return any(name.endswith("ForSequenceClassification") for name in architectures)
 
 
 def _load(auto: Any, path: str, device: str, dtype: str, flag: str, tokenizer: Any, **settings: Any) -> PreTrainedModel:

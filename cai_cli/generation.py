@@ -1,0 +1,104 @@
+"""Sampling a segment for many items: keyed attempts, a check on each text, what still fails is returned with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from cai_cli.conversation import Conversation
+from cai_cli.engines.base import LENGTH, OVERLONG, Completion, Engine, Request
+from cai_cli.hygiene import EMPTY, OVERLONG_PROMPT, TRUNCATED, clean
+from cai_cli.keys import key
+
+Item = TypeVar("Item")
+
+
+def keep_all(item: object, text: str) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSettings:
+    """What the segments of a stage have in common. `attempts`: draws before an item is given up."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    keep_truncated: bool = False
+    attempts: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Segment(Generic[Item]):
+    """What is to be sampled for each item.
+
+    prompt(item): what the model gets; draw_key(item): the parts of its key besides the attempt;
+    check(item, text): a reason not to keep the cleaned text, or None.
+    """
+
+    name: str
+    prompt: Callable[[Item], str | Conversation]
+    draw_key: Callable[[Item], tuple[str | int, ...]]
+    settings: SegmentSettings
+    cleaner: Callable[[str], str] = clean
+    check: Callable[[Item, str], str | None] = keep_all
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A kept text, or the reason for which the last attempt was not kept."""
+
+    text: str
+    finish_reason: str
+    tokens: int
+    reason: str | None = None
+
+
+def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item]) -> list[Sampled]:
+    """One text for each item, in order. A text that fails is tried again with the next attempt's key."""
+    results: dict[int, Sampled] = {}
+    waiting = list(range(len(items)))
+    settings = segment.settings
+    for attempt in range(settings.attempts):
+        requests = [
+            Request(
+                segment.prompt(items[n]),
+                key(*segment.draw_key(items[n]), attempt),
+                settings.max_new_tokens,
+                settings.stop,
+            )
+            for n in waiting
+        ]
+        for n, completion in zip(waiting, engine.generate(requests), strict=True):
+            spent = results[n].tokens if n in results else 0
+            results[n] = judge(completion, items[n], segment, spent)
+        waiting = [n for n in waiting if results[n].reason not in (None, OVERLONG_PROMPT)]
+        if not waiting:
+            break
+    return [results[n] for n in range(len(items))]
+
+
+def judge(completion: Completion, item: Item, segment: Segment[Item], spent: int) -> Sampled:
+    """Clean one completion and say whether it is kept."""
+    tokens = spent + len(completion.token_ids)
+    if completion.finish_reason == OVERLONG:
+        return Sampled("", OVERLONG, tokens, OVERLONG_PROMPT)
+    text = segment.cleaner(completion.text)
+    if not text:
+        reason: str | None = EMPTY
+    elif completion.finish_reason == LENGTH and not segment.settings.keep_truncated:
+        reason = TRUNCATED
+    else:
+        reason = segment.check(item, text)
+    return Sampled(text, completion.finish_reason, tokens, reason)
+
+
+def attempts_at(temperature: float, attempts: int) -> int:
+    """At temperature 0 another attempt would give the same text."""
+    return attempts if temperature > 0 else 1
+
+
+def chunks(items: list[Item], size: int) -> Iterator[list[Item]]:
+    """The items in runs of `size`, the last one shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,71 @@
+"""The one place where a preference model's score is read: at the EOS that closes the sequence.
+
+Training, evaluation, `ppo` and the value function all go through here, so that the scored token is one rule.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cai_cli.errors import UserError
+
+HEAD_NAMES = ("score", "classifier")
+
+
+def score_head(model: Any) -> nn.Linear:
+    """The linear layer from hidden states to the score."""
+    for name in HEAD_NAMES:
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Linear):
+            return head
+    raise UserError(f"{type(model).__name__} has no linear score head", "use an architecture with a sequence classifier")
+
+
+def reset_head(model: Any, seed: int) -> None:
+    """Fresh head: N(0, 1/(d+1)) weights (arXiv 2403.17031, detail 4), drawn from the seed alone."""
+    head = score_head(model)
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.empty(head.weight.shape).normal_(std=(head.in_features + 1) ** -0.5, generator=generator)
+    with torch.no_grad():
+        head.weight.copy_(weights)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def right_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """(B, T) ids and mask, padded on the right."""
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    return ids, mask
+
+
+def position_scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) float32: the head's output at every position. Positions count from each row's first real token."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+    head = score_head(model)
+    return head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+
+
+def final_scores(model: Any, rows: list[list[int]], pad: int) -> Tensor:
+    """(B,) float32: the score of each sequence, read at its last token, which the caller has made EOS."""
+    device = model.device
+    ids, mask = right_pad(rows, pad, device)
+    scores = position_scores(model, ids, mask)
+    return scores[torch.arange(len(rows), device=device), mask.sum(-1) - 1]
+
+
+@torch.inference_mode()
+def score_all(model: Any, rows: list[list[int]], pad: int, batch_size: int) -> list[float]:
+    """Scores of any number of sequences, in their order, computed in batches of similar length."""
+    order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
+    scores = [0.0] * len(rows)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        for n, score in zip(batch, final_scores(model, [rows[n] for n in batch], pad).tolist(), strict=True):
+            scores[n] = score
+    return scores

@@ -1,0 +1,36 @@
+"""`cai constitution show|check`: print a constitution's principles; check a file of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from cai_cli.constitution import find_constitution, load_constitution
+from cai_cli.talk import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    constitution: Annotated[str, typer.Argument(help="YAML file or shipped name: article, humanity, thorough.")] = "article"
+
+
+def show(options: Options) -> None:
+    """Print a constitution as it is read.
+
+    Example: cai constitution show article
+    """
+    load_constitution(options.constitution)
+    print(find_constitution(options.constitution).read_text(encoding="utf-8"), end="")  # noqa: T201
+
+
+def check(options: Options) -> None:
+    """Check a constitution: every principle has an id and the three texts.
+
+    Example: cai constitution check my-principles.yaml
+    """
+    constitution = load_constitution(options.constitution)
+    say(f"{constitution.name}: {len(constitution.principles)} principles, well-formed")
+    for principle in constitution.principles:
+        say(f"  {principle.id}")

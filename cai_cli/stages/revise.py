@@ -1,0 +1,249 @@
+"""prompts + helpful-only LM + constitution -> revisions.jsonl: draft, then N rounds of critique and revision.
+
+    cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out revisions.jsonl
+
+Paper section 3.1. Each round draws one principle with replacement, by key (seed, id, round), and sees only the prompt and
+the latest revision. Deviations: a segment that comes out empty, cut off or in the wrong role is drawn again, then the
+prompt is rejected; so an unrevised draft never becomes a training target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cai_cli.artifact import Rejected, RowArtifact
+from cai_cli.constitution import Constitution, Principle, load_constitution
+from cai_cli.conversation import Conversation, message
+from cai_cli.few_shot import few_shot_prefix, load_critique_demonstrations
+from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.hygiene import ROLE_CONFUSED, clean_revision, is_critique_like
+from cai_cli.jsonl import read_records
+from cai_cli.models.load import check_model
+from cai_cli.options import CONSTITUTION, MODEL, GenerationOptions, Prompts, RowOptions, flag
+from cai_cli.prompt_files import read_prompts
+from cai_cli.prompts import (
+    TRANSCRIPT_STOPS,
+    critique_chat,
+    critique_prompt,
+    direct_revision_chat,
+    direct_revision_prompt,
+    reply_prompt,
+    revision_chat,
+    revision_prompt,
+)
+from cai_cli.records import Prompt, Revision, Round
+from cai_cli.talk import progress, say, table
+
+if TYPE_CHECKING:
+    from cai_cli.engines.base import Engine
+    from cai_cli.models.chat import Renderer
+
+CHUNK_BATCHES = 4  # Prompts are worked on in chunks of this many batches; rows are on disk after each.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RowOptions, GenerationOptions):
+    model: Annotated[str, flag("Model", "The helpful-only language model."), MODEL]
+    prompts: Prompts
+    constitution: Annotated[str, flag("Data", "YAML file or shipped name: article, humanity, thorough."), CONSTITUTION] = (
+        "article"
+    )
+    rounds: Annotated[int, flag("Generation", "Rounds of critique and revision (paper: 4).", min=1)] = 4
+    critique: Annotated[
+        bool, flag("Generation", "Critique before each revision, or revise directly.", "--critique/--no-critique")
+    ] = True
+    num_samples: Annotated[int, flag("Generation", "Chains for each prompt.", "-n", "--num-samples", min=1)] = 1
+    rendering: Annotated[
+        Literal["auto", "transcript", "chat"],
+        flag("Generation", "auto: chat where the model's own chat template is not the transcript one."),
+    ] = "auto"
+    few_shot: Annotated[
+        str, flag("Generation", "Demonstrations before each transcript: default, none, or a file (transcript only).")
+    ] = "default"
+    on_truncated: Annotated[
+        Literal["reject", "keep"], flag("Generation", "What to do with text cut off by --max-new-tokens.")
+    ] = "reject"
+    attempts: Annotated[int, flag("Generation", "Draws of a segment before its prompt is rejected.", min=1)] = 3
+
+
+@dataclass
+class Chain:
+    """A prompt on its way: the latest response, the rounds behind it, or why it ended."""
+
+    id: str
+    prompt: Prompt
+    initial: str = ""
+    response: str = ""
+    principle: Principle | None = None  # of the round under way
+    critique: str = ""  # of the round under way; empty where critiques are skipped
+    rounds: list[Round] = field(default_factory=list)
+    rejected: Rejected | None = None
+    tokens: int = 0
+
+    @property
+    def drawn(self) -> Principle:
+        assert self.principle is not None, "a round starts by drawing a principle"
+        return self.principle
+
+
+def run(options: Options) -> None:
+    """Critique and revise a model's replies under a constitution (paper section 3.1).
+
+    Example: cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out revisions.jsonl
+    """
+    check_model(options.model)
+    constitution = load_constitution(options.constitution)
+    artifact = RowArtifact("revise", options, options.limit)
+    if artifact.done:
+        return
+    prompts = read_prompts(options.prompts, options.limit)
+    chains = [
+        Chain(f"{prompt.id}/{k}", prompt)
+        for prompt in prompts
+        for k in range(options.num_samples)
+        if f"{prompt.id}/{k}" not in artifact.finished_ids
+    ]
+    if options.dry_run:
+        dry_run(options, constitution, chains)
+        return
+
+    from cai_cli.engines.transformers_engine import open_engine
+
+    engine = open_engine(options.model, options)
+    texts = Texts(options, engine.renderer)
+    total = len(prompts) * options.num_samples
+    with progress("revise", total, total - len(chains)) as advance:
+        for chunk in chunks(chains, CHUNK_BATCHES * options.batch_size):
+            revise_chunk(engine, texts, options, constitution, chunk)
+            for chain in chunk:
+                artifact.tokens += chain.tokens
+                if chain.rejected:
+                    artifact.reject(chain.rejected)
+                else:
+                    artifact.accept(to_record(chain).to_row())
+            artifact.flush()
+            advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
+    artifact.finish(seen=total, **engine.facts())
+    if not artifact.streaming:
+        show_summary(options)
+
+
+def revise_chunk(engine: Engine, texts: Texts, options: Options, constitution: Constitution, chains: list[Chain]) -> None:
+    """Draft, then the rounds, for a chunk of chains at once; each chain ends revised or rejected."""
+    common = SegmentSettings(
+        options.max_new_tokens,
+        texts.stops,
+        options.on_truncated == "keep",
+        attempts_at(options.temperature, options.attempts),
+    )
+
+    def key_of(segment: str) -> Callable[[Chain], tuple[str | int, ...]]:
+        return lambda chain: (options.seed, chain.id, len(chain.rounds) + 1, segment)
+
+    # 1. The draft.
+    for chain, text in sample_alive(engine, chains, Segment("initial", texts.draft, key_of("initial"), common)):
+        chain.initial = chain.response = text
+
+    for number in range(1, options.rounds + 1):
+        for chain in chains:
+            chain.principle = constitution.draw(options.seed, "principle", chain.id, number)
+        # 2. The critique.
+        if options.critique:
+            segment = Segment(f"critique {number}", texts.critique, key_of("critique"), common)
+            for chain, text in sample_alive(engine, chains, segment):
+                chain.critique = text
+        # 3. The revision, spliced in place of the response.
+        segment = Segment(f"revision {number}", texts.revision, key_of("revision"), common, clean_revision, check_revision)
+        for chain, text in sample_alive(engine, chains, segment):
+            request = chain.drawn.critique if options.critique else ""
+            chain.rounds.append(Round(chain.drawn.id, request, chain.critique, chain.drawn.revision, text))
+            chain.response = text
+
+
+def sample_alive(engine: Engine, chains: list[Chain], segment: Segment[Chain]) -> list[tuple[Chain, str]]:
+    """The segment's text for each chain still alive; chains without a text worth keeping are marked rejected."""
+    alive = [chain for chain in chains if chain.rejected is None]
+    kept = []
+    for chain, sampled in zip(alive, sample_segment(engine, alive, segment), strict=True):
+        chain.tokens += sampled.tokens
+        if sampled.reason is None:
+            kept.append((chain, sampled.text))
+        else:
+            row = {"prompt": chain.prompt.prompt, "rounds_done": len(chain.rounds)}
+            detail = f"{segment.name}: last attempt {sampled.text[:200]!r}"
+            chain.rejected = Rejected(chain.id, sampled.reason, detail, row)
+    return kept
+
+
+def check_revision(chain: Chain, text: str) -> str | None:
+    return ROLE_CONFUSED if is_critique_like(text) else None
+
+
+class Texts:
+    """The prompts of the loop in the chosen rendering."""
+
+    def __init__(self, options: Options, renderer: Renderer) -> None:
+        self.chat = options.rendering == "chat" or (options.rendering == "auto" and renderer.has_own_template)
+        self.few_shot = "" if self.chat else few_shot_prefix(load_critique_demonstrations(options.few_shot))
+        self.stops = () if self.chat else TRANSCRIPT_STOPS
+        self.skip_critique = not options.critique
+
+    def draft(self, chain: Chain) -> str | Conversation:
+        return chain.prompt.prompt if self.chat else reply_prompt(chain.prompt.prompt, self.few_shot)
+
+    def critique(self, chain: Chain) -> str | Conversation:
+        if self.chat:
+            return critique_chat(chain.prompt.prompt, chain.response, chain.drawn.critique)
+        return critique_prompt(chain.prompt.prompt, chain.response, chain.drawn.critique, self.few_shot)
+
+    def revision(self, chain: Chain) -> str | Conversation:
+        prompt, response, drawn = chain.prompt.prompt, chain.response, chain.drawn
+        if self.skip_critique:
+            if self.chat:
+                return direct_revision_chat(prompt, response, drawn.revision)
+            return direct_revision_prompt(prompt, response, drawn.revision, self.few_shot)
+        if self.chat:
+            return revision_chat(prompt, response, drawn.critique, chain.critique, drawn.revision)
+        return revision_prompt(prompt, response, drawn.critique, chain.critique, drawn.revision, self.few_shot)
+
+
+def to_record(chain: Chain) -> Revision:
+    return Revision(
+        id=chain.id,
+        prompt=chain.prompt.prompt,
+        completion=[message("assistant", chain.response)],
+        initial=[message("assistant", chain.initial)],
+        rounds=chain.rounds,
+        kind=chain.prompt.kind,
+    )
+
+
+def dry_run(options: Options, constitution: Constitution, chains: list[Chain]) -> None:
+    """Show the first critique request exactly as the model would get it, with a stand-in for the reply."""
+    from cai_cli.models.chat import Renderer
+    from cai_cli.models.load import load_tokenizer
+
+    renderer = Renderer(load_tokenizer(options.model))
+    texts = Texts(options, renderer)
+    chain = chains[0]
+    chain.principle = constitution.draw(options.seed, "principle", chain.id, 1)
+    chain.response, chain.critique = "[the model's reply]", "[the model's critique]"
+    shown = texts.critique(chain) if options.critique else texts.revision(chain)
+    print(renderer.render(shown))  # noqa: T201
+    calls = len(chains) * (1 + options.rounds * (2 if options.critique else 1))
+    say(f"{len(chains)} chains, {calls} requests of at most {options.max_new_tokens} tokens")
+
+
+def show_summary(options: Options) -> None:
+    """Mean length and unchanged revisions by round, over the whole file."""
+    records = list(read_records(options.out, Revision.from_row))
+    rows = [["draft", f"{mean(len(record.initial[0]['content']) for record in records):.0f}", ""]]
+    for number in range(options.rounds):
+        texts = [record.rounds[number].revision for record in records]
+        before = [record.rounds[number - 1].revision if number else record.initial[0]["content"] for record in records]
+        same = sum(text == old for text, old in zip(texts, before, strict=True))
+        rows.append([f"revision {number + 1}", f"{mean(map(len, texts)):.0f}", f"{same / len(texts):.1%}"])
+    table(f"revise: {len(records)} chains", ["", "mean characters", "unchanged"], rows)

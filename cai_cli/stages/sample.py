@@ -1,0 +1,108 @@
+"""prompts + a language model -> samples.jsonl: n sampled replies to each prompt.
+
+    cai sample --model helpful-only/ --prompts helpful.jsonl -n 2 --out samples.jsonl
+
+Paper section 3.2: helpful prompts are answered by the helpful model directly, two replies each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cai_cli.artifact import Rejected, RowArtifact
+from cai_cli.conversation import Conversation, message
+from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.models.load import check_model
+from cai_cli.options import MODEL, GenerationOptions, Prompts, RowOptions, flag
+from cai_cli.prompt_files import read_prompts
+from cai_cli.prompts import TRANSCRIPT_STOPS, reply_prompt
+from cai_cli.records import Prompt, Sample
+from cai_cli.talk import progress, say
+
+CHUNK_BATCHES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RowOptions, GenerationOptions):
+    model: Annotated[str, flag("Model", "The language model that replies."), MODEL]
+    prompts: Prompts
+    num_samples: Annotated[int, flag("Generation", "Replies to each prompt (paper: 2).", "-n", "--num-samples", min=1)] = 2
+    on_truncated: Annotated[
+        Literal["reject", "keep"], flag("Generation", "What to do with replies cut off by --max-new-tokens.")
+    ] = "reject"
+    attempts: Annotated[int, flag("Generation", "Draws of a reply before it is rejected.", min=1)] = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One reply to draw."""
+
+    prompt: Prompt
+    k: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.prompt.id}/{self.k}"
+
+
+def run(options: Options) -> None:
+    """Sample replies from a language model.
+
+    Example: cai sample --model helpful-only/ --prompts helpful.jsonl -n 2 --out samples.jsonl
+    """
+    check_model(options.model)
+    artifact = RowArtifact("sample", options, options.limit)
+    if artifact.done:
+        return
+    prompts = read_prompts(options.prompts, options.limit)
+    slots = [Slot(prompt, k) for prompt in prompts for k in range(options.num_samples)]
+    todo = [slot for slot in slots if slot.id not in artifact.finished_ids]
+    if options.dry_run:
+        dry_run(options, todo)
+        return
+
+    from cai_cli.engines.transformers_engine import open_engine
+
+    engine = open_engine(options.model, options)
+    segment = reply_segment(options, chat=engine.renderer.tokenizer.chat_template is not None)
+    with progress("sample", len(slots), len(slots) - len(todo)) as advance:
+        for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
+            for slot, sampled in zip(chunk, sample_segment(engine, chunk, segment), strict=True):
+                artifact.tokens += sampled.tokens
+                if sampled.reason:
+                    detail = f"last attempt {sampled.text[:200]!r}"
+                    artifact.reject(Rejected(slot.id, sampled.reason, detail, {"prompt": slot.prompt.prompt}))
+                else:
+                    reply = [message("assistant", sampled.text)]
+                    record = Sample(slot.id, slot.prompt.prompt, reply, sampled.finish_reason, slot.prompt.kind)
+                    artifact.accept(record.to_row())
+            artifact.flush()
+            advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
+    artifact.finish(seen=len(slots), **engine.facts())
+
+
+def reply_segment(options: Options, chat: bool) -> Segment[Slot]:
+    """How a reply is drawn: through the chat template, or as a transcript where the model has none."""
+
+    def prompt_of(slot: Slot) -> str | Conversation:
+        return slot.prompt.prompt if chat else reply_prompt(slot.prompt.prompt)
+
+    settings = SegmentSettings(
+        options.max_new_tokens,
+        () if chat else TRANSCRIPT_STOPS,
+        options.on_truncated == "keep",
+        attempts_at(options.temperature, options.attempts),
+    )
+    return Segment("reply", prompt_of, lambda slot: (options.seed, slot.prompt.id, 0, "reply", slot.k), settings)
+
+
+def dry_run(options: Options, slots: list[Slot]) -> None:
+    """Show the first prompt exactly as the model would get it."""
+    from cai_cli.models.chat import Renderer
+    from cai_cli.models.load import load_tokenizer
+
+    renderer = Renderer(load_tokenizer(options.model))
+    chat = renderer.tokenizer.chat_template is not None
+    print(renderer.render(reply_segment(options, chat).prompt(slots[0])))  # noqa: T201
+    say(f"{len(slots)} replies of at most {options.max_new_tokens} tokens")

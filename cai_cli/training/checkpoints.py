@@ -1,0 +1,60 @@
+"""Checkpoints of our own loops: a directory each, marked complete last; unmarked ones are removed at start.
+
+State is tensors, numbers, strings, lists and dictionaries, so that it loads with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MARK = "complete"
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write `folder/step-<n>` atomically, then drop the older ones."""
+    target = folder / f"step-{step:08d}"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    with (target / "state.pt").open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    (target / MARK).touch()
+    for other in folder.glob("step-*"):
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """The last complete checkpoint as (step, state), or None. What a kill left half-written is removed."""
+    found = None
+    for path in sorted(folder.glob("step-*")):
+        if (path / MARK).exists():
+            found = path
+        else:
+            shutil.rmtree(path)
+    if found is None:
+        return None
+    state = torch.load(found / "state.pt", map_location="cpu", weights_only=True)
+    return int(found.name.removeprefix("step-")), state
+
+
+def drop_unmarked_hf_checkpoints(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a Hugging Face Trainer; half-written ones are removed.
+
+    The Trainer writes trainer_state.json last, after weights, optimiser and RNG state.
+    """
+    found = None
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1])):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            found = path
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return found
