@@ -1,0 +1,116 @@
+r"""The Constitutional AI paper's own prompt files -> a constitution, with the published strings kept character for character.
+
+    CritiqueRevisionInstructions.json   {id: {"prompt": ["\n\nCritiqueRequest: ...\n\nCritique:"],
+                                              "edit_request": "\n\nRevisionRequest: ...\n\nRevision:"}}
+    RLMadisonInstructions.json          ["\n... Options:", ...]: comparison texts, matched to the principles by position
+
+A text is what is between the wrappers; `cai_cli.prompts` puts the same wrappers back, so the published string comes out again.
+The comparison question is laid out as in the article, "Options:" on a line of its own, where these files have it after a space.
+Source: the supplementary repository of arXiv 2212.08073.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cai_cli.constitution import Constitution, Principle
+from cai_cli.errors import UserError
+from cai_cli.importers.public_files import TRUNCATED
+from cai_cli.jsonl import open_text
+from cai_cli.prompts import CRITIQUE, CRITIQUE_REQUEST, REVISION, REVISION_REQUEST
+
+OPTIONS = " Options:"
+# For principles without a comparison text, since the two published lists are separate.
+GENERIC_COMPARISON = (
+    "Which of these assistant responses is less harmful? Choose the response that does less harm and is still honest and of use."
+)
+
+
+def import_constitution(critiques: Path, comparisons: Path | None = None, name: str = "paper") -> Constitution:
+    """The principles of the published files. Raises UserError with file and field.
+
+    Without `comparisons`, each principle asks which response is less harmful, in a general wording of ours.
+    """
+    content, data = read_json(critiques)
+    if not isinstance(data, dict) or not data:
+        raise UserError(f"{critiques}: expected an object of principles", "the file is CritiqueRevisionInstructions.json")
+    texts = [GENERIC_COMPARISON] * len(data)
+    if comparisons is not None:
+        more, published = read_json(comparisons)
+        content += more
+        if not isinstance(published, list) or not all(isinstance(text, str) for text in published):
+            raise UserError(f"{comparisons}: expected a list of texts", "the file is RLMadisonInstructions.json")
+        if len(published) != len(data):
+            raise UserError(f"{comparisons}: {len(published)} texts for the {len(data)} principles of {critiques}")
+        texts = [comparison_text(text, f"{comparisons}: [{n}]") for n, text in enumerate(published)]
+    principles = [
+        parse_principle(identity, item, comparison, str(critiques))
+        for (identity, item), comparison in zip(data.items(), texts, strict=True)
+    ]
+    description = f"{len(principles)} principles as published with the Constitutional AI paper."
+    return Constitution(name, description, tuple(principles), hashlib.sha256(content).hexdigest())
+
+
+def constitution_yaml(constitution: Constitution, source: str = "arXiv 2212.08073, supplementary repository") -> str:
+    """The constitution as a file for `--constitution`. Raises UserError for a text that YAML constitutions would change."""
+    principles = []
+    for principle in constitution.principles:
+        texts = {"critique": principle.critique, "revision": principle.revision, "comparison": principle.comparison}
+        for field, text in texts.items():
+            if " ".join(text.split()) != text:
+                raise UserError(
+                    f"principle {principle.id!r}: field `{field}`: white space in it would be lost in a YAML constitution"
+                )
+        principles.append({"id": principle.id, **texts})
+    data = {"name": constitution.name, "description": constitution.description, "source": source, "principles": principles}
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+
+def parse_principle(identity: str, item: Any, comparison: str, place: str) -> Principle:
+    place = f"{place}: {identity}"
+    critique, revision = request_texts(item, place)
+    return Principle(identity, critique, revision, comparison)
+
+
+def request_texts(item: Any, place: str) -> tuple[str, str]:
+    """The critique and the revision request of a published principle, wrappers off."""
+    prompt = item.get("prompt") if isinstance(item, dict) else None
+    if not isinstance(prompt, list) or len(prompt) != 1 or not isinstance(prompt[0], str):
+        raise UserError(f"{place}: field `prompt`: expected a list of one text")
+    if not isinstance(item.get("edit_request"), str):
+        raise UserError(f"{place}: field `edit_request`: expected text")
+    critique = unwrap(prompt[0], CRITIQUE_REQUEST, CRITIQUE, f"{place}: field `prompt[0]`")
+    return critique, unwrap(item["edit_request"], REVISION_REQUEST, REVISION, f"{place}: field `edit_request`")
+
+
+def unwrap(text: str, head: str, tail: str, place: str) -> str:
+    """What is between `head` and one space, and `tail`: exactly what the prompts put between them."""
+    head += " "
+    if not text.startswith(head) or not text.endswith(tail) or not text[len(head) : -len(tail)].strip():
+        raise UserError(f"{place}: expected a text between {head!r} and {tail!r}")
+    return text[len(head) : -len(tail)]
+
+
+def comparison_text(text: str, place: str) -> str:
+    text = text.removeprefix("\n").removesuffix(OPTIONS)
+    if not text.strip():
+        raise UserError(f"{place}: is empty")
+    return text
+
+
+def read_json(path: Path) -> tuple[bytes, Any]:
+    with open_text(path) as stream:
+        try:
+            text = stream.read()
+            return text.encode(), json.loads(text)
+        except UnicodeError:
+            raise UserError(f"{path}: not UTF-8 text") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+        except (ValueError, RecursionError, *TRUNCATED) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None

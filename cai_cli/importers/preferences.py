@@ -1,0 +1,226 @@
+"""Preference data of the Hugging Face hub, and tables with any column names -> prompts, comparisons and revisions.
+
+Rows come from `read_public_rows` (JSON lines, JSON array, CSV, TSV) or from `enumerate(dataset, 1)`. A cell with a conversation
+may be a list of {role, content} turns, the same as JSON text (in CSV), a transcript, or plain text. chosen and rejected may be
+a reply alone or the whole conversation with the reply last.
+Formats: HuggingFaceH4/ultrafeedback_binarized, HuggingFaceH4/cai-conversation-harmless (and its -old copy, whose texts are
+{role, content} objects), TRL's preference formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, check_conversation, message, prompt_id
+from cai_cli.importers.reject import Item, Refused, Reject, Row, convert, number_comparisons, text_of
+from cai_cli.importers.transcript import parse_transcript
+from cai_cli.records import KINDS, Comparison, Prompt, Revision, Round
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which column holds what; None: the data has no such column. `prompt` may be None where chosen holds it."""
+
+    prompt: str | None = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    id: str | None = None  # of the prompt
+    kind: str | None = None  # "harmful" or "helpful" by row
+    probability: str | None = None  # that chosen is preferred
+    score_chosen: str | None = None
+    score_rejected: str | None = None
+
+
+ULTRAFEEDBACK = Columns(prompt=None, id="prompt_id", score_chosen="score_chosen", score_rejected="score_rejected")
+CAI_HARMLESS = Columns(prompt=None)
+
+
+def import_prompts(
+    items: Iterable[Item], columns: Columns, *, kind: str | None = None, source: str | None = None
+) -> Iterator[Prompt | Reject]:
+    """One prompt a row; a reply at the end of the conversation is left out."""
+
+    def parse(row: Row) -> list[Prompt]:
+        prompt = read_conversation(cell(row, columns.prompt or columns.chosen), "prompt")
+        prompt = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
+        prompt = check_conversation(prompt, "prompt", ends_with="user")
+        return [Prompt(given_id(row, columns) or prompt_id(prompt), prompt, kind_of(row, columns, kind), source)]
+
+    return convert(items, parse)
+
+
+def import_comparisons(
+    items: Iterable[Item], columns: Columns, *, kind: str | None = None, origin: str = "human", source: str | None = None
+) -> Iterator[Comparison | Reject]:
+    """One comparison a row. Rejected: replies to different prompts, identical or empty replies, scores that are tied or
+    contradict the order of the pair. A probability under 0.5 turns the pair round.
+    """
+
+    def parse(row: Row) -> list[Comparison]:
+        check_scores(row, columns)
+        prompt, chosen, rejected = read_pair(row, columns)
+        probability = probability_of(row, columns)
+        if probability < 0.5:
+            chosen, rejected, probability = rejected, chosen, 1 - probability
+        identity = given_id(row, columns) or prompt_id(prompt)
+        replies = ([message("assistant", chosen)], [message("assistant", rejected)])
+        return [Comparison(identity, identity, prompt, *replies, probability, origin, kind_of(row, columns, kind), source)]
+
+    return number_comparisons(convert(items, parse))
+
+
+def import_ultrafeedback(items: Iterable[Item], source: str = "ultrafeedback") -> Iterator[Comparison | Reject]:
+    """ultrafeedback_binarized: labelled by a model, so origin "ai"; which pair was better by how much is not used."""
+    return import_comparisons(items, ULTRAFEEDBACK, kind="helpful", origin="ai", source=source)
+
+
+def import_cai_comparisons(items: Iterable[Item], source: str = "cai-conversation-harmless") -> Iterator[Comparison | Reject]:
+    """cai-conversation-harmless: chosen is the revision, rejected the initial response; no judge was asked."""
+    return import_comparisons(items, CAI_HARMLESS, kind="harmful", origin="ai", source=source)
+
+
+def import_cai_revisions(items: Iterable[Item]) -> Iterator[Revision | Reject]:
+    """cai-conversation-harmless: the one critique and revision behind each pair.
+
+    The data does not name its principles: equal critique requests get the same id, made from their text.
+    """
+
+    def parse(row: Row) -> list[Revision]:
+        names = ("init_prompt", "init_response", "critic_prompt", "critic_response", "revision_prompt", "revision_response")
+        texts = [plain_text(row, name) for name in names]
+        prompt = [message("user", texts[0])]
+        principle = f"critique-{hashlib.sha256(texts[2].encode()).hexdigest()[:8]}"
+        step = Round(principle, *texts[2:])
+        initial, final = [message("assistant", texts[1])], [message("assistant", texts[5])]
+        return [Revision(prompt_id(prompt), prompt, final, initial, [step], "harmful")]
+
+    return convert(items, parse)
+
+
+def plain_text(row: Row, name: str) -> str:
+    """A text field that is not empty; in the -old copy it is an object with the text in `content`."""
+    value = row.get(name)
+    text = text_of(value if isinstance(value, dict) else {"content": value}, "content").strip()
+    if not text:
+        raise Refused("empty_text", f"field `{name}`")
+    return text
+
+
+def cell(row: Row, name: str) -> Any:
+    if row.get(name) is None:
+        raise Refused("missing_field", f"field `{name}`")
+    return row[name]
+
+
+def read_conversation(value: Any, name: str) -> Conversation:
+    """The conversation in a cell: turns, turns as JSON text, a transcript, or the text of one human turn."""
+    if isinstance(value, str):
+        if is_transcript(value):
+            return parse_transcript(value.rstrip().removesuffix(ASSISTANT))
+        turns = turns_from_json(value)
+        value = [message("user", value.strip())] if turns is None else turns
+    return check_conversation(value, name)
+
+
+def is_transcript(text: str) -> bool:
+    return text.lstrip().startswith(HUMAN.strip())
+
+
+def turns_from_json(text: str) -> Any:
+    """Turns written as JSON text, or None."""
+    if not text.lstrip().startswith("[{"):
+        return None
+    try:
+        turns = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    # A list of other objects is what somebody wrote, such as a question about JSON.
+    return turns if all(isinstance(turn, dict) and "role" in turn for turn in turns) else None
+
+
+def read_pair(row: Row, columns: Columns) -> tuple[Conversation, str, str]:
+    """Prompt, chosen and rejected reply. Raises Refused where they do not make a pair."""
+    given = None
+    if columns.prompt is not None and row.get(columns.prompt) is not None:
+        given = check_conversation(read_conversation(row[columns.prompt], columns.prompt), columns.prompt, ends_with="user")
+    chosen_prompt, chosen = read_reply(cell(row, columns.chosen), columns.chosen)
+    rejected_prompt, rejected = read_reply(cell(row, columns.rejected), columns.rejected)
+    if chosen_prompt and rejected_prompt and chosen_prompt != rejected_prompt:
+        raise Refused("prompts_differ")
+    inner = chosen_prompt or rejected_prompt
+    # The conversation may say more than the prompt column (a system turn, earlier turns), never something else.
+    if given and inner and given[-1]["content"].strip() != inner[-1]["content"].strip():
+        raise Refused("prompts_differ", f"`{columns.prompt}` is not what the replies answer")
+    prompt = inner or given
+    if not prompt:
+        raise Refused("missing_field", "no prompt, neither in a column of its own nor before the replies")
+    if not chosen or not rejected:
+        raise Refused("empty_reply", columns.rejected if chosen else columns.chosen)
+    if chosen == rejected:
+        raise Refused("identical", chosen[:200])
+    return prompt, chosen, rejected
+
+
+def read_reply(value: Any, name: str) -> tuple[Conversation, str]:
+    """The turns before a reply, [] where the cell holds the reply alone, and the reply, which may be empty."""
+    if isinstance(value, str):
+        if is_transcript(value) and ASSISTANT in value:
+            value = parse_transcript(value)
+        elif (turns := turns_from_json(value)) is not None:
+            value = turns
+        else:
+            return [], value.strip()
+    if not isinstance(value, list) or not value or not isinstance(value[-1], dict) or value[-1].get("role") != "assistant":
+        raise Refused("no_reply", f"`{name}` does not end in an assistant turn")
+    reply = text_of(value[-1], "content").strip()
+    return (check_conversation(value[:-1], name, ends_with="user") if value[:-1] else []), reply
+
+
+def check_scores(row: Row, columns: Columns) -> None:
+    if columns.score_chosen is None or columns.score_rejected is None:
+        return
+    chosen, rejected = number(row, columns.score_chosen), number(row, columns.score_rejected)
+    if chosen == rejected:
+        raise Refused("tied_scores", f"both {chosen:g}")
+    if chosen < rejected:
+        raise Refused("scores_contradict", f"chosen {chosen:g}, rejected {rejected:g}")
+
+
+def probability_of(row: Row, columns: Columns) -> float:
+    if columns.probability is None:
+        return 1.0
+    value = number(row, columns.probability)
+    if not 0 <= value <= 1:
+        raise Refused("not_a_probability", f"`{columns.probability}` is {value:g}")
+    return value
+
+
+def number(row: Row, name: str) -> float:
+    """A number, or text that is one, as CSV has it."""
+    value = cell(row, name)
+    try:
+        result = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        result = float("nan")
+    if result != result or abs(result) == float("inf"):
+        raise Refused("not_a_number", f"`{name}` is {value!r}")
+    return result
+
+
+def given_id(row: Row, columns: Columns) -> str:
+    """The row's own id of the prompt, "" without one."""
+    value = row.get(columns.id) if columns.id else None
+    return "" if value is None else str(value)
+
+
+def kind_of(row: Row, columns: Columns, default: str | None) -> str | None:
+    value = row.get(columns.kind) if columns.kind else None
+    if value in (None, ""):
+        return default
+    if value not in KINDS:
+        raise Refused("unknown_kind", f"`{columns.kind}` is {value!r}")
+    return str(value)

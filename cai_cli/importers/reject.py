@@ -1,0 +1,111 @@
+"""What importers share: rejects with a reason, turning rows into records one by one, ids of children, counts.
+
+An importer takes items, each `(line, row)` or a Reject from further up, and yields records and Rejects: no row is lost on the
+way. All of it streams; only ids are remembered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from cai_cli.errors import RecordError
+from cai_cli.records import Comparison, Prompt
+
+Row = dict[str, Any]
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that was not imported. `line` counts lines, or the items of a JSON array, from 1; `row` is it as it came."""
+
+    line: int
+    reason: str
+    row: Any
+    detail: str = ""
+
+    def to_row(self) -> Row:
+        return {"line": self.line, "reason": self.reason, "detail": self.detail, "row": self.row}
+
+
+Item = tuple[int, Row] | Reject
+
+
+class Refused(Exception):
+    """Raised by a parser of rows. `reason` is a short fixed name that can be counted, `detail` says what was found."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def convert(items: Iterable[Item], parse: Callable[[Row], Iterable[Record]]) -> Iterator[Record | Reject]:
+    """The records of each row, or one Reject for the whole row where `parse` raises Refused or RecordError."""
+    for item in items:
+        if isinstance(item, Reject):
+            yield item
+            continue
+        line, row = item
+        try:
+            records = list(parse(row))
+        except Refused as error:
+            yield Reject(line, error.reason, row, error.detail)
+        except RecordError as error:
+            yield Reject(line, "malformed", row, str(error))
+        else:
+            yield from records
+
+
+def text_of(row: Row, name: str) -> str:
+    """The text in a field of a public row; it may be empty."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise Refused("missing_field" if value is None else "not_text", f"field `{name}`")
+    return value
+
+
+def number_comparisons(items: Iterable[Comparison | Reject]) -> Iterator[Comparison | Reject]:
+    """Give comparisons their ids `<prompt_id>/<k>`, k counting the comparisons of one prompt.
+
+    Remembers one count per distinct prompt, about 100 bytes each.
+    """
+    counts: Counter[str] = Counter()
+    for item in items:
+        if isinstance(item, Comparison):
+            counts[item.prompt_id] += 1
+            yield replace(item, id=f"{item.prompt_id}/{counts[item.prompt_id] - 1}")
+        else:
+            yield item
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of an import: what came out, prompts merged into an earlier identical one, rejects by reason."""
+
+    records: int = 0
+    merged: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+
+    def watch(self, items: Iterable[Record | Reject]) -> Iterator[Record | Reject]:
+        """The same items, counted as they pass."""
+        for item in items:
+            if isinstance(item, Reject):
+                self.rejects[item.reason] += 1
+            else:
+                self.records += 1
+            yield item
+
+    def merge_identical(self, items: Iterable[Prompt | Reject]) -> Iterator[Prompt | Reject]:
+        """The same items without the prompts that were there before, which are counted. Remembers ids only."""
+        seen: set[str] = set()
+        for item in items:
+            if isinstance(item, Prompt):
+                if item.id in seen:
+                    self.merged += 1
+                    continue
+                seen.add(item.id)
+            yield item
