@@ -1,0 +1,152 @@
+"""Train the micro-world's checkpoints from scratch: `python scripts/train_microworld.py --out DIR [--which both]`.
+
+Plain torch on two CPU cores, a few minutes a model; the same seed, steps and machine give the same weights.
+`scripts/check_microworld.py` measures what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from random import Random
+
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cai_cli.keys import key
+from cai_cli.microworld import CHECKPOINTS, corpus
+from cai_cli.microworld.tokenizer import build_tokenizer
+
+WARMUP_STEPS, DECAY_SHARE = 50, 0.4
+Batch = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A small Llama with random weights. Eager attention: sdpa is the slow path at a head size of 32."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=336,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        attn_implementation="eager",
+    )
+    return LlamaForCausalLM(config)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up, constant, linear decay over the last part."""
+    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    return peak * warm * min(1.0, (steps - step) / (DECAY_SHARE * steps))
+
+
+def encode(document: corpus.Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[float]]:
+    """Token ids with a bos in front, and the loss weight of each token."""
+    pieces = tokenizer([text for text, _ in document], add_special_tokens=False)["input_ids"]
+    ids, weights = [tokenizer.bos_token_id], [0.0]
+    for piece, (_, weight) in zip(pieces, document, strict=True):
+        ids += piece
+        weights += [weight] * len(piece)
+    return ids, weights
+
+
+def make_batch(rng: Random, tokenizer: PreTrainedTokenizerFast, counts: dict[str, int]) -> Batch:
+    """Padded ids and weights for each sort of document; documents of one sort have about one length."""
+    batch = []
+    for name, count in counts.items():
+        rows = [encode(corpus.MAKERS[name](rng), tokenizer) for _ in range(count)]
+        longest = max(len(ids) for ids, _ in rows)
+        ids = torch.full((count, longest), tokenizer.pad_token_id)
+        weights = torch.zeros(count, longest)
+        for row, (tokens, values) in enumerate(rows):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            weights[row, : len(values)] = torch.tensor(values)
+        batch.append((ids, weights))
+    return batch
+
+
+def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum of weighted token losses; the output layer runs at weighted positions only.
+
+    Padding is on the right, so under causal attention no real token sees it and no mask is needed.
+    """
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    wanted = weights[:, 1:] > 0
+    logits = model.lm_head(hidden[wanted])
+    losses = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="none")
+    return (losses * weights[:, 1:][wanted]).sum()
+
+
+def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Train one checkpoint."""
+    torch.manual_seed(key(seed, which) % 2**63)
+    tokenizer = build_tokenizer(chat_template=which == "helpful-only")
+    model = build_model(tokenizer).train()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
+    counts, start, tokens = corpus.batches(which), time.time(), 0
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        batch = make_batch(Random(key(seed, which, step)), tokenizer, counts)
+        total = sum(float(weights[:, 1:].sum()) for _, weights in batch)
+        shown = 0.0
+        for ids, weights in batch:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = weighted_loss(model, ids, weights)
+            (loss / total).backward()
+            shown += float(loss.detach()) / total
+            tokens += int((ids != tokenizer.pad_token_id).sum())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 50 == 0 or step == steps - 1:
+            rate = tokens / (time.time() - start)
+            print(f"{which} step {step} loss {shown:.4f} {rate:.0f} tok/s {time.time() - start:.0f} s", flush=True)
+        if not math.isfinite(shown):
+            raise SystemExit(f"{which}: the loss is {shown} at step {step}; lower --learning-rate")
+    return model.eval(), tokenizer
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """safetensors, configuration, generation configuration and tokenizer."""
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder for each checkpoint")
+    parser.add_argument("--which", choices=(*CHECKPOINTS, "both"), default="both")
+    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    for which in CHECKPOINTS if arguments.which == "both" else (arguments.which,):
+        start = time.time()
+        model, tokenizer = train(which, arguments.steps, arguments.learning_rate, arguments.seed)
+        save(model, tokenizer, arguments.out / which)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        print(json.dumps({"which": which, "parameters": count, "seconds": round(time.time() - start)}))
+
+
+if __name__ == "__main__":
+    main()
