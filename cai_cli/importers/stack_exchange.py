@@ -1,0 +1,290 @@
+"""Stack Exchange dumps and preference rows -> ranked pairs of answers for preference-model pretraining.
+
+    for item in make_pairs([Path("beer.Posts.xml")], PairOptions(seed=0), workdir, counts): ...
+
+First every post goes into an on-disk index, then each question with two answers of different score gives its pairs. Which
+pair is drawn depends on the seed, the site and the question id alone, never on the order of rows or files.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from cai_cli import keys
+from cai_cli.conversation import message, prompt_id
+from cai_cli.errors import UserError
+from cai_cli.importers.html_text import html_to_text
+from cai_cli.importers.post_index import PostIndex, Stored
+from cai_cli.importers.posts import ID_LIMIT, Answer, Counts, Question, Site, Skip, parse_tags, site_of_file
+from cai_cli.importers.posts_xml import Item, read_posts
+from cai_cli.importers.preference_rows import read_jsonl_rows, read_parquet_rows
+from cai_cli.importers.votes import Ranked, draw_pairs, fingerprint, scores_differ
+from cai_cli.records import Comparison
+
+GZIP, SEVEN_ZIP, PARQUET, ZIP = b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"PAR1", b"PK\x03\x04"
+BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+BATCH_POSTS, BATCH_CHARS = 1000, 1 << 22  # put into the index at once: what comes first
+SLICE = 50  # answers of one question whose bodies are in memory together
+REPEATED = "repeated post id"
+TOO_LONG = "is longer than max_chars"
+HTML_LIMIT = 100_000  # characters: no real post is longer, and the HTML parser's time is quadratic on nested rubbish
+
+
+@dataclass(frozen=True, slots=True)
+class PairOptions:
+    """How pairs are drawn. `max_chars` holds for each text as written: the prompt (title and body), each answer."""
+
+    seed: int
+    pairs_per_question: int = 1
+    min_answers: int = 2
+    max_pairs: int | None = None
+    max_chars: int = 8192
+    keep_html: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("pairs_per_question", "max_chars", "max_pairs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if self.min_answers < 2:
+            raise UserError(f"min_answers must be at least 2, got {self.min_answers}")
+
+
+def make_pairs(
+    posts: list[Path], options: PairOptions, workdir: Path, counts: Counts | None = None
+) -> Iterator[Comparison | Skip]:
+    """Comparisons, and a Skip for each row, answer or question left out for what it is; `counts` is filled on the way.
+
+    Without `max_pairs` questions come by site and id; with it in an order drawn by key, so that the pairs taken are a
+    uniform sample of all sites and a larger limit only adds to them. Memory does not grow with the data; `workdir` holds an
+    index about as large as the unpacked dump, which is gone when the iterator is finished or closed.
+    """
+    counts = counts if counts is not None else Counts()
+    with PostIndex(workdir) as index:
+        for path in posts:
+            yield from store_file(path, index, counts)
+        for question in questions_in_order(index, options, counts):
+            if options.max_pairs is not None and counts.pairs >= options.max_pairs:
+                break
+            for result in pairs_of_question(question, index, options):
+                if isinstance(result, Skip):
+                    counts.skips[result.reason] += 1
+                elif options.max_pairs is not None and counts.pairs >= options.max_pairs:
+                    break
+                else:
+                    counts.pairs += 1
+                yield result
+
+
+def store_file(path: Path, index: PostIndex, counts: Counts) -> Iterator[Skip]:
+    """Count the items of one file and put its posts into the index; a Skip for each that does not get there."""
+    batch: list[Question | Answer] = []
+    size = 0
+    for item in read_file(path):
+        if isinstance(item, Question | Answer):
+            batch.append(item)
+            size += len(item.body)
+            if len(batch) >= BATCH_POSTS or size >= BATCH_CHARS:
+                yield from store(batch, index, counts)
+                batch, size = [], 0
+        elif isinstance(item, Skip):
+            counts.skips[item.reason] += 1
+            yield item
+        else:
+            counts.other_posts += 1
+    yield from store(batch, index, counts)
+
+
+def store(posts: list[Question | Answer], index: PostIndex, counts: Counts) -> Iterator[Skip]:
+    repeated = index.add(posts)
+    for post in repeated:
+        counts.skips[REPEATED] += 1
+        yield Skip(f"{post.site.name}/{post.id}", REPEATED)
+    questions = sum(isinstance(post, Question) for post in posts) - sum(isinstance(post, Question) for post in repeated)
+    counts.questions += questions
+    counts.answers += len(posts) - len(repeated) - questions
+
+
+def read_file(path: Path) -> Iterator[Item]:
+    """The posts of one file. What it is shows from its first bytes: Posts.xml, JSONL, either in gzip, or parquet."""
+    with ExitStack() as stack:
+        try:
+            raw = stack.enter_context(path.open("rb"))
+            head = raw.peek(8)[:8]
+            if head.startswith((SEVEN_ZIP, ZIP)):
+                advice = f"unpack it first: 7z e {path.name} Posts.xml"
+                raise UserError(f"{path} is an archive, which cannot be read as a stream", advice)
+            if head.startswith(PARQUET):
+                yield from read_parquet_rows(path, site_of_file(path))
+                return
+            stream: BinaryIO = raw
+            if head.startswith(GZIP):
+                stream = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=raw)))
+            yield from read_stream(stream, path)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: damaged gzip: {error}", "download it again") from None
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}", "give a Posts.xml or preference rows") from None
+
+
+def read_stream(stream: BinaryIO, path: Path) -> Iterator[Item]:
+    """Posts from an open, unpacked file."""
+    start = stream.peek(256)[:256] if hasattr(stream, "peek") else b""
+    shown = start
+    for mark in BYTE_ORDER_MARKS:
+        shown = shown.removeprefix(mark)
+    shown = shown.lstrip(b"\0 \t\r\n")
+    site = site_of_file(path)
+    if shown.startswith(b"<"):
+        yield from read_posts(stream, path, site)
+    elif shown.startswith(b"{"):
+        yield from read_jsonl_rows(stream, path, site)
+    else:
+        problem = "is empty" if not start else "is neither a Posts.xml nor JSONL rows"
+        raise UserError(f"{path} {problem}", "give Posts.xml of a dump or stack-exchange-preferences rows")
+
+
+def questions_in_order(index: PostIndex, options: PairOptions, counts: Counts) -> Iterator[tuple[int, list[Ranked]]]:
+    """(key, answers) of each question with enough answers and two different scores, counting them and all others."""
+    for question, answers in index.answers_by_question():
+        if isinstance(answers, int):
+            counts.orphan_answers += answers
+        elif len(answers) >= options.min_answers:
+            counts.answered_questions += 1
+            if scores_differ(answers):
+                counts.usable_questions += 1
+                if options.max_pairs is None:
+                    yield question, answers
+                else:
+                    site = index.site(question)
+                    draw = keys.key(options.seed, "pmp order", site.name, question % ID_LIMIT) >> 65
+                    index.put_draw(draw, question)
+    if options.max_pairs is not None:
+        for question in index.questions_by_draw():
+            yield question, index.answers_of(question)
+
+
+def pairs_of_question(entry: tuple[int, list[Ranked]], index: PostIndex, options: PairOptions) -> Iterator[Comparison | Skip]:
+    """Up to `pairs_per_question` comparisons of one question, after a Skip for each answer that was dropped."""
+    key, answers = entry
+    site, number = index.site(key), key % ID_LIMIT
+    base, place = key - number, f"{site.name}/{number}"
+    kept = answers
+    if needs_judging(answers, options):
+        kept = []
+        for answer, problem in judged_answers(answers, base, index, options):
+            if problem:
+                yield Skip(f"{place}/{answer.id}", f"answer {problem}")
+            else:
+                kept.append(answer)
+    pairs = draw_pairs(kept, options.pairs_per_question, options.seed, "pmp", site.name, number)
+    if not pairs or len(kept) < options.min_answers:
+        yield Skip(place, "question is left with too few answers")
+        return
+    question = index.posts(base, [number])[number]
+    prompt, problem = prompt_of(question, options)
+    if problem:
+        yield Skip(place, f"question {problem}")
+        return
+    for pair in pairs:
+        stored = index.posts(base, [answer.id for answer in pair])
+        replies = [stored[answer.id] for answer in pair]
+        texts = [readable(reply.body, options) for reply in replies]
+        problem = texts[0][1] or texts[1][1]
+        if problem:  # only markup that is longer as text than as HTML, or holds nothing but scripts, gets this far
+            yield Skip(place, f"answer {problem}")
+        else:
+            yield comparison(site, number, prompt, question, pair, replies, [text for text, _ in texts])
+
+
+def prompt_of(question: Stored, options: PairOptions) -> tuple[str, str | None]:
+    """Title, blank line and body of a question, and what is wrong with them, if anything."""
+    text, problem = readable(question.body, options)
+    title = " ".join((question.title or "").split())
+    prompt = f"{title}\n\n{text}".strip()
+    return prompt, problem or (TOO_LONG if len(prompt) > options.max_chars else None)
+
+
+def needs_judging(answers: list[Ranked], options: PairOptions) -> bool:
+    """Whether some answer may be over-long, a near-duplicate or without text: cheap, and False for most questions."""
+    openings = {answer.opening for answer in answers}
+    if len(openings) < len(answers) or None in openings or b"" in openings:
+        return True
+    return max(answer.length for answer in answers) > min(options.max_chars, HTML_LIMIT)
+
+
+def judged_answers(
+    answers: list[Ranked], base: int, index: PostIndex, options: PairOptions
+) -> Iterator[tuple[Ranked, str | None]]:
+    """Each answer, best first and then oldest, with what speaks against it, if anything.
+
+    Only those so long that the limit might hit them are converted from HTML here: text is no longer than its HTML.
+    """
+    seen: set[bytes] = set()
+    ranked = sorted(answers, key=lambda answer: (-answer.score, answer.id))
+    for start in range(0, len(ranked), SLICE):
+        some = ranked[start : start + SLICE]
+        stored = index.posts(base, [answer.id for answer in some])
+        for answer in some:
+            body = stored[answer.id].body
+            if len(body) > HTML_LIMIT:
+                yield answer, TOO_LONG
+                continue
+            words = fingerprint(body)
+            problem = "is a near-duplicate of another" if words and words in seen else None
+            if not problem and (not words or len(body) > options.max_chars):
+                problem = readable(body, options)[1]
+            if not problem:
+                seen.add(words)
+            yield answer, problem
+
+
+def readable(body: str, options: PairOptions) -> tuple[str, str | None]:
+    """The text of a post's HTML, and what is wrong with it, if anything."""
+    if len(body) > HTML_LIMIT:
+        return "", TOO_LONG
+    text = body.strip() if options.keep_html else html_to_text(body)
+    if not text:
+        return "", "has no text"
+    return text, TOO_LONG if len(text) > options.max_chars else None
+
+
+def comparison(
+    site: Site,
+    number: int,
+    prompt_text: str,
+    question: Stored,
+    pair: tuple[Ranked, Ranked],
+    replies: list[Stored],
+    texts: list[str],
+) -> Comparison:
+    """The record of one ranked pair, better answer first. Its id holds no counter, so any order of the work gives it."""
+    prompt = [message("user", prompt_text)]
+    prompt_key = prompt_id(prompt)
+    better, worse = pair
+    return Comparison(
+        id=f"{prompt_key}/{site.name}-{better.id}-{worse.id}",
+        prompt_id=prompt_key,
+        prompt=prompt,
+        chosen=[message("assistant", texts[0])],
+        rejected=[message("assistant", texts[1])],
+        probability=1.0,
+        origin="votes",
+        source=site.name,
+        attribution={
+            "site": site.name,
+            "url": f"https://{site.host}/questions/{number}" if site.host else None,
+            "question_id": number,
+            "answer_ids": {"chosen": better.id, "rejected": worse.id},
+            "authors": {"question": question.author, "chosen": replies[0].author, "rejected": replies[1].author},
+            "scores": {"chosen": better.score, "rejected": worse.score},
+            "tags": parse_tags(question.tags or ""),
+            "license": ", ".join(sorted({question.license, replies[0].license, replies[1].license})),
+        },
+    )
