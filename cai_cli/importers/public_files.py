@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 from cai_cli.errors import UserError
 from cai_cli.importers.reject import Item, Reject
@@ -41,21 +41,23 @@ def read_public_rows(path: Path) -> Iterator[Item]:
 
 
 def first_character(path: Path) -> str:
-    """The first character that is no white space, "" in an empty file or one that does not start as text."""
+    """The first character that is no white space, "" in an empty file. Looks at bytes: the text may be broken further on."""
     with open_text(path) as stream:
-        try:
-            while (character := stream.read(1)).isspace():
-                pass
-        except UnicodeDecodeError:
-            return ""
-        return character
+        binary = binary_of(stream)
+        while (byte := binary.read(1)) and (byte.isspace() or byte in BOM):
+            pass
+        return byte.decode("ascii", "replace")
+
+
+def binary_of(stream: IO[str]) -> BinaryIO:
+    """The undecoded bytes behind an open text file."""
+    return cast(BinaryIO, cast(io.TextIOWrapper, stream).buffer)
 
 
 def line_rows(path: Path) -> Iterator[Item]:
     """One JSON object a line. Lines are split and decoded one by one, so that a bad byte costs one line only."""
     with open_text(path) as stream:
-        lines = cast(Iterable[bytes], cast(io.TextIOWrapper, stream).buffer)
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(binary_of(stream), start=1):
             line = line.removeprefix(BOM) if number == 1 else line
             if not line.strip():
                 continue

@@ -28,20 +28,21 @@ def parse_transcript(text: str) -> Conversation:
     marks = list(TURN.finditer(text))
     if not marks or text[: marks[0].start()].strip():
         raise Refused("not_a_transcript", "expected it to start with 'Human:'")
-    starts = [marks[0]]
-    for mark in marks[1:]:
-        if mark.group(1) != starts[-1].group(1):
-            starts.append(mark)
-        elif not text[starts[-1].end() : mark.start()].strip():
-            starts[-1] = mark  # nothing was said after the first of the two markers
-    if starts[0].group(1) != "Human":
+    if marks[0].group(1) != "Human":
         raise Refused("starts_with_assistant")
-    turns = []
-    for number, mark in enumerate(starts):
-        last = number == len(starts) - 1
-        content = text[mark.end() : len(text) if last else starts[number + 1].start()].strip()
-        role = ROLE_OF[mark.group(1)]
+    turns = [(marks[0], marks[0].end())]  # the marker of each turn, and where its text starts
+    for mark in marks[1:]:
+        opening, start = turns[-1]
+        if mark.group(1) != opening.group(1):
+            turns.append((mark, mark.end()))
+        elif not text[start : mark.start()].strip():
+            turns[-1] = (opening, mark.end())  # nothing was said after the first of the two markers
+    conversation = []
+    for number, (opening, start) in enumerate(turns):
+        last = number == len(turns) - 1
+        content = text[start : len(text) if last else turns[number + 1][0].start()].strip()
+        role = ROLE_OF[opening.group(1)]
         if not content and not (last and role == "assistant"):
             raise Refused("empty_turn", f"turn {number + 1} ({role})")
-        turns.append(message(role, content))
-    return turns
+        conversation.append(message(role, content))
+    return conversation
