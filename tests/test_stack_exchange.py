@@ -16,7 +16,7 @@ from stack_exchange_dumps import answer, dump, pairs, question, site_rows
 
 from cai_cli.conversation import prompt_id
 from cai_cli.importers.html_text import html_to_text
-from cai_cli.importers.posts import Answer, Question, parse_tags, site_of_file, site_of_host
+from cai_cli.importers.posts import Answer, Question, Skip, parse_tags, site_of_file, site_of_host
 from cai_cli.importers.stack_exchange import read_file
 from cai_cli.importers.votes import Ranked, binarise, draw_pairs, fingerprint, full_score, opening, vote_score
 from cai_cli.records import Comparison
@@ -84,6 +84,7 @@ def test_bodies_are_read_as_another_parser_reads_them(beer: Path) -> None:
 def test_the_opening_begins_the_fingerprint(beer: Path) -> None:
     bodies = [row.get("Body", "") for row in ElementTree.parse(beer).getroot()]
     bodies += ["<p>" + "<b></b>" * 99 + "x</p>", "a &amp;" * 60, "<a title='" + "long" * 60 + "'>x</a>", "a < b " * 90]
+    bodies.append("<b></b>" * 19 + "   " + "a" * 21 + "&amp; the cut goes through the entity")
     known = [body for body in bodies if opening(body) is not None]
     assert len(known) > 0.9 * len(bodies)
     assert all(opening(body) == fingerprint(body)[:24] for body in known)
@@ -111,6 +112,23 @@ def test_result_does_not_depend_on_the_order_of_rows_or_files(tmp_path: Path, li
     assert len(plain) == 9 if limit else len(plain) > 40
     other, _, _ = pairs(tmp_path, *parts, max_pairs=limit, pairs_per_question=2, seed=1)
     assert other != plain
+
+
+def test_sites_do_not_mix_and_their_order_does_not_matter(tmp_path: Path) -> None:
+    files = [dump(tmp_path / f"{name}.Posts.xml", site_rows()) for name in ("beer", "wine")]
+    there, _, counts = pairs(tmp_path, *files)
+    back, _, _ = pairs(tmp_path, *reversed(files))
+    assert sorted(pair.id for pair in there) == sorted(pair.id for pair in back)
+    assert (
+        len({pair.id for pair in there}) == counts.pairs == 48
+    )  # 24 a site: 8 of its 40 questions have one answer, 8 two of equal score
+    drawn = [
+        [list((pair.attribution or {})["answer_ids"].values()) for pair in there if pair.source == name]
+        for name in ("beer", "wine")
+    ]
+    assert drawn[0] != drawn[1]
+    limited = Counter(pair.source for pair in pairs(tmp_path, *files, max_pairs=30)[0])
+    assert limited["beer"] > 5 and limited["wine"] > 5
 
 
 def test_a_larger_limit_only_adds(tmp_path: Path) -> None:
@@ -196,6 +214,19 @@ def test_texts_that_do_not_fit_are_skipped_and_counted(tmp_path: Path) -> None:
     taken = {tuple((pair.attribution or {})["answer_ids"].values()) for pair in found}
     assert taken == {(2, 4), (2, 5), (2, 8), (8, 4), (8, 5), (4, 5)}
     assert counts.usable_questions == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"), [("long " * 50, "answer is longer than max_chars"), ("<p></p>", "answer has no text")]
+)
+def test_one_bad_answer_does_not_cost_its_question(tmp_path: Path, body: str, reason: str) -> None:
+    rows = [question(1), answer(2, 1, 5), answer(3, 1, 0), answer(4, 1, 99, Body=body)]
+    posts = dump(tmp_path / "x.Posts.xml", rows)
+    found, skips, _ = pairs(tmp_path, posts, max_chars=100)
+    assert [(pair.attribution or {})["answer_ids"] for pair in found] == [{"chosen": 2, "rejected": 3}]
+    assert skips == [Skip("x/1/4", reason)]
+    found, skips, _ = pairs(tmp_path, posts, max_chars=100, min_answers=3)
+    assert found == [] and skips[1:] == [Skip("x/1", "question is left with too few answers")]
 
 
 def test_html_is_kept_on_request(tmp_path: Path) -> None:

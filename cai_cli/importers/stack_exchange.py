@@ -38,7 +38,11 @@ HTML_LIMIT = 100_000  # characters: no real post is longer, and the HTML parser'
 
 @dataclass(frozen=True, slots=True)
 class PairOptions:
-    """How pairs are drawn. `max_chars` holds for each text as written: the prompt (title and body), each answer."""
+    """How pairs are drawn.
+
+    `max_chars` holds for each text as written: the prompt (title and body) and each answer. Whatever it is, posts of more
+    than 100,000 characters of HTML count as over-long.
+    """
 
     seed: int
     pairs_per_question: int = 1
