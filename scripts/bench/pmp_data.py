@@ -1,6 +1,6 @@
 """Rate and memory of Stack Exchange reading beside a bare lxml.iterparse, each in a process of its own.
 
-    python scripts/bench/pmp_data.py shared/beer.Posts.xml [--megabytes 200] [--rounds 3] [--keep DIR]
+    python scripts/bench/pmp_data.py beer.Posts.xml [--megabytes 200] [--rounds 3] [--keep DIR]
 
 Makes a dump of the wanted size from the rows of the given one (ids shifted, so that answers keep their questions), and one of a
 tenth of it. Prints MB of XML per second of processor time and of wall time (medians of the rounds, the readers taking turns, so
