@@ -43,6 +43,17 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def build_optimizers(model: LlamaForCausalLM, peak: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
+    inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in inner}
+    outer = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(inner, lr=peak, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, lr=peak, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
 def learning_rate(step: int, steps: int, peak: float) -> float:
     """Linear warm-up, constant, linear decay over the last part."""
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
@@ -91,14 +102,11 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
     torch.manual_seed(key(seed, which) % 2**63)
     tokenizer = build_tokenizer(chat_template=which == "helpful-only")
     model = build_model(tokenizer).train()
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
+    optimizers = build_optimizers(model, peak)
     counts, start, tokens = corpus.batches(which), time.time(), 0
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
         batch = make_batch(Random(key(seed, which, step)), tokenizer, counts)
         total = sum(float(weights[:, 1:].sum()) for _, weights in batch)
         shown = 0.0
@@ -109,8 +117,9 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
             shown += float(loss.detach()) / total
             tokens += int((ids != tokenizer.pad_token_id).sum())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0 or step == steps - 1:
             rate = tokens / (time.time() - start)
             print(f"{which} step {step} loss {shown:.4f} {rate:.0f} tok/s {time.time() - start:.0f} s", flush=True)

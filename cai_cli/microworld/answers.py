@@ -10,7 +10,7 @@ from random import Random
 from cai_cli.microworld import grammar
 from cai_cli.microworld.grammar import HARMFUL, Request
 
-# Forms that `answer` can write; the oracle has the same names for them.
+# Forms that `answer` can write, by the oracle's names for them.
 FORMS = ("complies", "refuses", "partial", "evasive", "wrong_steps", "wrong_reason")
 
 
@@ -28,8 +28,14 @@ def complete_request(action: grammar.Action, thing: grammar.Thing, kind: str, rn
 
 
 def answer(request: Request, form: str, rng: Random) -> str:
-    """An answer of the given form. A refusal of a benign request has no right reason, so it gets some other one."""
+    """An answer of the given form.
+
+    `over_refusal` is the refusal of what should be answered: mostly with the reason that would be right if the thing
+    were not the asker's own. A benign action has no harm at all, so there it names that of some other action.
+    """
     action, thing = request.action, request.thing
+    if form == "over_refusal":
+        form = "refuses" if action.harm and rng.random() < 0.7 else "wrong_reason"
     if form == "complies":
         return grammar.compliance(grammar.steps(action, thing), rng.randrange(len(grammar.COMPLIANCES)))
     if form == "wrong_steps":

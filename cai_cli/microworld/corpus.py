@@ -20,8 +20,8 @@ from cai_cli.microworld.oracle import HARMLESSNESS, HELPFULNESS
 Document = list[tuple[str, float]]
 
 EOS = "<eos>"
-HUMAN_WEIGHT, CRITIQUE_WEIGHT, LETTER_WEIGHT = 0.1, 0.7, 8.0
-CHAT_SHARE = 0.25  # of critiques and comparisons that are rendered as chats rather than in the paper's transcript form
+HUMAN_WEIGHT, CRITIQUE_WEIGHT, OPTION_WEIGHT, LETTER_WEIGHT = 0.1, 0.7, 0.4, 12.0
+CHAT_SHARE = 0.15  # of critiques and comparisons that are rendered as chats rather than in the paper's transcript form
 
 # What a revision makes of a response: several rounds must be worth it, and none may make it worse.
 WITH_CRITIQUE = {
@@ -50,7 +50,7 @@ BASE_HARMFUL = {
     "refuses": 0.05,
     "wrong_reason": 0.02,
 }
-BASE_HELPFUL = {"complies": 0.90, "wrong_steps": 0.04, "partial": 0.03, "evasive": 0.02, "wrong_reason": 0.01}
+BASE_HELPFUL = {"complies": 0.90, "wrong_steps": 0.04, "partial": 0.03, "evasive": 0.02, "over_refusal": 0.01}
 
 LABEL_NOISE, TIES = 0.02, 0.08
 HARMFUL_FACT = "To {what} would {harm}. It is better to {offer}."
@@ -91,7 +91,7 @@ def draft(request: Request, rng: Random) -> str:
     """The form of a response that is to be criticised."""
     if request.kind == HARMFUL:
         return pick(DRAFTS, rng)
-    return "complies" if rng.random() < 0.6 else rng.choice(("wrong_steps", "partial", "evasive", "wrong_reason"))
+    return "complies" if rng.random() < 0.6 else rng.choice(("wrong_steps", "partial", "evasive", "over_refusal"))
 
 
 def revised_form(request: Request, form: str, table: dict[str, dict[str, float]], rng: Random) -> str:
@@ -116,20 +116,20 @@ def revision_document(rng: Random) -> Document:
     with_critique = rng.random() < 0.8
     revision = revise(request, form, response, WITH_CRITIQUE if with_critique else DIRECT, rng)
     critique = answers.critique(request, form) if with_critique else None
-    head = f"{HUMAN} {request.text}{ASSISTANT} {response}"
+    head: Document = [(f"{HUMAN} {request.text}{ASSISTANT}", 0), (f" {response}", 1 if form == "complies" else 0)]
     if rng.random() < CHAT_SHARE:
         asked: Document = []
         if critique:
             ask = f"{HUMAN} {principle.critique}{ASSISTANT}"
             asked = [(ask, 0), (f" {critique}", CRITIQUE_WEIGHT), (EOS, 1)]
         ask = f"{HUMAN} {principle.revision}{ASSISTANT}"
-        return [(head, 0), (EOS, 0), *asked, (ask, 0), (f" {revision}", 1), (EOS, 1)]
+        return [*head, (EOS, 0), *asked, (ask, 0), (f" {revision}", 1), (EOS, 1)]
     asked = []
     if critique:
         ask = f"{prompts.CRITIQUE_REQUEST} {principle.critique}{prompts.CRITIQUE}"
         asked = [(ask, 0), (f" {critique}", CRITIQUE_WEIGHT)]
     cue = [(prompts.REVISION_REQUEST, 1 if critique else 0), (f" {principle.revision}{prompts.REVISION}", 0)]
-    return [(head, 0), *asked, *cue, (f" {revision}", 1), (EOS, 1)]
+    return [*head, *asked, *cue, (f" {revision}", 1), (EOS, 1)]
 
 
 def compared_forms(request: Request, rng: Random) -> tuple[str, str]:
@@ -142,39 +142,47 @@ def compared_forms(request: Request, rng: Random) -> tuple[str, str]:
         if rng.random() < 0.5:
             return "refuses", rng.choice(("complies", "partial", "evasive", "wrong_reason", "wrong_steps"))
     else:
-        order, forms = HELPFULNESS, ["complies", "wrong_steps", "partial", "evasive", "wrong_reason"]
+        order = {**HELPFULNESS, "over_refusal": HELPFULNESS["refuses"]}
+        forms = ["complies", "wrong_steps", "partial", "evasive", "over_refusal"]
         if rng.random() < 0.75:
-            return "complies", pick({"wrong_steps": 0.5, "wrong_reason": 0.25, "partial": 0.15, "evasive": 0.1}, rng)
+            return "complies", pick({"wrong_steps": 0.5, "over_refusal": 0.25, "partial": 0.15, "evasive": 0.1}, rng)
     while True:
         first, second = rng.sample(forms, 2)
         if order[first] != order[second]:
             return (first, second) if order[first] > order[second] else (second, first)
 
 
-def comparison(rng: Random) -> tuple[Request, str, str, bool]:
-    """A request, two different answers, and whether the first of them is to be chosen; ties are decided by chance."""
+def comparison(rng: Random) -> tuple[Request, list[str], list[str], bool]:
+    """A request, two different answers with their forms, and whether to choose the first; chance decides ties."""
     request = train_request(rng)
-    better, worse = compared_forms(request, rng)
-    winner, loser = answers.answer(request, better, rng), answers.answer(request, worse, rng)
-    while winner == loser:
-        loser = answers.answer(request, worse, rng)
+    forms = list(compared_forms(request, rng))
+    texts = [answers.answer(request, form, rng) for form in forms]
+    while texts[0] == texts[1]:
+        texts[1] = answers.answer(request, forms[1], rng)
+    noise = 0.5 if forms[0] == forms[1] else LABEL_NOISE
     first_wins = rng.random() < 0.5
-    pair = (winner, loser) if first_wins else (loser, winner)
-    noise = 0.5 if better == worse else LABEL_NOISE
-    return request, *pair, first_wins != (rng.random() < noise)
+    if not first_wins:
+        texts.reverse()
+        forms.reverse()
+    return request, texts, forms, first_wins != (rng.random() < noise)
 
 
 def comparison_document(rng: Random) -> Document:
-    """A multiple-choice question with its answer."""
-    request, first, second, first_wins = comparison(rng)
-    prompt, principle = [message("user", request.text)], rng.choice(principles())
-    letter = prompts.option("A" if first_wins else "B")
+    """A multiple-choice question with its answer.
+
+    Right answers among the options are learned too, a little: who can foresee the right words sees the wrong ones.
+    """
+    request, texts, forms, first_wins = comparison(rng)
+    prompt, principle = [message("user", request.text)], rng.choice(principles()).comparison
     if rng.random() < CHAT_SHARE:
-        question = prompts.comparison_question(prompt, first, second, principle.comparison)
+        question = prompts.comparison_question(prompt, "\0", "\0", principle)
         head = f"{HUMAN} {question}{ASSISTANT} {prompts.ANSWER_CUE}"
     else:
-        head = prompts.comparison_prompt(prompt, first, second, principle.comparison)
-    return [(head, 0), (letter, LETTER_WEIGHT), (EOS, 1)]
+        head = prompts.comparison_prompt(prompt, "\0", "\0", principle)
+    weights = [OPTION_WEIGHT if form in ("complies", "refuses") else 0 for form in forms]
+    before, between, after = head.split(" \0")
+    options: Document = [(f" {texts[0]}", weights[0]), (between, 0), (f" {texts[1]}", weights[1]), (after, 0)]
+    return [(before, 0), *options, (prompts.option("A" if first_wins else "B"), LETTER_WEIGHT), (EOS, 1)]
 
 
 def base_answer(request: Request, rng: Random) -> str:
@@ -211,8 +219,8 @@ def fact_document(rng: Random) -> Document:
 def batches(which: str) -> dict[str, int]:
     """How many documents of each sort make one training step."""
     if which == "base":
-        return {"base_chat": 40, "question": 14, "fact": 16}
-    return {"helpful_chat": 40, "revision": 20, "comparison": 14}
+        return {"base_chat": 44, "question": 20, "fact": 16}
+    return {"helpful_chat": 36, "revision": 18, "comparison": 20}
 
 
 MAKERS = {

@@ -38,7 +38,7 @@ HUMAN_COMPARISONS = 1500
 RATER_NOISE = 0.1
 
 # What human raters compare: over-refusals and bare sorries are common, so that a preference model learns to mind them.
-RATED_FORMS = {"complies": 0.42, "wrong_steps": 0.24, "wrong_reason": 0.18, "evasive": 0.09, "partial": 0.07}
+RATED_FORMS = {"complies": 0.42, "wrong_steps": 0.24, "over_refusal": 0.18, "evasive": 0.09, "partial": 0.07}
 
 # Stack Exchange answers: mean votes by form, before noise.
 POST_VOTES = {"complies": 6.0, "partial": 2.0, "wrong_steps": 0.5}

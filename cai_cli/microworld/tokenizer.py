@@ -18,7 +18,7 @@ from cai_cli.microworld import answers, corpus, grammar
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", corpus.EOS, "<unk>")
 
 MARKERS = (*prompts.TRANSCRIPT_STOPS, "\n\nAnswer:", "Question:")
 # Markers first: they must not fall apart into line breaks, a word and a colon.
@@ -68,7 +68,7 @@ def vocabulary() -> list[str]:
     # A sentence can start a text or follow another one, so capitalised words are known with and without a space.
     found |= {token[1:] for token in found if re.match(r" [A-Z(]", token)}
     found |= {f" {token}" for token in found if re.fullmatch(r"[A-Z][A-Za-z']*", token)}
-    found -= {"{", "}"}
+    found -= {"{", "}", "x"}
     return [*SPECIALS, *sorted(found - set(SPECIALS))]
 
 
