@@ -70,9 +70,7 @@ def find_constitution(name_or_path: str) -> Path:
     shipped = shipped_folder() / f"{name_or_path}.yaml"
     if shipped.is_file():
         return shipped
-    raise UserError(
-        f"no constitution {name_or_path!r}", f"give a YAML file, or one of the shipped: {', '.join(shipped_names())}"
-    )
+    raise UserError(f"no constitution {name_or_path!r}", f"give a YAML file, or one of the shipped: {', '.join(shipped_names())}")
 
 
 def load_constitution(name_or_path: str) -> Constitution:
@@ -98,9 +96,7 @@ def parse_constitution(data: Any, place: str, sha256: str, default_name: str) ->
         if principle.id in seen:
             raise UserError(f"{place}: principle id {principle.id!r} is used twice", "give each principle its own id")
         seen.add(principle.id)
-    return Constitution(
-        str(data.get("name", default_name)), str(data.get("description", "")).strip(), tuple(principles), sha256
-    )
+    return Constitution(str(data.get("name", default_name)), str(data.get("description", "")).strip(), tuple(principles), sha256)
 
 
 def parse_principle(item: Any, place: str) -> Principle:

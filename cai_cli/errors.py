@@ -1,9 +1,9 @@
 """Errors a user can meet. Each is one line and a next step; anything else is a bug and shows its traceback.
 
-    CaiError
-    ├── UserError            a mistake in the command or its input: exit 2
-    │   └── RecordError      a row of a file: names file, line and field
-    └── RunError             the command was right but the run failed: exit 1
+CaiError
+├── UserError            a mistake in the command or its input: exit 2
+│   └── RecordError      a row of a file: names file, line and field
+└── RunError             the command was right but the run failed: exit 1
 """
 
 from __future__ import annotations

@@ -128,7 +128,9 @@ def parts_of(options: Any) -> dict[str, Part]:
     """Which part in the identity each field of an options dataclass has."""
     hints = get_type_hints(type(options), include_extras=True)
     return {
-        field.name: next((mark for mark in getattr(hints[field.name], "__metadata__", ()) if isinstance(mark, Part)), Part.CONTENT)
+        field.name: next(
+            (mark for mark in getattr(hints[field.name], "__metadata__", ()) if isinstance(mark, Part)), Part.CONTENT
+        )
         for field in dataclasses.fields(options)
     }
 
@@ -234,4 +236,3 @@ def read_manifest(path: Path) -> Manifest | None:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-

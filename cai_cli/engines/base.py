@@ -27,12 +27,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled continuation. `token_ids` include the stop token; `text` ends before any stop string."""
+    """One sampled continuation. `token_ids` include the stop token; `text` ends before any stop string.
+
+    `logprobs`: of each token under the sampling temperature, where the engine knows them.
+    """
 
     text: str
     finish_reason: str
     prompt_ids: list[int]
     token_ids: list[int]
+    logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

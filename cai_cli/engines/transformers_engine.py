@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from cai_cli.manifest import device_facts
 from cai_cli.models.chat import Renderer, stop_ids, template_hash
 from cai_cli.models.load import context_length, load_lm, load_tokenizer
 from cai_cli.options import GenerationOptions
+
+BATCH_TOKENS = 1 << 15  # Rows times length of one forward pass.
 
 
 class TransformersEngine:
@@ -46,13 +49,24 @@ class TransformersEngine:
                 results[n] = Completion("", OVERLONG, prompts[n], [])
             else:
                 fitting.append(n)
-        # Longest first: rows of a batch need little padding, and memory runs out at once or never.
-        fitting.sort(key=lambda n: (-requests[n].max_new_tokens, -len(prompts[n])))
-        for start in range(0, len(fitting), self.batch_size):
-            batch = fitting[start : start + self.batch_size]
+        for batch in self._batches(fitting, [len(prompt) + r.max_new_tokens for prompt, r in zip(prompts, requests, strict=True)]):
             generated = self._generate_batch([requests[n] for n in batch], [prompts[n] for n in batch])
             results.update(zip(batch, generated, strict=True))
         return [results[n] for n in range(len(requests))]
+
+    def _batches(self, indices: list[int], lengths: list[int]) -> Iterator[list[int]]:
+        """Batches of like length, longest first: little padding, and memory runs out at once or never.
+
+        At most `batch_size` rows, fewer where rows are long, since attention's memory grows with rows times length squared.
+        """
+        batch: list[int] = []
+        for n in sorted(indices, key=lambda n: -lengths[n]):
+            if batch and (len(batch) == self.batch_size or (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS):
+                yield batch
+                batch = []
+            batch.append(n)
+        if batch:
+            yield batch
 
     @torch.inference_mode()
     def _generate_batch(self, requests: list[Request], prompts: list[list[int]]) -> list[Completion]:
@@ -71,9 +85,10 @@ class TransformersEngine:
             stopping_criteria=criteria,
         )
         tails = output[:, ids.size(1) :].tolist()
-        return [self._completion(request, prompt, tail) for request, prompt, tail in zip(requests, prompts, tails, strict=True)]
+        logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
+        return [self._completion(*row) for row in zip(requests, prompts, tails, logprobs, strict=True)]
 
-    def _completion(self, request: Request, prompt: list[int], tail: list[int]) -> Completion:
+    def _completion(self, request: Request, prompt: list[int], tail: list[int], logprobs: list[float]) -> Completion:
         """Cut a generated row at its first stop token, its stop string or its length limit."""
         tail = tail[: request.max_new_tokens]
         end = next((n for n, index in enumerate(tail) if index in self.stop_ids), None)
@@ -83,7 +98,7 @@ class TransformersEngine:
         cut = min((at for at in (text.find(stop) for stop in request.stop) if at >= 0), default=None)
         if cut is not None:
             text, reason = text[:cut], STOP
-        return Completion(text, reason, prompt, tokens)
+        return Completion(text, reason, prompt, tokens, logprobs[: len(tokens)])
 
     # Option scores
 
@@ -95,9 +110,7 @@ class TransformersEngine:
             shared_prefix([self.renderer.encode(request.prompt), *rows]) for request, rows in zip(requests, encoded, strict=True)
         ]
         results: dict[int, list[float] | None] = {n: None for n, rows in enumerate(encoded) if max(map(len, rows)) > self.context}
-        order = sorted((n for n in range(len(requests)) if n not in results), key=lambda n: -shared[n])
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        for batch in self._batches([n for n in range(len(requests)) if n not in results], shared):
             scores = self._score_batch([encoded[n] for n in batch], [shared[n] for n in batch], [scored_from[n] for n in batch])
             results.update(zip(batch, scores, strict=True))
         return [results[n] for n in range(len(requests))]

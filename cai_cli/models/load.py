@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG = "adapter_config.json"
 
 
+def quiet_transformers() -> None:
+    """No bars for loading and saving, no notes on fresh heads: what matters is said by us."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def check_model(path: str, flag: str = "--model") -> None:
     """Stop early, without torch, when `path` is neither a model directory nor the name of a model on the Hub."""
     folder = Path(path)
@@ -61,6 +69,7 @@ def load_tokenizer(path: str, flag: str = "--model") -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     check_model(path, flag)
+    quiet_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except (OSError, ValueError, KeyError) as error:

@@ -1,0 +1,59 @@
+"""`cai split FILE... --parts sft=0.5,rl=0.4,test=0.1 --out DIR`: prompts -> DIR/<part>.jsonl.
+
+A prompt's part depends on its first human turn and the seed alone, near-duplicates together: the same prompt is on one side
+in every stage and every rerun.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from cai_cli.artifact import check_same, move_to_backup
+from cai_cli.errors import UserError
+from cai_cli.jsonl import write_rows
+from cai_cli.manifest import begin_manifest, read_manifest, write_manifest
+from cai_cli.options import INPUT, OutputOptions, flag
+from cai_cli.prompt_files import read_prompts
+from cai_cli.splits import assign_prompt, parse_parts
+from cai_cli.talk import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OutputOptions):
+    prompts: Annotated[list[str], typer.Argument(help="Prompts in any form that is read."), INPUT]
+    parts: Annotated[str, flag("Data", "Names and proportions: sft=0.5,label=0.2,rl=0.2,validation=0.05,test=0.05.")]
+
+
+def run(options: Options) -> None:
+    """Divide prompts into parts that never share a conversation.
+
+    Example: cai split prompts.jsonl --parts sft=0.5,rl=0.4,test=0.1 --out splits/
+    """
+    parts = parse_parts(options.parts)
+    if options.out.is_file():
+        raise UserError(f"--out {options.out}: is a file", "name a directory")
+    manifest = begin_manifest("split", options, options.out)
+    manifest_file = options.out / "split.manifest.json"
+    old = read_manifest(manifest_file)
+    if old is not None:
+        if check_same(old, manifest, options):
+            say(f"{options.out}: already done; nothing to do")
+            return
+        move_to_backup(options.out)
+    divided: dict[str, list] = {name: [] for name in parts}
+    prompts = read_prompts(options.prompts)
+    for prompt in prompts:
+        divided[assign_prompt(prompt.prompt, parts, options.seed)].append(prompt.to_row())
+    counts = {name: len(rows) for name, rows in divided.items()}
+    if options.dry_run:
+        say(", ".join(f"{name} {count}" for name, count in counts.items()))
+        return
+    for name, rows in divided.items():
+        facts = {**manifest, "counts": {"in": len(prompts), "out": len(rows), "rejected": {}}}
+        write_rows(options.out / f"{name}.jsonl", rows)
+        write_manifest(options.out / f"{name}.manifest.json", facts)
+    write_manifest(manifest_file, {**manifest, "counts": {"in": len(prompts), "out": sum(counts.values()), "rejected": {}}})
+    say(f"{options.out}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
