@@ -1,13 +1,143 @@
-"""demo"""
+"""`cai demo --out DIR`: the whole chain on the micro-world, as the ordinary commands, each printed before it runs.
+
+    DIR/world/      prompts by split, a Stack Exchange dump, human comparisons, the constitution
+    DIR/models/     the two shipped checkpoints: helpful-only and base
+    DIR/...         what each stage writes
+    DIR/results.json, results.png    oracle rates of helpful-only, SL-CAI and RL-CAI on held-out test prompts
+
+The oracle enters training only as the simulated raters of the human helpfulness comparisons; otherwise it only measures.
+"""
+
 from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
-from cai_cli.options import OutputOptions
+from pathlib import Path
+from typing import Annotated, Any
+
+from cai_cli.errors import RunError
+from cai_cli.jsonl import read_records, write_atomically
+from cai_cli.options import RUNTIME, flag
+from cai_cli.records import Sample
+from cai_cli.talk import say, table
+
+SAMPLE = "--max-new-tokens 64 --batch-size 256"
+TRAIN = "--per-device-train-batch-size 32 --max-length 256"
+
+# The chain. {out} is the demo's directory, {seed} its seed.
+STEPS = (
+    "revise --model {out}/models/helpful-only --prompts {out}/world/harmful-sft.jsonl"
+    " --constitution {out}/world/constitution.yaml --few-shot none --rounds 2 " + SAMPLE + " --out {out}/revisions.jsonl",
+    "sample --model {out}/models/helpful-only --prompts {out}/world/helpful-sft.jsonl -n 2 " + SAMPLE + " --out {out}/samples.jsonl",
+    "sft --model {out}/models/base --data {out}/revisions.jsonl --data {out}/samples.jsonl"
+    " --learning-rate 1e-3 --num-train-epochs 2 " + TRAIN + " --out {out}/sl-cai",
+    "label --model {out}/sl-cai --prompts {out}/world/harmful-label.jsonl --feedback-model {out}/models/helpful-only"
+    " --constitution {out}/world/constitution.yaml " + SAMPLE + " --out {out}/comparisons.jsonl",
+    "pmp --model {out}/models/base --posts {out}/world/posts.xml"
+    " --learning-rate 5e-4 --num-train-epochs 2 " + TRAIN + " --out {out}/pmp",
+    "train-pm --model {out}/pmp --comparisons {out}/comparisons.jsonl --comparisons {out}/world/human-helpfulness.jsonl"
+    " --learning-rate 5e-4 --num-train-epochs 3 " + TRAIN + " --out {out}/pm",
+    "ppo --model {out}/sl-cai --pm {out}/pm --prompts {out}/world/rl.jsonl --steps 40 --rollout-batch-size 96"
+    " --learning-rate 2e-4 --kl-coef 0.1 --max-new-tokens 64 --batch-size 256 --out {out}/rl-cai",
+)
+MODELS = {"helpful-only": "models/helpful-only", "sl-cai": "sl-cai", "rl-cai": "rl-cai"}
+EVALUATE = (
+    "sample --model {out}/{model} --prompts {out}/world/test.jsonl -n 4 --on-truncated keep --attempts 1 "
+    + SAMPLE
+    + " --out {out}/eval/{name}.jsonl"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OutputOptions):
-    pass
+class Options:
+    out: Annotated[Path, flag("Output", "Directory for everything the demo writes."), RUNTIME] = Path("runs/demo")
+    seed: Annotated[int, flag("Output", "Seed of the world's files and of every stage.")] = 0
+    inputs_only: Annotated[
+        bool, flag("Output", "Write the world's files and the two models, and stop.", "--inputs-only"), RUNTIME
+    ] = False
 
 
 def run(options: Options) -> None:
-    """Demo."""
+    """Run Constitutional AI from end to end on a tiny synthetic world, in minutes on two CPU cores.
+
+    Example: cai demo --out runs/demo
+    """
+    started = time.monotonic()
+    prepare(options)
+    if options.inputs_only:
+        return
+    seconds: dict[str, float] = {}
+    for step in STEPS:
+        seconds[step.split()[0]] = run_command(step, options)
+    evaluation = time.monotonic()
+    for name, model in MODELS.items():
+        run_command(EVALUATE, options, name=name, model=model)
+    seconds["evaluation"] = time.monotonic() - evaluation
+    results = measure(options)
+    results |= {"seed": options.seed, "seconds": {name: round(value, 1) for name, value in seconds.items()}}
+    write_atomically(options.out / "results.json", json.dumps(results, indent=2) + "\n")
+
+    from cai_cli.microworld.plot import draw_results
+
+    draw_results(results, options.out / "results.png")
+    show(results, time.monotonic() - started, options.out)
+
+
+def prepare(options: Options) -> None:
+    """Write the world's files and copy the shipped models; files of another seed are an error of the stages that read them."""
+    from cai_cli.microworld import CHECKPOINTS, checkpoint
+    from cai_cli.microworld.files import write_world
+
+    world = options.out / "world"
+    if world.exists():
+        say(f"{world}: already there")
+    else:
+        temporary = options.out / ".world.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_world(temporary, options.seed)
+        temporary.replace(world)
+        say(f"{world}: written")
+    for name in CHECKPOINTS:
+        target = options.out / "models" / name
+        if not target.exists():
+            temporary = target.with_name(f".{name}.tmp")
+            shutil.copytree(checkpoint(name), temporary, dirs_exist_ok=True)
+            temporary.replace(target)
+
+
+def run_command(step: str, options: Options, **names: str) -> float:
+    """Print one `cai` command and run it; returns its seconds."""
+    words = [*(word.format(out=options.out, **names) for word in step.split()), "--seed", str(options.seed)]
+    say(f"\n$ cai {shlex.join(words)}")
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "cai_cli", *words], check=False)
+    if done.returncode:
+        raise RunError(f"`cai {words[0]}` ended with exit code {done.returncode}", "its message is above; the same command continues")
+    return time.monotonic() - start
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Oracle rates of the three models on the test prompts."""
+    from cai_cli.microworld.results import compare
+
+    samples = {name: read_records(options.out / "eval" / f"{name}.jsonl", Sample.from_row) for name in MODELS}
+    return compare(samples, before="sl-cai", after="rl-cai")
+
+
+def show(results: dict[str, Any], seconds: float, out: Path) -> None:
+    """The table at the end."""
+    columns = ("harmless", "evasive", "helpful", "helpful_dual", "over_refusal", "nonsense")
+    rows = []
+    for name, rates in results["models"].items():
+        cells = []
+        for column in columns:
+            low, high = rates["intervals"][column]
+            cells.append(f"{100 * rates[column]:.1f} ({100 * low:.1f}–{100 * high:.1f})")
+        rows.append([name, *cells])
+    table("Oracle rates on held-out test requests, % (95 % interval)", ["", *columns], rows)
+    say(f"done in {seconds:.0f} s: {out / 'results.json'}, {out / 'results.png'}")

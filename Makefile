@@ -1,0 +1,85 @@
+# Set-up, checks, the demo, and the chain on models of one's own.
+#
+#   make demo        the whole chain on the embedded micro-world, a table and a plot at the end
+#   make test        the tests
+#   make pipeline MODEL=... BASE=... PROMPTS=... RUN=runs/mine     see below
+#
+# Everything installs into .venv, pinned by constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CAI ?= $(BIN)/cai
+
+.PHONY: all setup demo test check fix pipeline bench clean
+all: check
+
+setup: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+DEMO ?= runs/demo
+SEED ?= 0
+demo: setup
+	$(CAI) demo --out $(DEMO) --seed $(SEED)
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	for script in scripts/bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# The chain as file targets: make reruns only what is stale and continues what was cut off. A model directory is complete when
+# its cai.json is there. The variables below are set on the command line or in a file of `VAR = value` lines, ARGS:
+#
+#   make pipeline                                   the micro-world
+#   make pipeline ARGS=scripts/h200_7b.mk           one's own models on a GPU server
+ARGS ?= scripts/microworld.mk
+-include $(ARGS)
+RUN ?= runs/pipeline
+CONSTITUTION ?= article
+FEEDBACK ?= $(BASE)
+
+OLD := --if-changed restart
+# A recipe ends in `touch`: a stage that finds its inputs' content unchanged leaves its output alone, also its time stamp.
+
+pipeline: setup $(RUN)/rl-cai/cai.json
+
+$(RUN)/revisions.jsonl: $(PROMPTS) $(wildcard $(CONSTITUTION))
+	$(CAI) revise --model $(MODEL) --prompts $(PROMPTS) --constitution $(CONSTITUTION) $(REVISE) $(OLD) --out $@ && touch $@
+
+$(RUN)/samples.jsonl: $(HELPFUL_PROMPTS)
+	$(CAI) sample --model $(MODEL) --prompts $(HELPFUL_PROMPTS) $(SAMPLE) $(OLD) --out $@ && touch $@
+
+$(RUN)/sl-cai/cai.json: $(RUN)/revisions.jsonl $(RUN)/samples.jsonl
+	$(CAI) sft --model $(BASE) $(addprefix --data ,$^) $(SFT) $(OLD) --out $(@D) && touch $@
+
+$(RUN)/comparisons.jsonl: $(RUN)/sl-cai/cai.json $(LABEL_PROMPTS) $(wildcard $(CONSTITUTION))
+	$(CAI) label --model $(RUN)/sl-cai --prompts $(LABEL_PROMPTS) --feedback-model $(FEEDBACK) \
+	  --constitution $(CONSTITUTION) $(LABEL) $(OLD) --out $@ && touch $@
+
+$(RUN)/pmp/cai.json: $(POSTS)
+	$(CAI) pmp --model $(BASE) --posts $(POSTS) $(PMP) $(OLD) --out $(@D) && touch $@
+
+$(RUN)/pm/cai.json: $(RUN)/pmp/cai.json $(RUN)/comparisons.jsonl $(HUMAN)
+	$(CAI) train-pm --model $(RUN)/pmp --comparisons $(RUN)/comparisons.jsonl --comparisons $(HUMAN) \
+	  $(TRAIN_PM) $(OLD) --out $(@D) && touch $@
+
+$(RUN)/rl-cai/cai.json: $(RUN)/sl-cai/cai.json $(RUN)/pm/cai.json $(RL_PROMPTS)
+	$(CAI) ppo --model $(RUN)/sl-cai --pm $(RUN)/pm --prompts $(RL_PROMPTS) $(PPO) $(OLD) --out $(@D) && touch $@

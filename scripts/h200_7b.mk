@@ -1,0 +1,20 @@
+# `make pipeline ARGS=scripts/h200_7b.mk`: a 7B model on one large GPU. Put your own models and data here.
+RUN = runs/7b
+MODEL = path/to/helpful-only-7b
+BASE = path/to/base-7b
+FEEDBACK = $(BASE)
+PROMPTS = data/red-team.jsonl
+HELPFUL_PROMPTS = data/helpful.jsonl
+LABEL_PROMPTS = data/red-team-label.jsonl
+RL_PROMPTS = data/rl.jsonl
+POSTS = data/Posts.xml
+HUMAN = data/human-helpfulness.jsonl
+CONSTITUTION = article
+
+REVISE = --rounds 4 --max-new-tokens 512 --batch-size 128
+SAMPLE = -n 2 --max-new-tokens 512 --batch-size 128
+SFT = --learning-rate 1e-5 --per-device-train-batch-size 8 --gradient-accumulation-steps 8 --bf16 --gradient-checkpointing
+LABEL = --max-new-tokens 512 --batch-size 128
+PMP = --learning-rate 5e-6 --per-device-train-batch-size 8 --gradient-accumulation-steps 8 --bf16 --gradient-checkpointing
+TRAIN_PM = --learning-rate 3e-6 --per-device-train-batch-size 8 --gradient-accumulation-steps 4 --bf16 --gradient-checkpointing
+PPO = --learning-rate 1e-6 --steps 500 --rollout-batch-size 256 --per-device-train-batch-size 4 --max-new-tokens 256

@@ -1,0 +1,28 @@
+# `make pipeline` on the embedded micro-world: inputs written by `cai demo --inputs-only`.
+RUN ?= runs/pipeline
+INPUTS := $(RUN)/inputs
+WORLD := $(INPUTS)/world
+MODEL ?= $(INPUTS)/models/helpful-only
+BASE ?= $(INPUTS)/models/base
+FEEDBACK ?= $(MODEL)
+PROMPTS ?= $(WORLD)/harmful-sft.jsonl
+HELPFUL_PROMPTS ?= $(WORLD)/helpful-sft.jsonl
+LABEL_PROMPTS ?= $(WORLD)/harmful-label.jsonl
+RL_PROMPTS ?= $(WORLD)/rl.jsonl
+POSTS ?= $(WORLD)/posts.xml
+HUMAN ?= $(WORLD)/human-helpfulness.jsonl
+CONSTITUTION ?= $(WORLD)/constitution.yaml
+
+GENERATE := --max-new-tokens 64 --batch-size 256
+OPTIMISE := --per-device-train-batch-size 32 --max-length 256
+REVISE ?= --few-shot none --rounds 2 $(GENERATE)
+SAMPLE ?= -n 2 $(GENERATE)
+SFT ?= --learning-rate 1e-3 --num-train-epochs 2 $(OPTIMISE)
+LABEL ?= $(GENERATE)
+PMP ?= --learning-rate 5e-4 --num-train-epochs 2 $(OPTIMISE)
+TRAIN_PM ?= --learning-rate 5e-4 --num-train-epochs 3 $(OPTIMISE)
+PPO ?= --steps 40 --rollout-batch-size 96 --learning-rate 2e-4 --kl-coef 0.1 --max-new-tokens 64 --batch-size 256
+
+WRITTEN := $(PROMPTS) $(HELPFUL_PROMPTS) $(LABEL_PROMPTS) $(RL_PROMPTS) $(POSTS) $(HUMAN) $(CONSTITUTION)
+$(WRITTEN) &: | setup
+	$(CAI) demo --inputs-only --out $(INPUTS)
