@@ -20,6 +20,16 @@ HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 TRANSCRIPT_NAMES = {"user": "Human", "assistant": "Assistant"}
+ROLE_OF = {"Human": "user", "Assistant": "assistant"}
+
+
+class TranscriptError(ValueError):
+    """Text that is no transcript: `not_a_transcript`, `starts_with_assistant` or `empty_turn`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason.replace('_', ' ')}: {detail}" if detail else reason.replace("_", " "))
+        self.reason = reason
+        self.detail = detail
 
 
 def message(role: str, content: str) -> Message:
@@ -44,10 +54,21 @@ def check_conversation(value: Any, field: str, ends_with: str | None = None) -> 
             raise RecordError(f"{name}.content", f"expected text, got {type(content).__name__}")
         if not content.strip():
             raise RecordError(f"{name}.content", "is empty")
+        if not is_unicode(content):
+            raise RecordError(f"{name}.content", "holds half of a surrogate pair, which is no character")
         turns.append(message(role, content))
     if ends_with and turns[-1]["role"] != ends_with:
         raise RecordError(f"{field}[{len(turns) - 1}].role", f"expected the last turn to be from the {ends_with}")
     return turns
+
+
+def is_unicode(text: str) -> bool:
+    r"""Whether the text can be written as UTF-8; JSON can spell halves of surrogate pairs (`\ud800`)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_reply(value: Any, field: str) -> Conversation:
@@ -82,21 +103,41 @@ def to_transcript(conversation: Conversation) -> str:
 
 
 def from_transcript(text: str) -> Conversation:
-    r"""Parse a transcript that starts with `\n\nHuman:`; turns keep their text, stripped at both ends.
+    r"""Turns with their text stripped at both ends; an assistant's turn that ends the transcript may be empty.
 
-    Every role marker starts a turn, so repeated roles survive as they are; empty turns raise.
+    Turns alternate, so a marker starts a turn only where it names the *other* speaker:
+
+    - `\n\nAssistant:` while the assistant is speaking (or `\n\nHuman:` while the human is) cannot start a turn. It is text of
+      the turn that is going on and stays in it, letter for letter.
+    - `Human:` or `Assistant:` without two newlines before it is text as well.
+    - `\n\nHuman:` inside an assistant's turn cannot be told from a turn of the human, and is one.
+
+    So `to_transcript` gives back the transcript, but for white space at the ends of turns, and turns alternate as chat
+    templates ask. Raises TranscriptError.
     """
+    if text.lstrip().startswith((HUMAN.strip(), ASSISTANT.strip())):
+        text = f"\n\n{text.lstrip()}"  # the published ones have the two newlines; copies often have lost them
     marks = list(TURN.finditer(text))
     if not marks or text[: marks[0].start()].strip():
-        raise RecordError("", r"a transcript must start with '\n\nHuman:'")
-    turns = []
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        content = text[mark.end() : following.start() if following else len(text)].strip()
-        role = "user" if mark.group(1) == "Human" else "assistant"
-        if not content:
-            raise RecordError("", f"an empty {mark.group(1)} turn in the transcript")
-        turns.append(message(role, content))
-    return turns
+        raise TranscriptError("not_a_transcript", "expected it to start with 'Human:'")
+    if marks[0].group(1) != "Human":
+        raise TranscriptError("starts_with_assistant")
+    turns = [(marks[0], marks[0].end())]  # the marker of each turn, and where its text starts
+    for mark in marks[1:]:
+        opening, start = turns[-1]
+        if mark.group(1) != opening.group(1):
+            turns.append((mark, mark.end()))
+        elif not text[start : mark.start()].strip():
+            turns[-1] = (opening, mark.end())  # nothing was said after the first of the two markers
+    conversation = []
+    for number, (opening, start) in enumerate(turns):
+        last = number == len(turns) - 1
+        content = text[start : len(text) if last else turns[number + 1][0].start()].strip()
+        role = ROLE_OF[opening.group(1)]
+        if not content and not (last and role == "assistant"):
+            raise TranscriptError("empty_turn", f"turn {number + 1} ({role})")
+        conversation.append(message(role, content))
+    return conversation
 
 
 def split_system(conversation: Conversation) -> tuple[str, Conversation]:

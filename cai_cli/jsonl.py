@@ -9,56 +9,73 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
-
-import jsonlines
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from cai_cli.errors import RecordError, UserError
 
 Record = TypeVar("Record")
 Row = dict[str, Any]
 
+BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
-def open_text(path: Path) -> IO[str]:
-    """Open a text file, gunzipping by its first two bytes. A byte order mark is skipped."""
+
+def open_binary(path: Path) -> BinaryIO:
+    """Open a file, gunzipping by its first two bytes."""
     if not path.exists():
         raise UserError(f"{path}: no such file", "check the path; a stage's output exists once the stage has finished")
     if path.is_dir():
         raise UserError(f"{path}: is a directory", "name a file")
     try:
-        binary = path.open("rb")
+        stream = path.open("rb")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    zipped = binary.read(2) == b"\x1f\x8b"
-    binary.seek(0)
-    stream = gzip.GzipFile(fileobj=binary) if zipped else binary
-    return io.TextIOWrapper(stream, encoding="utf-8-sig")  # type: ignore[arg-type]
+        raise UserError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
+    if stream.read(2) == b"\x1f\x8b":
+        stream.close()
+        return cast(BinaryIO, gzip.open(path))
+    stream.seek(0)
+    return stream
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a text file, plain or gzipped. A byte order mark is skipped."""
+    return io.TextIOWrapper(open_binary(path), encoding="utf-8-sig")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text). Lines are decoded one by one, so that an error names the right one."""
+    number = 0
+    with open_binary(path) as stream:
+        try:
+            for number, line in enumerate(stream, start=1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise RecordError("", f"not UTF-8 text at byte {error.start + 1} of the line", place=f"{path}:{number}") from None
+        except BROKEN_GZIP as error:
+            raise RecordError("", f"broken gzip data: {error}", place=f"{path}:{number + 1}") from None
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Yield (line number, row). Raises RecordError with `file:line` for anything that is not a JSON object."""
+    import jsonlines
+
     line = 0
-    with open_text(path) as stream:
 
-        def numbered() -> Iterator[str]:
-            nonlocal line
-            for line, text in enumerate(stream, start=1):
-                yield text
+    def texts() -> Iterator[str]:
+        nonlocal line
+        for number, text in read_lines(path):
+            line = number
+            yield text
 
-        reader = jsonlines.Reader(numbered())
-        try:
-            for row in reader.iter(type=dict, skip_empty=True):
-                yield line, row
-        except jsonlines.InvalidLineError as error:
-            cause = error.__cause__
-            detail = f"{cause.msg} at column {cause.colno}" if isinstance(cause, json.JSONDecodeError) else "not an object"
-            raise RecordError("", f"not a JSON object: {detail}", place=f"{path}:{line}") from None
-        except UnicodeDecodeError:
-            raise RecordError("", "not UTF-8 text", place=f"{path}:{line + 1}") from None
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise RecordError("", f"broken gzip data: {error}", place=f"{path}:{line + 1}") from None
+    try:
+        for row in jsonlines.Reader(texts()).iter(type=dict, skip_empty=True):
+            yield line, row
+    except jsonlines.InvalidLineError as error:
+        cause = error.__cause__
+        detail = f"{cause.msg} at column {cause.colno}" if isinstance(cause, json.JSONDecodeError) else "not an object"
+        raise RecordError("", f"not a JSON object: {detail}", place=f"{path}:{line}") from None
 
 
 def read_records(path: Path, parse: Callable[[Row], Record]) -> Iterator[Record]:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, check_conversation, from_transcript, message
+from cai_cli.conversation import HUMAN, Conversation, TranscriptError, check_conversation, from_transcript, message
 from cai_cli.errors import RecordError, UserError
-from cai_cli.jsonl import open_text, read_rows
+from cai_cli.jsonl import read_lines, read_rows
 from cai_cli.manifest import parse_weight
 from cai_cli.records import Prompt
 from cai_cli.talk import say
@@ -23,9 +23,9 @@ def read_prompts(sources: list[str], limit: int | None = None) -> list[Prompt]:
     places: dict[str, str] = {}
     merged = 0
     for source in sources:
-        for place, prompt, id_given in rows_of(parse_weight(source)[0]):
+        for place, prompt in rows_of(parse_weight(source)[0]):
             if prompt.id in prompts:
-                if id_given and prompts[prompt.id].prompt != prompt.prompt:
+                if prompts[prompt.id].prompt != prompt.prompt:
                     hint = f"the other one is at {places[prompt.id]}; ids are unique"
                     raise RecordError("id", f"{prompt.id!r} is used for two prompts", hint, place=place)
                 merged += 1
@@ -39,32 +39,30 @@ def read_prompts(sources: list[str], limit: int | None = None) -> list[Prompt]:
     if merged:
         say(f"merged {merged} repeated prompts")
     if not prompts:
-        raise UserError(f"{', '.join(sources)}: no prompts in it")
+        raise UserError(f"{', '.join(sources)}: no prompts in it", 'one prompt a line, as {"prompt": "text"} or plain .txt')
     return list(prompts.values())
 
 
-def rows_of(source: str) -> Iterator[tuple[str, Prompt, bool]]:
-    """Yield (place, prompt, whether its id was given) of one source."""
+def rows_of(source: str) -> Iterator[tuple[str, Prompt]]:
+    """Yield (place, prompt) of one source."""
     if source.startswith("hf:"):
         yield from hub_rows(source)
         return
     path = Path(source)
     if path.name.removesuffix(".gz").endswith(".txt"):
-        with open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    prompt = [message("user", line.strip())]
-                    yield f"{path}:{number}", Prompt.from_row({"prompt": prompt}), False
+        for number, line in read_lines(path):
+            if line.strip():
+                yield f"{path}:{number}", Prompt.from_row({"prompt": [message("user", line.strip())]})
         return
     for number, row in read_rows(path):
         place = f"{path}:{number}"
         try:
-            yield place, prompt_from_row(row), row.get("id") is not None
+            yield place, prompt_from_row(row)
         except RecordError as error:
             raise error.at(place) from None
 
 
-def hub_rows(source: str) -> Iterator[tuple[str, Prompt, bool]]:
+def hub_rows(source: str) -> Iterator[tuple[str, Prompt]]:
     import datasets
 
     name, _, split = source.removeprefix("hf:").partition(":")
@@ -74,7 +72,7 @@ def hub_rows(source: str) -> Iterator[tuple[str, Prompt, bool]]:
         raise UserError(f"{source}: cannot be loaded: {str(error).splitlines()[0]}") from None
     for number, row in enumerate(rows):
         try:
-            yield f"{source}[{number}]", prompt_from_row(row), row.get("id") is not None
+            yield f"{source}[{number}]", prompt_from_row(row)
         except RecordError as error:
             raise error.at(f"{source}[{number}]") from None
 
@@ -104,13 +102,10 @@ def prompt_from_text(text: str, field: str) -> Conversation:
     """A transcript where the text starts as one, else one user turn."""
     if not text.lstrip().startswith(HUMAN.strip()):
         return check_conversation([message("user", text)], field, ends_with="user")
-    body = text.strip()
-    if body.endswith(ASSISTANT.strip()):
-        body = body.removesuffix(ASSISTANT.strip()).rstrip()
     try:
-        return without_last_reply(from_transcript("\n\n" + body), field)
-    except RecordError as error:
-        raise RecordError(field, error.problem) from None
+        return without_last_reply(from_transcript(text), field)
+    except TranscriptError as error:
+        raise RecordError(field, str(error), "`cai import hh-rlhf` puts such rows aside and goes on") from None
 
 
 def without_last_reply(turns: Conversation, field: str) -> Conversation:

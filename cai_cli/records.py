@@ -14,7 +14,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cai_cli.conversation import Conversation, check_conversation, check_reply, prompt_id
+from cai_cli.conversation import Conversation, check_conversation, check_reply, is_unicode, prompt_id
 from cai_cli.errors import RecordError
 
 KINDS = ("harmful", "helpful")
@@ -27,6 +27,8 @@ def text_field(row: dict[str, Any], name: str, prefix: str = "") -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value:
         raise RecordError(prefix + name, "missing" if value is None else "expected non-empty text")
+    if not is_unicode(value):
+        raise RecordError(prefix + name, "holds half of a surrogate pair, which is no character")
     return value
 
 
@@ -50,8 +52,8 @@ def optional_kind(row: dict[str, Any]) -> str | None:
     return None if row.get("kind") is None else choice_field(row, "kind", KINDS)
 
 
-def optional_text(row: dict[str, Any], name: str) -> str | None:
-    return None if row.get(name) is None else text_field(row, name)
+def optional_text(row: dict[str, Any], name: str, prefix: str = "") -> str | None:
+    return None if row.get(name) is None else text_field(row, name, prefix)
 
 
 def list_of_rows(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -198,7 +200,7 @@ class Comparison:
                     logprob_a=number_field(item, "logprob_a", -math.inf, 0, prefix),
                     logprob_b=number_field(item, "logprob_b", -math.inf, 0, prefix),
                     mass=number_field(item, "mass", 0, 1.000001, prefix),
-                    rationale=optional_text(item, "rationale"),
+                    rationale=optional_text(item, "rationale", prefix),
                 )
             )
         prompt = check_conversation(row.get("prompt"), "prompt", ends_with="user")
