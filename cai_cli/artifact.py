@@ -57,14 +57,17 @@ def move_to_backup(*paths: Path) -> None:
 
 
 def check_same(old: Manifest, new: Manifest, options: Any) -> bool:
-    """True where `old` is the same artifact as `new`; False where it is to be restarted; else an error that names why."""
+    """True where `old` is the same artifact as `new`; False where it is to be restarted; else an error that names why.
+
+    Nothing is moved here: what is on disk stays until the new work starts, so a mistake found before then costs nothing.
+    """
     found = differences(old, new, type(options))
     if not found:
         for change in noted_changes(old, new, type(options)):
             warn(f"{options.out}: {change}; rows made before keep what they have")
         return True
     if options.if_changed == "restart":
-        say(f"{options.out}: {'; '.join(found)}: moving the old one to .bak and starting afresh")
+        say(f"{options.out}: {'; '.join(found)}: the old one goes to .bak, starting afresh")
         return False
     hint = "choose another --out, or pass --if-changed restart to move it to .bak and start afresh"
     raise UserError(f"{options.out} was made differently: {'; '.join(found)}", hint)
@@ -101,6 +104,7 @@ class RowArtifact:
         self.tokens = 0
         self.started = time.monotonic()
         self.done = False
+        self._restart = False  # the old one is moved to .bak when the first row is written
         self._rows: Any = None
         self._rejects: Any = None
         if not self.streaming:
@@ -113,32 +117,29 @@ class RowArtifact:
 
     def _resume(self) -> None:
         """Find out whether the artifact is done, can be continued, or is to be started."""
-        finished = read_manifest(self.manifest_file)
-        old = finished or read_manifest(self.partial_manifest_file)
-        exists = self.out.exists() or self.partial.exists()
-        if old is None and self.out.exists():
-            raise UserError(f"{self.out} exists and has no manifest", "move it away, or choose another --out")
-        if old is not None and exists and not check_same(old, self.manifest, self.options):
-            move_to_backup(self.out, self.partial, self.manifest_file, self.partial_manifest_file, self.rejects)
-            old = finished = None
-        if old is not None and self.out.exists():
-            if not self._limit_raised(old):
-                self.done = True
-                say(f"{self.out}: already done ({old['counts']['out']} rows); nothing to do")
-                return
-            self.out.replace(self.partial)
+        begun = next((path for path in (self.out, self.partial) if path.exists()), None)
+        if begun is None:
+            return
+        old = (read_manifest(self.partial_manifest_file) if begun == self.partial else None) or read_manifest(self.manifest_file)
+        if old is None:
+            raise UserError(f"{begun} exists and has no manifest", "move it away, or choose another --out")
+        if not check_same(old, self.manifest, self.options):
+            self._restart = True
+            return
+        if self.out.exists() and not self._limit_raised(old):
+            self.done = True
+            say(f"{self.out}: already done ({old['counts']['out']} rows); nothing to do")
+            return
         for path in (self.partial, self.rejects):
             repair_tail(path)
-        if old is not None:
-            self._read_finished_ids()
+        self._read_finished_ids(begun)
 
     def _limit_raised(self, old: Manifest) -> bool:
         before = old["options"].get("limit")
         return before is not None and (self.limit is None or self.limit > before)
 
-    def _read_finished_ids(self) -> None:
-        if self.partial.exists():
-            self.accepted_ids = {row["id"] for _, row in read_rows(self.partial)}
+    def _read_finished_ids(self, rows: Path) -> None:
+        self.accepted_ids = {row["id"] for _, row in read_rows(rows)}
         if self.rejects.exists():
             for _, row in read_rows(self.rejects):
                 if row["id"] not in self.rejected_ids:
@@ -154,6 +155,10 @@ class RowArtifact:
             self._rows = sys.stdout
             return
         self.out.parent.mkdir(parents=True, exist_ok=True)
+        if self._restart:
+            move_to_backup(self.out, self.partial, self.manifest_file, self.partial_manifest_file, self.rejects)
+        elif self.out.exists():  # a raised --limit goes on from the finished rows
+            self.out.replace(self.partial)
         write_manifest(self.partial_manifest_file, self.manifest)
         fresh = not self.partial.exists()
         self._rows = self.partial.open("a", encoding="utf-8")
@@ -207,7 +212,8 @@ class RowArtifact:
             raise RunError(f"{self.out}: there was nothing to work on", "the inputs hold no rows")
         if accepted == 0 or rejected / total > rate:
             why = reasons_text(self.reject_reasons)
-            hint = f"look at {self.rejects}; what is done is kept, --max-reject-rate raises the bar (now {rate:g})"
+            look = "" if self.streaming else f"look at {self.rejects}; what is done is kept, "
+            hint = f"{look}--max-reject-rate raises the bar (now {rate:g})"
             raise RunError(f"{self.out}: {rejected} of {total} rows were rejected ({why})", hint)
 
 
@@ -230,20 +236,22 @@ class ModelArtifact:
         self.metrics_file = self.folder / "metrics.jsonl"
         self.started = time.monotonic()
         self.done = False
+        self._restart = False  # the old one is moved to .bak by `start`
         finished = read_manifest(self.manifest_file)
         old = finished or read_manifest(self.partial_manifest_file)
         if old is None and self.folder.exists() and any(self.folder.iterdir()):
             raise UserError(f"--out {self.folder}: is not empty and not ours", "choose another --out")
         if old is not None and not check_same(old, self.manifest, options):
-            move_to_backup(self.folder)
-            old = finished = None
-        if finished is not None:
+            self._restart = True
+        elif finished is not None:
             self.done = True
             say(f"{self.folder}: already done; nothing to do")
-            return
 
     def start(self) -> None:
         """Mark the directory as one in the making."""
+        if self._restart:
+            move_to_backup(self.folder)
+            self._restart = False
         self.folder.mkdir(parents=True, exist_ok=True)
         write_manifest(self.partial_manifest_file, self.manifest)
 

@@ -9,13 +9,14 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
 from cai_cli.artifact import Rejected
 from cai_cli.constitution import Principle
 from cai_cli.conversation import Conversation, message
-from cai_cli.errors import RecordError
+from cai_cli.errors import RecordError, UserError
 from cai_cli.jsonl import read_rows
 from cai_cli.keys import uniform
 from cai_cli.manifest import parse_weight
@@ -99,13 +100,15 @@ def first_is_a(seed: int, pair_id: str, number: int) -> bool:
 
 def read_pairs(sources: list[str], limit: int | None) -> Iterator[Pair]:
     """Pairs from comparisons (chosen and rejected), or from samples (the first two different replies to a prompt)."""
-    count = 0
+    seen: set[str] = set()
     for source in sources:
         path = Path(parse_weight(source)[0])
         for pair in pairs_of_file(path):
+            if pair.id in seen:
+                raise UserError(f"{path}: there is a pair {pair.id!r} already", "ids are unique over all --pairs")
+            seen.add(pair.id)
             yield pair
-            count += 1
-            if limit is not None and count == limit:
+            if limit is not None and len(seen) == limit:
                 return
 
 
@@ -187,9 +190,9 @@ def summarise(comparisons: list[Comparison]) -> None:
     edges = [0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0]
     counts = [
         sum(low <= c.probability < high or (high == 1.0 and c.probability == 1.0) for c in comparisons)
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in pairwise(edges)
     ]
-    bins = [f"{low:g}–{high:g}" for low, high in zip(edges, edges[1:], strict=False)]
+    bins = [f"{low:g}–{high:g}" for low, high in pairwise(edges)]
     shares = [f"{count / len(comparisons):.1%}" for count in counts]
     table("confidence", ["probability of chosen", "pairs"], [list(pair) for pair in zip(bins, shares, strict=True)])
     by_principle: dict[str, list[float]] = defaultdict(list)

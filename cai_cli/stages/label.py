@@ -82,9 +82,11 @@ def run(options: Options) -> None:
     if artifact.done:
         return
     pairs = list(pairs_to_label(options))
+    if not pairs:
+        raise UserError(f"{', '.join(options.pairs or [])}: no pairs in it", "a pair is two different replies to one prompt")
     todo = [pair for pair in pairs if pair.id not in artifact.finished_ids]
     if options.dry_run:
-        dry_run(options, constitution, todo)
+        dry_run(options, constitution, todo or pairs)
         return
 
     from cai_cli.engines.transformers_engine import open_engine
@@ -244,7 +246,7 @@ def reject_by_mass(pair: Pair, min_mass: float) -> Rejected | None:
 
 def check_preflight(options: Options, pairs: list[Pair]) -> None:
     """Stop early where the judge does not answer with an option at all."""
-    mass = mean(pair.mass for pair in pairs if pair.rejected is None)
+    mass = mean([pair.mass for pair in pairs if pair.rejected is None] or [1.0])
     if mass < options.min_mass:
         raise RunError(
             f"{options.feedback_model}: over the first {len(pairs)} pairs only {mass:.2g} of the probability is on the options",

@@ -59,7 +59,7 @@ def run(options: Options) -> None:
     slots = [Slot(prompt, k) for prompt in prompts for k in range(options.num_samples)]
     todo = [slot for slot in slots if slot.id not in artifact.finished_ids]
     if options.dry_run:
-        dry_run(options, todo)
+        dry_run(options, todo or slots)
         return
 
     from cai_cli.engines.transformers_engine import open_engine

@@ -6,7 +6,9 @@ in every stage and every rerun.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,11 +40,11 @@ def run(options: Options) -> None:
     manifest = begin_manifest("split", options, options.out)
     manifest_file = options.out / "split.manifest.json"
     old = read_manifest(manifest_file)
-    if old is not None:
-        if check_same(old, manifest, options):
-            say(f"{options.out}: already done; nothing to do")
-            return
-        move_to_backup(options.out)
+    if old is not None and check_same(old, manifest, options):
+        say(f"{options.out}: already done; nothing to do")
+        return
+    if old is None and (there := [name for name in parts if (options.out / f"{name}.jsonl").exists()]):
+        raise UserError(f"{options.out / there[0]}.jsonl: exists and is not from a split", "choose another --out")
     divided: dict[str, list] = {name: [] for name in parts}
     prompts = read_prompts(options.prompts)
     for prompt in prompts:
@@ -51,9 +53,18 @@ def run(options: Options) -> None:
     if options.dry_run:
         say(", ".join(f"{name} {count}" for name, count in counts.items()))
         return
+    if old is not None:
+        move_to_backup(manifest_file, *part_files(options.out, parse_parts(old["options"]["parts"])))
     for name, rows in divided.items():
         facts = {**manifest, "counts": {"in": len(prompts), "out": len(rows), "rejected": {}}}
         write_rows(options.out / f"{name}.jsonl", rows)
         write_manifest(options.out / f"{name}.manifest.json", facts)
     write_manifest(manifest_file, {**manifest, "counts": {"in": len(prompts), "out": sum(counts.values()), "rejected": {}}})
     say(f"{options.out}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+
+
+def part_files(folder: Path, parts: Iterable[str]) -> Iterator[Path]:
+    """The files of each part: its rows and their manifest."""
+    for name in parts:
+        yield folder / f"{name}.jsonl"
+        yield folder / f"{name}.manifest.json"
