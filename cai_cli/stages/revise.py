@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cai_cli.artifact import Rejected, RowArtifact
 from cai_cli.constitution import Constitution, Principle, load_constitution
 from cai_cli.conversation import Conversation, message
-from cai_cli.few_shot import few_shot_prefix, load_critique_demonstrations
+from cai_cli.few_shot import few_shot_prefix, load_critique_demonstrations, without_critique
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
 from cai_cli.hygiene import ROLE_CONFUSED, clean_revision, is_critique_like
 from cai_cli.jsonl import read_records
@@ -100,23 +100,18 @@ def run(options: Options) -> None:
     if artifact.done:
         return
     prompts = read_prompts(options.prompts, options.limit)
-    chains = [
-        Chain(f"{prompt.id}/{k}", prompt)
-        for prompt in prompts
-        for k in range(options.num_samples)
-        if f"{prompt.id}/{k}" not in artifact.finished_ids
-    ]
+    chains = [Chain(f"{prompt.id}/{k}", prompt) for prompt in prompts for k in range(options.num_samples)]
+    todo = [chain for chain in chains if chain.id not in artifact.finished_ids]
     if options.dry_run:
-        dry_run(options, constitution, chains)
+        dry_run(options, constitution, todo or chains)
         return
 
     from cai_cli.engines.transformers_engine import open_engine
 
     engine = open_engine(options.model, options)
     texts = Texts(options, engine.renderer)
-    total = len(prompts) * options.num_samples
-    with progress("revise", total, total - len(chains)) as advance:
-        for chunk in chunks(chains, CHUNK_BATCHES * options.batch_size):
+    with progress("revise", len(chains), len(chains) - len(todo)) as advance:
+        for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
             revise_chunk(engine, texts, options, constitution, chunk)
             for chain in chunk:
                 artifact.tokens += chain.tokens
@@ -126,7 +121,7 @@ def run(options: Options) -> None:
                     artifact.accept(to_record(chain).to_row())
             artifact.flush()
             advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
-    artifact.finish(seen=total, **engine.facts())
+    artifact.finish(seen=len(chains), **engine.facts())
     if not artifact.streaming:
         show_summary(options)
 
@@ -182,12 +177,18 @@ def check_revision(chain: Chain, text: str) -> str | None:
     return ROLE_CONFUSED if is_critique_like(text) else None
 
 
+def few_shot_text(options: Options) -> str:
+    """The demonstrations in front of a transcript; without critiques where none is asked for."""
+    demonstrations = load_critique_demonstrations(options.few_shot)
+    return few_shot_prefix(demonstrations if options.critique else [without_critique(text) for text in demonstrations])
+
+
 class Texts:
     """The prompts of the loop in the chosen rendering."""
 
     def __init__(self, options: Options, renderer: Renderer) -> None:
         self.chat = options.rendering == "chat" or (options.rendering == "auto" and renderer.has_own_template)
-        self.few_shot = "" if self.chat else few_shot_prefix(load_critique_demonstrations(options.few_shot))
+        self.few_shot = "" if self.chat else few_shot_text(options)
         self.stops = () if self.chat else TRANSCRIPT_STOPS
         self.skip_critique = not options.critique
 
