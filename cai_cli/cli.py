@@ -9,13 +9,10 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-import click
 import typer
-import yaml
 
 from cai_cli import __version__
 from cai_cli.errors import CaiError, UserError
@@ -34,6 +31,7 @@ from cai_cli.stages import (
     train_pm,
 )
 from cai_cli.talk import fail
+from cai_cli.yaml_text import load_yaml
 
 app = typer.Typer(
     name="cai",
@@ -52,12 +50,11 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         return None
     if not path.is_file():
         raise UserError(f"{path}: no such file", "--config takes a YAML file")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    settings = load_yaml(path.read_bytes(), path) or {}
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected a mapping of flags to values")
+    from difflib import get_close_matches
+
     known = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
     for key in settings:
         name = str(key).replace("-", "_")
@@ -67,7 +64,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
             raise UserError(f"{path}: unknown key `{key}`", hint)
     defaults = {str(key).replace("-", "_"): value for key, value in settings.items()}
     for name, value in defaults.items():
-        if known[name].multiple and not isinstance(value, list):  # type: ignore[attr-defined]
+        if known[name].multiple and not isinstance(value, list):
             defaults[name] = [value]
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
@@ -116,6 +113,9 @@ def root(version: Annotated[bool, typer.Option("--version", callback=show_versio
     pass
 
 
+# Typer may carry its own copy of click, so its base exception is found through a name that Typer exports.
+UsageMistake: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 STAGES = "Stages"
 FILES = "Files"
 
@@ -145,10 +145,11 @@ def main() -> None:
             raise
         fail(error.message, error.hint)
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except UsageMistake as error:
         context = getattr(error, "ctx", None)
-        fail(error.format_message(), f"see `{context.command_path if context else 'cai'} --help`")
+        problem = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        fail(problem, f"see `{context.command_path if context else 'cai'} --help`")
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         fail("interrupted", "the same command continues where it stopped")
         sys.exit(130)

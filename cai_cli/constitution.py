@@ -19,10 +19,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cai_cli.errors import UserError
 from cai_cli.keys import uniform
+from cai_cli.yaml_text import load_yaml
 
 TEXTS = ("critique", "revision", "comparison")
 FIELDS = ("id", *TEXTS)
@@ -77,13 +76,7 @@ def load_constitution(name_or_path: str) -> Constitution:
     """Read and check a constitution. Errors name the file, the principle and the field."""
     path = find_constitution(name_or_path)
     content = path.read_bytes()
-    try:
-        data = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    return parse_constitution(data, str(path), hashlib.sha256(content).hexdigest(), path.stem)
+    return parse_constitution(load_yaml(content, path), str(path), hashlib.sha256(content).hexdigest(), path.stem)
 
 
 def parse_constitution(data: Any, place: str, sha256: str, default_name: str) -> Constitution:

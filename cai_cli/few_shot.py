@@ -15,10 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cai_cli.constitution import Constitution
-from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, check_conversation, from_transcript, message
+from cai_cli.conversation import (
+    ASSISTANT,
+    HUMAN,
+    Conversation,
+    TranscriptError,
+    check_conversation,
+    from_transcript,
+    message,
+)
 from cai_cli.errors import RecordError, UserError
 from cai_cli.keys import Part, shuffled, uniform
 from cai_cli.prompts import (
@@ -30,6 +36,7 @@ from cai_cli.prompts import (
     option,
     revision_prompt,
 )
+from cai_cli.yaml_text import load_yaml
 
 NONE = "none"
 DEFAULT = "default"
@@ -116,15 +123,11 @@ def numbered(path: Path) -> list[tuple[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         # JSON apart from YAML: a JSON text may hold what YAML forbids, and its errors name the line just as well.
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        data = json.loads(text) if path.suffix == ".json" else load_yaml(text, path)
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
     items = data.get("demonstrations") if isinstance(data, dict) else data
     if not isinstance(items, list) or not items:
         raise UserError(f"{path}: field `demonstrations`: expected a non-empty list", f"`{NONE}` means none at all")
@@ -188,5 +191,7 @@ def read_prompt(value: Any, place: str) -> Conversation:
         elif isinstance(value, str):
             value = [message("user", value.strip())]
         return check_conversation(value, "prompt", ends_with="user")
+    except TranscriptError as error:
+        raise RecordError("prompt", str(error), place=place) from None
     except RecordError as error:
         raise error.at(place) from None

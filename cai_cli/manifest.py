@@ -10,10 +10,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import re
+import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -97,8 +96,8 @@ def describe_input(option: str, value: str, beside: Path) -> dict[str, Any]:
     if file is None:
         return {"option": option, "path": path, "weight": weight, "sha256": None}
     if not file.is_file():
-        hint = "check the path; a stage's output exists once the stage has finished"
-        raise UserError(f"{flag_name(option)}: {file}: no such file", hint)
+        problem = "is a directory" if file.is_dir() else "no such file"
+        raise UserError(f"{file}: {problem}", "check the path; a stage's output exists once the stage has finished")
     parent = manifest_path(file)
     return {
         "option": option,
@@ -160,12 +159,14 @@ def begin_manifest(stage: str, options: Any, folder: Path) -> Manifest:
             path = find_constitution(value)
             constitution = {"name": value, "path": os.path.relpath(path, folder), "sha256": hash_file(path)}
     manifest |= {"inputs": inputs, "models": models, "constitution": constitution}
-    manifest["libraries"] = {"python": platform.python_version(), **library_versions()}
+    manifest["libraries"] = {"python": ".".join(map(str, sys.version_info[:3])), **library_versions()}
     manifest["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return manifest
 
 
 def library_versions() -> dict[str, str]:
+    from importlib import metadata
+
     found = {}
     for name in LIBRARIES:
         try:
@@ -177,6 +178,8 @@ def library_versions() -> dict[str, str]:
 
 def device_facts(device: str, dtype: str) -> dict[str, Any]:
     """Device, dtype and threads, for stages that ran a model. Called where torch is loaded."""
+    import platform
+
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
@@ -208,9 +211,12 @@ def differences(old: Manifest, new: Manifest, options_type: type) -> list[str]:
     hashed.add("--constitution")
     found = []
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            was = "has other content" if name in hashed else f"was {before.get(name)}, now {now.get(name)}"
-            found.append(f"{name} {was}")
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now:
+            changed = "has other content" if name in hashed else f"was {was}, now {is_now}"
+            if name in hashed and not (was and is_now):
+                changed = "is new" if is_now else "is gone"
+            found.append(f"{name} {changed}")
     return found
 
 

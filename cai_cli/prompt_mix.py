@@ -20,13 +20,18 @@ def mixed_prompts(sources: list[tuple[list[Prompt], float]], count: int, seed: i
     streams = [endless(prompts, seed, number) for number, (prompts, _) in enumerate(sources)]
     episodes = []
     for n in range(count):
-        mark = uniform(seed, "mix", n) * total
-        for stream, (_, proportion) in zip(streams, sources, strict=True):
-            mark -= proportion
-            if mark < 0:
-                break
-        episodes.append(next(stream))
+        drawn = source_at(uniform(seed, "mix", n) * total, [proportion for _, proportion in sources])
+        episodes.append(next(streams[drawn]))
     return episodes
+
+
+def source_at(mark: float, proportions: list[float]) -> int:
+    """Which source a mark falls on when they lie end to end, each as long as its proportion."""
+    for number, proportion in enumerate(proportions):
+        mark -= proportion
+        if mark < 0:
+            return number
+    return len(proportions) - 1
 
 
 def endless(prompts: list[Prompt], seed: int, number: int) -> Iterator[Prompt]:

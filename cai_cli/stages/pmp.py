@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
 from cai_cli.errors import RunError, UserError
-from cai_cli.importers.posts import Counts, Skip
-from cai_cli.importers.stack_exchange import PairOptions, make_pairs
 from cai_cli.jsonl import dump_row, read_records
 from cai_cli.manifest import write_manifest
 from cai_cli.models.load import check_model
@@ -31,15 +29,14 @@ from cai_cli.talk import say, table
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from cai_cli.importers.posts import Counts
     from cai_cli.training.pairwise import TokenPair
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainingOptions, OutputOptions):
     model: Annotated[str, flag("Model", "The base language model."), MODEL]
-    posts: Annotated[
-        list[str], flag("Data", "Posts.xml (.gz too), or rows of HF stack-exchange-preferences. Repeatable."), INPUT
-    ]
+    posts: Annotated[list[str], flag("Data", "Posts.xml (.gz too), or rows of HF stack-exchange-preferences. Repeatable."), INPUT]
     data_only: Annotated[
         bool, flag("Output", "Write comparisons.jsonl and stop; without it later, training goes on from there."), RUNTIME
     ] = False
@@ -51,9 +48,7 @@ class Options(TrainingOptions, OutputOptions):
     max_pairs: Annotated[int | None, flag("Data", "Most pairs in all, a uniform sample.", min=1)] = None
     max_chars: Annotated[int, flag("Data", "Longest question or answer in characters; longer ones are skipped.", min=1)] = 8192
     keep_html: Annotated[bool, flag("Data", "Keep the posts' HTML instead of readable text.", "--keep-html")] = False
-    held_out: Annotated[
-        float, flag("Data", "Share of the questions kept for accuracy and calibration.", min=0.0, max=0.9)
-    ] = 0.02
+    held_out: Annotated[float, flag("Data", "Share of the questions kept for accuracy and calibration.", min=0.0, max=0.9)] = 0.02
 
 
 def run(options: Options) -> None:
@@ -93,6 +88,10 @@ def write_comparisons(path: Path, options: Options, artifact: ModelArtifact) -> 
     if path.exists():
         say(f"{path}: already done")
         return
+
+    from cai_cli.importers.posts import Counts, Skip
+    from cai_cli.importers.stack_exchange import PairOptions, make_pairs
+
     counts = Counts()
     rejects = path.with_name("comparisons.rejects.jsonl")
     settings = PairOptions(
