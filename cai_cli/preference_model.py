@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_cli.artifact import ModelArtifact, Rejected
 from cai_cli.conversation import first_human_turn
+from cai_cli.errors import RunError
 from cai_cli.jsonl import write_rows
 from cai_cli.records import Comparison
 from cai_cli.splits import assign
@@ -41,12 +42,15 @@ def run_pairwise_stage(
     rejected: list[Rejected],
 ) -> None:
     """Load the classifier, train it, save it with what was measured on the held-out part."""
+    if not training:
+        hint = "lower --held-out, or give comparisons of more prompts"
+        raise RunError(f"all {len(held_out)} pairs fell into the held-out part: none is left to train on", hint)
     if options.dry_run:
         dry_run(training, tokenizer, len(rejected))
         return
     import transformers
 
-    from cai_cli.models.load import is_preference_model, load_pm
+    from cai_cli.models.load import is_preference_model, load_pm, training_dtype
     from cai_cli.models.score import reset_head
     from cai_cli.training.facts import model_facts
     from cai_cli.training.pairwise import fit_pairwise
@@ -56,7 +60,7 @@ def run_pairwise_stage(
         write_rows(artifact.folder / "rejects.jsonl", [item.to_row() for item in rejected])
         say(f"{len(rejected)} pairs rejected into {artifact.folder / 'rejects.jsonl'}")
     transformers.set_seed(options.seed)
-    model = load_pm(options.model, options.device, options.dtype, "--model", tokenizer)
+    model = load_pm(options.model, options.device, training_dtype(options.dtype), "--model", tokenizer)
     if not is_preference_model(options.model):
         reset_head(model, options.seed)
     say(f"{artifact.manifest['stage']}: {len(training)} pairs, {len(held_out)} held out")

@@ -49,7 +49,7 @@ class KeyedSampler(LogitsProcessor):
 
 
 class StopStrings(StoppingCriteria):
-    """Ends a row once its decoded tail holds one of its stop strings."""
+    """Ends a row once its decoded tail holds one of its stop strings. `ends`: the tokens it had then, or None."""
 
     def __init__(self, tokenizer: Any, stops: list[tuple[str, ...]], prompt_length: int) -> None:
         self.tokenizer = tokenizer
@@ -57,12 +57,13 @@ class StopStrings(StoppingCriteria):
         self.prompt_length = prompt_length
         # A stop string of n characters spans at most n tokens plus one that starts before it.
         self.window = max((len(stop) for row in stops for stop in row), default=0) + 1
-        self.stopped = [False] * len(stops)
+        self.ends: list[int | None] = [None] * len(stops)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
         start = max(self.prompt_length, input_ids.size(1) - self.window)
-        waiting = [row for row, stopped in enumerate(self.stopped) if not stopped and self.stops[row]]
+        waiting = [row for row, end in enumerate(self.ends) if end is None and self.stops[row]]
         tails = self.tokenizer.batch_decode(input_ids[waiting, start:], skip_special_tokens=True) if waiting else []
         for row, tail in zip(waiting, tails, strict=True):
-            self.stopped[row] = any(stop in tail for stop in self.stops[row])
-        return torch.tensor(self.stopped, device=input_ids.device)  # type: ignore[return-value]
+            if any(stop in tail for stop in self.stops[row]):
+                self.ends[row] = input_ids.size(1) - self.prompt_length
+        return torch.tensor([end is not None for end in self.ends], device=input_ids.device)  # type: ignore[return-value]

@@ -49,7 +49,8 @@ class TransformersEngine:
                 results[n] = Completion("", OVERLONG, prompts[n], [])
             else:
                 fitting.append(n)
-        for batch in self._batches(fitting, [len(prompt) + r.max_new_tokens for prompt, r in zip(prompts, requests, strict=True)]):
+        lengths = [len(prompt) + request.max_new_tokens for prompt, request in zip(prompts, requests, strict=True)]
+        for batch in self._batches(fitting, lengths):
             generated = self._generate_batch([requests[n] for n in batch], [prompts[n] for n in batch])
             results.update(zip(batch, generated, strict=True))
         return [results[n] for n in range(len(requests))]
@@ -73,9 +74,8 @@ class TransformersEngine:
         ids, mask = left_pad(prompts, self.tokenizer.pad_token_id, self.model.device)
         longest = max(request.max_new_tokens for request in requests)
         sampler = KeyedSampler([request.key for request in requests], longest, self.temperature, self.model.device)
-        criteria = StoppingCriteriaList()
-        if any(request.stop for request in requests):
-            criteria.append(StopStrings(self.tokenizer, [request.stop for request in requests], ids.size(1)))
+        stops = StopStrings(self.tokenizer, [request.stop for request in requests], ids.size(1))
+        criteria = StoppingCriteriaList([stops] if any(request.stop for request in requests) else [])
         output = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -84,7 +84,8 @@ class TransformersEngine:
             logits_processor=LogitsProcessorList([sampler]),
             stopping_criteria=criteria,
         )
-        tails = output[:, ids.size(1) :].tolist()
+        # A row that met its stop string is padded while others go on.
+        tails = [tail[:end] for tail, end in zip(output[:, ids.size(1) :].tolist(), stops.ends, strict=True)]
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
         return [self._completion(*row) for row in zip(requests, prompts, tails, logprobs, strict=True)]
 
@@ -152,20 +153,20 @@ class TransformersEngine:
 
     def _add_tails(self, scores: list[list[float]], tails: list[list[list[int]]], cache: Any, mask: torch.Tensor) -> None:
         """Add the log-probabilities of each tail's second and later tokens, going on from the shared part's cache."""
-        count = len(tails[0])
-        cache.batch_repeat_interleave(count)
         flat = [tail for options in tails for tail in options]
+        owners = [(n, place) for n, options in enumerate(tails) for place in range(len(options))]
+        rows = torch.tensor([n for n, _ in owners], device=mask.device)
+        cache.batch_select_indices(rows)
         width = max(map(len, flat))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([tail + [pad] * (width - len(tail)) for tail in flat], device=mask.device)
         tail_mask = torch.tensor([[1] * len(tail) + [0] * (width - len(tail)) for tail in flat], device=mask.device)
-        whole = torch.cat([mask.repeat_interleave(count, dim=0), tail_mask], dim=-1)
+        whole = torch.cat([mask[rows], tail_mask], dim=-1)
         positions = (whole.cumsum(-1) - 1).clamp(min=0)[:, -width:]
         output = self.model(input_ids=ids, attention_mask=whole, position_ids=positions, past_key_values=cache)
         logprobs = torch.log_softmax(output.logits.float(), dim=-1)
-        for n, tail in enumerate(flat):
-            later = sum(logprobs[n, k, index].item() for k, index in enumerate(tail[1:]))
-            scores[n // count][n % count] += later
+        for row, ((n, place), tail) in enumerate(zip(owners, flat, strict=True)):
+            scores[n][place] += sum(logprobs[row, k, index].item() for k, index in enumerate(tail[1:]))
 
 
 def shared_prefix(rows: list[list[int]]) -> int:

@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_cli.conversation import HUMAN, Conversation, message, system_in_first_user_turn
+from cai_cli.conversation import HUMAN, Conversation, message, split_system, system_in_first_user_turn
 from cai_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,16 +71,17 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **set
     """The conversation as text through the chat template; a template without a system role gets it in the first user turn."""
     from jinja2.exceptions import TemplateError
 
-    system = conversation[0]["content"] if conversation[0]["role"] == "system" else ""
+    system, turns = split_system(conversation)
     try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False, **settings)
-        if not system or system.strip() in text:
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False, **settings))
+        # A template that drops the system turn renders the same without it.
+        if not system or text != tokenizer.apply_chat_template(turns, tokenize=False, **settings):
             return text
     except TemplateError as error:
         if not system:
             raise UnfitRow("template_refused", str(error)) from None
     merged = system_in_first_user_turn(conversation)
-    return tokenizer.apply_chat_template(merged, tokenize=False, **settings)
+    return str(tokenizer.apply_chat_template(merged, tokenize=False, **settings))
 
 
 def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

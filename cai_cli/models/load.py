@@ -6,6 +6,7 @@ Only safetensors are read and no code from a model repository is run.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 
+# bitsandbytes warns of an optional 4-bit CPU kernel when peft imports it; peft comes with any import of the Trainer.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 def quiet_transformers() -> None:
     """No bars for loading and saving, no notes on fresh heads: what matters is said by us."""
     import transformers
+
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -103,6 +108,11 @@ def separate_padding(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.pad_token = reserved
     else:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
+
+
+def training_dtype(dtype: str) -> str:
+    """Weights that are trained are kept in float32 unless told otherwise: a small step vanishes in 16 bits."""
+    return "float32" if dtype == "auto" else dtype
 
 
 def load_config(path: str, flag: str = "--model") -> Any:

@@ -17,20 +17,16 @@ from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.errors import RunError, UserError
 from cai_cli.keys import key
 from cai_cli.models.chat import require_template, template_hash, vocabulary_hash
-from cai_cli.models.load import load_lm, load_pm, load_tokenizer
+from cai_cli.models.load import load_lm, load_pm, load_tokenizer, training_dtype
 from cai_cli.ppo.episodes import make_episodes, score_completions
 from cai_cli.ppo.update import UpdateSettings, update
 from cai_cli.records import Prompt
-from cai_cli.talk import warn
 from cai_cli.training.advantages import KLController, generalised_advantages, sequence_kl, token_rewards, whiten
 from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from cai_cli.training.pairwise import disable_dropout
 
 if TYPE_CHECKING:
     from cai_cli.stages.ppo import Options
-
-# Largest |log π - log π_old| before an update: expected in float32; worth a warning; a fault.
-RATIO_WARNING, RATIO_STOP = 0.02, 0.1
 
 
 class Trainer:
@@ -42,8 +38,9 @@ class Trainer:
         require_template(self.tokenizer, f"--model {options.model}")
         self.check_agreement(load_tokenizer(options.pm, "--pm"))
         self.pad, self.eos = int(self.tokenizer.pad_token_id), int(self.tokenizer.eos_token_id)
-        self.policy = load_lm(options.model, options.device, options.dtype, tokenizer=self.tokenizer)
-        self.pm = load_pm(options.pm, options.device, options.dtype, tokenizer=self.tokenizer)
+        dtype = training_dtype(options.dtype)
+        self.policy = load_lm(options.model, options.device, dtype, tokenizer=self.tokenizer)
+        self.pm = load_pm(options.pm, options.device, dtype, tokenizer=self.tokenizer)
         self.reference = copy.deepcopy(self.policy)
         self.value = copy.deepcopy(self.pm)
         for model in (self.reference, self.pm):
@@ -117,7 +114,6 @@ class Trainer:
         stats = update(
             self.policy, self.value, self.optimizer, self.schedule, episodes, advantages, returns, number, self.settings
         )
-        self.check_ratio(stats["first_log_ratio"])
         clock.lap("update")
 
         row = {
@@ -148,14 +144,6 @@ class Trainer:
                     f"the model's context is {self.engine.context}; drop the prompt or lower --max-new-tokens",
                 )
         return completions
-
-    def check_ratio(self, log_ratio: float) -> None:
-        """Rollout and update must agree on the log-probabilities before anything is changed."""
-        advice = "compute in float32 (--dtype float32)"
-        if log_ratio > RATIO_STOP:
-            raise RunError(f"rollout and update differ by {log_ratio:.3g} in log-probability", advice)
-        if log_ratio > RATIO_WARNING:
-            warn(f"rollout and update differ by {log_ratio:.3g} in log-probability: {advice}")
 
     def evaluate(self, prompts: list[Prompt]) -> dict[str, float]:
         """Mean score and length of one reply for each held-out prompt, the same draws every time; by kind too."""

@@ -98,7 +98,8 @@ def run(options: Options) -> None:
                 warn(f"{stopped}: stopping here")
             if eval_prompts and (step % options.eval_steps == 0 or step == options.steps or stopped):
                 final = trainer.evaluate(eval_prompts)
-            metrics.write({"step": step, **row, **(final if step % options.eval_steps == 0 else {})})
+                row |= final
+            metrics.write({"step": step, **row})
             advance(1, f"score {row['score']:.2f}, KL {row['kl']:.2f}, {row['length']:.0f} tokens")
             if step % options.save_steps == 0 and step < options.steps:
                 trainer.save(artifact.checkpoints, step)
@@ -121,6 +122,8 @@ def check_options(options: Options) -> None:
             f"{options.num_mini_batches}",
             "change one of them",
         )
+    if options.target_kl == 0:
+        raise UserError("--target-kl 0: a policy that learns has some KL", "give the nats a reply may have, such as 6")
 
 
 def dry_run(options: Options, schedule: list[Prompt]) -> None:

@@ -72,11 +72,11 @@ def run(options: Options) -> None:
     tokenizer = load_tokenizer(options.model)
     install_template(tokenizer, options.chat_template)
     rows, rejected = tokenise(targets, tokenizer, stop_ids(tokenizer), options.max_length)
+    if not rows:
+        raise RunError(f"none of the {len(targets)} rows can be trained on", reasons_text(Counter(r.reason for r in rejected)))
     if options.dry_run:
         dry_run(rows, tokenizer, len(rejected))
         return
-    if not rows:
-        raise RunError(f"none of the {len(targets)} rows can be trained on", reasons_text(Counter(r.reason for r in rejected)))
     artifact.start()
     if rejected:
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
@@ -84,12 +84,13 @@ def run(options: Options) -> None:
 
     from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints
     from cai_cli.training.facts import model_facts
+    from cai_cli.training.hf_trainer import TrainingLog
 
     trainer = make_trainer(options, tokenizer, rows, artifact.checkpoints)
     checkpoint = drop_unmarked_hf_checkpoints(artifact.checkpoints)
     say(f"sft: {len(rows)} rows" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    write_rows(artifact.metrics_file, [row for row in trainer.state.log_history if "loss" in row])
+    with TrainingLog("sft", artifact.metrics_file) as log:
+        result = log.train(trainer, checkpoint)
 
     def save(folder: Path) -> None:
         trainer.model.save_pretrained(folder)
@@ -164,12 +165,13 @@ def make_trainer(options: Options, tokenizer: PreTrainedTokenizerBase, rows: lis
     """TRL's SFTTrainer on rows that are tokenised and masked already."""
     import datasets
     import transformers
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
-    from cai_cli.models.load import load_lm
+    from cai_cli.models.load import load_lm, training_dtype
 
     transformers.set_seed(options.seed)
-    model = load_lm(options.model, options.device, options.dtype, tokenizer=tokenizer)
+    model = load_lm(options.model, options.device, training_dtype(options.dtype), tokenizer=tokenizer)
     config = SFTConfig(
         output_dir=str(checkpoints),
         seed=options.seed,
@@ -189,9 +191,9 @@ def make_trainer(options: Options, tokenizer: PreTrainedTokenizerBase, rows: lis
         train_sampling_strategy="group_by_length",
         logging_steps=options.logging_steps,
         save_steps=options.save_steps,
-        save_total_limit=1,
+        logging_nan_inf_filter=False,
         report_to="none",
-        disable_tqdm=None,
+        disable_tqdm=True,
         dataloader_pin_memory=model.device.type == "cuda",
     )
     return SFTTrainer(model=model, args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer)

@@ -12,8 +12,7 @@ def token_rewards(scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, 
     """(B, T): -kl_coef (log π - log π_ref) at each token, plus the sequence's score (B,) at its last real token."""
     rewards = -kl_coef * (logprobs - reference_logprobs) * mask
     last = mask.sum(-1).long() - 1
-    rewards[torch.arange(len(rewards)), last] += scores
-    return rewards
+    return rewards.scatter_add(-1, last.unsqueeze(-1), scores.unsqueeze(-1))
 
 
 def generalised_advantages(

@@ -5,7 +5,6 @@ State is tensors, numbers, strings, lists and dictionaries, so that it loads wit
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -45,16 +44,25 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     return int(found.name.removeprefix("step-")), state
 
 
-def drop_unmarked_hf_checkpoints(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a Hugging Face Trainer; half-written ones are removed.
+def mark_hf_checkpoint(folder: Path, step: int) -> None:
+    """Mark what a Hugging Face Trainer saved at `step` as complete, then drop the older ones."""
+    target = folder / f"checkpoint-{step}"
+    for path in target.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    (target / MARK).touch()
+    for other in folder.glob("checkpoint-*"):
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
 
-    The Trainer writes trainer_state.json last, after weights, optimiser and RNG state.
-    """
+
+def drop_unmarked_hf_checkpoints(folder: Path) -> Path | None:
+    """The newest marked checkpoint of a Hugging Face Trainer; half-written ones are removed."""
     found = None
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1])):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        if (path / MARK).exists():
             found = path
-        except (OSError, ValueError):
+        else:
             shutil.rmtree(path)
     return found

@@ -73,7 +73,9 @@ def fit_pairwise(
                 loss_sum += loss.item()
             if not math.isfinite(loss_sum):
                 raise RunError(f"the loss is {loss_sum} at step {step}", "lower --learning-rate; checkpoints are kept")
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm or math.inf).item()
+            if not math.isfinite(norm):
+                raise RunError(f"the gradient's norm is {norm} at step {step}", "lower --learning-rate; checkpoints are kept")
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
@@ -82,7 +84,7 @@ def fit_pairwise(
             advance(1, f"loss {loss_sum:.3f}")
             if step % options.logging_steps == 0 or step == steps:
                 rate = schedule.get_last_lr()[0]
-                metrics.write({"step": step, "loss": sum(recent) / len(recent), "lr": rate, "grad_norm": norm.item()})
+                metrics.write({"step": step, "loss": sum(recent) / len(recent), "lr": rate, "grad_norm": norm})
                 recent = []
             if step % options.save_steps == 0 and step < steps:
                 save_training_state(folder, step, model, optimizer, schedule)
@@ -127,9 +129,9 @@ def evaluate_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int
     chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for pair, high, low in zip(pairs, chosen, rejected, strict=True):
-        predicted = 1 / (1 + math.exp(min(low - high, 700)))
+        probability = 1 / (1 + math.exp(min(low - high, 700)))
         for name in ("all", pair.origin):
-            groups[name].append((predicted, pair.probability))
+            groups[name].append((probability, pair.probability))
     by_origin = {}
     for name, items in groups.items():
         predicted, target = [p for p, _ in items], [t for _, t in items]
