@@ -118,7 +118,9 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     probe = "probe"
     text = render(tokenizer, [message("user", probe), message("assistant", probe)])
     tail = text[text.rindex(probe) + len(probe) :] if probe in text else ""
-    special = set(tokenizer.all_special_ids)
+    # `all_special_ids` has only the named ones (EOS, pad ...); Llama 3's <|eot_id|> is special without a name.
+    named = set(tokenizer.all_special_ids)
+    special = named | {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     for index in encode_rendered(tokenizer, tail):
         if index in special:
             return [index]

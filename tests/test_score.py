@@ -1,0 +1,116 @@
+"""The preference model's score is the classifier's own logit at the EOS, whatever the padding or the batch."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+from tiny import make_model
+
+from cai_cli.errors import UserError
+from cai_cli.models.load import is_preference_model, load_pm, load_tokenizer
+from cai_cli.models.score import final_scores, position_scores, reset_head, score_all, score_head
+
+EOS, PAD = 2, 0  # of tiny's tokenizer: <|im_end|>, <|endoftext|>
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def pm(request, tmp_path_factory):
+    path = str(make_model(tmp_path_factory.mktemp(request.param), request.param))
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (EOS, PAD)
+    model = load_pm(path, "cpu", tokenizer=tokenizer)
+    reset_head(model, 0)
+    return model
+
+
+def sequences(count: int) -> list[list[int]]:
+    rng = Random(0)
+    return [[rng.randrange(3, 300) for _ in range(rng.randint(1, 60))] + [EOS] for _ in range(count)]
+
+
+def own_logits(model, row: list[int]) -> float:
+    """transformers' own forward of one sequence, without any padding."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([row])).logits[0, 0].item()
+
+
+@torch.no_grad()
+def test_scores_are_the_classifiers_own_logits(pm):
+    rows = sequences(32)
+    expected = [own_logits(pm, row) for row in rows]
+    assert max(expected) - min(expected) > 0.1
+    assert final_scores(pm, rows, PAD).tolist() == pytest.approx(expected, abs=1e-5)
+    one_by_one = [final_scores(pm, [row], PAD).item() for row in rows]
+    assert one_by_one == pytest.approx(expected, abs=1e-5)
+    assert score_all(pm, rows, PAD, 5) == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_batches_agree_with_the_classifier(pm, side):
+    """transformers' batched logits, and ours at the EOS of a batch padded on either side."""
+    rows = sequences(8)
+    width = max(map(len, rows))
+    padding = [[PAD] * (width - len(row)) for row in rows]
+    real = [[1] * len(row) for row in rows]
+    blank = [[0] * len(part) for part in padding]
+    order = (lambda a, b: b + a) if side == "left" else (lambda a, b: a + b)
+    ids = torch.tensor([order(row, part) for row, part in zip(rows, padding, strict=True)])
+    mask = torch.tensor([order(row, part) for row, part in zip(real, blank, strict=True)])
+    ours = position_scores(pm, ids, mask)
+    last = torch.full((8,), width - 1) if side == "left" else mask.sum(-1) - 1
+    expected = [own_logits(pm, row) for row in rows]
+    assert ours[torch.arange(8), last].tolist() == pytest.approx(expected, abs=1e-5)
+    if side == "right":
+        theirs = pm(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
+        assert theirs == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def test_what_follows_or_pads_a_row_does_not_count(pm):
+    rows = sequences(4)
+    longer = [*rows, [5] * 100 + [EOS]]
+    assert final_scores(pm, longer, PAD)[:4].tolist() == pytest.approx(final_scores(pm, rows, PAD).tolist(), abs=1e-5)
+    other_pad = final_scores(pm, longer, 77)[:4].tolist()
+    assert other_pad == pytest.approx(final_scores(pm, rows, PAD).tolist(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_eos_is_what_is_scored(pm):
+    row = sequences(1)[0]
+    assert final_scores(pm, [row], PAD).item() != pytest.approx(final_scores(pm, [row[:-1]], PAD).item(), abs=1e-4)
+
+
+# The head
+
+
+def test_a_fresh_head_is_drawn_from_the_seed_alone(pm):
+    head = score_head(pm)
+    before = head.weight.clone()
+    torch.manual_seed(123)
+    reset_head(pm, 1)
+    assert not torch.equal(head.weight, before)
+    assert head.weight.std().item() == pytest.approx((head.in_features + 1) ** -0.5, rel=0.35)
+    reset_head(pm, 0)
+    assert torch.equal(head.weight, before)
+
+
+@pytest.mark.parametrize("name", ["score", "classifier"])
+def test_head_names(name):
+    model = torch.nn.Module()
+    setattr(model, name, torch.nn.Linear(4, 1))
+    assert score_head(model) is getattr(model, name)
+
+
+def test_a_model_without_a_head_is_named():
+    with pytest.raises(UserError, match="Sequential has no linear score head"):
+        score_head(torch.nn.Sequential(torch.nn.Linear(4, 1)))
+
+
+def test_saved_preference_models_are_told_from_language_models(tmp_path):
+    path = make_model(tmp_path / "lm")
+    assert not is_preference_model(str(path))
+    load_pm(str(path), "cpu").save_pretrained(tmp_path / "pm")
+    assert is_preference_model(str(tmp_path / "pm"))
