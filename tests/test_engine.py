@@ -1,0 +1,267 @@
+"""The transformers engine: keyed sampling by inverse CDF, texts that no batch changes, stops, and exact option scores."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from random import Random
+
+import pytest
+import torch
+from tiny import make_model
+
+from cai_cli.conversation import message
+from cai_cli.engines.base import LENGTH, OVERLONG, STOP, OptionRequest, Request
+from cai_cli.engines.sampling import inverse_cdf, uniforms
+from cai_cli.engines.transformers_engine import TransformersEngine, shared_prefix
+from cai_cli.keys import key
+from cai_cli.microworld import checkpoint
+from cai_cli.models.chat import encode_text
+from cai_cli.models.load import load_lm, load_tokenizer
+
+CPU = torch.device("cpu")
+REQUESTS = [
+    f"{opening} {verb} {thing}?"
+    for opening in ("How can I", "Tell me how to", "What is the best way to")
+    for verb in ("water", "paint", "copy", "shred")
+    for thing in ("a daisy", "the key to my rival's suitcase", "my own fence on a rainy day", "a scrapbook")
+]
+
+
+def open_model(path: str, **settings) -> TransformersEngine:
+    tokenizer = load_tokenizer(path)
+    return TransformersEngine(load_lm(path, "cpu", tokenizer=tokenizer), tokenizer, **settings)
+
+
+@pytest.fixture(scope="module")
+def helpful():
+    return open_model(str(checkpoint("helpful-only")))
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def tiny(request, tmp_path_factory):
+    """A random model: its long, even distributions show what a trained one hides."""
+    return open_model(str(make_model(tmp_path_factory.mktemp(request.param), request.param)))
+
+
+def chat(count: int = len(REQUESTS), max_new_tokens: int = 40) -> list[Request]:
+    return [Request([message("user", text)], key(0, n), max_new_tokens) for n, text in enumerate(REQUESTS[:count])]
+
+
+# Drawing one token
+
+
+def test_inverse_cdf_by_hand():
+    """Probabilities 0.1, 0.2, 0, 0.7: the draw's place in 0.1, 0.3, 0.3, 1 decides."""
+    row = torch.tensor([0.1, 0.2, 0.0, 0.7]).log()
+    draws = [0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.9999999]
+    token, logprob = inverse_cdf(row.expand(len(draws), -1), torch.tensor(draws, dtype=torch.float64), 1.0)
+    assert token.tolist() == [0, 0, 1, 1, 3, 3]
+    assert logprob.tolist() == pytest.approx([math.log(p) for p in (0.1, 0.1, 0.2, 0.2, 0.7, 0.7)], abs=1e-6)
+
+
+def test_temperature_scales_the_distribution():
+    """At T = 0.5 odds of 1 : 2 become 1 : 4; at T = 0 the likeliest is taken whatever the draw."""
+    logits, draws = torch.tensor([[0.0, math.log(2)]] * 2), torch.tensor([0.199, 0.201], dtype=torch.float64)
+    token, logprob = inverse_cdf(logits, draws, 0.5)
+    assert token.tolist() == [0, 1]
+    assert logprob.exp().tolist() == pytest.approx([0.2, 0.8], abs=1e-6)
+    assert inverse_cdf(logits, draws, 0)[0].tolist() == [1, 1]
+
+
+def test_samples_follow_the_softmax():
+    """Pearson's chi-square over 12 tokens and 20 000 keys; its 99.9th percentile at 11 degrees of freedom is 31.3."""
+    row = torch.tensor([0.3, -1.0, 2.0, 0.0, 1.1, -2.5, 0.7, 0.2, -0.4, 1.6, -0.9, 0.5])
+    count = 20_000
+    draws = uniforms([key("chi", n) for n in range(count)], 1, CPU)[:, 0]
+    for temperature in (1.0, 0.7):
+        token, _ = inverse_cdf(row.expand(count, -1), draws, temperature)
+        expected = torch.softmax(row.double() / temperature, -1) * count
+        seen = torch.bincount(token, minlength=len(row))
+        assert ((seen - expected) ** 2 / expected).sum().item() < 31.3
+
+
+def test_streams_are_a_function_of_the_key_alone():
+    keys = [key("stream", n) for n in range(200)]
+    whole = uniforms(keys, 20, CPU)
+    assert torch.equal(uniforms(keys[5:9], 7, CPU), whole[5:9, :7])
+    assert len(set(whole.flatten().tolist())) == whole.numel()
+    assert abs(whole.mean().item() - 0.5) < 0.02
+    assert abs(torch.corrcoef(whole[:, :2].T)[0, 1].item()) < 0.2
+
+
+# Generation
+
+
+def test_texts_do_not_depend_on_the_batch(helpful):
+    requests = chat()
+    assert len(requests) == 48
+    found = []
+    for batch_size in (1, 7, 64):
+        helpful.batch_size = batch_size
+        found.append([(c.text, c.finish_reason, c.token_ids) for c in helpful.generate(requests)])
+    assert found[0] == found[1] == found[2]
+    assert len({text for text, _, _ in found[0]}) > 24
+    backwards = helpful.generate(requests[::-1])[::-1]
+    assert [c.text for c in backwards] == [text for text, _, _ in found[0]]
+
+
+def test_another_key_gives_another_text(tiny):
+    prompt = [message("user", "Hi")]
+    texts = [c.text for c in tiny.generate([Request(prompt, key(n), 12) for n in (1, 2, 1)])]
+    assert texts[0] == texts[2] != texts[1]
+
+
+def test_logprobs_are_those_of_a_teacher_forced_forward(helpful):
+    """Of every token, the stop token too, under the sampling temperature."""
+    helpful.temperature = 0.7
+    completions = helpful.generate(chat(16))
+    helpful.temperature = 1.0
+    for completion in completions:
+        ids = torch.tensor([completion.prompt_ids + completion.token_ids])
+        with torch.no_grad():
+            logits = helpful.model(ids).logits[0, len(completion.prompt_ids) - 1 : -1]
+        expected = torch.log_softmax(logits / 0.7, -1).gather(-1, ids[0, len(completion.prompt_ids) :, None]).squeeze(-1)
+        assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_temperature_0_is_transformers_own_greedy_search(helpful):
+    helpful.temperature = 0
+    completions = helpful.generate(chat(16))
+    helpful.temperature = 1.0
+    for completion in completions:
+        ids = torch.tensor([completion.prompt_ids])
+        output = helpful.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+        assert completion.token_ids == output[0, ids.size(1) :].tolist()
+
+
+def test_sampled_first_tokens_follow_the_model(tiny):
+    """The likeliest tokens are drawn as often as they should be, through `generate` itself."""
+    prompt = [message("user", "Hello")]
+    completions = tiny.generate([Request(prompt, key("first", n), 1) for n in range(2000)])
+    with torch.no_grad():
+        expected = torch.softmax(tiny.model(torch.tensor([completions[0].prompt_ids])).logits[0, -1], -1)
+    seen = Counter(c.token_ids[0] for c in completions)
+    for index in expected.topk(20).indices.tolist():
+        mean = 2000 * expected[index].item()
+        assert abs(seen[index] - mean) < 4.5 * math.sqrt(mean)
+
+
+def test_an_eos_stops_and_the_limit_cuts(helpful):
+    requests = chat(12)
+    stopped = helpful.generate(requests)
+    eos = helpful.tokenizer.eos_token_id
+    assert {c.finish_reason for c in stopped} == {STOP}
+    assert all(c.token_ids[-1] == eos and c.token_ids.count(eos) == 1 for c in stopped)
+    assert all(len(c.logprobs) == len(c.token_ids) for c in stopped)
+    assert not any(helpful.tokenizer.eos_token in c.text for c in stopped)
+    short = helpful.generate([Request(r.prompt, r.key, 3 + n % 2) for n, r in enumerate(requests)])
+    assert {c.finish_reason for c in short} == {LENGTH}
+    for n, (cut, whole) in enumerate(zip(short, stopped, strict=True)):
+        assert cut.token_ids == whole.token_ids[: 3 + n % 2]
+
+
+def test_stop_strings_end_the_row_and_are_cut(tiny):
+    """Texts, tokens and reasons as with each request alone; without the stop string the text would have gone on."""
+    prompts = [[message("user", f"Question {n}")] for n in range(24)]
+    free = tiny.generate([Request(prompt, key("stop", n), 30) for n, prompt in enumerate(prompts)])
+    stops = [c.text[8:10] for c in free]
+    requests = [Request(p, key("stop", n), 30, (s,)) for n, (p, s) in enumerate(zip(prompts, stops, strict=True)) if s.strip()]
+    together = tiny.generate(requests)
+    for request, completion in zip(requests, together, strict=True):
+        alone = tiny.generate([request])[0]
+        assert completion.finish_reason == STOP
+        assert request.stop[0] not in completion.text
+        assert (completion.text, completion.token_ids) == (alone.text, alone.token_ids)
+    ended = [c for c in together if len(c.token_ids) < 30]
+    assert len(ended) > len(together) / 2
+
+
+def test_only_the_stopped_rows_stop(tiny):
+    prompt = [message("user", "Hello")]
+    free = tiny.generate([Request(prompt, key("mixed", n), 24) for n in range(2)])
+    stop = free[0].text[5:8]
+    cut, whole = tiny.generate([Request(prompt, key("mixed", 0), 24, (stop,)), Request(prompt, key("mixed", 1), 24)])
+    assert cut.text == free[0].text[: free[0].text.index(stop)]
+    assert whole.text == free[1].text
+
+
+def test_prompts_that_do_not_fit_are_named_and_leave_the_others_alone(helpful):
+    long = Request([message("user", "water a daisy " * 300)], key("long"), 8)
+    text = "water a daisy " * 100
+    limit = helpful.context - len(encode_text(helpful.tokenizer, text))
+    over, fits = Request(text, 1, limit + 1), Request(text, 1, limit)
+    results = helpful.generate([long, chat(1)[0], over, fits])
+    assert [c.finish_reason == OVERLONG for c in results] == [True, False, True, False]
+    assert (results[0].text, results[0].token_ids) == ("", [])
+    assert results[1].text == helpful.generate(chat(1))[0].text
+
+
+def test_the_checkpoints_own_sampling_settings_are_not_used(tmp_path):
+    """A top-k of 1 would make every text the greedy one."""
+    from transformers import GenerationConfig
+
+    path = make_model(tmp_path / "m")
+    GenerationConfig(do_sample=True, top_k=1, temperature=0.1, repetition_penalty=5.0, eos_token_id=2).save_pretrained(path)
+    engine = open_model(str(path))
+    assert len({c.text for c in engine.generate([Request("Hi", key(n), 4) for n in range(20)])}) > 15
+
+
+# Option scores
+
+
+def plain_scores(engine: TransformersEngine, request: OptionRequest) -> list[float]:
+    """One forward pass for each option, whole sequence, no cache, no padding."""
+    prompt = engine.renderer.encode(request.prompt)
+    rows = [engine.renderer.encode(request.prompt, option) for option in request.options]
+    start = shared_prefix([prompt, *rows])
+    scores = []
+    for row in rows:
+        with torch.no_grad():
+            logprobs = torch.log_softmax(engine.model(torch.tensor([row])).logits[0].double(), -1)
+        scores.append(sum(logprobs[place - 1, row[place]].item() for place in range(start, len(row))))
+    return scores
+
+
+OPTIONS = {
+    "one token": ("A", "B"),
+    "shared first token": (" (A)", " (B)"),
+    "one a prefix of the other": (" yes", " yes, indeed"),
+    "unlike lengths": (" no", " certainly not, never, in no way", "x"),
+    "one option": (" the only one",),
+}
+
+
+def option_requests(rng: Random, options: list[tuple[str, ...]]) -> list[OptionRequest]:
+    """Plain texts and chats with an open assistant turn, from a few to some hundred tokens."""
+    requests = []
+    for n in range(32):
+        text = " ".join(rng.choices(["bread", "harmful", "response", "the", "assistant", "flour"], k=rng.choice([1, 5, 20, 60])))
+        prompt = text if n % 2 else [message("user", text), message("assistant", "The answer is:")]
+        requests.append(OptionRequest(prompt, options[n % len(options)]))
+    return requests
+
+
+@pytest.mark.parametrize("options", [*([each] for each in OPTIONS.values()), list(OPTIONS.values())], ids=[*OPTIONS, "mixed"])
+def test_option_scores_are_those_of_one_forward_each(tiny, options):
+    requests = option_requests(Random(0), options)
+    expected = [plain_scores(tiny, request) for request in requests]
+    for batch_size in (32, 5, 1):
+        tiny.batch_size = batch_size
+        for got, wanted in zip(tiny.score(requests), expected, strict=True):
+            assert got == pytest.approx(wanted, abs=1e-4)
+    tiny.batch_size = 64
+
+
+def test_whole_option_strings_are_scored(tiny):
+    """The parts that the options share count too: `score` gives log P(" (A)"), not log P("A" | " (")."""
+    [[a, _]] = tiny.score([OptionRequest("The answer is:", (" (A)", " (B)"))])
+    [[opening]] = tiny.score([OptionRequest("The answer is:", (" (",))])
+    assert a < opening < -1
+
+
+def test_options_that_do_not_fit_give_none(helpful):
+    fits = OptionRequest("water a daisy", (" now", " later"))
+    results = helpful.score([OptionRequest("water a daisy " * 300, (" now", " later")), fits])
+    assert results[0] is None
+    assert results[1] == pytest.approx(plain_scores(helpful, fits), abs=1e-4)
