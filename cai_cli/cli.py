@@ -52,7 +52,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise UserError(f"{path}: no such file", "--config takes a YAML file")
     settings = load_yaml(path.read_bytes(), path) or {}
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: expected a mapping of flags to values")
+        raise UserError(f"{path}: expected a mapping of flags to values", "for example `seed: 3`")
     from difflib import get_close_matches
 
     known = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
@@ -139,7 +139,7 @@ def main() -> None:
     """Entry point: a user's mistake is one line and exit 2, a run that fails is one line and exit 1."""
     debug = "--debug" in sys.argv
     try:
-        app(standalone_mode=False)
+        app(prog_name="cai", standalone_mode=False)
     except CaiError as error:
         if debug:
             raise
@@ -147,7 +147,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except UsageMistake as error:
         context = getattr(error, "ctx", None)
-        problem = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        problem = " ".join(error.format_message().split()).removesuffix(".")  # type: ignore[attr-defined]
         fail(problem, f"see `{context.command_path if context else 'cai'} --help`")
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):

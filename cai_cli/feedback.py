@@ -38,8 +38,9 @@ class Pair:
 
     @property
     def probability_first(self) -> float:
-        """Mean over judgements of the probability that the first reply is preferred."""
-        return mean(softmax_first(a, b) if question.first_as_a else softmax_first(b, a) for question, a, b in self.answers)
+        """Mean over judgements of the probability that the first reply is preferred; rounded, so that a tie is one."""
+        first = [softmax_first(a, b) if question.first_as_a else softmax_first(b, a) for question, a, b in self.answers]
+        return round(mean(first), 12)
 
     @property
     def mass(self) -> float:

@@ -45,12 +45,12 @@ def open_text(path: Path) -> IO[str]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text). Lines are decoded one by one, so that an error names the right one."""
+    """Yield (line number, text without its end). Lines are decoded one by one, so that an error names the right one."""
     number = 0
     with open_binary(path) as stream:
         try:
             for number, line in enumerate(stream, start=1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise RecordError("", f"not UTF-8 text at byte {error.start + 1} of the line", place=f"{path}:{number}") from None
         except BROKEN_GZIP as error:

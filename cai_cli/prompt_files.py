@@ -69,7 +69,9 @@ def hub_rows(source: str) -> Iterator[tuple[str, Prompt]]:
     try:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
     except Exception as error:  # the library raises many types; each is a user's mistake or a missing network
-        raise UserError(f"{source}: cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"{source}: cannot be loaded: {' '.join(str(error).split())[:300]}", "check the name, the split and the network"
+        ) from None
     for number, row in enumerate(rows):
         try:
             yield f"{source}[{number}]", prompt_from_row(row)

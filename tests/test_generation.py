@@ -1,0 +1,293 @@
+"""Sampling segments, and the chains of `revise` and `sample` around them, on an engine that says what it is told to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cai_cli.conversation import message
+from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, Request
+from cai_cli.errors import RunError
+from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.hygiene import clean, clean_revision, is_critique_like
+from cai_cli.keys import key
+from cai_cli.prompts import TRANSCRIPT_STOPS
+from cai_cli.records import Revision
+from cai_cli.stages import revise, sample
+
+
+class FakeEngine:
+    """Answers each request with `say(request, number of the call)`: a text, or (text, finish reason)."""
+
+    def __init__(self, say: Callable[[Request, int], str | tuple[str, str]], chat: bool = True) -> None:
+        self.say = say
+        self.calls: list[list[Request]] = []
+        self.renderer = SimpleNamespace(has_own_template=chat, tokenizer=SimpleNamespace(chat_template="x" if chat else None))
+
+    def generate(self, requests: list[Request]) -> list[Completion]:
+        self.calls.append(requests)
+        completions = []
+        for request in requests:
+            said = self.say(request, len(self.calls))
+            text, reason = said if isinstance(said, tuple) else (said, STOP)
+            completions.append(Completion(text, reason, [0], [] if reason == OVERLONG else [1, 2, 3]))
+        return completions
+
+    def facts(self) -> dict:
+        return {}
+
+
+SETTINGS = SegmentSettings(max_new_tokens=9, stop=("\n\nHuman:",))
+
+
+def segment(settings: SegmentSettings = SETTINGS, **changes) -> Segment[str]:
+    return Segment("x", lambda item: f"prompt {item}", lambda item: (0, item), settings, **changes)
+
+
+# sample_segment
+
+
+def test_requests_carry_prompt_settings_and_the_key_of_their_attempt():
+    engine = FakeEngine(lambda request, call: "" if call < 3 else "good")
+    (result,) = sample_segment(engine, ["a"], segment())
+    assert (result.text, result.finish_reason, result.reason, result.tokens) == ("good", STOP, None, 9)
+    assert [requests[0].key for requests in engine.calls] == [key(0, "a", attempt) for attempt in range(3)]
+    assert engine.calls[0][0] == Request("prompt a", key(0, "a", 0), 9, ("\n\nHuman:",))
+
+
+def test_only_what_failed_is_drawn_again_and_order_is_kept():
+    def say(request, call):
+        return "" if request.prompt in ("prompt b", "prompt d") and call == 1 else f"{request.prompt} in call {call}"
+
+    engine = FakeEngine(say)
+    results = sample_segment(engine, list("abcd"), segment())
+    assert [len(requests) for requests in engine.calls] == [4, 2]
+    assert [r.text for r in results] == ["prompt a in call 1", "prompt b in call 2", "prompt c in call 1", "prompt d in call 2"]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "attempts"),
+    [
+        (" \n", "empty", 3),
+        ("\n\nHuman: more", "empty", 3),
+        (("cut off", LENGTH), "truncated", 3),
+        (("", LENGTH), "empty", 3),
+        (("", OVERLONG), "prompt_too_long", 1),
+    ],
+)
+def test_what_fails_to_the_end_keeps_its_reason(said, reason, attempts):
+    engine = FakeEngine(lambda request, call: said)
+    (result,) = sample_segment(engine, ["a"], segment())
+    assert (result.reason, len(engine.calls)) == (reason, attempts)
+    assert result.tokens == (0 if reason == "prompt_too_long" else 3 * attempts)
+
+
+def test_truncated_text_is_kept_on_request():
+    (result,) = sample_segment(
+        FakeEngine(lambda *_: ("cut off", LENGTH)), ["a"], segment(SegmentSettings(9, keep_truncated=True))
+    )
+    assert (result.text, result.finish_reason, result.reason) == ("cut off", LENGTH, None)
+
+
+def test_cleaner_and_check_of_the_segment():
+    engine = FakeEngine(lambda request, call: "bad" if call == 1 else "GOOD")
+    judged = segment(cleaner=str.lower, check=lambda item, text: "no_good" if text == "bad" else None)
+    assert sample_segment(engine, ["a"], judged)[0].text == "good"
+
+
+def test_at_temperature_0_nothing_is_drawn_again():
+    assert attempts_at(0.0, 3) == 1
+    assert attempts_at(0.7, 3) == 3
+    engine = FakeEngine(lambda *_: "")
+    sample_segment(engine, ["a"], segment(SegmentSettings(9, attempts=attempts_at(0.0, 3))))
+    assert len(engine.calls) == 1
+
+
+def test_nothing_to_do_asks_nothing_of_the_engine_twice():
+    assert sample_segment(FakeEngine(lambda *_: "x"), [], segment()) == []
+
+
+def test_chunks():
+    assert list(chunks([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
+
+
+# Hygiene
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (" a\n\nb ", "a\n\nb"),
+        ("a\n\nHuman: b", "a"),
+        ("a\n Assistant: b", "a"),
+        ("a\nCritiqueRequest: b", "a"),
+        ("Assistant: a", "a"),
+        ("Revision: a\n\nRevision: b", "a"),
+        ("Dear Human: a", "Dear Human: a"),
+        ("Human: a", ""),
+    ],
+)
+def test_clean(text, kept):
+    assert clean(text) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Here is the revised response:\n\nNo.", "No."),
+        ("Sure! Here's a rewritten version of my answer: No.", "No."),
+        ("Revision: Here is my updated reply: No.", "No."),
+        ("Here is the recipe: flour", "Here is the recipe: flour"),
+        ("I revised it: no", "I revised it: no"),
+    ],
+)
+def test_clean_revision(text, kept):
+    assert clean_revision(text) == kept
+
+
+def test_critique_like():
+    for text in ("The assistant's last response is harmful", "The response was rude", "My previous answer could be kinder"):
+        assert is_critique_like(text), text
+    for text in ("The answer to your question is 42", "Responses vary", "I can not help; the response of the police is quick"):
+        assert not is_critique_like(text), text
+
+
+# revise and sample, run whole
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    rows = [{"id": name, "prompt": f"question {name}"} for name in "abcd"]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def run_stage(monkeypatch, files: Path, stage, engine: FakeEngine, **settings) -> list[dict]:
+    monkeypatch.setitem(sys.modules, "cai_cli.engines.transformers_engine", SimpleNamespace(open_engine=lambda *_: engine))
+    out = files / "out.jsonl"
+    stage.run(stage.Options(model=str(files / "model"), prompts=[str(files / "prompts.jsonl")], out=out, **settings))
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def by_segment(draft, critique, revision) -> Callable[[Request, int], str]:
+    """Answers for chats of 1, 3 and 5 turns: the draft, the critique, the revision after it."""
+
+    def say(request: Request, call: int):
+        part = {1: draft, 3: critique, 5: revision}[len(request.prompt)]
+        return part(request, call) if callable(part) else part
+
+    return say
+
+
+def rejects(files: Path) -> dict[str, str]:
+    path = files / "out.rejects.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {row["id"]: row["reason"] for row in rows}
+
+
+def test_revisions_are_spliced_in_place_of_the_response(monkeypatch, files):
+    engine = FakeEngine(by_segment("draft", "critique", lambda request, call: f"revision in call {call}"))
+    rows = run_stage(monkeypatch, files, revise, engine, rounds=2, limit=1)
+    record = Revision.from_row(rows[0])
+    assert record.initial == [message("assistant", "draft")]
+    assert [step.revision for step in record.rounds] == ["revision in call 3", "revision in call 5"]
+    assert record.completion == [message("assistant", "revision in call 5")]
+    assert [step.critique for step in record.rounds] == ["critique"] * 2
+    seen = [[turn["content"] for turn in requests[0].prompt] for requests in engine.calls]
+    assert [turns[0] for turns in seen] == ["question a"] * 5
+    assert [turns[1] for turns in seen[1:]] == ["draft", "draft", "revision in call 3", "revision in call 3"]
+    assert seen[2][2] == record.rounds[0].critique_request and seen[2][4] == record.rounds[0].revision_request
+    assert len({requests[0].key for requests in engine.calls}) == 5
+
+
+BAD = [("", "empty"), ("Human: go on", "empty"), (("half", LENGTH), "truncated"), (("", OVERLONG), "prompt_too_long")]
+
+
+@pytest.mark.parametrize(
+    ("where", "bad", "reason"),
+    [
+        *((where, *bad) for where in ("draft", "critique", "revision") for bad in BAD),
+        ("revision", "The assistant's response is harmful.", "role_confused"),
+    ],
+)
+def test_nothing_unrevised_gets_into_revisions(monkeypatch, files, where, bad, reason):
+    def part(name):
+        return lambda request, call: bad if name == where and "question b" in request.prompt[0]["content"] else f"good {name}"
+
+    engine = FakeEngine(by_segment(*map(part, ("draft", "critique", "revision"))))
+    rows = run_stage(monkeypatch, files, revise, engine, rounds=2)
+    assert [row["id"] for row in rows] == ["a/0", "c/0", "d/0"]
+    assert all(row["completion"][0]["content"] == "good revision" and len(row["rounds"]) == 2 for row in rows)
+    assert rejects(files) == {"b/0": reason}
+    manifest = json.loads((files / "out.manifest.json").read_text())
+    assert manifest["counts"] == {"in": 4, "out": 3, "rejected": {reason: 1}}
+
+
+def test_a_second_draw_saves_the_chain(monkeypatch, files):
+    engine = FakeEngine(by_segment("draft", "critique", lambda request, call: "" if call == 3 else "revision"))
+    assert len(run_stage(monkeypatch, files, revise, engine, rounds=1)) == 4
+    assert len(engine.calls) == 4 and not (files / "out.rejects.jsonl").exists()
+
+
+def test_at_temperature_0_a_chain_is_rejected_at_once(monkeypatch, files):
+    say = by_segment("draft", lambda request, call: "" if "question b" in request.prompt[0]["content"] else "c", "revision")
+    engine = FakeEngine(say)
+    run_stage(monkeypatch, files, revise, engine, rounds=1, temperature=0.0)
+    assert len(engine.calls) == 3 and rejects(files) == {"b/0": "empty"}
+
+
+@pytest.mark.parametrize("stage", [revise, sample])
+def test_too_many_rejects_fail_with_advice_and_keep_what_is_done(monkeypatch, files, stage):
+    settings = {"rounds": 1} if stage is revise else {"num_samples": 1}
+    bad = ("question a", "question b", "question c")
+    engine = FakeEngine(lambda request, call: "" if request.prompt[0]["content"] in bad else "good")
+    with pytest.raises(RunError) as error:
+        run_stage(monkeypatch, files, stage, engine, **settings)
+    assert error.value.exit_code == 1
+    assert "3 of 4 rows were rejected (empty 3)" in error.value.message
+    assert "out.rejects.jsonl" in (error.value.hint or "") and "--max-reject-rate" in (error.value.hint or "")
+    assert not (files / "out.jsonl").exists()
+    silent = FakeEngine(lambda *_: pytest.fail("nothing is drawn again"))
+    assert [row["id"] for row in run_stage(monkeypatch, files, stage, silent, max_reject_rate=0.9, **settings)] == ["d/0"]
+
+
+def test_without_critique_the_request_follows_the_response(monkeypatch, files):
+    engine = FakeEngine(lambda request, call: f"text {call}")
+    rows = run_stage(monkeypatch, files, revise, engine, rounds=1, critique=False, limit=1)
+    assert len(engine.calls) == 2 and len(engine.calls[1][0].prompt) == 3
+    step = rows[0]["rounds"][0]
+    assert (step["critique_request"], step["critique"], step["revision"]) == ("", "", "text 2")
+    assert engine.calls[1][0].prompt[2]["content"] == step["revision_request"]
+
+
+@pytest.mark.parametrize("critique", [True, False])
+def test_transcripts_carry_demonstrations_of_the_same_kind(monkeypatch, files, critique):
+    engine = FakeEngine(lambda request, call: f"text {call}", chat=False)
+    run_stage(monkeypatch, files, revise, engine, rounds=1, critique=critique, limit=1)
+    prompts = [requests[0].prompt for requests in engine.calls]
+    assert all(requests[0].stop == TRANSCRIPT_STOPS for requests in engine.calls)
+    assert prompts[0].endswith("\n\nHuman: question a\n\nAssistant:") and prompts[-1].endswith("\n\nRevision:")
+    own = len(engine.calls) - 1 if critique else 0  # the critique of the chain itself
+    assert [text.count("\n\nRevisionRequest:") for text in prompts[:1]] == [5]
+    assert prompts[0].count("\n\nCritique:") == (5 if critique else 0)
+    assert prompts[-1].count("\n\nCritique:") == (5 + own // 2 if critique else 0)
+
+
+def test_keys_do_not_depend_on_batch_size_or_neighbours(monkeypatch, files):
+    keys = []
+    for number, settings in enumerate(({"batch_size": 1}, {"limit": 2})):
+        engine = FakeEngine(lambda request, call: "x")
+        folder = files / str(number)
+        folder.mkdir()
+        for name in ("model", "prompts.jsonl"):
+            (folder / name).symlink_to(files / name)
+        run_stage(monkeypatch, folder, sample, engine, num_samples=2, **settings)
+        keys.append({(r.prompt[0]["content"], r.key) for requests in engine.calls for r in requests})
+    assert len(keys[0]) == 8 and len(keys[1]) == 4 and keys[1] < keys[0]
