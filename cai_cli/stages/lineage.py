@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cai_cli.errors import UserError
 from cai_cli.manifest import Manifest, fingerprint_file, fingerprint_model, hash_file, manifest_path, read_manifest
 from cai_cli.talk import say
-
-if TYPE_CHECKING:
-    from rich.text import Text
-    from rich.tree import Tree
 
 STALE, MISSING = "stale", "missing"
 
@@ -34,42 +31,37 @@ def run(options: Options) -> None:
 
     Example: cai lineage runs/demo/rl-cai
     """
-    from rich.console import Console
-    from rich.tree import Tree
-
     manifest = read_manifest(manifest_path(options.artifact))
     if manifest is None:
         problem = "has no manifest" if options.artifact.exists() else "no such file or directory"
         hint = f"a stage writes {manifest_path(options.artifact).name} with its output"
         raise UserError(f"{options.artifact}: {problem}", hint)
-    tree = Tree(label(shown(options.artifact), manifest))
-    states = grow(tree, options.artifact, manifest)
-    Console(soft_wrap=True, highlight=False).print(tree)
+    states: Counter[str] = Counter()
+    print(label(shown(options.artifact), manifest))  # noqa: T201
+    for line in branches(options.artifact, manifest, states):
+        print(line)  # noqa: T201
     if states:
         say(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
 
 
-def grow(tree: Tree, artifact: Path, manifest: Manifest) -> Counter[str]:
-    """Add what the artifact was made from, each with its own sources below it. Returns how many are stale or missing."""
+def branches(artifact: Path, manifest: Manifest, states: Counter[str], indent: str = "") -> Iterator[str]:
+    """A line for each thing the artifact was made from, its own sources below it. What is stale or missing is counted."""
     folder = manifest_path(artifact).parent
-    states: Counter[str] = Counter()
-    for item in manifest["inputs"] + manifest["models"]:
+    items = manifest["inputs"] + manifest["models"]
+    if constitution := manifest.get("constitution"):
+        items = [*items, {**constitution, "option": "constitution"}]
+    for number, item in enumerate(items, start=1):
+        corner, below = ("└── ", "    ") if number == len(items) else ("├── ", "│   ")
         if on_hub(item):
-            tree.add(label(item["path"], None, item["option"]))
+            yield indent + corner + label(item["path"], None, item["option"])
             continue
         path = folder / item["path"]
         state = state_of(path, item)
+        states.update([state] if state else [])
         parent = read_manifest(manifest_path(path)) if path.exists() else None
-        branch = tree.add(label(shown(path), parent, item["option"], state))
-        states.update([state] if state else [])
+        yield indent + corner + label(shown(path), parent, item["option"], state)
         if parent is not None:
-            states += grow(branch, path, parent)
-    if constitution := manifest.get("constitution"):
-        path = folder / constitution["path"]
-        state = state_of(path, constitution)
-        states.update([state] if state else [])
-        tree.add(label(shown(path), None, "constitution", state))
-    return states
+            yield from branches(path, parent, states, indent + below)
 
 
 def on_hub(item: dict[str, Any]) -> bool:
@@ -86,8 +78,8 @@ def state_of(path: Path, item: dict[str, Any]) -> str | None:
         return None if fingerprint_model(str(path)) == item["fingerprint"] else STALE
     if not path.is_file():
         return MISSING
-    # A constitution is hashed whole, an input by samples where it is large; small files are the same either way.
-    now = fingerprint_file(path) if "option" in item else hash_file(path)
+    # A constitution is hashed whole, an input by samples where it is large.
+    now = hash_file(path) if item["option"] == "constitution" else fingerprint_file(path)
     return None if now == item["sha256"] else STALE
 
 
@@ -97,14 +89,10 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def label(name: str, manifest: Manifest | None, option: str = "", state: str | None = None) -> Text:
-    from rich.text import Text
-
-    parts = [(f"{option.replace('_', '-')} ", "dim"), (name, "bold")]
+def label(name: str, manifest: Manifest | None, option: str = "", state: str | None = None) -> str:
+    text = f"{option.replace('_', '-')} {name}".lstrip()
     if manifest:
         counts = manifest.get("counts") or {}
         rows = f", {counts['out']} rows" if "out" in counts else ""
-        parts.append((f"  cai {manifest['stage']}, seed {manifest['seed']}{rows}", "dim"))
-    if state:
-        parts.append((f"  {state}", "red"))
-    return Text.assemble(*(part for part in parts if part[0].strip()))
+        text += f"  cai {manifest['stage']}, seed {manifest['seed']}{rows}"
+    return f"{text}  {state}" if state else text
