@@ -226,6 +226,9 @@ def test_nothing_unrevised_gets_into_revisions(monkeypatch, files, where, bad, r
     assert [row["id"] for row in rows] == ["a/0", "c/0", "d/0"]
     assert all(row["completion"][0]["content"] == "good revision" and len(row["rounds"]) == 2 for row in rows)
     assert rejects(files) == {"b/0": reason}
+    asked = [r for requests in engine.calls for r in requests if "question b" in r.prompt[0]["content"]]
+    draws = 1 if reason == "prompt_too_long" else 3
+    assert len(asked) == ["draft", "critique", "revision"].index(where) + draws, "a rejected chain is let be"
     manifest = json.loads((files / "out.manifest.json").read_text())
     assert manifest["counts"] == {"in": 4, "out": 3, "rejected": {reason: 1}}
 

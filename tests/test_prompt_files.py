@@ -48,7 +48,7 @@ def test_shapes(tmp_path, shape, suffix):
 
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
 def test_plain_text_is_a_prompt_a_line(tmp_path, suffix):
-    prompts = read_prompts([put(tmp_path / f"x{suffix}", "one ", "", '{"prompt": "two"}')])
+    prompts = read_prompts([put(tmp_path / f"x{suffix}", "\ufeffone ", "", '{"prompt": "two"}')])
     assert [prompt.prompt[0]["content"] for prompt in prompts] == ["one", '{"prompt": "two"}']
 
 
