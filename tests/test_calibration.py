@@ -48,6 +48,11 @@ def test_calibration_error_does_not_depend_on_which_reply_is_called_chosen():
     assert calibration_error(predicted, target) == pytest.approx(flipped)
 
 
+def test_each_pair_is_seen_from_both_sides():
+    """0.75 for the right reply, 0.25 for another right one: half of what was given 0.75 came true, in either order."""
+    assert calibration_error([0.75, 0.25], [1.0, 1.0]) == pytest.approx(0.25)
+
+
 def test_calibration_error_falls_with_honest_probabilities():
     rng = Random(1)
     predicted = [rng.random() for _ in range(5000)]

@@ -60,6 +60,11 @@ def test_inverse_cdf_by_hand():
     assert logprob.tolist() == pytest.approx([math.log(p) for p in (0.1, 0.1, 0.2, 0.2, 0.7, 0.7)], abs=1e-6)
 
 
+def test_tokens_of_probability_0_are_never_drawn():
+    token, _ = inverse_cdf(torch.tensor([[-torch.inf, 0.0, -torch.inf]] * 2), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0)
+    assert token.tolist() == [1, 1]
+
+
 def test_temperature_scales_the_distribution():
     """At T = 0.5 odds of 1 : 2 become 1 : 4; at T = 0 the likeliest is taken whatever the draw."""
     logits, draws = torch.tensor([[0.0, math.log(2)]] * 2), torch.tensor([0.199, 0.201], dtype=torch.float64)

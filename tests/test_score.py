@@ -69,6 +69,20 @@ def test_padded_batches_agree_with_the_classifier(pm, side):
 
 
 @torch.no_grad()
+def test_positions_count_from_the_first_real_token():
+    """Seen with learned positions; rotary ones are relative."""
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    model = GPT2ForSequenceClassification(GPT2Config(**sizes, num_labels=1, pad_token_id=PAD)).eval()
+    row = sequences(1)[0][-9:]
+    expected = position_scores(model, torch.tensor([row]), torch.ones(1, 9, dtype=torch.long))
+    padded = position_scores(model, torch.tensor([[PAD] * 20 + row]), torch.tensor([[0] * 20 + [1] * 9]))
+    assert padded[0, 20:].tolist() == pytest.approx(expected[0].tolist(), abs=1e-5)
+
+
+@torch.no_grad()
 def test_what_follows_or_pads_a_row_does_not_count(pm):
     rows = sequences(4)
     longer = [*rows, [5] * 100 + [EOS]]
