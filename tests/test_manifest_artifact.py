@@ -287,7 +287,7 @@ def test_split_leaves_what_is_done_and_what_is_not_its_own(cai, tmp_path):
 
 # A kill in the middle of real work
 
-SAMPLE = ("--limit", "40", "-n", "2", "--max-new-tokens", "48", "--temperature", "1", "--on-truncated", "keep")
+SAMPLE = ("--limit", "30", "-n", "2", "--max-new-tokens", "48", "--temperature", "1", "--on-truncated", "keep")
 
 
 @pytest.fixture(scope="module")
@@ -311,14 +311,14 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(world, helpful, uninterrupted
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     survived = partial.read_bytes()
-    assert not out.exists() and 8 <= survived.count(b"\n") < 80
+    assert not out.exists() and 8 <= survived.count(b"\n") < 60
     with partial.open("ab") as stream:  # and a disk that kept half of the next row
         stream.write(b'{"id": "half a r')
     done = cai(*words)
     assert done.returncode == 0 and "continuing after" in done.stderr, done.stderr
     assert out.read_bytes() == uninterrupted.read_bytes()
     ids = [Sample.from_row(row).id for row in rows_of(out)]
-    assert len(ids) == len(set(ids)) == 80 and out.read_bytes().startswith(survived)
+    assert len(ids) == len(set(ids)) == 60 and out.read_bytes().startswith(survived)
     assert not partial.exists() and not out.with_name("samples.manifest.partial.json").exists()
     # A copy of the model is the same model; another one is not.
     copy = shutil.copytree(helpful, tmp_path / "copy")

@@ -11,8 +11,8 @@ from cai_cli.jsonl import read_records
 from cai_cli.records import Comparison, Prompt, Revision
 
 HH = "hh-rlhf/harmless-base-test-1500.jsonl.gz"
-COUNT = 12
-GENERATION = ("--max-new-tokens", "12", "--on-truncated", "keep", "--max-reject-rate", "0.3")
+COUNT = 8
+GENERATION = ("--max-new-tokens", "8", "--on-truncated", "keep", "--max-reject-rate", "0.3")
 
 
 @pytest.fixture(scope="module")
