@@ -61,7 +61,8 @@ def test_inverse_cdf_by_hand():
 
 
 def test_tokens_of_probability_0_are_never_drawn():
-    token, _ = inverse_cdf(torch.tensor([[-torch.inf, 0.0, -torch.inf]] * 2), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0)
+    draws = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    token, _ = inverse_cdf(torch.tensor([[-torch.inf, 0.0, -torch.inf]] * 2), draws, 1.0)
     assert token.tolist() == [1, 1]
 
 
