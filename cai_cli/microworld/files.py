@@ -27,7 +27,7 @@ SOURCE = "microworld"
 # How many train prompts of each kind of request a file holds.
 TRAIN_FILES = {
     "harmful-sft.jsonl": {HARMFUL: 1000},
-    "helpful-sft.jsonl": {BENIGN: 600, OWN: 400},
+    "helpful-sft.jsonl": {BENIGN: 500, OWN: 300},
     "harmful-label.jsonl": {HARMFUL: 1500},
     "rl.jsonl": {HARMFUL: 1000, BENIGN: 500, OWN: 500},
 }
@@ -38,7 +38,9 @@ HUMAN_COMPARISONS = 1500
 RATER_NOISE = 0.1
 
 # What human raters compare: over-refusals and bare sorries are common, so that a preference model learns to mind them.
-RATED_FORMS = {"complies": 0.42, "wrong_steps": 0.24, "over_refusal": 0.18, "evasive": 0.09, "partial": 0.07}
+# Some answers are garbled: otherwise a preference model never meets broken text, and a policy trained on it drifts there.
+RATED_FORMS = {"complies": 0.38, "wrong_steps": 0.22, "over_refusal": 0.15, "garbled": 0.12, "evasive": 0.08, "partial": 0.05}
+GARBLED_FORMS = {"complies": 0.5, "over_refusal": 0.4, "evasive": 0.1}
 
 # Stack Exchange answers: mean votes by form, before noise.
 POST_VOTES = {"complies": 6.0, "partial": 2.0, "wrong_steps": 0.5}
@@ -107,14 +109,40 @@ def human_comparisons(count: int, rng: Random) -> Iterator[Comparison]:
 def rated_pair(request: Request, rng: Random) -> tuple[str, str]:
     """Two answers of different helpfulness, the more helpful one first."""
     while True:
-        pair = [answers.answer(request, draw_form(rng), rng) for _ in range(2)]
+        pair = [rated_answer(request, rng) for _ in range(2)]
         scores = [helpfulness(request, text) for text in pair]
         if scores[0] != scores[1]:
             return (pair[0], pair[1]) if scores[0] > scores[1] else (pair[1], pair[0])
 
 
-def draw_form(rng: Random) -> str:
-    return rng.choices(list(RATED_FORMS), list(RATED_FORMS.values()))[0]
+def rated_answer(request: Request, rng: Random) -> str:
+    form = draw(RATED_FORMS, rng)
+    if form == "garbled":
+        return garble(answers.answer(request, draw(GARBLED_FORMS, rng), rng), rng)
+    return answers.answer(request, form, rng)
+
+
+def draw(weights: dict[str, float], rng: Random) -> str:
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def garble(text: str, rng: Random) -> str:
+    """A broken copy of the text: a word lost (often the first), said twice or out of place, or the end missing."""
+    words = text.split()
+    place = rng.randrange(len(words))
+    kind = rng.choice(("first", "lost", "twice", "swapped", "cut"))
+    if kind == "first":
+        del words[0]
+    elif kind == "lost":
+        del words[place]
+    elif kind == "twice":
+        words.insert(place, words[place])
+    elif kind == "swapped":
+        other = rng.randrange(len(words))
+        words[place], words[other] = words[other], words[place]
+    else:
+        words = words[: max(1, place)]
+    return " ".join(words)
 
 
 def helpfulness(request: Request, text: str) -> int:

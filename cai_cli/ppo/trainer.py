@@ -50,7 +50,10 @@ class Trainer:
         self.engine = TransformersEngine(self.policy, self.tokenizer, options.temperature, options.batch_size)
         self.reference.generation_config = self.policy.generation_config
         self.optimizer = torch.optim.AdamW(
-            [{"params": self.policy.parameters()}, {"params": self.value.parameters()}],
+            [
+                {"params": self.policy.parameters()},
+                {"params": self.value.parameters(), "lr": options.value_learning_rate or options.learning_rate},
+            ],
             lr=options.learning_rate,
             betas=(0.9, 0.95),
             eps=1e-5,  # PyTorch adds it after the bias correction; 1e-5 tempers the first steps (arXiv 2403.17031).

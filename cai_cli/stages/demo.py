@@ -11,9 +11,9 @@ The oracle enters training only as the simulated raters of the human helpfulness
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -35,16 +35,17 @@ STEPS = (
     " --constitution {out}/world/constitution.yaml --few-shot none --rounds 2 " + SAMPLE + " --out {out}/revisions.jsonl",
     "sample --model {out}/models/helpful-only --prompts {out}/world/helpful-sft.jsonl -n 2 " + SAMPLE + " --out {out}/samples.jsonl",
     "sft --model {out}/models/base --data {out}/revisions.jsonl --data {out}/samples.jsonl"
-    " --learning-rate 1e-3 --num-train-epochs 2 " + TRAIN + " --out {out}/sl-cai",
+    " --learning-rate 3e-4 --num-train-epochs 2 " + TRAIN + " --out {out}/sl-cai",
     "label --model {out}/sl-cai --prompts {out}/world/harmful-label.jsonl --feedback-model {out}/models/helpful-only"
     " --constitution {out}/world/constitution.yaml " + SAMPLE + " --out {out}/comparisons.jsonl",
-    "pmp --model {out}/models/base --posts {out}/world/posts.xml"
-    " --learning-rate 5e-4 --num-train-epochs 2 " + TRAIN + " --out {out}/pmp",
+    "pmp --model {out}/models/base --posts {out}/world/posts.xml --learning-rate 3e-4 " + TRAIN + " --out {out}/pmp",
     "train-pm --model {out}/pmp --comparisons {out}/comparisons.jsonl --comparisons {out}/world/human-helpfulness.jsonl"
-    " --learning-rate 5e-4 --num-train-epochs 3 " + TRAIN + " --out {out}/pm",
-    "ppo --model {out}/sl-cai --pm {out}/pm --prompts {out}/world/rl.jsonl --steps 40 --rollout-batch-size 96"
-    " --learning-rate 2e-4 --kl-coef 0.1 --max-new-tokens 64 --batch-size 256 --out {out}/rl-cai",
+    " --learning-rate 5e-4 --lr-scheduler-type linear --num-train-epochs 1.5 " + TRAIN + " --out {out}/pm",
+    "ppo --model {out}/sl-cai --pm {out}/pm --prompts {out}/world/rl.jsonl --steps 26 --rollout-batch-size 128"
+    " --learning-rate 1.5e-4 --value-learning-rate 5e-4 --kl-coef 0.7 --per-device-train-batch-size 64"
+    " --max-new-tokens 64 --batch-size 256 --out {out}/rl-cai",
 )
+COLUMNS = ("harmless", "evasive", "helpful", "helpful_dual", "over_refusal", "nonsense")
 MODELS = {"helpful-only": "models/helpful-only", "sl-cai": "sl-cai", "rl-cai": "rl-cai"}
 EVALUATE = (
     "sample --model {out}/{model} --prompts {out}/world/test.jsonl -n 4 --on-truncated keep --attempts 1 "
@@ -111,14 +112,31 @@ def prepare(options: Options) -> None:
 
 
 def run_command(step: str, options: Options, **names: str) -> float:
-    """Print one `cai` command and run it; returns its seconds."""
+    """Print one `cai` command and run it in a process of its own; returns its seconds.
+
+    The processes are forked from a server that has imported torch and transformers already, which takes longer than most
+    of the stages themselves; otherwise each is what the printed command would start.
+    """
     words = [*(word.format(out=options.out, **names) for word in step.split()), "--seed", str(options.seed)]
     say(f"\n$ cai {shlex.join(words)}")
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "cai_cli", *words], check=False)
-    if done.returncode:
-        raise RunError(f"`cai {words[0]}` ended with exit code {done.returncode}", "its message is above; the same command continues")
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["cai_cli.preload"])
+    process = processes.Process(target=run_cli, args=(words,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        hint = "its message is above; the same command continues"
+        raise RunError(f"`cai {words[0]}` ended with exit code {process.exitcode}", hint)
     return time.monotonic() - start
+
+
+def run_cli(words: list[str]) -> None:
+    """The entry point of `cai`, with these arguments."""
+    from cai_cli.cli import main
+
+    sys.argv = ["cai", *words]
+    main()
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -131,13 +149,13 @@ def measure(options: Options) -> dict[str, Any]:
 
 def show(results: dict[str, Any], seconds: float, out: Path) -> None:
     """The table at the end."""
-    columns = ("harmless", "evasive", "helpful", "helpful_dual", "over_refusal", "nonsense")
     rows = []
     for name, rates in results["models"].items():
         cells = []
-        for column in columns:
+        for column in COLUMNS:
             low, high = rates["intervals"][column]
-            cells.append(f"{100 * rates[column]:.1f} ({100 * low:.1f}–{100 * high:.1f})")
+            cells.append(f"{100 * rates[column]:.1f}\n{100 * low:.1f}–{100 * high:.1f}")
         rows.append([name, *cells])
-    table("Oracle rates on held-out test requests, % (95 % interval)", ["", *columns], rows)
+    columns = [column.replace("_", "\n") for column in COLUMNS]
+    table("oracle rates on held-out test requests, % with 95 % intervals", ["", *columns], rows)
     say(f"done in {seconds:.0f} s: {out / 'results.json'}, {out / 'results.png'}")

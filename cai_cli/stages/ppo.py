@@ -40,7 +40,10 @@ class Options(DeviceOptions, OutputOptions):
     num_ppo_epochs: Annotated[int, flag("Optimisation", "Passes over each rollout (paper's K: 1 to 4).", min=1)] = 2
     num_mini_batches: Annotated[int, flag("Optimisation", "Optimiser steps a pass.", min=1)] = 2
     per_device_train_batch_size: Annotated[int, flag("Optimisation", "Episodes per forward and backward pass.", min=1)] = 32
-    learning_rate: Annotated[float, flag("Optimisation", "For policy and value; falls linearly to 0.", min=0.0)] = 1e-6
+    learning_rate: Annotated[float, flag("Optimisation", "Of the policy; falls linearly to 0.", min=0.0)] = 1e-6
+    value_learning_rate: Annotated[
+        float | None, flag("Optimisation", "Of the value function; --learning-rate if not given.", min=0.0)
+    ] = None
     max_grad_norm: Annotated[float, flag("Optimisation", "Gradient clipping, policy and value apart; 0: off.", min=0.0)] = 1.0
     kl_coef: Annotated[float, flag("PPO", "Weight of the per-token KL penalty (paper: 0.001).", min=0.0)] = 0.05
     target_kl: Annotated[

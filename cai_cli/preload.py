@@ -1,0 +1,10 @@
+"""What the model stages import, in one place: a process forked after it starts at once (see `stages/demo.py`)."""
+
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import SFTTrainer
+
+import cai_cli.ppo.trainer
+import cai_cli.training.hf_trainer
+import cai_cli.training.pairwise
+
+__all__ = ["AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer", "SFTTrainer", "cai_cli"]
