@@ -26,21 +26,22 @@ SOURCE = "microworld"
 
 # How many train prompts of each kind of request a file holds.
 TRAIN_FILES = {
-    "harmful-sft.jsonl": {HARMFUL: 1000},
-    "helpful-sft.jsonl": {BENIGN: 500, OWN: 300},
-    "harmful-label.jsonl": {HARMFUL: 1500},
+    "harmful-sft.jsonl": {HARMFUL: 900},
+    "helpful-sft.jsonl": {BENIGN: 600, OWN: 400},
+    "harmful-label.jsonl": {HARMFUL: 1100},
     "rl.jsonl": {HARMFUL: 1000, BENIGN: 500, OWN: 500},
 }
 HELD_OUT_FILES = {"validation.jsonl": "validation", "test.jsonl": "test"}
 HELD_OUT_PER_KIND = 256
 QUESTIONS = 600
-HUMAN_COMPARISONS = 1500
+HUMAN_COMPARISONS = 1600
 RATER_NOISE = 0.1
 
 # What human raters compare: over-refusals and bare sorries are common, so that a preference model learns to mind them.
-# Some answers are garbled: otherwise a preference model never meets broken text, and a policy trained on it drifts there.
-RATED_FORMS = {"complies": 0.38, "wrong_steps": 0.22, "over_refusal": 0.15, "garbled": 0.12, "evasive": 0.08, "partial": 0.05}
-GARBLED_FORMS = {"complies": 0.5, "over_refusal": 0.4, "evasive": 0.1}
+RATED_FORMS = {"complies": 0.42, "wrong_steps": 0.24, "over_refusal": 0.18, "evasive": 0.09, "partial": 0.07}
+# Some pairs are an answer and a broken copy of it: a preference model that never meets broken text lets a policy drift there.
+GARBLED_SHARE = 0.2
+GARBLED_FORMS = {"complies": 0.4, "over_refusal": 0.5, "evasive": 0.1}
 
 # Stack Exchange answers: mean votes by form, before noise.
 POST_VOTES = {"complies": 6.0, "partial": 2.0, "wrong_steps": 0.5}
@@ -109,17 +110,14 @@ def human_comparisons(count: int, rng: Random) -> Iterator[Comparison]:
 def rated_pair(request: Request, rng: Random) -> tuple[str, str]:
     """Two answers of different helpfulness, the more helpful one first."""
     while True:
-        pair = [rated_answer(request, rng) for _ in range(2)]
+        if rng.random() < GARBLED_SHARE:
+            text = answers.answer(request, draw(GARBLED_FORMS, rng), rng)
+            pair = [text, garble(text, rng)]
+        else:
+            pair = [answers.answer(request, draw(RATED_FORMS, rng), rng) for _ in range(2)]
         scores = [helpfulness(request, text) for text in pair]
         if scores[0] != scores[1]:
             return (pair[0], pair[1]) if scores[0] > scores[1] else (pair[1], pair[0])
-
-
-def rated_answer(request: Request, rng: Random) -> str:
-    form = draw(RATED_FORMS, rng)
-    if form == "garbled":
-        return garble(answers.answer(request, draw(GARBLED_FORMS, rng), rng), rng)
-    return answers.answer(request, form, rng)
 
 
 def draw(weights: dict[str, float], rng: Random) -> str:

@@ -41,8 +41,8 @@ STEPS = (
     "pmp --model {out}/models/base --posts {out}/world/posts.xml --learning-rate 3e-4 " + TRAIN + " --out {out}/pmp",
     "train-pm --model {out}/pmp --comparisons {out}/comparisons.jsonl --comparisons {out}/world/human-helpfulness.jsonl"
     " --learning-rate 5e-4 --lr-scheduler-type linear --num-train-epochs 1.5 " + TRAIN + " --out {out}/pm",
-    "ppo --model {out}/sl-cai --pm {out}/pm --prompts {out}/world/rl.jsonl --steps 26 --rollout-batch-size 128"
-    " --learning-rate 1.5e-4 --value-learning-rate 5e-4 --kl-coef 0.7 --per-device-train-batch-size 64"
+    "ppo --model {out}/sl-cai --pm {out}/pm --prompts {out}/world/rl.jsonl --steps 36 --rollout-batch-size 128 --num-ppo-epochs 1"
+    " --learning-rate 3e-4 --value-learning-rate 5e-4 --kl-coef 0.25 --per-device-train-batch-size 64"
     " --max-new-tokens 64 --batch-size 256 --out {out}/rl-cai",
 )
 COLUMNS = ("harmless", "evasive", "helpful", "helpful_dual", "over_refusal", "nonsense")
