@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 TRAIN, HELD_OUT = "train", "held_out"
 
 
-def split_held_out(
-    pairs: list[tuple[Comparison, TokenPair]], share: float, seed: int
-) -> tuple[list[TokenPair], list[TokenPair]]:
+def split_held_out(pairs: list[tuple[Comparison, TokenPair]], share: float, seed: int) -> tuple[list[TokenPair], list[TokenPair]]:
     """Divide by a hash of the first human turn, so that no prompt is on both sides."""
     parts: dict[str, list[TokenPair]] = {TRAIN: [], HELD_OUT: []}
     for comparison, pair in pairs:

@@ -1,7 +1,7 @@
 """What the model stages import, in one place: a process forked after it starts at once (see `stages/demo.py`)."""
 
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 import cai_cli.ppo.trainer
 import cai_cli.training.hf_trainer

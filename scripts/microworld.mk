@@ -17,11 +17,12 @@ GENERATE := --max-new-tokens 64 --batch-size 256
 OPTIMISE := --per-device-train-batch-size 32 --max-length 256
 REVISE ?= --few-shot none --rounds 2 $(GENERATE)
 SAMPLE ?= -n 2 $(GENERATE)
-SFT ?= --learning-rate 1e-3 --num-train-epochs 2 $(OPTIMISE)
+SFT ?= --learning-rate 3e-4 --num-train-epochs 2 $(OPTIMISE)
 LABEL ?= $(GENERATE)
-PMP ?= --learning-rate 5e-4 --num-train-epochs 2 $(OPTIMISE)
-TRAIN_PM ?= --learning-rate 5e-4 --num-train-epochs 3 $(OPTIMISE)
-PPO ?= --steps 40 --rollout-batch-size 96 --learning-rate 2e-4 --kl-coef 0.1 --max-new-tokens 64 --batch-size 256
+PMP ?= --learning-rate 3e-4 $(OPTIMISE)
+TRAIN_PM ?= --learning-rate 5e-4 --lr-scheduler-type linear --num-train-epochs 1.5 $(OPTIMISE)
+PPO ?= --steps 36 --rollout-batch-size 128 --num-ppo-epochs 1 --learning-rate 3e-4 --value-learning-rate 5e-4 \
+  --kl-coef 0.25 --per-device-train-batch-size 64 --max-new-tokens 64 --batch-size 256
 
 WRITTEN := $(PROMPTS) $(HELPFUL_PROMPTS) $(LABEL_PROMPTS) $(RL_PROMPTS) $(POSTS) $(HUMAN) $(CONSTITUTION)
 $(WRITTEN) &: | setup

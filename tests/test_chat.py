@@ -166,8 +166,10 @@ def test_chatml_text_after_the_end_of_turn_is_cut(chatml):
 
 
 def test_a_template_without_an_end_of_turn_gets_the_eos():
-    tokenizer = byte_level_tokenizer("{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-                                     "{% if add_generation_prompt %}[assistant]{% endif %}")
+    tokenizer = byte_level_tokenizer(
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
     _, completion_ids = encode_pair(tokenizer, PROMPT, REPLY, stop_ids(tokenizer))
     assert tokenizer.decode(completion_ids) == "Mix flour and water.<|im_end|>"
 

@@ -9,7 +9,7 @@ Intervals are 95 % bootstrap intervals over prompts, since replies to one prompt
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def difference(before: list[Scored], after: list[Scored], name: str) -> dict[str
     return {"mean": float(np.mean(paired)), "low": low, "high": high}
 
 
-def compare(samples: dict[str, Iterable[Sample]], before: str, after: str) -> dict[str, Any]:
+def compare(samples: Mapping[str, Iterable[Sample]], before: str, after: str) -> dict[str, Any]:
     """The contents of results.json for the named models' samples."""
     scored = {name: score_samples(rows) for name, rows in samples.items()}
     return {

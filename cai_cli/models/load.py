@@ -26,7 +26,6 @@ def quiet_transformers() -> None:
     """No bars for loading and saving, no notes on fresh heads: what matters is said by us."""
     import transformers
 
-
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

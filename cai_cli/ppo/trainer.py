@@ -49,11 +49,12 @@ class Trainer:
             disable_dropout(model)
         self.engine = TransformersEngine(self.policy, self.tokenizer, options.temperature, options.batch_size)
         self.reference.generation_config = self.policy.generation_config
+        groups: list[dict[str, Any]] = [
+            {"params": self.policy.parameters()},
+            {"params": self.value.parameters(), "lr": options.value_learning_rate or options.learning_rate},
+        ]
         self.optimizer = torch.optim.AdamW(
-            [
-                {"params": self.policy.parameters()},
-                {"params": self.value.parameters(), "lr": options.value_learning_rate or options.learning_rate},
-            ],
+            groups,
             lr=options.learning_rate,
             betas=(0.9, 0.95),
             eps=1e-5,  # PyTorch adds it after the bias correction; 1e-5 tempers the first steps (arXiv 2403.17031).
@@ -94,20 +95,14 @@ class Trainer:
 
         # 2. Score: the PM reads prompt and reply closed by EOS; then the reference's log-probabilities, and the values.
         size = 4 * options.per_device_train_batch_size
-        scores, rewards = score_completions(
-            self.pm, completions, self.eos, self.pad, options.missing_eos_penalty, size
-        )
-        episodes = make_episodes(
-            completions, self.reference, self.value, rewards, options.temperature, self.pad, size
-        )
+        scores, rewards = score_completions(self.pm, completions, self.eos, self.pad, options.missing_eos_penalty, size)
+        episodes = make_episodes(completions, self.reference, self.value, rewards, options.temperature, self.pad, size)
         clock.lap("score")
 
         # 3. KL penalty at each token, the score at the last one.
         mask = episodes.response_mask
         kl = sequence_kl(episodes.logprobs, episodes.reference_logprobs, mask).mean().item()
-        token_level = token_rewards(
-            episodes.scores, episodes.logprobs, episodes.reference_logprobs, mask, self.kl.coefficient
-        )
+        token_level = token_rewards(episodes.scores, episodes.logprobs, episodes.reference_logprobs, mask, self.kl.coefficient)
 
         # 4. Advantages.
         advantages, returns = generalised_advantages(token_level, episodes.values, mask, options.gamma, options.lam)
@@ -135,8 +130,7 @@ class Trainer:
     def sample(self, prompts: list[Conversation], purpose: tuple[str | int, ...]) -> list[Completion]:
         """One reply for each prompt, keyed by (seed, purpose, place in the batch)."""
         requests = [
-            Request(prompt, key(self.options.seed, *purpose, n), self.options.max_new_tokens)
-            for n, prompt in enumerate(prompts)
+            Request(prompt, key(self.options.seed, *purpose, n), self.options.max_new_tokens) for n, prompt in enumerate(prompts)
         ]
         completions = self.engine.generate(requests)
         for prompt, completion in zip(prompts, completions, strict=True):

@@ -33,7 +33,9 @@ TRAIN = "--per-device-train-batch-size 32 --max-length 256"
 STEPS = (
     "revise --model {out}/models/helpful-only --prompts {out}/world/harmful-sft.jsonl"
     " --constitution {out}/world/constitution.yaml --few-shot none --rounds 2 " + SAMPLE + " --out {out}/revisions.jsonl",
-    "sample --model {out}/models/helpful-only --prompts {out}/world/helpful-sft.jsonl -n 2 " + SAMPLE + " --out {out}/samples.jsonl",
+    "sample --model {out}/models/helpful-only --prompts {out}/world/helpful-sft.jsonl -n 2 "
+    + SAMPLE
+    + " --out {out}/samples.jsonl",
     "sft --model {out}/models/base --data {out}/revisions.jsonl --data {out}/samples.jsonl"
     " --learning-rate 3e-4 --num-train-epochs 2 " + TRAIN + " --out {out}/sl-cai",
     "label --model {out}/sl-cai --prompts {out}/world/harmful-label.jsonl --feedback-model {out}/models/helpful-only"

@@ -32,9 +32,9 @@ class Options(DeviceOptions, OutputOptions):
     prompts: Annotated[
         list[str], flag("Data", "Prompts (as for `cai sample`), FILE[:proportion of the batch]. Repeatable."), INPUT
     ]
-    eval_prompts: Annotated[
-        list[str] | None, flag("Data", "Held-out prompts, sampled and scored every --eval-steps."), INPUT
-    ] = None
+    eval_prompts: Annotated[list[str] | None, flag("Data", "Held-out prompts, sampled and scored every --eval-steps."), INPUT] = (
+        None
+    )
     steps: Annotated[int, flag("Optimisation", "Rollouts, each followed by an update.", min=1)] = 200
     rollout_batch_size: Annotated[int, flag("Optimisation", "Episodes a step.", min=1)] = 128
     num_ppo_epochs: Annotated[int, flag("Optimisation", "Passes over each rollout (paper's K: 1 to 4).", min=1)] = 2

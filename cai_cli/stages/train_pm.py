@@ -37,9 +37,7 @@ class Options(TrainingOptions, OutputOptions):
     chat_template: Annotated[
         Path | None, flag("Model", "Jinja file to install; else a model without a template gets the transcript one."), INPUT
     ] = None
-    held_out: Annotated[
-        float, flag("Data", "Share of the prompts kept for accuracy and calibration.", min=0.0, max=0.9)
-    ] = 0.05
+    held_out: Annotated[float, flag("Data", "Share of the prompts kept for accuracy and calibration.", min=0.0, max=0.9)] = 0.05
 
 
 def run(options: Options) -> None:
@@ -90,4 +88,3 @@ def tokenise(
             continue
         pairs.append((comparison, TokenPair(chosen, other, comparison.probability, weight, comparison.origin)))
     return pairs, rejected
-

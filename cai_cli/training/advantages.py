@@ -15,9 +15,7 @@ def token_rewards(scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, 
     return rewards.scatter_add(-1, last.unsqueeze(-1), scores.unsqueeze(-1))
 
 
-def generalised_advantages(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """GAE: A_t = δ_t + γλ A_{t+1}, δ_t = r_t + γ V_{t+1} - V_t, with V = 0 after the last token (arXiv 1506.02438).
 
     All (B, T); values[t] is V of the state before token t. Returns advantages and returns (A + V), zero where masked.
