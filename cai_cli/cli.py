@@ -148,7 +148,8 @@ def main() -> None:
     except UsageMistake as error:
         context = getattr(error, "ctx", None)
         problem = " ".join(error.format_message().split()).removesuffix(".")  # type: ignore[attr-defined]
-        fail(problem, f"see `{context.command_path if context else 'cai'} --help`")
+        if problem:  # `cai` alone has shown its help already
+            fail(problem, f"see `{context.command_path if context else 'cai'} --help`")
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         fail("interrupted", "the same command continues where it stopped")

@@ -55,7 +55,7 @@ Prompts = Annotated[
 Device = Annotated[str, flag("Model", "auto, cpu, cuda, cuda:1, mps."), RUNTIME]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    flag("Model", "auto: float32 on a CPU, the checkpoint's own type on a GPU."),
+    flag("Model", "auto: float32 on a CPU and for training; else the checkpoint's own type."),
     NOTED,
 ]
 

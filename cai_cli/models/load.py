@@ -36,10 +36,12 @@ def check_model(path: str, flag: str = "--model") -> None:
     if folder.is_file():
         raise UserError(f"{flag} {path}: is a file", "a model is a directory with config.json and *.safetensors")
     if folder.is_dir():
-        if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
-            started = (folder / "cai.partial.json").is_file()
-            hint = "its training has not finished: run the same command again" if started else "no config.json in it"
+        # A stage writes cai.json last: before that, even saved weights may be half a model.
+        if (folder / "cai.partial.json").is_file() and not (folder / "cai.json").is_file():
+            hint = "its training has not finished: run the same command again"
             raise UserError(f"{flag} {path}: is not a model directory", hint)
+        if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
+            raise UserError(f"{flag} {path}: is not a model directory", "no config.json in it")
         return
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or path.endswith("/"):
         raise UserError(f"{flag} {path}: no such directory", "give a model directory, or org/name of a model on the Hub")
