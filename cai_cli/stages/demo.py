@@ -156,7 +156,7 @@ def show(results: dict[str, Any], seconds: float, out: Path) -> None:
         cells = []
         for column in COLUMNS:
             low, high = rates["intervals"][column]
-            cells.append(f"{100 * rates[column]:.1f}\n{100 * low:.1f}–{100 * high:.1f}")
+            cells.append(f"{100 * rates[column]:.1f}\n{100 * low:.0f}–{100 * high:.0f}")
         rows.append([name, *cells])
     columns = [column.replace("_", "\n") for column in COLUMNS]
     table("oracle rates on held-out test requests, % with 95 % intervals", ["", *columns], rows)
