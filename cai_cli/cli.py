@@ -42,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 constitution_app = typer.Typer(no_args_is_help=True, help="Check and show constitutions.")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure models and labels.")
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
