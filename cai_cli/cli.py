@@ -133,6 +133,7 @@ add_command(app, "split", split.Options, split.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
+app.add_typer(evaluate_app, name="evaluate", rich_help_panel="Evaluation")
 app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
 
 
