@@ -26,14 +26,15 @@ SEED ?= 0
 demo: setup
 	$(CAI) demo --out $(DEMO) --seed $(SEED)
 
+JOBS ?= 2
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 fix: setup
 	$(BIN)/ruff check --fix .

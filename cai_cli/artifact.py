@@ -25,6 +25,7 @@ from cai_cli.manifest import (
     read_manifest,
     write_manifest,
 )
+from cai_cli.ranks import barrier, is_main
 from cai_cli.talk import say, warn
 
 PARTIAL_MODEL_MANIFEST = "cai.partial.json"
@@ -101,15 +102,20 @@ class ModelArtifact:
             say(f"{self.folder}: already done; nothing to do")
 
     def start(self) -> None:
-        """Mark the directory as one in the making."""
-        if self._restart:
-            move_to_backup(self.folder)
-            self._restart = False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_manifest(self.partial_manifest_file, self.manifest)
+        """Mark the directory as one in the making. Of several processes the first one does, after all have looked at it."""
+        barrier()
+        if is_main():
+            if self._restart:
+                move_to_backup(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_manifest(self.partial_manifest_file, self.manifest)
+        self._restart = False
+        barrier()
 
     def finish(self, save: Callable[[Path], None], **facts: Any) -> None:
-        """Save the model through `save(folder)`, write cai.json last, and drop the checkpoints."""
+        """Save the model through `save(folder)`, write cai.json last, and drop the checkpoints; the first process does."""
+        if not is_main():
+            return
         save(self.folder)
         self.manifest |= {"seconds": round(time.monotonic() - self.started, 3), **facts}
         write_manifest(self.manifest_file, self.manifest)

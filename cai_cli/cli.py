@@ -44,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 constitution_app = typer.Typer(no_args_is_help=True, help="Check and show constitutions.")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure models and labels.")
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -137,6 +138,7 @@ add_command(app, "merge", merge.Options, merge.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
+app.add_typer(evaluate_app, name="evaluate", rich_help_panel="Evaluation")
 app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
 
 

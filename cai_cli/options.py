@@ -156,3 +156,28 @@ class TrainingOptions(DeviceOptions):
     def schedule(self) -> str:
         """The schedule's name in transformers: its "constant" knows no warm-up."""
         return "constant_with_warmup" if self.lr_scheduler_type == "constant" else self.lr_scheduler_type
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """Low-rank adapters instead of all weights, in the spelling of peft and the Hugging Face trainers."""
+
+    lora: Annotated[
+        bool, flag("Adapters", "Train low-rank adapters on all linear layers, saved merged (not in the paper).", "--lora")
+    ] = False
+    lora_r: Annotated[int, flag("Adapters", "Rank of the adapters.", min=1)] = 16
+    lora_alpha: Annotated[int, flag("Adapters", "Adapters are scaled by alpha / r.", min=1)] = 32
+    lora_dropout: Annotated[float, flag("Adapters", "Dropout on the adapters' input.", min=0.0, max=1.0)] = 0.0
+    quantize: Annotated[
+        Literal["4bit", "8bit"] | None,
+        flag("Adapters", "Hold the frozen base in 4 bits (QLoRA) or 8 bits while training; needs --lora."),
+    ] = None
+    save_adapter: Annotated[bool, flag("Adapters", "Save the adapter alone too, in OUT/adapter.", "--save-adapter"), RUNTIME] = (
+        False
+    )
+
+    def check_adapters(self) -> None:
+        """Raises UserError for flags that only make sense with --lora."""
+        for name in ("quantize", "save_adapter"):
+            if getattr(self, name) and not self.lora:
+                raise UserError(f"--{name.replace('_', '-')} needs --lora", "full fine-tuning has no adapter; add --lora")

@@ -1,5 +1,6 @@
 """What the command says to a person, on stderr: stdout is for data. Model text is escaped, never read as markup.
 
+Of several processes that run a command together, the first one talks; each says its own errors.
 rich is loaded where a table or a bar is drawn; a line is written as it is.
 """
 
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cai_cli.ranks import is_main
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,6 +23,11 @@ PLAIN_SECONDS = 15.0  # Between progress lines in a log file.
 
 
 def say(text: str) -> None:
+    if is_main():
+        write_line(text)
+
+
+def write_line(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -30,7 +38,7 @@ def warn(text: str) -> None:
 def fail(text: str, hint: str | None = None) -> None:
     """One line for the mistake; the next step on the same line, so that logs keep them together."""
     tail = f" — {hint}" if hint else ""
-    say(f"{coloured('error:', RED)} {' '.join(f'{text}{tail}'.splitlines())}")
+    write_line(f"{coloured('error:', RED)} {' '.join(f'{text}{tail}'.splitlines())}")
 
 
 def coloured(word: str, colour: str) -> str:
@@ -50,6 +58,8 @@ def console() -> Console:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    if not is_main():
+        return
     from rich.markup import escape
     from rich.table import Table
 
@@ -64,7 +74,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 @contextmanager
 def progress(name: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
     """Yield `advance(steps, note)`. A bar with rate and ETA on a terminal, a plain line now and then elsewhere."""
-    with terminal_bar(name, total, done) if sys.stderr.isatty() else plain_lines(name, total, done) as advance:
+    with terminal_bar(name, total, done) if sys.stderr.isatty() and is_main() else plain_lines(name, total, done) as advance:
         yield advance
 
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from cai_cli.training.calibration import accuracy, brier, calibration_error, wilson
+from cai_cli.evaluation.calibration import accuracy, brier, calibration_error, reliability_bins, wilson
 
 
 def test_accuracy_by_hand():
@@ -67,3 +67,10 @@ def test_calibration_error_falls_with_honest_probabilities():
 )
 def test_wilson_by_hand(successes, total, low, high):
     assert wilson(successes, total) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_reliability_bins() -> None:
+    bins = reliability_bins([0.05, 0.15, 0.1, 1.0, 0.95], [0.0, 1.0, 0.0, 1.0, 0.5])
+    assert [(cell.low, cell.high, cell.count) for cell in bins] == [(0.0, 0.1, 1), (0.1, 0.2, 2), (0.9, 1.0, 2)]
+    assert bins[1].predicted == pytest.approx(0.125) and bins[1].target == pytest.approx(0.5)
+    assert bins[2].predicted == pytest.approx(0.975) and bins[2].target == pytest.approx(0.75)

@@ -14,7 +14,7 @@ SETTINGS = """
 include {project}/scripts/microworld.mk
 REVISE := --few-shot none --rounds 1 --max-new-tokens 48 --limit 24
 SAMPLE := -n 1 --max-new-tokens 48 --limit 24
-SFT := --per-device-train-batch-size 8 --max-length 256
+SFT := --per-device-train-batch-size 8 --max-length 256 --learning-rate 1e-3
 LABEL := --max-new-tokens 48 --limit 24
 PMP := --per-device-train-batch-size 16 --max-pairs 32 --held-out 0
 TRAIN_PM := --num-train-epochs 0.05 --per-device-train-batch-size 16

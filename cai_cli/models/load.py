@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.errors import UserError
+from cai_cli.ranks import local_rank
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-# bitsandbytes warns of an optional 4-bit CPU kernel when peft imports it; peft comes with any import of the Trainer.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# bitsandbytes warns of an optional 4-bit CPU kernel when peft imports it (peft comes with any import of the Trainer), and of
+# the half precision of its 8-bit products at each of them.
+for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def quiet_transformers() -> None:
@@ -58,7 +61,7 @@ def pick_device(device: str) -> torch.device:
         if chosen.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"--device {device}: no CUDA device here", "use --device cpu")
         return chosen
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
@@ -130,19 +133,34 @@ def load_config(path: str, flag: str = "--model") -> Any:
 
 
 def load_lm(
-    path: str, device: str = "auto", dtype: str = "auto", flag: str = "--model", tokenizer: Any = None
+    path: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    flag: str = "--model",
+    tokenizer: Any = None,
+    quantize: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in eval mode; adapter directories are merged into their base model."""
+    """A causal language model in eval mode; adapter directories are merged into their base model.
+
+    `quantize`: "4bit" or "8bit" holds the linear layers in that, to be trained through adapters.
+    """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, path, device, dtype, flag, tokenizer)
+    return _load(AutoModelForCausalLM, path, device, dtype, flag, tokenizer, quantize)
 
 
-def load_pm(path: str, device: str = "auto", dtype: str = "auto", flag: str = "--pm", tokenizer: Any = None) -> PreTrainedModel:
+def load_pm(
+    path: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    flag: str = "--pm",
+    tokenizer: Any = None,
+    quantize: str | None = None,
+) -> PreTrainedModel:
     """A preference model: a sequence classifier with one label. From a language model, with a fresh zero-mean head."""
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, path, device, dtype, flag, tokenizer, num_labels=1)
+    return _load(AutoModelForSequenceClassification, path, device, dtype, flag, tokenizer, quantize, num_labels=1)
 
 
 def is_preference_model(path: str) -> bool:
@@ -151,12 +169,43 @@ def is_preference_model(path: str) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in architectures)
 
 
-def _load(auto: Any, path: str, device: str, dtype: str, flag: str, tokenizer: Any, **settings: Any) -> PreTrainedModel:
+def quantisation(quantize: str, place: torch.device) -> dict[str, Any]:
+    """Settings of `from_pretrained` for a base held in 4 or 8 bits by bitsandbytes; heads are left as they are.
+
+    4 bits: NormalFloat with double quantisation, as in QLoRA (arXiv 2305.14314).
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if place.type == "cuda" else torch.float32
+    heads = ["lm_head", "score", "classifier"]
+    if quantize == "4bit":
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=heads,
+        )
+    else:
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
+    return {"quantization_config": config, "device_map": {"": place}}
+
+
+def _load(
+    auto: Any, path: str, device: str, dtype: str, flag: str, tokenizer: Any, quantize: str | None = None, **settings: Any
+) -> PreTrainedModel:
     check_model(path, flag)
     place = pick_device(device)
     settings |= {"dtype": pick_dtype(dtype, place), "use_safetensors": True}
     folder, base = Path(path), path
     adapter = (folder / ADAPTER_CONFIG).is_file()
+    if quantize and adapter:
+        raise UserError(
+            f"{flag} {path}: --quantize cannot hold an adapter's merged weights", "name the merged model instead of the adapter"
+        )
+    if quantize:
+        settings |= quantisation(quantize, place)
     if adapter:
         base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
         check_model(base, f"{flag} {path}: its base model")
@@ -172,7 +221,17 @@ def _load(auto: Any, path: str, device: str, dtype: str, flag: str, tokenizer: A
         model.config.pad_token_id = tokenizer.pad_token_id
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if quantize:
+        keep_unpacked(model)
+        return model.eval()
     return model.to(place).eval()
+
+
+def keep_unpacked(model: Any) -> None:
+    """On a CPU, bitsandbytes repacks 4-bit weights for good at the first pass in eval mode; training needs them as they were."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def first_line(error: Exception) -> str:

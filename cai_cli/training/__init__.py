@@ -1,1 +1,1 @@
-"""What the training stages share: pure maths (`losses`, `advantages`, `calibration`), checkpoints, the pairwise loop."""
+"""What the training stages share: pure maths (`losses`, `advantages`), checkpoints, the pairwise loop."""

@@ -18,11 +18,11 @@ import torch
 from transformers import get_scheduler
 
 from cai_cli.errors import RunError
+from cai_cli.evaluation.calibration import accuracy, brier, calibration_error
 from cai_cli.keys import key
 from cai_cli.models.score import final_scores, score_all
 from cai_cli.options import TrainingOptions
 from cai_cli.talk import progress, say
-from cai_cli.training.calibration import accuracy, brier, calibration_error
 from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from cai_cli.training.losses import soft_pairwise_loss
 

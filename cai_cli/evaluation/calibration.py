@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from statistics import fmean
 
 
 def accuracy(predicted: list[float], target: list[float]) -> float | None:
@@ -41,3 +43,31 @@ def wilson(successes: float, total: int, z: float = 1.96) -> tuple[float, float]
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One bin of a reliability plot: of `count` predictions in [low, high), their mean and the mean of the targets."""
+
+    low: float
+    high: float
+    count: int
+    predicted: float
+    target: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the target's mean, as if targets were outcomes."""
+        return wilson(self.target * self.count, self.count)
+
+
+def reliability_bins(predicted: list[float], target: list[float], bins: int = 10) -> list[Bin]:
+    """The bins that hold any prediction; the last one is closed on both sides."""
+    members: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
+    for p, t in zip(predicted, target, strict=True):
+        members[min(int(p * bins), bins - 1)].append((p, t))
+    return [
+        Bin(n / bins, (n + 1) / bins, len(items), fmean(p for p, _ in items), fmean(t for _, t in items))
+        for n, items in enumerate(members)
+        if items
+    ]

@@ -1,0 +1,97 @@
+"""LoRA and QLoRA, the same for every trainer: put adapters on, keep what learns in checkpoints, save a model that loads as it is.
+
+Saved are merged weights in the base model's own precision. Under `--quantize` the frozen base is held in 4 or 8 bits while
+training; for saving it is read again unquantised and the adapter merged into that, so that no rounding is baked in.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cai_cli.errors import RunError
+
+if TYPE_CHECKING:
+    import torch
+
+    from cai_cli.options import AdapterOptions
+
+Task = Literal["CAUSAL_LM", "SEQ_CLS"]
+ADAPTER = "adapter"
+
+
+def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
+    """The model with low-rank adapters on all its linear layers; a score head is trained in full beside them.
+
+    The adapters' initial values are drawn from the seed alone. The rest of the weights is frozen.
+    """
+    import torch
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config = LoraConfig(
+        task_type=TaskType[task],
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules="all-linear",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def is_peft(model: Any) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
+
+
+def trainable_state(model: Any) -> dict[str, torch.Tensor]:
+    """Name -> tensor of every weight that learns: what a checkpoint has to keep."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def load_trainable_state(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Put back what `trainable_state` gave. Raises RunError where the model does not have the same weights to train."""
+    import torch
+
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if weights.keys() != state.keys():
+        odd = sorted(weights.keys() ^ state.keys())[0]
+        raise RunError(f"the checkpoint is of another model: {odd}", "move the output directory away and start afresh")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(state[name])
+
+
+def save_trained(model: Any, tokenizer: Any, folder: Path, options: AdapterOptions, base: str, task: Task) -> None:
+    """Save a trained model and its tokenizer so that `from_pretrained(folder)` loads them without peft.
+
+    `base` is the directory or name the model was loaded from. With `--save-adapter` the adapter alone goes to
+    `folder/adapter`, to be used with that base.
+    """
+    if is_peft(model):
+        adapter = folder / ADAPTER
+        shutil.rmtree(adapter, ignore_errors=True)
+        model.save_pretrained(adapter)
+        if getattr(model.base_model.model, "is_quantized", False):
+            model = merge_into_base(base, adapter, tokenizer, task)
+        else:
+            model = model.merge_and_unload()
+        if options.save_adapter:
+            tokenizer.save_pretrained(adapter)
+        else:
+            shutil.rmtree(adapter)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def merge_into_base(base: str, adapter: Path, tokenizer: Any, task: Task) -> Any:
+    """The base model, unquantised and on the CPU, with the adapter merged into it."""
+    from peft import PeftModel
+
+    from cai_cli.models.load import load_config, load_lm, load_pm
+
+    dtype = str(getattr(load_config(base), "dtype", None) or "float32").removeprefix("torch.")
+    load = load_lm if task == "CAUSAL_LM" else load_pm
+    model = load(base, "cpu", dtype, tokenizer=tokenizer)
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
