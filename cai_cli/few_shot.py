@@ -40,6 +40,7 @@ from cai_cli.yaml_text import load_yaml
 
 NONE = "none"
 DEFAULT = "default"
+AUTO = "auto"
 CRITIQUE_SET = "critique_revision"
 COMPARISON_SET = "comparison"
 CRITIQUE_FIELDS = ("response", "critique_request", "critique", "revision_request", "revision")
@@ -77,6 +78,18 @@ def load_comparison_demonstrations(name_or_path: str = DEFAULT) -> list[Comparis
 def few_shot_prefix(demonstrations: Sequence[str]) -> str:
     r"""The demonstrations in one string. Each starts with `\n\nHuman:`, so they join without a separator."""
     return "".join(demonstrations)
+
+
+def demonstration_turns(demonstration: str) -> Conversation:
+    """The same demonstration as the turns of a chat: critique and revision are asked for by the user."""
+    rest, _, revision = demonstration.rpartition(REVISION)
+    rest, _, revision_request = rest.rpartition(REVISION_REQUEST)
+    asked = [message("user", revision_request.strip()), message("assistant", revision.strip())]
+    if CRITIQUE_REQUEST in rest:
+        rest, _, critique = rest.rpartition(CRITIQUE)
+        rest, _, critique_request = rest.rpartition(CRITIQUE_REQUEST)
+        asked = [message("user", critique_request.strip()), message("assistant", critique.strip()), *asked]
+    return [*from_transcript(rest), *asked]
 
 
 def without_critique(demonstration: str) -> str:

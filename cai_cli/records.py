@@ -63,6 +63,26 @@ def list_of_rows(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return value
 
 
+def read_events(row: dict[str, Any]) -> list[Event]:
+    """The optional field `hygiene`."""
+    events = []
+    for position, item in enumerate(list_of_rows(row, "hygiene") if row.get("hygiene") else []):
+        segments = item.get("segments")
+        if not isinstance(segments, list) or not all(isinstance(name, str) for name in segments):
+            raise RecordError(f"hygiene[{position}].segments", "expected a list of names")
+        events.append(Event(text_field(item, "rule", f"hygiene[{position}]."), segments))
+    return events
+
+
+def read_thoughts(row: dict[str, Any]) -> list[Thought]:
+    """The optional field `thinking`."""
+    items = list_of_rows(row, "thinking") if row.get("thinking") else []
+    return [
+        Thought(*(text_field(item, name, f"thinking[{position}].") for name in ("segment", "text")))
+        for position, item in enumerate(items)
+    ]
+
+
 @dataclass(slots=True)
 class Prompt:
     id: str
@@ -78,6 +98,22 @@ class Prompt:
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(slots=True)
+class Event:
+    """A hygiene rule (see `hygiene`) and the segments it applied to, one entry for each time: "draft", "critique 1" ..."""
+
+    rule: str
+    segments: list[str]
+
+
+@dataclass(slots=True)
+class Thought:
+    """What a reasoning model thought before a segment, kept apart from its text."""
+
+    segment: str
+    text: str
 
 
 @dataclass(slots=True)
@@ -99,6 +135,8 @@ class Revision:
     initial: Conversation
     rounds: list[Round]
     kind: str | None = None
+    hygiene: list[Event] = field(default_factory=list)
+    thinking: list[Thought] = field(default_factory=list)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Revision:
@@ -126,6 +164,8 @@ class Revision:
             initial=check_reply(row.get("initial"), "initial"),
             rounds=rounds,
             kind=optional_kind(row),
+            hygiene=read_events(row),
+            thinking=read_thoughts(row),
         )
 
     def to_row(self) -> dict[str, Any]:
@@ -139,6 +179,8 @@ class Sample:
     completion: Conversation
     finish_reason: str
     kind: str | None = None
+    hygiene: list[Event] = field(default_factory=list)
+    thinking: list[Thought] = field(default_factory=list)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Sample:
@@ -148,6 +190,8 @@ class Sample:
             completion=check_reply(row.get("completion"), "completion"),
             finish_reason=choice_field(row, "finish_reason", FINISH_REASONS),
             kind=optional_kind(row),
+            hygiene=read_events(row),
+            thinking=read_thoughts(row),
         )
 
     def to_row(self) -> dict[str, Any]:

@@ -12,20 +12,30 @@ from cai_cli.engines.batches import left_pad, like_length
 from cai_cli.engines.option_scores import OptionScorer
 from cai_cli.engines.sampling import KeyedSampler, StopStrings
 from cai_cli.manifest import device_facts
-from cai_cli.models.chat import Renderer, stop_ids, template_hash
+from cai_cli.models.chat import Renderer, stop_ids, template_hash, turn_start_ids
 from cai_cli.models.load import context_length, load_lm, load_tokenizer
-from cai_cli.options import GenerationOptions
+from cai_cli.options import GenerationOptions, template_kwargs
+from cai_cli.thinking import OPEN, split_thinking
 
 
 class TransformersEngine:
-    def __init__(self, model: Any, tokenizer: Any, temperature: float = 1.0, batch_size: int = 64, flag: str = "--model") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        temperature: float = 1.0,
+        batch_size: int = 64,
+        flag: str = "--model",
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.batch_size = batch_size
         self.prefix_cache = True  # whether prompts that start alike share the work on their start when options are scored
-        self.renderer = Renderer(tokenizer, flag)
+        self.renderer = Renderer(tokenizer, flag, template_kwargs)
         self.stop_ids = stop_ids(tokenizer, getattr(model, "generation_config", None))
+        self.turn_start_ids = turn_start_ids(tokenizer) - set(self.stop_ids)
         self.context = context_length(model.config)
         # The checkpoint's own sampling settings (top-p, penalties) would change the distribution: none is kept.
         model.generation_config = GenerationConfig(
@@ -77,16 +87,27 @@ class TransformersEngine:
         return [self._completion(*row) for row in zip(requests, prompts, tails, logprobs, strict=True)]
 
     def _completion(self, request: Request, prompt: list[int], tail: list[int], logprobs: list[float]) -> Completion:
-        """Cut a generated row at its first stop token, its stop string or its length limit."""
+        """Cut a generated row at its first stop token, its stop string, another turn's start, or its length limit."""
         tail = tail[: request.max_new_tokens]
         end = next((n for n, index in enumerate(tail) if index in self.stop_ids), None)
         reason = LENGTH if end is None else STOP
         tokens = tail if end is None else tail[: end + 1]
-        text = self.tokenizer.decode(tokens if end is None else tokens[:-1], skip_special_tokens=True)
-        cut = min((at for at in (text.find(stop) for stop in request.stop) if at >= 0), default=None)
-        if cut is not None:
-            text, reason = text[:cut], STOP
-        return Completion(text, reason, prompt, tokens, logprobs[: len(tokens)])
+        spoken = tokens if end is None else tokens[:-1]
+        stop = None
+        if (other := next((n for n, index in enumerate(spoken) if index in self.turn_start_ids), None)) is not None:
+            stop, spoken = self.tokenizer.convert_ids_to_tokens(spoken[other]), spoken[:other]
+        text, thinking = self.tokenizer.decode(spoken, skip_special_tokens=True), ""
+        if not isinstance(request.prompt, str):
+            thinking, text = split_thinking(text, self._opens_thinking(prompt))
+        cuts = [(at, string) for string in request.stop if (at := text.find(string)) >= 0]
+        if cuts:
+            at, stop = min(cuts)
+            text, reason = text[:at], STOP
+        return Completion(text, reason, prompt, tokens, logprobs[: len(tokens)], stop, thinking)
+
+    def _opens_thinking(self, prompt: list[int]) -> bool:
+        """Whether the template has opened the thought already, so that the text starts inside it."""
+        return self.tokenizer.decode(prompt[-8:]).rstrip().endswith(OPEN)
 
     # Option scores
 
@@ -99,4 +120,5 @@ def open_engine(path: str, options: GenerationOptions, flag: str = "--model") ->
     """Load a model and its tokenizer as an engine."""
     tokenizer = load_tokenizer(path, flag)
     model = load_lm(path, options.device, options.dtype, flag, tokenizer)
-    return TransformersEngine(model, tokenizer, options.temperature, options.batch_size, flag)
+    kwargs = template_kwargs(options.chat_template_kwargs)
+    return TransformersEngine(model, tokenizer, options.temperature, options.batch_size, flag, kwargs)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cai_cli.artifact import Rejected, RowArtifact
+from cai_cli.artifact import Rejected
 from cai_cli.constitution import Constitution, load_constitution
 from cai_cli.conversation import Conversation
 from cai_cli.engines.base import OptionRequest
@@ -29,6 +29,7 @@ from cai_cli.options import CONSTITUTION, INPUT, MODEL, NOTED, GenerationOptions
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompts import OPTION_LETTERS, TRANSCRIPT_STOPS, comparison_chat, comparison_prompt, option, reply_prompt
 from cai_cli.records import Comparison
+from cai_cli.row_artifact import RowArtifact
 from cai_cli.talk import progress, say
 
 if TYPE_CHECKING:
@@ -77,14 +78,14 @@ def run(options: Options) -> None:
     Example: cai label --model sl-cai/ --prompts red-team.jsonl --feedback-model base/ --out comparisons.jsonl
     """
     check_options(options)
-    constitution = load_constitution(options.constitution)
+    constitution = load_constitution(options.constitution, needs=("comparison",))
     artifact = RowArtifact("label", options, options.limit)
     if artifact.done:
         return
     pairs = list(pairs_to_label(options))
     if not pairs:
         raise UserError(f"{', '.join(options.pairs or [])}: no pairs in it", "a pair is two different replies to one prompt")
-    todo = [pair for pair in pairs if pair.id not in artifact.finished_ids]
+    todo = artifact.remaining(pairs)
     if options.dry_run:
         dry_run(options, constitution, todo or pairs)
         return
@@ -95,7 +96,7 @@ def run(options: Options) -> None:
     judge = open_judge(options)
     facts = (writer or judge).facts()
     preflight = PREFLIGHT_PAIRS if options.min_mass > 0 and not artifact.accepted_ids else 0
-    with progress("label", len(pairs), len(pairs) - len(todo)) as advance:
+    with progress("label", artifact.share, artifact.share - len(todo)) as advance:
         for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
             if writer:
                 draw_replies(writer, options, chunk, artifact)
@@ -112,8 +113,7 @@ def run(options: Options) -> None:
                     artifact.accept(pair.to_comparison().to_row())
             artifact.flush()
             advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
-    artifact.finish(seen=len(pairs), feedback=judge.facts(), **facts)
-    if not artifact.streaming:
+    if artifact.finish(feedback=judge.facts(), **facts):
         summarise(list(read_records(options.out, Comparison.from_row)))
 
 
