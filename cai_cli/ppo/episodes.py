@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cai_cli.engines.base import LENGTH, Completion
-from cai_cli.engines.transformers_engine import left_pad
+from cai_cli.engines.batches import left_pad
 from cai_cli.models.chat import close_with_eos
 from cai_cli.models.score import position_scores, right_pad, score_all
 
