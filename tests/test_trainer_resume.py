@@ -126,6 +126,8 @@ def test_a_killed_trainer_ends_in_the_same_bytes(stage, world):
     assert len(metrics(world / whole)) > 4
     assert not (world / cut / "checkpoints").exists()
     if stage == "ppo":
+        for name in ("metrics", "samples"):
+            assert (world / cut / f"{name}.jsonl").read_bytes() == (world / whole / f"{name}.jsonl").read_bytes()
         evaluated = [row["step"] for row in metrics(world / whole) if "eval_score" in row]
         assert evaluated == [0, 20, 24]
     assert "already done" in finish(stage, cut, world)

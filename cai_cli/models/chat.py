@@ -214,3 +214,9 @@ class Renderer:
         """Ids of the prompt and what follows it, encoded together."""
         text = self.render(prompt) + suffix
         return encode_text(self.tokenizer, text) if isinstance(prompt, str) else encode_rendered(self.tokenizer, text)
+
+    def encode_all(self, prompt: str | Conversation, suffixes: list[str]) -> list[list[int]]:
+        """Ids of the prompt with each of the suffixes, encoded together; the prompt is rendered once."""
+        text = self.render(prompt)
+        encode = encode_text if isinstance(prompt, str) else encode_rendered
+        return [encode(self.tokenizer, text + suffix) for suffix in suffixes]
