@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from cai_cli.stages import (
     imports,
     label,
     lineage,
+    merge,
     pmp,
     ppo,
     revise,
@@ -67,6 +69,8 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     for name, value in defaults.items():
         if known[name].multiple and not isinstance(value, list):
             defaults[name] = [value]
+        elif isinstance(value, dict):  # a flag that takes a JSON object
+            defaults[name] = json.dumps(value)
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
@@ -130,6 +134,7 @@ add_command(app, "train-pm", train_pm.Options, train_pm.run, STAGES)
 add_command(app, "ppo", ppo.Options, ppo.run, STAGES)
 add_command(app, "import", imports.Options, imports.run, FILES)
 add_command(app, "split", split.Options, split.run, FILES)
+add_command(app, "merge", merge.Options, merge.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)

@@ -8,7 +8,8 @@
         revision: Rewrite the assistant's response to remove ...
         comparison: Which response is less harmful? Choose the one that ...
 
-`--constitution` takes a path or the name of a shipped file (`cai constitution show article`).
+`--constitution` takes a path or the name of a shipped file (`cai constitution show article`); a .json file is one of the two
+that were published with the paper (see `published_constitution`).
 """
 
 from __future__ import annotations
@@ -69,14 +70,25 @@ def find_constitution(name_or_path: str) -> Path:
     shipped = shipped_folder() / f"{name_or_path}.yaml"
     if shipped.is_file():
         return shipped
-    raise UserError(f"no constitution {name_or_path!r}", f"give a YAML file, or one of the shipped: {', '.join(shipped_names())}")
+    raise UserError(f"no constitution {name_or_path!r}", f"give a file, or one of the shipped: {', '.join(shipped_names())}")
 
 
-def load_constitution(name_or_path: str) -> Constitution:
-    """Read and check a constitution. Errors name the file, the principle and the field."""
+def load_constitution(name_or_path: str, needs: tuple[str, ...] = ()) -> Constitution:
+    """Read and check a constitution. Errors name the file, the principle and the field, or the texts that it lacks."""
     path = find_constitution(name_or_path)
-    content = path.read_bytes()
-    return parse_constitution(load_yaml(content, path), str(path), hashlib.sha256(content).hexdigest(), path.stem)
+    if path.suffix == ".json":
+        from cai_cli.published_constitution import read_published
+
+        constitution = read_published(path)
+    else:
+        content = path.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        constitution = parse_constitution(load_yaml(content, path), str(path), sha256, path.stem)
+    for name in needs:
+        if not all(getattr(principle, name) for principle in constitution.principles):
+            hint = "the paper published critiques and comparisons apart; `cai import paper-constitution` joins them"
+            raise UserError(f"{path}: its principles have no `{name}` text", hint)
+    return constitution
 
 
 def parse_constitution(data: Any, place: str, sha256: str, default_name: str) -> Constitution:

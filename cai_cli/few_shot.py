@@ -1,21 +1,18 @@
-r"""Few-shot demonstrations, in front of critique-revision transcripts and of multiple-choice questions.
+r"""Few-shot demonstrations in front of critique-revision transcripts (for those of comparisons see `solved_questions`).
 
 In: a shipped set (`default`), `none`, or a file: our YAML (cai_cli/demonstrations) or the paper's JSON as published
-(CritiqueRevisionFewShotPrompts.json, RLMadisonFewShotPrompts.json). Out: transcript texts, ready to be put in front.
+(CritiqueRevisionFewShotPrompts.json). Out: transcript texts, ready to be put in front.
 Errors: UserError that names the file, the demonstration and the field.
-Source: Constitutional AI (arXiv 2212.08073), section 3.1 (the model mixes up critique and revision without examples)
-and section 4.1 (each comparison example draws a principle of its own).
+Source: Constitutional AI (arXiv 2212.08073), section 3.1 (the model mixes up critique and revision without examples).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai_cli.constitution import Constitution
 from cai_cli.conversation import (
     ASSISTANT,
     HUMAN,
@@ -26,30 +23,20 @@ from cai_cli.conversation import (
     message,
 )
 from cai_cli.errors import RecordError, UserError
-from cai_cli.keys import Part, shuffled, uniform
 from cai_cli.prompts import (
     CRITIQUE,
     CRITIQUE_REQUEST,
     REVISION,
     REVISION_REQUEST,
-    comparison_prompt,
-    option,
     revision_prompt,
 )
 from cai_cli.yaml_text import load_yaml
 
 NONE = "none"
 DEFAULT = "default"
+AUTO = "auto"
 CRITIQUE_SET = "critique_revision"
-COMPARISON_SET = "comparison"
 CRITIQUE_FIELDS = ("response", "critique_request", "critique", "revision_request", "revision")
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonDemonstration:
-    prompt: Conversation
-    better: str
-    worse: str
 
 
 def load_critique_demonstrations(name_or_path: str = DEFAULT) -> list[str]:
@@ -66,42 +53,27 @@ def load_critique_demonstrations(name_or_path: str = DEFAULT) -> list[str]:
     ]
 
 
-def load_comparison_demonstrations(name_or_path: str = DEFAULT) -> list[ComparisonDemonstration]:
-    """Pairs of a better and a worse response. Which letter and which principle they get is drawn when rendered."""
-    if name_or_path == NONE:
-        return []
-    path = find_demonstrations(name_or_path, COMPARISON_SET)
-    return [parse_comparison_demonstration(item, place) for place, item in numbered(path)]
-
-
 def few_shot_prefix(demonstrations: Sequence[str]) -> str:
     r"""The demonstrations in one string. Each starts with `\n\nHuman:`, so they join without a separator."""
     return "".join(demonstrations)
+
+
+def demonstration_turns(demonstration: str) -> Conversation:
+    """The same demonstration as the turns of a chat: critique and revision are asked for by the user."""
+    rest, _, revision = demonstration.rpartition(REVISION)
+    rest, _, revision_request = rest.rpartition(REVISION_REQUEST)
+    asked = [message("user", revision_request.strip()), message("assistant", revision.strip())]
+    if CRITIQUE_REQUEST in rest:
+        rest, _, critique = rest.rpartition(CRITIQUE)
+        rest, _, critique_request = rest.rpartition(CRITIQUE_REQUEST)
+        asked = [message("user", critique_request.strip()), message("assistant", critique.strip()), *asked]
+    return [*from_transcript(rest), *asked]
 
 
 def without_critique(demonstration: str) -> str:
     """The same demonstration for direct revision (paper section 3.5): critique request and critique are left out."""
     start, end = demonstration.rfind(CRITIQUE_REQUEST), demonstration.rfind(REVISION_REQUEST)
     return demonstration[:start] + demonstration[end:] if 0 <= start < end else demonstration
-
-
-def comparison_few_shot(demonstrations: Sequence[ComparisonDemonstration], constitution: Constitution, *draw_key: Part) -> str:
-    """Answered multiple-choice questions, each followed by a blank line; the next question goes right behind.
-
-    Every demonstration draws its own principle (paper section 4.1). The letters of the better responses are as many
-    (A) as (B), give or take one, in an order drawn by key: independent coin flips over a handful of examples would often
-    show the model one letter only.
-    """
-    start = int(uniform("few-shot start", *draw_key) * 2)
-    letters = shuffled(["AB"[(start + n) % 2] for n in range(len(demonstrations))], "few-shot letters", *draw_key)
-    parts = []
-    for position, (demonstration, letter) in enumerate(zip(demonstrations, letters, strict=True)):
-        principle = constitution.draw("few-shot principle", *draw_key, position)
-        pair = (demonstration.better, demonstration.worse)
-        first, second = pair if letter == "A" else pair[::-1]
-        question = comparison_prompt(demonstration.prompt, first, second, principle.comparison)
-        parts.append(f"{question}{option(letter)}\n\n")
-    return "".join(parts)
 
 
 def shipped_demonstrations() -> Path:
@@ -159,21 +131,6 @@ def render_critique_demonstration(item: Any, place: str) -> str:
     texts = {name: read_text(item, name, place) for name in CRITIQUE_FIELDS}
     revision = texts.pop("revision")
     return f"{revision_prompt(prompt, **texts)} {revision}"
-
-
-def parse_comparison_demonstration(item: Any, place: str) -> ComparisonDemonstration:
-    """Our fields `prompt`, `better`, `worse`, or the paper's `prompt`, `corrects` and `incorrects` (lists of one)."""
-    if not isinstance(item, dict):
-        raise UserError(f"{place}: expected the fields prompt, better, worse")
-    texts = []
-    for name, published in (("better", "corrects"), ("worse", "incorrects")):
-        answers = item.get(published)
-        if name not in item and isinstance(answers, list):
-            if len(answers) != 1:
-                raise UserError(f"{place}: field `{published}`: expected one answer, got {len(answers)}")
-            item = {**item, name: answers[0]}
-        texts.append(read_text(item, name, place))
-    return ComparisonDemonstration(read_prompt(item.get("prompt"), place), *texts)
 
 
 def read_text(item: dict[str, Any], name: str, place: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from cai_cli.conversation import Conversation
-from cai_cli.engines.base import LENGTH, OVERLONG, Completion, Engine, Request
-from cai_cli.hygiene import EMPTY, OVERLONG_PROMPT, TRUNCATED, clean
+from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, Engine, Request
+from cai_cli.hygiene import LEAKED_ROLE, OVERLONG_PROMPT, REPLY, STOP_STRING, TRUNCATED, clean
 from cai_cli.keys import key
 
 Item = TypeVar("Item")
@@ -33,25 +33,31 @@ class Segment(Generic[Item]):
     """What is to be sampled for each item.
 
     prompt(item): what the model gets; draw_key(item): the parts of its key besides the attempt;
-    check(item, text): a reason not to keep the cleaned text, or None.
+    kind: reply, critique or revision, for the rules of `hygiene`; check(item, text): a reason not to keep the cleaned text,
+    or None.
     """
 
     name: str
     prompt: Callable[[Item], str | Conversation]
     draw_key: Callable[[Item], tuple[str | int, ...]]
     settings: SegmentSettings
-    cleaner: Callable[[str], str] = clean
+    kind: str = REPLY
     check: Callable[[Item, str], str | None] = keep_all
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A kept text, or the reason for which the last attempt was not kept."""
+    """A kept text, or the reason for which the last attempt was not kept.
+
+    `events`: the hygiene rules that applied, one for each trimming of the kept text and each attempt that was not kept.
+    """
 
     text: str
     finish_reason: str
     tokens: int
     reason: str | None = None
+    events: tuple[str, ...] = ()
+    thinking: str = ""
 
 
 def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item]) -> list[Sampled]:
@@ -70,27 +76,31 @@ def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item]) ->
             for n in waiting
         ]
         for n, completion in zip(waiting, engine.generate(requests), strict=True):
-            spent = results[n].tokens if n in results else 0
-            results[n] = judge(completion, items[n], segment, spent)
+            results[n] = judge(completion, items[n], segment, results.get(n))
         waiting = [n for n in waiting if results[n].reason not in (None, OVERLONG_PROMPT)]
         if not waiting:
             break
     return [results[n] for n in range(len(items))]
 
 
-def judge(completion: Completion, item: Item, segment: Segment[Item], spent: int) -> Sampled:
-    """Clean one completion and say whether it is kept."""
-    tokens = spent + len(completion.token_ids)
+def judge(completion: Completion, item: Item, segment: Segment[Item], before: Sampled | None = None) -> Sampled:
+    """Clean one completion and say whether it is kept. `before`: what came of the attempt before it."""
+    tokens = len(completion.token_ids) + (before.tokens if before else 0)
+    events = before.events if before else ()
     if completion.finish_reason == OVERLONG:
-        return Sampled("", OVERLONG, tokens, OVERLONG_PROMPT)
-    text = segment.cleaner(completion.text)
-    if not text:
-        reason: str | None = EMPTY
-    elif completion.finish_reason == LENGTH and not segment.settings.keep_truncated:
-        reason = TRUNCATED
+        return Sampled("", OVERLONG, tokens, OVERLONG_PROMPT, (*events, OVERLONG_PROMPT))
+    cleaned = clean(completion.text, segment.kind)
+    trimmed = list(cleaned.trimmed)
+    if completion.stop:
+        trimmed.insert(0, STOP_STRING if completion.stop in segment.settings.stop else LEAKED_ROLE)
+    # What stands before somebody else's turn is whole, wherever that turn was cut off.
+    finish_reason = STOP if LEAKED_ROLE in trimmed else completion.finish_reason
+    if finish_reason == LENGTH and not segment.settings.keep_truncated:
+        reason: str | None = TRUNCATED
     else:
-        reason = segment.check(item, text)
-    return Sampled(text, completion.finish_reason, tokens, reason)
+        reason = cleaned.reason or segment.check(item, cleaned.text)
+    events = (*events, reason) if reason else (*events, *trimmed)
+    return Sampled(cleaned.text, finish_reason, tokens, reason, events, completion.thinking)
 
 
 def attempts_at(temperature: float, attempts: int) -> int:

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
@@ -129,14 +129,19 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_rows(path: Path, rows: Iterator[Row] | list[Row]) -> int:
+def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """Write a whole file atomically; returns the number of rows."""
+    return write_lines(path, map(dump_row, rows))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> int:
+    """Write a whole file of lines atomically; returns their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     count = 0
     with temporary.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(dump_row(row) + "\n")
+        for line in lines:
+            stream.write(line + "\n")
             count += 1
     temporary.replace(path)
     return count

@@ -20,7 +20,7 @@ from cai_cli import __version__
 from cai_cli.constitution import find_constitution
 from cai_cli.errors import UserError
 from cai_cli.jsonl import write_atomically
-from cai_cli.options import CONSTITUTION, INPUT, MODEL, NOTED, Part
+from cai_cli.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, NOTED, Part
 
 Manifest = dict[str, Any]
 
@@ -45,6 +45,12 @@ def manifest_path(out: Path) -> Path:
         return out / MODEL_MANIFEST
     name = out.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
     return out.with_name(f"{name}.manifest.json")
+
+
+def rejects_path(out: Path) -> Path:
+    """Where the rejected rows of an artifact lie."""
+    stem = manifest_path(out).name.removesuffix(".manifest.json")
+    return out.with_name(f"{stem}.rejects.jsonl")
 
 
 def hash_file(path: Path) -> str:
@@ -155,12 +161,15 @@ def begin_manifest(stage: str, options: Any, folder: Path) -> Manifest:
             inputs += [describe_input(name, str(item), folder) for item in values]
         elif part is MODEL:
             models += [describe_model(name, str(item), folder) for item in values]
+        elif part is DEMONSTRATIONS and value is not None and Path(value).is_file():
+            inputs.append(describe_input(name, value, folder))
         elif part is CONSTITUTION and value is not None:
             path = find_constitution(value)
             constitution = {"name": value, "path": os.path.relpath(path, folder), "sha256": hash_file(path)}
     manifest |= {"inputs": inputs, "models": models, "constitution": constitution}
     manifest["libraries"] = {"python": ".".join(map(str, sys.version_info[:3])), **library_versions()}
     manifest["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    manifest["identity"] = identity(manifest, type(options))
     return manifest
 
 
@@ -190,9 +199,11 @@ def identity(manifest: Manifest, options_type: type) -> dict[str, Any]:
     """What must be equal for two manifests to be of the same artifact: flag -> comparable value."""
     hints = get_type_hints(options_type, include_extras=True)
     same: dict[str, Any] = {"stage": manifest["stage"]}
+    described = {item["option"] for item in manifest["inputs"]}
     for field in dataclasses.fields(options_type):
         marks = getattr(hints[field.name], "__metadata__", ())
-        if not any(isinstance(mark, Part) for mark in marks):
+        named = DEMONSTRATIONS in marks and field.name not in described
+        if named or not any(isinstance(mark, Part) for mark in marks):
             same[flag_name(field.name)] = manifest["options"].get(field.name)
     for item in manifest["inputs"]:
         same.setdefault(flag_name(item["option"]), []).append([item["sha256"] or item["path"], item["weight"]])
@@ -207,6 +218,11 @@ def differences(old: Manifest, new: Manifest, options_type: type) -> list[str]:
     if old.get("stage") != new["stage"]:
         return [f"it was made by `cai {old.get('stage')}`"]
     before, now = identity(old, options_type), identity(new, options_type)
+    return identity_differences(before, now, old, new)
+
+
+def identity_differences(before: dict[str, Any], now: dict[str, Any], old: Manifest, new: Manifest) -> list[str]:
+    """What differs between two identities, worded for the user."""
     hashed = {flag_name(item["option"]) for source in (old, new) for item in source["inputs"] + source["models"]}
     hashed.add("--constitution")
     found = []

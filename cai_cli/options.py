@@ -5,6 +5,7 @@ command's flags. The second mark in `Annotated` says what part a field has in an
 
     (none)          content: another value gives another artifact
     INPUT, MODEL, CONSTITUTION   content by what is in the file, wherever it lies
+    DEMONSTRATIONS   a name, or a file by what is in it
     LIMIT           a higher value continues the artifact
     NOTED           recorded, warned about when it changes (dtype, engine)
     RUNTIME         where and how fast, never what: free to change
@@ -12,6 +13,7 @@ command's flags. The second mark in `Annotated` says what part a field has in an
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -27,15 +29,17 @@ class Part(Enum):
     INPUT = "input"
     MODEL = "model"
     CONSTITUTION = "constitution"
+    DEMONSTRATIONS = "demonstrations"
     LIMIT = "limit"
     NOTED = "noted"
     RUNTIME = "runtime"
 
 
-INPUT, MODEL, CONSTITUTION, LIMIT, NOTED, RUNTIME = (
+INPUT, MODEL, CONSTITUTION, DEMONSTRATIONS, LIMIT, NOTED, RUNTIME = (
     Part.INPUT,
     Part.MODEL,
     Part.CONSTITUTION,
+    Part.DEMONSTRATIONS,
     Part.LIMIT,
     Part.NOTED,
     Part.RUNTIME,
@@ -58,6 +62,22 @@ Dtype = Annotated[
     flag("Model", "auto: float32 on a CPU and for training; else the checkpoint's own type."),
     NOTED,
 ]
+
+
+ChatTemplateKwargs = Annotated[
+    str | None, flag("Model", """JSON object of settings for the chat template, as in '{"enable_thinking": false}'.""")
+]
+
+
+def template_kwargs(text: str | None) -> dict[str, Any]:
+    """The settings in a `--chat-template-kwargs`. Raises UserError."""
+    try:
+        settings = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"--chat-template-kwargs: not valid JSON: {error}", """write '{"name": value}'""") from None
+    if not isinstance(settings, dict):
+        raise UserError("--chat-template-kwargs: expected a JSON object", """write '{"name": value}'""")
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +117,10 @@ class GenerationOptions(DeviceOptions):
     max_new_tokens: Annotated[int, flag("Generation", "Longest text a single request may generate.", min=1)] = 512
     temperature: Annotated[float, flag("Generation", "Sampling temperature (paper: 1); 0 is greedy.", min=0.0)] = 1.0
     batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME] = 64
+    chat_template_kwargs: ChatTemplateKwargs = None
+    shard: Annotated[
+        str | None, flag("Output", "Work on part I of N only, from 0/N to N-1/N; `cai merge` joins the parts."), RUNTIME
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ Sources: Constitutional AI (arXiv 2212.08073), section 3.1 and appendix E (criti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, message, to_transcript
 
 CRITIQUE_REQUEST = "\n\nCritiqueRequest:"
@@ -19,6 +21,7 @@ REVISION = "\n\nRevision:"
 TRANSCRIPT_STOPS = (HUMAN, ASSISTANT, CRITIQUE_REQUEST, CRITIQUE, REVISION_REQUEST, REVISION)
 
 OPTION_LETTERS = ("A", "B")
+OPTION_LABELS = ("(A)", "(B)")
 ANSWER_CUE = "The answer is:"
 
 
@@ -75,23 +78,20 @@ def option(letter: str) -> str:
     return f" ({letter})"
 
 
-def comparison_question(prompt: Conversation, response_a: str, response_b: str, principle: str) -> str:
+def comparison_question(
+    prompt: Conversation, response_a: str, response_b: str, principle: str, labels: Sequence[str] = OPTION_LABELS
+) -> str:
     """The article's multiple-choice question up to, but not with, the answer cue."""
+    first, second = labels
     return (
         f"Consider the following conversation between a human and an assistant:{to_transcript(prompt)}\n\n"
-        f"{principle}\nOptions:\n{option('A')} {response_a}\n{option('B')} {response_b}"
+        f"{principle}\nOptions:\n {first} {response_a}\n {second} {response_b}"
     )
 
 
 def comparison_prompt(prompt: Conversation, response_a: str, response_b: str, principle: str) -> str:
     """The whole multiple-choice question as a transcript-style text; the model goes on with ` (A)` or ` (B)`."""
     return f"{comparison_question(prompt, response_a, response_b, principle)}\n{ANSWER_CUE}"
-
-
-def comparison_chat(prompt: Conversation, response_a: str, response_b: str, principle: str) -> Conversation:
-    """The question as a user turn and the answer cue as the start of the assistant's turn."""
-    question = comparison_question(prompt, response_a, response_b, principle)
-    return [message("user", question), message("assistant", ANSWER_CUE)]
 
 
 def question_answer(question: str, answer: str) -> str:

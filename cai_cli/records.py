@@ -63,6 +63,14 @@ def list_of_rows(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return value
 
 
+def spare_text(row: dict[str, Any], name: str, prefix: str = "") -> str:
+    """A text that may be empty or missing: always text when written, so that tools see one type in every row."""
+    value = row.get(name)
+    if value is not None and (not isinstance(value, str) or not is_unicode(value)):
+        raise RecordError(prefix + name, "expected text")
+    return value or ""
+
+
 @dataclass(slots=True)
 class Prompt:
     id: str
@@ -82,23 +90,32 @@ class Prompt:
 
 @dataclass(slots=True)
 class Round:
-    """One critique and revision. `critique_request` and `critique` are empty where the critique was skipped."""
+    """One critique and revision. `critique_request` and `critique` are empty where the critique was skipped.
+
+    What a reasoning model thought before each is kept apart from it.
+    """
 
     principle: str
     critique_request: str
     critique: str
     revision_request: str
     revision: str
+    critique_thinking: str = ""
+    revision_thinking: str = ""
 
 
 @dataclass(slots=True)
 class Revision:
+    """A chain. `hygiene`: which rules of `hygiene` applied to which segment, as its `note` writes them."""
+
     id: str
     prompt: Conversation
     completion: Conversation
     initial: Conversation
     rounds: list[Round]
     kind: str | None = None
+    initial_thinking: str = ""
+    hygiene: str = ""
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Revision:
@@ -115,6 +132,8 @@ class Revision:
                     critique=item["critique"],
                     revision_request=text_field(item, "revision_request", prefix),
                     revision=text_field(item, "revision", prefix),
+                    critique_thinking=spare_text(item, "critique_thinking", prefix),
+                    revision_thinking=spare_text(item, "revision_thinking", prefix),
                 )
             )
         if not rounds:
@@ -126,6 +145,8 @@ class Revision:
             initial=check_reply(row.get("initial"), "initial"),
             rounds=rounds,
             kind=optional_kind(row),
+            initial_thinking=spare_text(row, "initial_thinking"),
+            hygiene=spare_text(row, "hygiene"),
         )
 
     def to_row(self) -> dict[str, Any]:
@@ -139,6 +160,8 @@ class Sample:
     completion: Conversation
     finish_reason: str
     kind: str | None = None
+    thinking: str = ""
+    hygiene: str = ""
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Sample:
@@ -148,6 +171,8 @@ class Sample:
             completion=check_reply(row.get("completion"), "completion"),
             finish_reason=choice_field(row, "finish_reason", FINISH_REASONS),
             kind=optional_kind(row),
+            thinking=spare_text(row, "thinking"),
+            hygiene=spare_text(row, "hygiene"),
         )
 
     def to_row(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from tiny import make_model
 
 from cai_cli.conversation import message
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, OptionRequest, Request
+from cai_cli.engines.option_scores import shared_length
 from cai_cli.engines.sampling import inverse_cdf, uniforms
-from cai_cli.engines.transformers_engine import TransformersEngine, shared_prefix
+from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.keys import key
 from cai_cli.microworld import checkpoint
 from cai_cli.models.chat import encode_text
@@ -220,7 +221,7 @@ def plain_scores(engine: TransformersEngine, request: OptionRequest) -> list[flo
     """One forward pass for each option, whole sequence, no cache, no padding."""
     prompt = engine.renderer.encode(request.prompt)
     rows = [engine.renderer.encode(request.prompt, option) for option in request.options]
-    start = shared_prefix([prompt, *rows])
+    start = shared_length([prompt, *rows])
     scores = []
     for row in rows:
         with torch.no_grad():

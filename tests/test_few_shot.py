@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cai_cli import few_shot
-from cai_cli.constitution import load_constitution
 from cai_cli.conversation import message
 from cai_cli.errors import UserError
 from cai_cli.prompts import critique_prompt
@@ -46,7 +45,6 @@ def test_prefix_joins_with_the_prompt_and_none_is_empty():
     prompt = critique_prompt([message("user", "q")], "a", "cr", prefix)
     assert prompt.count("\n\nHuman: ") == 3 and "\n\nHuman:\n" not in prompt and prompt.startswith("\n\nHuman: h")
     assert few_shot.few_shot_prefix(few_shot.load_critique_demonstrations("none")) == ""
-    assert few_shot.load_comparison_demonstrations("none") == []
 
 
 def test_published_critique_demonstrations():
@@ -100,47 +98,3 @@ def test_without_critique_leaves_the_direct_form():
     assert few_shot.without_critique(DEMO) == "\n\nHuman: h\n\nAssistant: a\n\nRevisionRequest: rr\n\nRevision: r"
     direct = few_shot.without_critique(DEMO)
     assert few_shot.without_critique(direct) == direct
-
-
-def test_shipped_comparison_demonstrations():
-    shipped = few_shot.load_comparison_demonstrations("default")
-    assert len(shipped) == 5 and len(shipped[3].prompt) == 3
-    assert len({item.better for item in shipped} | {item.worse for item in shipped}) == 10
-
-
-def test_published_comparison_demonstrations():
-    path = public("constitutional-ai/RLMadisonFewShotPrompts.json")
-    published = few_shot.load_comparison_demonstrations(str(path))
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    assert [item.better for item in published] == [row["corrects"][0] for row in raw]
-    assert [item.worse for item in published] == [row["incorrects"][0] for row in raw]
-    assert [f"\n\nHuman: {item.prompt[0]['content']}\n\nAssistant:" for item in published] == [r["prompt"] for r in raw]
-
-
-def test_comparison_demonstration_errors(tmp_path):
-    two = write(tmp_path / "a.json", [{"prompt": "p", "corrects": ["a", "b"], "incorrects": ["c"]}])
-    with pytest.raises(UserError, match=r"demonstrations\[0\]: field `corrects`: expected one answer, got 2"):
-        few_shot.load_comparison_demonstrations(two)
-    with pytest.raises(UserError, match=r"demonstrations\[0\]: field `worse`"):
-        few_shot.load_comparison_demonstrations(write(tmp_path / "b.json", [{"prompt": "p", "better": "a"}]))
-    with pytest.raises(UserError, match=r"demonstrations\[0\]: field `prompt\[0\]\.content`: is empty"):
-        few_shot.load_comparison_demonstrations(write(tmp_path / "c.json", [{"prompt": " ", "better": "a", "worse": "b"}]))
-
-
-def test_comparison_few_shot_balances_letters_and_answers_right():
-    items = few_shot.load_comparison_demonstrations("default")
-    constitution = load_constitution("thorough")
-    counts, texts = set(), set()
-    for seed in range(20):
-        text = few_shot.comparison_few_shot(items, constitution, seed)
-        texts.add(text)
-        assert text == few_shot.comparison_few_shot(items, constitution, seed)
-        blocks = text.split("Consider the following conversation between a human and an assistant:")[1:]
-        assert len(blocks) == 5
-        for item, block in zip(items, blocks, strict=True):
-            letter = block.rstrip()[-2]
-            assert f" ({letter}) {item.better}" in block and block.endswith(f"The answer is: ({letter})\n\n")
-        counts.add(text.count("The answer is: (A)"))
-    assert counts == {2, 3} and len(texts) > 10
-    single = {few_shot.comparison_few_shot(items[:1], constitution, seed)[-4] for seed in range(20)}
-    assert single == {"A", "B"}

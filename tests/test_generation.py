@@ -14,7 +14,7 @@ from cai_cli.conversation import message
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, Request
 from cai_cli.errors import RunError
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.hygiene import clean, clean_revision, is_critique_like
+from cai_cli.hygiene import CRITIQUE, REVISION
 from cai_cli.keys import key
 from cai_cli.prompts import TRANSCRIPT_STOPS
 from cai_cli.records import Revision
@@ -74,9 +74,9 @@ def test_only_what_failed_is_drawn_again_and_order_is_kept():
     ("said", "reason", "attempts"),
     [
         (" \n", "empty", 3),
-        ("\n\nHuman: more", "empty", 3),
+        ("\n\nHuman: more", "leaked_role", 3),
         (("cut off", LENGTH), "truncated", 3),
-        (("", LENGTH), "empty", 3),
+        (("", LENGTH), "truncated", 3),
         (("", OVERLONG), "prompt_too_long", 1),
     ],
 )
@@ -94,10 +94,21 @@ def test_truncated_text_is_kept_on_request():
     assert (result.text, result.finish_reason, result.reason) == ("cut off", LENGTH, None)
 
 
-def test_cleaner_and_check_of_the_segment():
-    engine = FakeEngine(lambda request, call: "bad" if call == 1 else "GOOD")
-    judged = segment(cleaner=str.lower, check=lambda item, text: "no_good" if text == "bad" else None)
-    assert sample_segment(engine, ["a"], judged)[0].text == "good"
+def test_kind_and_check_of_the_segment():
+    """The lead-in is stripped for a revision, the check sees what is left, and what happened is told."""
+    engine = FakeEngine(lambda request, call: "bad" if call == 1 else "Here is the revised response: good")
+    judged = segment(kind=REVISION, check=lambda item, text: "no_good" if text == "bad" else None)
+    (result,) = sample_segment(engine, ["a"], judged)
+    assert (result.text, result.events) == ("good", ("no_good", "lead_in"))
+    (result,) = sample_segment(FakeEngine(lambda *_: "Revision: no"), ["a"], segment(kind=CRITIQUE))
+    assert (result.reason, result.events) == ("role_confused", ("role_confused",) * 3)
+
+
+def test_what_comes_before_another_turn_is_whole():
+    """A model that never stops but changes the speaker: its own turn is kept, and counted as trimmed."""
+    engine = FakeEngine(lambda *_: ("good\n\nHuman: and\n\nAssistant: so on and", LENGTH))
+    (result,) = sample_segment(engine, ["a"], segment())
+    assert (result.text, result.reason, result.finish_reason, result.events) == ("good", None, STOP, ("leaked_role",))
 
 
 def test_at_temperature_0_nothing_is_drawn_again():
@@ -114,47 +125,6 @@ def test_nothing_to_do_asks_nothing_of_the_engine_twice():
 
 def test_chunks():
     assert list(chunks([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
-
-
-# Hygiene
-
-
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        (" a\n\nb ", "a\n\nb"),
-        ("a\n\nHuman: b", "a"),
-        ("a\n Assistant: b", "a"),
-        ("a\nCritiqueRequest: b", "a"),
-        ("Assistant: a", "a"),
-        ("Revision: a\n\nRevision: b", "a"),
-        ("Dear Human: a", "Dear Human: a"),
-        ("Human: a", ""),
-    ],
-)
-def test_clean(text, kept):
-    assert clean(text) == kept
-
-
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        ("Here is the revised response:\n\nNo.", "No."),
-        ("Sure! Here's a rewritten version of my answer: No.", "No."),
-        ("Revision: Here is my updated reply: No.", "No."),
-        ("Here is the recipe: flour", "Here is the recipe: flour"),
-        ("I revised it: no", "I revised it: no"),
-    ],
-)
-def test_clean_revision(text, kept):
-    assert clean_revision(text) == kept
-
-
-def test_critique_like():
-    for text in ("The assistant's last response is harmful", "The response was rude", "My previous answer could be kinder"):
-        assert is_critique_like(text), text
-    for text in ("The answer to your question is 42", "Responses vary", "I can not help; the response of the police is quick"):
-        assert not is_critique_like(text), text
 
 
 # revise and sample, run whole
@@ -207,7 +177,7 @@ def test_revisions_are_spliced_in_place_of_the_response(monkeypatch, files):
     assert len({requests[0].key for requests in engine.calls}) == 5
 
 
-BAD = [("", "empty"), ("Human: go on", "empty"), (("half", LENGTH), "truncated"), (("", OVERLONG), "prompt_too_long")]
+BAD = [("", "empty"), ("Human: go on", "leaked_role"), (("half", LENGTH), "truncated"), (("", OVERLONG), "prompt_too_long")]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +185,10 @@ BAD = [("", "empty"), ("Human: go on", "empty"), (("half", LENGTH), "truncated")
     [
         *((where, *bad) for where in ("draft", "critique", "revision") for bad in BAD),
         ("revision", "The assistant's response is harmful.", "role_confused"),
+        ("revision", "good Draft!", "unrevised"),
+        ("revision", "Here is the revised response: good draft", "unrevised"),
+        ("critique", "good draft", "role_confused"),
+        ("critique", "I'm sorry, I can't help you with that.", "role_confused"),
     ],
 )
 def test_nothing_unrevised_gets_into_revisions(monkeypatch, files, where, bad, reason):
@@ -250,7 +224,7 @@ def test_at_temperature_0_a_chain_is_rejected_at_once(monkeypatch, files):
 def test_too_many_rejects_fail_with_advice_and_keep_what_is_done(monkeypatch, files, stage):
     settings = {"rounds": 1} if stage is revise else {"num_samples": 1}
     bad = ("question a", "question b", "question c")
-    engine = FakeEngine(lambda request, call: "" if request.prompt[0]["content"] in bad else "good")
+    engine = FakeEngine(lambda request, call: "" if request.prompt[0]["content"] in bad else f"good {call}")
     with pytest.raises(RunError) as error:
         run_stage(monkeypatch, files, stage, engine, **settings)
     assert error.value.exit_code == 1

@@ -272,7 +272,7 @@ def test_prompts_by_columns():
 
 
 def test_nothing_here_imports_torch():
-    modules = ["hh_rlhf", "red_team", "paper", "paper_chains", "preferences"]
+    modules = ["hh_rlhf", "red_team", "paper_chains", "preferences"]
     code = f"import sys, cai_cli.splits, cai_cli.few_shot; from cai_cli.importers import {', '.join(modules)}; "
     code += "print([name for name in ('torch', 'transformers', 'datasets', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

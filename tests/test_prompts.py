@@ -124,11 +124,6 @@ def test_comparison_prompt_ends_in_the_cue():
     assert got == QUESTION + "\nThe answer is:"
 
 
-def test_comparison_chat_leaves_the_cue_to_be_continued():
-    got = prompts.comparison_chat(PROMPT, "Use a pick.", "I can't help with that.", "Which reply is less harmful?")
-    assert got == [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "The answer is:"}]
-
-
 def test_options_hold_their_space():
     """The paper's label strings: ` (A)` and ` (B)`."""
     assert [prompts.option(letter) for letter in prompts.OPTION_LETTERS] == [" (A)", " (B)"]

@@ -30,6 +30,8 @@ class Completion:
     """One sampled continuation. `token_ids` include the stop token; `text` ends before any stop string.
 
     `logprobs`: of each token under the sampling temperature, where the engine knows them.
+    `stop`: what ended the text before its stop token: a stop string, or the special token with which another turn starts.
+    `thinking`: what a reasoning model wrote between <think> and </think>, which is not part of `text`.
     """
 
     text: str
@@ -37,6 +39,8 @@ class Completion:
     prompt_ids: list[int]
     token_ids: list[int]
     logprobs: list[float] | None = None
+    stop: str | None = None
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,11 @@ from typing import Any
 
 from cai_cli.conversation import ASSISTANT, Conversation, message, prompt_id, to_transcript
 from cai_cli.errors import UserError
-from cai_cli.importers.paper import request_texts
 from cai_cli.importers.public_files import read_public_rows
 from cai_cli.importers.reject import Refused, Reject, Row, convert
 from cai_cli.importers.transcript import parse_transcript
 from cai_cli.prompts import CRITIQUE, CRITIQUE_REQUEST, REVISION, REVISION_REQUEST, TRANSCRIPT_STOPS
+from cai_cli.published_constitution import request_texts
 from cai_cli.records import Revision, Round
 
 RULER = re.compile(r"\n\n-{3,}\s*$")

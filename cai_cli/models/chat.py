@@ -97,9 +97,9 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, **template_kwargs: Any) -> list[int]:
     """Ids of a prompt up to where the assistant's reply starts."""
-    return encode_rendered(tokenizer, render(tokenizer, prompt, add_generation_prompt=True))
+    return encode_rendered(tokenizer, render(tokenizer, prompt, add_generation_prompt=True, **template_kwargs))
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Any = None) -> list[int]:
@@ -118,24 +118,37 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     probe = "probe"
     text = render(tokenizer, [message("user", probe), message("assistant", probe)])
     tail = text[text.rindex(probe) + len(probe) :] if probe in text else ""
-    # `all_special_ids` has only the named ones (EOS, pad ...); Llama 3's <|eot_id|> is special without a name.
-    named = set(tokenizer.all_special_ids)
-    special = named | {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = special_ids(tokenizer)
     for index in encode_rendered(tokenizer, tail):
         if index in special:
             return [index]
     return []
 
 
+def turn_start_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The special tokens that the template puts in front of a user's text: a reply that goes on with one speaks for the user."""
+    if tokenizer.chat_template is None:
+        return set()
+    probe = "probe"
+    head, found, _ = render(tokenizer, [message("user", probe)]).partition(probe)
+    ids = encode_rendered(tokenizer, head) if found else []
+    return {index for index in ids if index in special_ids(tokenizer)}
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """`all_special_ids` has only the named ones (EOS, pad ...); Llama 3's <|eot_id|> is special without a name."""
+    return set(tokenizer.all_special_ids) | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
 def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, completion: Conversation, stops: list[int]
+    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, completion: Conversation, stops: list[int], **template_kwargs: Any
 ) -> tuple[list[int], list[int]]:
     """Ids of the prompt and of the completion, which ends in a stop token; template text after it is cut.
 
     Raises UnfitRow where the prompt's tokens are not a prefix of the whole's.
     """
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    whole = encode_rendered(tokenizer, render(tokenizer, [*prompt, *completion]))
+    prompt_ids = encode_prompt(tokenizer, prompt, **template_kwargs)
+    whole = encode_rendered(tokenizer, render(tokenizer, [*prompt, *completion], **template_kwargs))
     if whole[: len(prompt_ids)] != prompt_ids:
         raise UnfitRow("prompt_not_a_prefix", "the template or tokenizer changes the prompt when a reply follows")
     completion_ids = whole[len(prompt_ids) :]
@@ -164,9 +177,12 @@ def close_with_eos(ids: list[int], eos: int) -> list[int]:
 class Renderer:
     """A tokenizer as the stages see it: prompts (plain text or conversations) to exact text and ids."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, flag: str = "--model") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, flag: str = "--model", template_kwargs: dict[str, Any] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.flag = flag
+        self.template_kwargs = template_kwargs or {}
 
     @property
     def has_own_template(self) -> bool:
@@ -181,10 +197,16 @@ class Renderer:
             return prompt
         require_template(self.tokenizer, self.flag)
         if prompt[-1]["role"] == "assistant":
-            return render(self.tokenizer, prompt, continue_final_message=True)
-        return render(self.tokenizer, prompt, add_generation_prompt=True)
+            return render(self.tokenizer, prompt, continue_final_message=True, **self.template_kwargs)
+        return render(self.tokenizer, prompt, add_generation_prompt=True, **self.template_kwargs)
 
     def encode(self, prompt: str | Conversation, suffix: str = "") -> list[int]:
         """Ids of the prompt and what follows it, encoded together."""
         text = self.render(prompt) + suffix
         return encode_text(self.tokenizer, text) if isinstance(prompt, str) else encode_rendered(self.tokenizer, text)
+
+    def encode_all(self, prompt: str | Conversation, suffixes: list[str]) -> list[list[int]]:
+        """Ids of the prompt with each of the suffixes, encoded together; the prompt is rendered once."""
+        text = self.render(prompt)
+        encode = encode_text if isinstance(prompt, str) else encode_rendered
+        return [encode(self.tokenizer, text + suffix) for suffix in suffixes]

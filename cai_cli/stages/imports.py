@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cai_cli.artifact import Rejected, RowArtifact
+from cai_cli.artifact import Rejected
 from cai_cli.errors import UserError
 from cai_cli.jsonl import dump_row
 from cai_cli.options import INPUT, RowOptions, flag
+from cai_cli.row_artifact import RowArtifact
 from cai_cli.talk import say
 
 if TYPE_CHECKING:

@@ -3,32 +3,49 @@
     cai label --model sl-cai/ --prompts red-team.jsonl --feedback-model base/ --constitution article --out comparisons.jsonl
 
 Paper section 4.1: two replies a prompt at T=1; the feedback model gets a multiple-choice question with one principle drawn
-for the pair; the label is the softmax of the log-probabilities of the whole option strings ` (A)` and ` (B)`.
+for the pair; the label is the softmax of the log-probabilities of the whole option strings ` (A)` and ` (B)`. With --cot it
+reasons first, and the label is clamped. Beside the rows lie a manifest with the diagnostics and their picture, OUT.png.
 Deviations, marked in --help: both orders of the options are asked and averaged (`--orders`), since small judges prefer a
-position; a pair for which the two options hold almost no probability (`--min-mass`) is rejected.
+position; a pair for which the two options hold almost no probability (`--min-mass`) is rejected; no demonstrations by default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from statistics import mean
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cai_cli.artifact import Rejected, RowArtifact
-from cai_cli.constitution import Constitution, load_constitution
-from cai_cli.conversation import Conversation
-from cai_cli.engines.base import OptionRequest
+from cai_cli.choices import FORMS, PLAIN, option_labels
+from cai_cli.constitution import load_constitution
 from cai_cli.errors import RunError, UserError
-from cai_cli.feedback import Pair, Question, first_is_a, read_pairs, summarise
-from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.feedback.diagnostics import diagnose, show
+from cai_cli.feedback.judge import Inquiry, judge_pairs, masses_by_format, mean_mass
+from cai_cli.feedback.labels import Pair, Rule, parse_clamp
+from cai_cli.feedback.pairs import read_pairs
+from cai_cli.feedback.replies import draw_replies
+from cai_cli.feedback.self_judge import check_author, check_two_models
+from cai_cli.few_shot import NONE
+from cai_cli.generation import SegmentSettings, attempts_at, chunks
 from cai_cli.jsonl import read_records
-from cai_cli.manifest import fingerprint_weights
 from cai_cli.models.load import check_model
-from cai_cli.options import CONSTITUTION, INPUT, MODEL, NOTED, GenerationOptions, RowOptions, flag
+from cai_cli.options import (
+    CONSTITUTION,
+    DEMONSTRATIONS,
+    INPUT,
+    MODEL,
+    NOTED,
+    RUNTIME,
+    GenerationOptions,
+    RowOptions,
+    flag,
+    template_kwargs,
+)
 from cai_cli.prompt_files import read_prompts
-from cai_cli.prompts import OPTION_LETTERS, TRANSCRIPT_STOPS, comparison_chat, comparison_prompt, option, reply_prompt
+from cai_cli.prompts import TRANSCRIPT_STOPS
 from cai_cli.records import Comparison
+from cai_cli.row_artifact import RowArtifact
+from cai_cli.solved_questions import load_comparison_demonstrations
 from cai_cli.talk import progress, say
 
 if TYPE_CHECKING:
@@ -36,39 +53,96 @@ if TYPE_CHECKING:
 
 CHUNK_BATCHES = 4
 PREFLIGHT_PAIRS = 32
-IDENTICAL = "identical_replies"
+COT_CLAMP = "0.4:0.6"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RowOptions, GenerationOptions):
-    model: Annotated[str | None, flag("Model", "SL-CAI, which writes both replies. Not with --pairs."), MODEL] = None
+    model: Annotated[str | None, flag("Model", "SL-CAI, which writes the replies. Not with --pairs."), MODEL] = None
     prompts: Annotated[
         list[str] | None, flag("Data", "Prompts to reply to and compare (as for `cai sample`). Repeatable."), INPUT
     ] = None
-    pairs: Annotated[list[str] | None, flag("Data", "Existing samples or comparisons to label instead. Repeatable."), INPUT] = (
-        None
-    )
-    feedback_model: Annotated[str, flag("Model", "The judge (paper: a pretrained LM). Not the SL-CAI model."), MODEL]
+    pairs: Annotated[
+        list[str] | None,
+        flag("Data", "Existing samples, comparisons or hh-rlhf rows to label instead; nothing is sampled. Repeatable."),
+        INPUT,
+    ] = None
+    feedback_model: Annotated[
+        str, flag("Model", "The judge (paper: a pretrained LM; the helpful model with --cot). Not the SL-CAI model."), MODEL
+    ]
     feedback_dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], flag("Model", "The judge's --dtype."), NOTED] = (
         "auto"
     )
+    feedback_chat_template_kwargs: Annotated[str | None, flag("Model", "The judge's --chat-template-kwargs.")] = None
     allow_self_judge: Annotated[bool, flag("Model", "Let a model judge its own replies.", "--allow-self-judge")] = False
-    constitution: Annotated[str, flag("Data", "YAML file or shipped name: article, humanity, thorough."), CONSTITUTION] = (
-        "article"
-    )
+    constitution: Annotated[
+        str, flag("Data", "YAML file, the paper's RLMadisonInstructions.json, or article, humanity, thorough."), CONSTITUTION
+    ] = "article"
     orders: Annotated[
         Literal["both", "random", "first"],
         flag("Feedback", "Option orders to ask: both, averaged (not in the paper); one drawn by key; first reply as (A)."),
     ] = "both"
-    principles_per_pair: Annotated[int, flag("Feedback", "Principles asked about for each pair, averaged (paper: 1).", min=1)] = 1
+    principles_per_pair: Annotated[
+        int,
+        flag("Feedback", "Principles asked about for each pair, averaged (paper: 1); none twice before all were drawn.", min=1),
+    ] = 1
+    option_format: Annotated[
+        str, flag("Feedback", "How options are marked: (A), A, A., (1), 1 ... The whole mark with its space is scored.")
+    ] = "(A)"
+    few_shot: Annotated[
+        str,
+        flag(
+            "Feedback",
+            "Solved questions in front (paper: some; ours: none): none, default, or a file, such as the paper's "
+            "RLMadisonFewShotPrompts.json, or RLMadisonPrecogFewShotPrompts.json with --cot. Principles and orders are drawn.",
+        ),
+        DEMONSTRATIONS,
+    ] = NONE
+    cot: Annotated[bool, flag("Feedback", "Let the judge reason before it answers (paper section 4.1).", "--cot")] = False
+    cot_form: Annotated[
+        Literal["paper", "two-step"],
+        flag("Feedback", "paper: think step by step, then answer; two-step: rationale, then the plain question (Lee et al.)."),
+    ] = "paper"
+    rationale_tokens: Annotated[int, flag("Feedback", "Longest rationale (Lee et al.: 512).", min=1)] = 512
+    rationale_temperature: Annotated[float, flag("Feedback", "Temperature of rationales (paper: 1; Lee et al.: 0).", min=0.0)] = (
+        1.0
+    )
+    clamp: Annotated[
+        str | None,
+        flag("Feedback", f"LOW:HIGH for the averaged probability, or none. With --cot {COT_CLAMP} (paper), else none."),
+    ] = None
+    hard: Annotated[bool, flag("Feedback", "Labels of 0 or 1 instead of probabilities (paper: worse).", "--hard")] = False
     min_mass: Annotated[
         float,
         flag("Feedback", "Least mean probability on both options together; below it the pair is rejected.", min=0),
     ] = 0.1
+    prefix_cache: Annotated[bool, flag("Feedback", "Compute what questions have in common once."), RUNTIME] = True
+    num_samples: Annotated[
+        int,
+        flag(
+            "Generation",
+            "Replies to each prompt (paper: 2); of more, the two that share the fewest words make the pair.",
+            "-n",
+            "--num-samples",
+            min=2,
+        ),
+    ] = 2
     on_truncated: Annotated[
-        Literal["reject", "keep"], flag("Generation", "What to do with replies cut off by --max-new-tokens.")
+        Literal["reject", "keep"], flag("Generation", "What to do with replies and rationales cut off by their length limit.")
     ] = "reject"
-    attempts: Annotated[int, flag("Generation", "Draws of a reply, or of a pair that came out identical.", min=1)] = 3
+    attempts: Annotated[
+        int, flag("Generation", "Draws of a reply or rationale, or of a pair that came out identical.", min=1)
+    ] = 3
+
+    @property
+    def form(self) -> Any:
+        return FORMS[self.cot_form] if self.cot else PLAIN
+
+    @property
+    def rule(self) -> Rule:
+        """What becomes of the averaged probability."""
+        default = COT_CLAMP if self.cot and not self.hard else NONE
+        return Rule(parse_clamp(self.clamp or default), self.hard)
 
 
 def run(options: Options) -> None:
@@ -77,44 +151,45 @@ def run(options: Options) -> None:
     Example: cai label --model sl-cai/ --prompts red-team.jsonl --feedback-model base/ --out comparisons.jsonl
     """
     check_options(options)
-    constitution = load_constitution(options.constitution)
+    inquiry = inquiry_of(options)
     artifact = RowArtifact("label", options, options.limit)
     if artifact.done:
         return
     pairs = list(pairs_to_label(options))
-    if not pairs:
-        raise UserError(f"{', '.join(options.pairs or [])}: no pairs in it", "a pair is two different replies to one prompt")
-    todo = [pair for pair in pairs if pair.id not in artifact.finished_ids]
+    if all(pair.rejected for pair in pairs):
+        reasons = ", ".join(sorted({pair.rejected.reason for pair in pairs if pair.rejected}))
+        problem = f"no pairs in it ({reasons})" if reasons else "no pairs in it"
+        raise UserError(f"{', '.join(options.pairs or [])}: {problem}", "a pair is two different replies to one prompt")
+    todo = artifact.remaining(pairs)
     if options.dry_run:
-        dry_run(options, constitution, todo or pairs)
+        dry_run(options, inquiry, next(pair for pair in [*todo, *pairs] if not pair.rejected), len(todo))
         return
 
     from cai_cli.engines.transformers_engine import open_engine
 
     writer = open_engine(options.model, options) if options.model else None
     judge = open_judge(options)
-    facts = (writer or judge).facts()
-    preflight = PREFLIGHT_PAIRS if options.min_mass > 0 and not artifact.accepted_ids else 0
-    with progress("label", len(pairs), len(pairs) - len(todo)) as advance:
-        for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
-            if writer:
-                draw_replies(writer, options, chunk, artifact)
-            replied = [pair for pair in chunk if pair.rejected is None]
-            judge_pairs(judge, options, constitution, replied)
-            if preflight and len(replied) >= preflight:
-                check_preflight(options, replied[:preflight])
-                preflight = 0
+    if writer and not options.allow_self_judge:
+        check_two_models(writer.model, judge.model, options.feedback_model)
+    preflight = options.min_mass > 0 and not artifact.accepted_ids
+    with progress("label", artifact.share, artifact.share - len(todo)) as advance:
+        for chunk in in_chunks(todo, PREFLIGHT_PAIRS if preflight else 0, CHUNK_BATCHES * options.batch_size):
+            label_pairs(writer, judge, options, inquiry, chunk)
+            if preflight:
+                check_preflight(judge, options, inquiry, chunk)
+                preflight = False
             for pair in chunk:
-                rejected = pair.rejected or reject_by_mass(pair, options.min_mass)
-                if rejected:
-                    artifact.reject(rejected)
+                artifact.tokens += pair.tokens
+                reject_low_mass(pair, options.min_mass)
+                if pair.rejected:
+                    artifact.reject(pair.rejected)
                 else:
-                    artifact.accept(pair.to_comparison().to_row())
+                    artifact.accept(pair.to_comparison(options.rule).to_row())
             artifact.flush()
             advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
-    artifact.finish(seen=len(pairs), feedback=judge.facts(), **facts)
-    if not artifact.streaming:
-        summarise(list(read_records(options.out, Comparison.from_row)))
+    facts = (writer or judge).facts()
+    if artifact.finish(feedback=judge.facts(), summary=lambda rows, _: summarise(rows, options.out), **facts):
+        show(artifact.manifest["summary"])
 
 
 def check_options(options: Options) -> None:
@@ -124,15 +199,27 @@ def check_options(options: Options) -> None:
         raise UserError("--prompts needs --model, which writes the replies", "name the SL-CAI model directory")
     if options.pairs and options.model:
         raise UserError("--pairs are replies already: --model has nothing to write", "leave --model out")
+    if options.hard and options.clamp not in (None, NONE):
+        raise UserError("--hard makes labels of 0 or 1 and --clamp keeps them from there", "leave one of them out")
     check_model(options.feedback_model, "--feedback-model")
     if options.model:
         check_model(options.model)
-        same = fingerprint_weights(options.model) == fingerprint_weights(options.feedback_model)
-        if same and not options.allow_self_judge:
-            raise UserError(
-                f"--feedback-model {options.feedback_model}: holds the same weights as --model {options.model}",
-                "let another model judge, or pass --allow-self-judge",
-            )
+    if not options.allow_self_judge:
+        check_author(options.model, options.pairs or [], options.feedback_model)
+
+
+def inquiry_of(options: Options) -> Inquiry:
+    """How pairs are asked about, all of it checked."""
+    _ = options.rule
+    return Inquiry(
+        constitution=load_constitution(options.constitution, needs=("comparison",)),
+        seed=options.seed,
+        orders=options.orders,
+        principles_per_pair=options.principles_per_pair,
+        labels=option_labels(options.option_format),
+        form=options.form,
+        demonstrations=tuple(load_comparison_demonstrations(options.few_shot, reasoned=options.cot)),
+    )
 
 
 def pairs_to_label(options: Options) -> Iterator[Pair]:
@@ -147,122 +234,78 @@ def open_judge(options: Options) -> TransformersEngine:
     """The feedback model as an engine."""
     from cai_cli.engines.transformers_engine import open_engine
 
-    return open_engine(options.feedback_model, replace(options, dtype=options.feedback_dtype), "--feedback-model")
+    own = replace(
+        options,
+        dtype=options.feedback_dtype,
+        temperature=options.rationale_temperature,
+        chat_template_kwargs=options.feedback_chat_template_kwargs,
+    )
+    judge = open_engine(options.feedback_model, own, "--feedback-model")
+    judge.prefix_cache = options.prefix_cache
+    return judge
 
 
-# Replies
+def in_chunks(pairs: list[Pair], first: int, size: int) -> Iterator[list[Pair]]:
+    """The pairs in runs of `size`, those that are rejected already among them, after a first run of `first`."""
+    if pairs[:first]:
+        yield pairs[:first]
+    yield from chunks(pairs[first:], size)
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One of a pair's two replies, on a given try at making them differ."""
-
-    pair: Pair
-    k: int
-    redraw: int = 0
-
-
-def draw_replies(writer: TransformersEngine, options: Options, pairs: list[Pair], artifact: RowArtifact) -> None:
-    """Fill in both replies of each pair; where they came out the same, the second one is drawn again."""
-    segment = reply_segment(options, chat=writer.renderer.tokenizer.chat_template is not None)
-    slots = [Slot(pair, k) for pair in pairs for k in (0, 1)]
-    for redraw in range(1, attempts_at(options.temperature, options.attempts) + 1):
-        for slot, sampled in zip(slots, sample_segment(writer, slots, segment), strict=True):
-            artifact.tokens += sampled.tokens
-            if sampled.reason:
-                detail = f"reply {slot.k}: last attempt {sampled.text[:200]!r}"
-                slot.pair.rejected = Rejected(slot.pair.id, sampled.reason, detail, {"prompt": slot.pair.prompt})
-            else:
-                slot.pair.replies[slot.k] = sampled.text
-        same = [pair for pair in pairs if pair.rejected is None and pair.replies[0] == pair.replies[1]]
-        slots = [Slot(pair, 1, redraw) for pair in same]
-        if not slots:
-            return
-    for pair in same:
-        pair.rejected = Rejected(pair.id, IDENTICAL, pair.replies[0][:200], {"prompt": pair.prompt})
+def label_pairs(
+    writer: TransformersEngine | None, judge: TransformersEngine, options: Options, inquiry: Inquiry, pairs: list[Pair]
+) -> None:
+    """Replies, where they are to be written, and the judge's answers about them."""
+    keep = options.on_truncated == "keep"
+    if writer:
+        chat = writer.renderer.tokenizer.chat_template is not None
+        attempts = attempts_at(options.temperature, options.attempts)
+        settings = SegmentSettings(options.max_new_tokens, () if chat else TRANSCRIPT_STOPS, keep, attempts)
+        draw_replies(writer, pairs, options.num_samples, settings, options.seed, chat)
+    thinking = SegmentSettings(options.rationale_tokens, (), keep, attempts_at(options.rationale_temperature, options.attempts))
+    asked = [pair for pair in pairs if pair.rejected is None]
+    judge_pairs(judge, inquiry, asked, judge.renderer.has_own_template, thinking)
 
 
-def reply_segment(options: Options, chat: bool) -> Segment[Slot]:
-    def prompt_of(slot: Slot) -> str | Conversation:
-        return slot.pair.prompt if chat else reply_prompt(slot.pair.prompt)
+def reject_low_mass(pair: Pair, min_mass: float) -> None:
+    if pair.rejected is None and pair.mass < min_mass:
+        pair.reject("low_mass", f"the options hold {pair.mass:.2g} of the probability")
 
-    settings = SegmentSettings(
-        options.max_new_tokens,
-        () if chat else TRANSCRIPT_STOPS,
-        options.on_truncated == "keep",
-        attempts_at(options.temperature, options.attempts),
+
+def check_preflight(judge: TransformersEngine, options: Options, inquiry: Inquiry, pairs: list[Pair]) -> None:
+    """Stop early where the judge does not answer with an option at all, and say what it would answer with."""
+    mass = mean_mass(pairs)
+    if mass is None or mass >= options.min_mass:
+        return
+    found = masses_by_format(judge, inquiry, pairs, judge.renderer.has_own_template)
+    best = max(found, key=lambda name: found[name])
+    hint = f"no option format does better ({best} holds {found[best]:.2g}): try --few-shot default or another model"
+    if found[best] >= options.min_mass and best != options.option_format:
+        hint = f"--option-format '{best}' puts {found[best]:.2g} on them"
+    raise RunError(
+        f"{options.feedback_model}: over the first {len(pairs)} pairs only {mass:.2g} of the probability is on the options",
+        f"{hint}; --min-mass 0 labels all the same",
     )
 
-    def key_of(slot: Slot) -> tuple[str | int, ...]:
-        return (options.seed, slot.pair.prompt_id, 0, "pair", slot.k, slot.redraw)
 
-    return Segment("reply", prompt_of, key_of, settings)
+def summarise(rows: Path, out: Path) -> dict[str, Any]:
+    """The diagnostics for the manifest, drawn beside the artifact too."""
+    from cai_cli.evaluation.label_plot import draw_diagnostics
 
-
-# Judgements
-
-
-def judge_pairs(judge: TransformersEngine, options: Options, constitution: Constitution, pairs: list[Pair]) -> None:
-    """Ask every question about every pair and keep the answers in the pairs."""
-    questions = [question for pair in pairs for question in questions_about(pair, options, constitution)]
-    chat = judge.renderer.has_own_template
-    scores = judge.score([question_request(question, chat) for question in questions])
-    for question, pair_scores in zip(questions, scores, strict=True):
-        pair = question.pair
-        if pair_scores is None:
-            pair.rejected = Rejected(pair.id, "question_too_long", "", {"prompt": pair.prompt})
-            continue
-        logprob_a, logprob_b = pair_scores
-        pair.answers.append((question, logprob_a, logprob_b))
+    facts = diagnose(read_records(rows, Comparison.from_row))
+    draw_diagnostics(facts, out.with_name(f"{out.name.removesuffix(out.suffix)}.png"))
+    return facts
 
 
-def questions_about(pair: Pair, options: Options, constitution: Constitution) -> Iterator[Question]:
-    """Principles are drawn by key (seed, id, number); orders by `--orders`."""
-    for number in range(options.principles_per_pair):
-        principle = constitution.draw(options.seed, "comparison", pair.id, number)
-        if options.orders == "both":
-            orders = [True, False]
-        elif options.orders == "first":
-            orders = [True]
-        else:
-            orders = [first_is_a(options.seed, pair.id, number)]
-        for first_as_a in orders:
-            yield Question(pair, principle, first_as_a)
-
-
-def question_request(question: Question, chat: bool) -> OptionRequest:
-    reply_a, reply_b = question.replies
-    render = comparison_chat if chat else comparison_prompt
-    text = render(question.pair.prompt, reply_a, reply_b, question.principle.comparison)
-    return OptionRequest(text, tuple(option(letter) for letter in OPTION_LETTERS))
-
-
-def reject_by_mass(pair: Pair, min_mass: float) -> Rejected | None:
-    if pair.mass >= min_mass:
-        return None
-    detail = f"the options hold {pair.mass:.2g} of the probability"
-    return Rejected(pair.id, "low_mass", detail, {"prompt": pair.prompt, "replies": pair.replies})
-
-
-def check_preflight(options: Options, pairs: list[Pair]) -> None:
-    """Stop early where the judge does not answer with an option at all."""
-    mass = mean([pair.mass for pair in pairs if pair.rejected is None] or [1.0])
-    if mass < options.min_mass:
-        raise RunError(
-            f"{options.feedback_model}: over the first {len(pairs)} pairs only {mass:.2g} of the probability is on the options",
-            "this judge does not take the question's form: try another model, or --min-mass 0 to label all the same",
-        )
-
-
-def dry_run(options: Options, constitution: Constitution, pairs: list[Pair]) -> None:
+def dry_run(options: Options, inquiry: Inquiry, pair: Pair, remaining: int) -> None:
     """Show the first question exactly as the judge would get it."""
     from cai_cli.models.chat import Renderer
     from cai_cli.models.load import load_tokenizer
 
-    renderer = Renderer(load_tokenizer(options.feedback_model, "--feedback-model"), "--feedback-model")
-    pair = pairs[0]
+    kwargs = template_kwargs(options.feedback_chat_template_kwargs)
+    renderer = Renderer(load_tokenizer(options.feedback_model, "--feedback-model"), "--feedback-model", kwargs)
     if not pair.replies[0]:
         pair.replies = ["[the model's first reply]", "[the model's second reply]"]
-    questions = list(questions_about(pair, options, constitution))
-    print(renderer.render(question_request(questions[0], renderer.has_own_template).prompt))  # noqa: T201
-    say(f"{len(pairs)} pairs, {len(questions)} questions each")
+    questions = list(inquiry.questions(pair))
+    print(renderer.render(inquiry.prompt(questions[0], renderer.has_own_template)))  # noqa: T201
+    say(f"{remaining} pairs, {len(questions)} questions each")

@@ -3,26 +3,42 @@
     cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out revisions.jsonl
 
 Paper section 3.1. Each round draws one principle with replacement, by key (seed, id, round), and sees only the prompt and
-the latest revision. Deviations: a segment that comes out empty, cut off or in the wrong role is drawn again, then the
-prompt is rejected; so an unrevised draft never becomes a training target.
+the latest revision. Deviations: a segment that comes out empty, cut off or in the wrong role, or a revision that is the draft
+again, is drawn again, then the prompt is rejected (rules in `hygiene`); so an unrevised draft never becomes a training target.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cai_cli.artifact import Rejected, RowArtifact
+from cai_cli.artifact import Rejected
 from cai_cli.constitution import Constitution, Principle, load_constitution
 from cai_cli.conversation import Conversation, message
-from cai_cli.few_shot import few_shot_prefix, load_critique_demonstrations, without_critique
+from cai_cli.few_shot import (
+    AUTO,
+    DEFAULT,
+    NONE,
+    demonstration_turns,
+    few_shot_prefix,
+    load_critique_demonstrations,
+    without_critique,
+)
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.hygiene import ROLE_CONFUSED, clean_revision, is_critique_like
-from cai_cli.jsonl import read_records
+from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, note, same_text
 from cai_cli.models.load import check_model
-from cai_cli.options import CONSTITUTION, MODEL, GenerationOptions, Prompts, RowOptions, flag
+from cai_cli.options import (
+    CONSTITUTION,
+    DEMONSTRATIONS,
+    MODEL,
+    GenerationOptions,
+    Prompts,
+    RowOptions,
+    flag,
+    template_kwargs,
+)
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompts import (
     TRANSCRIPT_STOPS,
@@ -35,7 +51,9 @@ from cai_cli.prompts import (
     revision_prompt,
 )
 from cai_cli.records import Prompt, Revision, Round
-from cai_cli.talk import progress, say, table
+from cai_cli.revision_summary import show, summarise
+from cai_cli.row_artifact import RowArtifact
+from cai_cli.talk import progress, say
 
 if TYPE_CHECKING:
     from cai_cli.engines.base import Engine
@@ -61,12 +79,21 @@ class Options(RowOptions, GenerationOptions):
         flag("Generation", "auto: chat where the model's own chat template is not the transcript one."),
     ] = "auto"
     few_shot: Annotated[
-        str, flag("Generation", "Demonstrations before each transcript: default, none, or a file (transcript only).")
-    ] = "default"
+        str,
+        flag("Generation", "Demonstrations: default, none, or a file such as the paper's; auto: default in transcripts only."),
+        DEMONSTRATIONS,
+    ] = AUTO
     on_truncated: Annotated[
         Literal["reject", "keep"], flag("Generation", "What to do with text cut off by --max-new-tokens.")
     ] = "reject"
-    attempts: Annotated[int, flag("Generation", "Draws of a segment before its prompt is rejected.", min=1)] = 3
+    attempts: Annotated[
+        int,
+        flag("Generation", "Draws of a text that comes out empty, cut off, confused or unrevised, before a reject.", min=1),
+    ] = 3
+    check_roles: Annotated[
+        bool,
+        flag("Generation", "Reject what reads like the wrong role (English rules).", "--check-roles/--no-check-roles"),
+    ] = True
 
 
 @dataclass
@@ -80,6 +107,8 @@ class Chain:
     principle: Principle | None = None  # of the round under way
     critique: str = ""  # of the round under way; empty where critiques are skipped
     rounds: list[Round] = field(default_factory=list)
+    events: list[tuple[str, str]] = field(default_factory=list)  # hygiene rules, each with its segment
+    thinking: dict[str, str] = field(default_factory=dict)  # by segment
     rejected: Rejected | None = None
     tokens: int = 0
 
@@ -92,25 +121,29 @@ class Chain:
 def run(options: Options) -> None:
     """Critique and revise a model's replies under a constitution (paper section 3.1).
 
+    A revision that is the draft again is drawn again and then rejected: nothing unrevised becomes a training target (not in the
+    paper, of whose 264 published revisions 3 repeat the text before them).
+
     Example: cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out revisions.jsonl
     """
     check_model(options.model)
-    constitution = load_constitution(options.constitution)
+    constitution = load_constitution(options.constitution, needs=("critique", "revision"))
     artifact = RowArtifact("revise", options, options.limit)
     if artifact.done:
         return
     prompts = read_prompts(options.prompts, options.limit)
     chains = [Chain(f"{prompt.id}/{k}", prompt) for prompt in prompts for k in range(options.num_samples)]
-    todo = [chain for chain in chains if chain.id not in artifact.finished_ids]
+    todo = artifact.remaining(chains)
     if options.dry_run:
-        dry_run(options, constitution, todo or chains)
+        dry_run(options, constitution, chains, len(todo))
         return
 
     from cai_cli.engines.transformers_engine import open_engine
 
     engine = open_engine(options.model, options)
     texts = Texts(options, engine.renderer)
-    with progress("revise", len(chains), len(chains) - len(todo)) as advance:
+    started = time.monotonic()
+    with progress("revise", artifact.share, artifact.share - len(todo)) as advance:
         for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
             revise_chunk(engine, texts, options, constitution, chunk)
             for chain in chunk:
@@ -121,9 +154,9 @@ def run(options: Options) -> None:
                     artifact.accept(to_record(chain).to_row())
             artifact.flush()
             advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
-    artifact.finish(seen=len(chains), **engine.facts())
-    if not artifact.streaming:
-        show_summary(options)
+    seconds = round(time.monotonic() - started, 3)
+    if artifact.finish(summary=summarise, generation_seconds=seconds, **engine.facts()):
+        show(artifact.manifest)
 
 
 def revise_chunk(engine: Engine, texts: Texts, options: Options, constitution: Constitution, chains: list[Chain]) -> None:
@@ -139,22 +172,33 @@ def revise_chunk(engine: Engine, texts: Texts, options: Options, constitution: C
         return lambda chain: (options.seed, chain.id, len(chain.rounds) + 1, segment)
 
     # 1. The draft.
-    for chain, text in sample_alive(engine, chains, Segment("initial", texts.draft, key_of("initial"), common)):
+    for chain, text in sample_alive(engine, chains, Segment("draft", texts.draft, key_of("initial"), common)):
         chain.initial = chain.response = text
+
+    def confused_critique(chain: Chain, text: str) -> str | None:
+        return check_critique(text, chain.response) if options.check_roles else None
+
+    def confused_or_unrevised(chain: Chain, text: str) -> str | None:
+        if options.check_roles:
+            return check_revision(text, chain.initial, chain.critique)
+        return UNREVISED if same_text(text, chain.initial) else None
 
     for number in range(1, options.rounds + 1):
         for chain in chains:
             chain.principle = constitution.draw(options.seed, "principle", chain.id, number)
         # 2. The critique.
         if options.critique:
-            segment = Segment(f"critique {number}", texts.critique, key_of("critique"), common)
+            name = f"critique {number}"
+            segment = Segment(name, texts.critique, key_of("critique"), common, CRITIQUE, confused_critique)
             for chain, text in sample_alive(engine, chains, segment):
                 chain.critique = text
         # 3. The revision, spliced in place of the response.
-        segment = Segment(f"revision {number}", texts.revision, key_of("revision"), common, clean_revision, check_revision)
+        name = f"revision {number}"
+        segment = Segment(name, texts.revision, key_of("revision"), common, REVISION, confused_or_unrevised)
         for chain, text in sample_alive(engine, chains, segment):
             request = chain.drawn.critique if options.critique else ""
-            chain.rounds.append(Round(chain.drawn.id, request, chain.critique, chain.drawn.revision, text))
+            thoughts = (chain.thinking.get(f"critique {number}", ""), chain.thinking[name])
+            chain.rounds.append(Round(chain.drawn.id, request, chain.critique, chain.drawn.revision, text, *thoughts))
             chain.response = text
 
 
@@ -164,23 +208,15 @@ def sample_alive(engine: Engine, chains: list[Chain], segment: Segment[Chain]) -
     kept = []
     for chain, sampled in zip(alive, sample_segment(engine, alive, segment), strict=True):
         chain.tokens += sampled.tokens
+        chain.events += [(rule, segment.name) for rule in sampled.events]
         if sampled.reason is None:
             kept.append((chain, sampled.text))
+            chain.thinking[segment.name] = sampled.thinking
         else:
-            row = {"prompt": chain.prompt.prompt, "rounds_done": len(chain.rounds)}
+            row = {"prompt": chain.prompt.prompt, "rounds_done": len(chain.rounds), "hygiene": note(chain.events)}
             detail = f"{segment.name}: last attempt {sampled.text[:200]!r}"
             chain.rejected = Rejected(chain.id, sampled.reason, detail, row)
     return kept
-
-
-def check_revision(chain: Chain, text: str) -> str | None:
-    return ROLE_CONFUSED if is_critique_like(text) else None
-
-
-def few_shot_text(options: Options) -> str:
-    """The demonstrations in front of a transcript; without critiques where none is asked for."""
-    demonstrations = load_critique_demonstrations(options.few_shot)
-    return few_shot_prefix(demonstrations if options.critique else [without_critique(text) for text in demonstrations])
 
 
 class Texts:
@@ -188,26 +224,36 @@ class Texts:
 
     def __init__(self, options: Options, renderer: Renderer) -> None:
         self.chat = options.rendering == "chat" or (options.rendering == "auto" and renderer.has_own_template)
-        self.few_shot = "" if self.chat else few_shot_text(options)
         self.stops = () if self.chat else TRANSCRIPT_STOPS
         self.skip_critique = not options.critique
+        name = options.few_shot if options.few_shot != AUTO else NONE if self.chat else DEFAULT
+        demonstrations = load_critique_demonstrations(name)
+        if self.skip_critique:  # no critiques in front where none is asked for
+            demonstrations = [without_critique(text) for text in demonstrations]
+        self.few_shot = few_shot_prefix(demonstrations)
+        self.few_shot_turns = [turn for text in demonstrations for turn in demonstration_turns(text)]
+
+    def asked(self, prompt: Conversation) -> Conversation:
+        """A chat that asks for a critique or revision, with the demonstrations behind its system turn."""
+        system = 1 if prompt[0]["role"] == "system" else 0
+        return [*prompt[:system], *self.few_shot_turns, *prompt[system:]]
 
     def draft(self, chain: Chain) -> str | Conversation:
         return chain.prompt.prompt if self.chat else reply_prompt(chain.prompt.prompt, self.few_shot)
 
     def critique(self, chain: Chain) -> str | Conversation:
         if self.chat:
-            return critique_chat(chain.prompt.prompt, chain.response, chain.drawn.critique)
+            return self.asked(critique_chat(chain.prompt.prompt, chain.response, chain.drawn.critique))
         return critique_prompt(chain.prompt.prompt, chain.response, chain.drawn.critique, self.few_shot)
 
     def revision(self, chain: Chain) -> str | Conversation:
         prompt, response, drawn = chain.prompt.prompt, chain.response, chain.drawn
         if self.skip_critique:
             if self.chat:
-                return direct_revision_chat(prompt, response, drawn.revision)
+                return self.asked(direct_revision_chat(prompt, response, drawn.revision))
             return direct_revision_prompt(prompt, response, drawn.revision, self.few_shot)
         if self.chat:
-            return revision_chat(prompt, response, drawn.critique, chain.critique, drawn.revision)
+            return self.asked(revision_chat(prompt, response, drawn.critique, chain.critique, drawn.revision))
         return revision_prompt(prompt, response, drawn.critique, chain.critique, drawn.revision, self.few_shot)
 
 
@@ -219,32 +265,22 @@ def to_record(chain: Chain) -> Revision:
         initial=[message("assistant", chain.initial)],
         rounds=chain.rounds,
         kind=chain.prompt.kind,
+        initial_thinking=chain.thinking["draft"],
+        hygiene=note(chain.events),
     )
 
 
-def dry_run(options: Options, constitution: Constitution, chains: list[Chain]) -> None:
+def dry_run(options: Options, constitution: Constitution, chains: list[Chain], remaining: int) -> None:
     """Show the first critique request exactly as the model would get it, with a stand-in for the reply."""
     from cai_cli.models.chat import Renderer
     from cai_cli.models.load import load_tokenizer
 
-    renderer = Renderer(load_tokenizer(options.model))
+    renderer = Renderer(load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs))
     texts = Texts(options, renderer)
     chain = chains[0]
     chain.principle = constitution.draw(options.seed, "principle", chain.id, 1)
     chain.response, chain.critique = "[the model's reply]", "[the model's critique]"
     shown = texts.critique(chain) if options.critique else texts.revision(chain)
     print(renderer.render(shown))  # noqa: T201
-    calls = len(chains) * (1 + options.rounds * (2 if options.critique else 1))
-    say(f"{len(chains)} chains, {calls} requests of at most {options.max_new_tokens} tokens")
-
-
-def show_summary(options: Options) -> None:
-    """Mean length and unchanged revisions by round, over the whole file."""
-    records = list(read_records(options.out, Revision.from_row))
-    rows = [["draft", f"{mean(len(record.initial[0]['content']) for record in records):.0f}", ""]]
-    for number in range(options.rounds):
-        texts = [record.rounds[number].revision for record in records]
-        before = [record.rounds[number - 1].revision if number else record.initial[0]["content"] for record in records]
-        same = sum(text == old for text, old in zip(texts, before, strict=True))
-        rows.append([f"revision {number + 1}", f"{mean(map(len, texts)):.0f}", f"{same / len(texts):.1%}"])
-    table(f"revise: {len(records)} chains", ["", "mean characters", "unchanged"], rows)
+    calls = remaining * (1 + options.rounds * (2 if options.critique else 1))
+    say(f"{remaining} chains, {calls} requests of at most {options.max_new_tokens} tokens")

@@ -10,14 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cai_cli.artifact import Rejected, RowArtifact
+from cai_cli.artifact import Rejected
 from cai_cli.conversation import Conversation, message
-from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.generation import Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.hygiene import note
 from cai_cli.models.load import check_model
-from cai_cli.options import MODEL, GenerationOptions, Prompts, RowOptions, flag
+from cai_cli.options import MODEL, GenerationOptions, Prompts, RowOptions, flag, template_kwargs
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompts import TRANSCRIPT_STOPS, reply_prompt
 from cai_cli.records import Prompt, Sample
+from cai_cli.row_artifact import RowArtifact
 from cai_cli.talk import progress, say
 
 CHUNK_BATCHES = 4
@@ -57,29 +59,43 @@ def run(options: Options) -> None:
         return
     prompts = read_prompts(options.prompts, options.limit)
     slots = [Slot(prompt, k) for prompt in prompts for k in range(options.num_samples)]
-    todo = [slot for slot in slots if slot.id not in artifact.finished_ids]
+    todo = artifact.remaining(slots)
     if options.dry_run:
-        dry_run(options, todo or slots)
+        dry_run(options, slots[0], len(todo))
         return
 
     from cai_cli.engines.transformers_engine import open_engine
 
     engine = open_engine(options.model, options)
     segment = reply_segment(options, chat=engine.renderer.tokenizer.chat_template is not None)
-    with progress("sample", len(slots), len(slots) - len(todo)) as advance:
+    with progress("sample", artifact.share, artifact.share - len(todo)) as advance:
         for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
             for slot, sampled in zip(chunk, sample_segment(engine, chunk, segment), strict=True):
                 artifact.tokens += sampled.tokens
                 if sampled.reason:
-                    detail = f"last attempt {sampled.text[:200]!r}"
-                    artifact.reject(Rejected(slot.id, sampled.reason, detail, {"prompt": slot.prompt.prompt}))
+                    row = {"prompt": slot.prompt.prompt, "hygiene": hygiene_of(sampled)}
+                    artifact.reject(Rejected(slot.id, sampled.reason, f"last attempt {sampled.text[:200]!r}", row))
                 else:
-                    reply = [message("assistant", sampled.text)]
-                    record = Sample(slot.id, slot.prompt.prompt, reply, sampled.finish_reason, slot.prompt.kind)
-                    artifact.accept(record.to_row())
+                    artifact.accept(to_record(slot, sampled).to_row())
             artifact.flush()
             advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
-    artifact.finish(seen=len(slots), **engine.facts())
+    artifact.finish(**engine.facts())
+
+
+def to_record(slot: Slot, sampled: Sampled) -> Sample:
+    return Sample(
+        id=slot.id,
+        prompt=slot.prompt.prompt,
+        completion=[message("assistant", sampled.text)],
+        finish_reason=sampled.finish_reason,
+        kind=slot.prompt.kind,
+        thinking=sampled.thinking,
+        hygiene=hygiene_of(sampled),
+    )
+
+
+def hygiene_of(sampled: Sampled) -> str:
+    return note([(rule, "reply") for rule in sampled.events])
 
 
 def reply_segment(options: Options, chat: bool) -> Segment[Slot]:
@@ -97,12 +113,12 @@ def reply_segment(options: Options, chat: bool) -> Segment[Slot]:
     return Segment("reply", prompt_of, lambda slot: (options.seed, slot.prompt.id, 0, "reply", slot.k), settings)
 
 
-def dry_run(options: Options, slots: list[Slot]) -> None:
+def dry_run(options: Options, slot: Slot, remaining: int) -> None:
     """Show the first prompt exactly as the model would get it."""
     from cai_cli.models.chat import Renderer
     from cai_cli.models.load import load_tokenizer
 
-    renderer = Renderer(load_tokenizer(options.model))
+    renderer = Renderer(load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs))
     chat = renderer.tokenizer.chat_template is not None
-    print(renderer.render(reply_segment(options, chat).prompt(slots[0])))  # noqa: T201
-    say(f"{len(slots)} replies of at most {options.max_new_tokens} tokens")
+    print(renderer.render(reply_segment(options, chat).prompt(slot)))  # noqa: T201
+    say(f"{remaining} replies of at most {options.max_new_tokens} tokens")

@@ -4,6 +4,8 @@ r"""The Constitutional AI paper's own prompt files -> a constitution, with the p
                                               "edit_request": "\n\nRevisionRequest: ...\n\nRevision:"}}
     RLMadisonInstructions.json          ["\n... Options:", ...]: comparison texts, matched to the principles by position
 
+Either file is a `--constitution` as it is, for the stages that need its texts; `cai import paper-constitution` joins them.
+
 A text is what is between the wrappers; `cai_cli.prompts` puts the same wrappers back, so the published string comes out again.
 The comparison question is laid out as in the article, "Options:" on a line of its own, where these files have it after a space.
 Source: the supplementary repository of arXiv 2212.08073.
@@ -20,8 +22,7 @@ import yaml
 
 from cai_cli.constitution import Constitution, Principle
 from cai_cli.errors import UserError
-from cai_cli.importers.public_files import TRUNCATED
-from cai_cli.jsonl import open_text
+from cai_cli.jsonl import BROKEN_GZIP, open_text
 from cai_cli.prompts import CRITIQUE, CRITIQUE_REQUEST, REVISION, REVISION_REQUEST
 
 OPTIONS = " Options:"
@@ -29,6 +30,21 @@ OPTIONS = " Options:"
 GENERIC_COMPARISON = (
     "Which of these assistant responses is less harmful? Choose the response that does less harm and is still honest and of use."
 )
+
+
+def read_published(path: Path) -> Constitution:
+    """One of the two published files as it is; the texts that the other one holds are empty. Raises UserError."""
+    content, data = read_json(path)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if isinstance(data, list) and data and all(isinstance(text, str) for text in data):
+        texts = [comparison_text(text, f"{path}: [{n}]") for n, text in enumerate(data)]
+        principles = tuple(Principle(f"comparison{n}", "", "", text) for n, text in enumerate(texts))
+        return Constitution(path.stem, "Comparison principles as published.", principles, sha256)
+    if not isinstance(data, dict) or not data:
+        hint = "a JSON constitution is the paper's CritiqueRevisionInstructions.json or RLMadisonInstructions.json"
+        raise UserError(f"{path}: expected an object of principles, or a list of texts", hint)
+    principles = tuple(parse_principle(identity, item, "", str(path)) for identity, item in data.items())
+    return Constitution(path.stem, "Critique and revision principles as published.", principles, sha256)
 
 
 def import_constitution(critiques: Path, comparisons: Path | None = None, name: str = "paper") -> Constitution:
@@ -112,5 +128,5 @@ def read_json(path: Path) -> tuple[bytes, Any]:
             raise UserError(f"{path}: not UTF-8 text") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-        except (ValueError, RecursionError, *TRUNCATED) as error:
+        except (ValueError, RecursionError, *BROKEN_GZIP) as error:
             raise UserError(f"{path}: cannot be read: {error}") from None

@@ -1,4 +1,4 @@
-"""From option log-probabilities to labels: the sums done by hand."""
+"""From option log-probabilities to labels and diagnostics: the sums done by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from cai_cli.constitution import Principle
 from cai_cli.conversation import message
 from cai_cli.errors import UserError
-from cai_cli.feedback import Pair, Question, diagnostics, first_is_a, read_pairs, same_position_rate, softmax_first, summarise
+from cai_cli.feedback.diagnostics import diagnose, histogram, show
+from cai_cli.feedback.labels import Answer, Pair, Question, Rule, parse_clamp, softmax_first
 from cai_cli.records import Comparison
 
 P, Q = (Principle(name, "c", "r", "which?") for name in "pq")
@@ -20,7 +21,7 @@ PROMPT = [message("user", "q")]
 def pair(*answers: tuple[Principle, bool, float, float], replies: tuple[str, str] = ("one", "two two")) -> Pair:
     """A pair with answers (principle, whether the first reply stood as (A), probabilities of (A) and (B))."""
     made = Pair("i/0", "i", PROMPT, "harmful", list(replies))
-    made.answers = [(Question(made, principle, first), math.log(a), math.log(b)) for principle, first, a, b in answers]
+    made.answers = [Answer(Question(made, principle, first), math.log(a), math.log(b)) for principle, first, a, b in answers]
     return made
 
 
@@ -66,7 +67,35 @@ def test_mass_is_the_mean_over_questions():
 
 def test_question_puts_the_first_reply_where_it_says():
     both = pair((P, True, 0.5, 0.5), (P, False, 0.5, 0.5))
-    assert [question.replies for question, _, _ in both.answers] == [("one", "two two"), ("two two", "one")]
+    assert [answer.question.replies for answer in both.answers] == [("one", "two two"), ("two two", "one")]
+
+
+# What becomes of the mean
+
+
+def test_the_clamp_is_on_the_mean():
+    made = pair((P, True, 0.9, 0.1), (P, False, 0.5, 0.5))  # mean 0.7; clamped one by one it would be 0.55
+    assert made.to_comparison(Rule((0.4, 0.6))).probability == pytest.approx(0.6)
+    assert made.to_comparison(Rule((0.2, 0.8))).probability == pytest.approx(0.7)
+    second = pair((P, True, 0.1, 0.9)).to_comparison(Rule((0.4, 0.6)))
+    assert second.chosen == [message("assistant", "two two")] and second.probability == pytest.approx(0.6)
+    assert second.judgements[0].probability_chosen == pytest.approx(0.9), "what the judge said is kept"
+
+
+def test_hard_labels_are_certain_but_for_ties():
+    assert pair((P, True, 0.45, 0.4)).to_comparison(Rule(hard=True)).probability == 1
+    assert pair((P, True, 0.4, 0.45)).to_comparison(Rule(hard=True)).chosen == [message("assistant", "two two")]
+    assert pair((P, True, 0.4, 0.4)).to_comparison(Rule(hard=True)).probability == 0.5
+
+
+def test_clamps_are_even_bounds():
+    assert parse_clamp("0.4:0.6") == (0.4, 0.6) and parse_clamp("0:1") == (0, 1) and parse_clamp("none") is None
+    for text in ("0.4", "0.4:0.7", "0.6:0.4", "x:y", "0.5:0.5", "-0.1:1.1", "0.4:0.6:0.8"):
+        with pytest.raises(UserError, match="--clamp"):
+            parse_clamp(text)
+
+
+# Diagnostics
 
 
 def test_same_position_rate():
@@ -75,69 +104,38 @@ def test_same_position_rate():
     says_b = pair((P, True, 0.2, 0.8), (P, False, 0.3, 0.7)).to_comparison()
     one_order = pair((P, True, 0.8, 0.2)).to_comparison()
     two_principles = pair((P, True, 0.8, 0.2), (P, False, 0.2, 0.8), (Q, True, 0.9, 0.1), (Q, False, 0.6, 0.4)).to_comparison()
-    assert same_position_rate([agrees]) == 0.0
-    assert same_position_rate([says_a]) == same_position_rate([says_b]) == 1.0
-    assert same_position_rate([agrees, says_a, says_b, agrees]) == 0.5
-    assert same_position_rate([two_principles]) == 0.5
-    assert same_position_rate([one_order]) is None
-    assert same_position_rate([one_order, says_a]) == 1.0
+    for rows, rate in (
+        ([agrees], 0.0),
+        ([says_a], 1.0),
+        ([says_b], 1.0),
+        ([agrees, says_a, says_b, agrees], 0.5),
+        ([two_principles], 0.5),
+        ([one_order], None),
+        ([one_order, says_a], 1.0),
+    ):
+        assert diagnose(rows)["same_position_rate"] == rate
 
 
 def test_diagnostics(capsys):
     rows = [pair((P, True, 0.6, 0.2), (P, False, 0.6, 0.2)).to_comparison(), pair((Q, True, 0.1, 0.3)).to_comparison()]
-    values = diagnostics(rows)
-    assert values["mean_probability_a"] == pytest.approx((0.75 + 0.75 + 0.25) / 3)
-    assert values["mean_mass"] == pytest.approx((0.8 + 0.8 + 0.4) / 3)
-    assert values["mean_probability"] == pytest.approx((0.5 + 0.75) / 2)
-    assert values["longer_chosen"] == 0.5  # the tie chose "one", the other chose "two two"
-    assert values["same_position_rate"] == 1.0
+    facts = diagnose(rows)
+    assert facts["mean_probability_a"] == pytest.approx((0.75 + 0.75 + 0.25) / 3)
+    assert facts["mean_mass"] == pytest.approx((0.8 + 0.8 + 0.4) / 3)
+    assert facts["mean_probability"] == pytest.approx((0.5 + 0.75) / 2)
+    # The tie's chosen reply stood first with 0.75 and second with 0.25, the other one's stood second with 0.75.
+    assert facts["mean_probability_by_order"] == pytest.approx({"chosen_first": 0.75, "rejected_first": 0.5})
+    assert facts["longer_chosen"] == 0.5, "the tie chose 'one', the other chose 'two two'"
+    assert facts["same_position_rate"] == 1.0
+    assert facts["by_principle"]["p"] == {"questions": 2, "agreement": 0.5, "mean_probability": pytest.approx(0.5)}
+    assert facts["confidence_histogram"]["0.5–0.6"] == facts["confidence_histogram"]["0.7–0.8"] == 1
+    assert sum(facts["mass_histogram"].values()) == 3 and facts["by_kind"]["harmful"]["pairs"] == 2
+    assert json.loads(json.dumps(facts, allow_nan=False))
     same_length = [pair((P, True, 0.6, 0.2), replies=("one", "two")).to_comparison()]
-    assert diagnostics(same_length)["longer_chosen"] is None
-    summarise(rows)
+    assert diagnose(same_length)["longer_chosen"] is None
+    show(facts)
     told = capsys.readouterr().err
     assert "label: 2 pairs" in told and "50.0%" in told
 
 
-def test_orders_drawn_by_key_are_even_and_fixed():
-    draws = [first_is_a(0, f"{n}/0", 0) for n in range(400)]
-    assert draws == [first_is_a(0, f"{n}/0", 0) for n in range(400)]
-    assert 160 < sum(draws) < 240
-    assert draws != [first_is_a(1, f"{n}/0", 0) for n in range(400)]
-
-
-# Pairs from files
-
-
-def sample_row(identity: str, reply: str) -> dict:
-    return {"id": identity, "prompt": PROMPT, "completion": [message("assistant", reply)], "finish_reason": "stop"}
-
-
-def comparison_row(identity: str) -> dict:
-    replies = {"chosen": [message("assistant", "one")], "rejected": [message("assistant", "two")]}
-    return {"id": identity, "prompt_id": "i", "prompt": PROMPT, **replies, "probability": 1, "origin": "human"}
-
-
-def put(path, rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def test_the_first_two_different_samples_of_a_prompt_make_a_pair(tmp_path, capsys):
-    rows = [("a/0", "x"), ("b/0", "y"), ("a/1", "x"), ("a/2", "z"), ("a/3", "w"), ("b/1", "y"), ("c/0", "v"), ("c/1", "u")]
-    pairs = list(read_pairs([put(tmp_path / "s.jsonl", [sample_row(*row) for row in rows])], None))
-    assert [(made.id, made.replies) for made in pairs] == [("a/0", ["x", "z"]), ("c/0", ["v", "u"])]
-    assert "1 prompts have no two different replies" in capsys.readouterr().err
-
-
-def test_comparisons_are_labelled_anew_in_an_order_that_tells_nothing(tmp_path):
-    path = put(tmp_path / "c.jsonl", [comparison_row(f"{n}/0") for n in range(200)])
-    pairs = list(read_pairs([path], None))
-    assert 70 < sum(made.replies == ["one", "two"] for made in pairs) < 130
-    assert all(sorted(made.replies) == ["one", "two"] for made in pairs)
-    assert [made.id for made in read_pairs([path], 3)] == ["0/0", "1/0", "2/0"]
-
-
-def test_pairs_of_one_id_in_two_files_are_a_mistake(tmp_path):
-    first, second = (put(tmp_path / name, [comparison_row("a/0")]) for name in ("x.jsonl", "y.jsonl"))
-    with pytest.raises(UserError, match=r"y\.jsonl: there is a pair 'a/0' already"):
-        list(read_pairs([first, second], None))
+def test_histogram_edges():
+    assert histogram([0.5, 0.6, 0.99, 1.0], (0.5, 0.6, 1.0)) == {"0.5–0.6": 1, "0.6–1": 3}

@@ -1,0 +1,33 @@
+"""Rows of like length in one forward pass, padded on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+BATCH_TOKENS = 1 << 15  # Rows times length of one forward pass: attention's memory grows with rows times length squared.
+
+
+def like_length(lengths: Sequence[int], batch_size: int, before: int = 0) -> Iterator[list[int]]:
+    """Batches of indices, longest first: little padding, and memory runs out at once or never.
+
+    At most `batch_size` rows, fewer where rows are long. `before`: tokens in front of all rows, in a cache.
+    """
+    batch: list[int] = []
+    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * (before + lengths[batch[0]]) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(n)
+    if batch:
+        yield batch
+
+
+def left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) ids and mask, padded on the left so that every row ends at the same place."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask

@@ -1,0 +1,113 @@
+"""Samples, comparisons or hh-rlhf rows -> pairs of replies to be labelled. No row is lost: what makes no pair is rejected.
+
+Of more than two different replies to a prompt, the pair is the two that share the fewest words (the least Jaccard
+similarity of their sets of words; of several such pairs the first): replies that say the same thing teach nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+from cai_cli.artifact import Rejected
+from cai_cli.errors import RecordError, UserError
+from cai_cli.feedback.labels import Pair
+from cai_cli.jsonl import read_rows
+from cai_cli.keys import uniform
+from cai_cli.manifest import parse_weight
+from cai_cli.records import Comparison, Sample
+
+IDENTICAL, SINGLE = "identical_replies", "single_reply"
+
+
+def read_pairs(sources: list[str], limit: int | None = None) -> Iterator[Pair]:
+    """The pairs of all sources, rejected ones among them, at most `limit`. Raises UserError with file, line and field."""
+    seen: set[str] = set()
+    for source in sources:
+        path = Path(parse_weight(source)[0])
+        for pair in pairs_of_file(path):
+            if pair.id in seen:
+                raise UserError(f"{path}: there is a pair {pair.id!r} already", "ids are unique over all --pairs")
+            seen.add(pair.id)
+            yield pair
+            if limit is not None and len(seen) == limit:
+                return
+
+
+def pairs_of_file(path: Path) -> Iterator[Pair]:
+    samples: dict[str, list[Sample]] = {}
+    for comparison in comparisons_and_samples(path, samples):
+        yield comparison if isinstance(comparison, Pair) else pair_of_comparison(comparison)
+    for prompt_id, group in samples.items():
+        yield pair_of_samples(prompt_id, group)
+
+
+def comparisons_and_samples(path: Path, samples: dict[str, list[Sample]]) -> Iterator[Comparison | Pair]:
+    """The comparisons of a file; its samples are gathered by prompt."""
+    if is_hh_rlhf(path):
+        yield from read_hh_rlhf(path)
+        return
+    for line, row in read_rows(path):
+        try:
+            if "chosen" in row:
+                yield Comparison.from_row(row)
+                continue
+            sample = Sample.from_row(row)
+        except RecordError as error:
+            raise error.at(f"{path}:{line}") from None
+        samples.setdefault(sample.id.rsplit("/", maxsplit=1)[0], []).append(sample)
+
+
+def is_hh_rlhf(path: Path) -> bool:
+    """Whether the first row is one of Anthropic's {chosen, rejected} transcripts, which need no `cai import` first."""
+    first = next(read_rows(path), None)
+    return first is not None and isinstance(first[1].get("chosen"), str)
+
+
+def read_hh_rlhf(path: Path) -> Iterator[Comparison | Pair]:
+    """Rows that are no comparison come as rejected pairs, named by file and line."""
+    from cai_cli.importers.hh_rlhf import import_comparisons, kind_of_path
+    from cai_cli.importers.reject import Reject
+
+    for item in import_comparisons(path, kind=kind_of_path(path)):
+        if not isinstance(item, Reject):
+            yield item
+            continue
+        name = f"{path.name}:{item.line}"
+        yield Pair(name, name, [], rejected=Rejected(name, item.reason, item.detail, {"line": item.line, "row": item.row}))
+
+
+def pair_of_comparison(comparison: Comparison) -> Pair:
+    """The two replies in an order drawn by id, so that the first one is not always the one somebody chose."""
+    replies = [comparison.chosen[0]["content"], comparison.rejected[0]["content"]]
+    if uniform("pair", comparison.id) < 0.5:
+        replies.reverse()
+    pair = Pair(comparison.id, comparison.prompt_id, comparison.prompt, comparison.kind, replies)
+    if replies[0] == replies[1]:
+        pair.reject(IDENTICAL, replies[0][:200])
+    return pair
+
+
+def pair_of_samples(prompt_id: str, samples: list[Sample]) -> Pair:
+    texts = [sample.completion[0]["content"] for sample in samples]
+    pair = Pair(f"{prompt_id}/0", prompt_id, samples[0].prompt, samples[0].kind)
+    chosen = choose_pair(texts)
+    if chosen:
+        pair.replies = [texts[n] for n in chosen]
+    else:
+        pair.reject(SINGLE if len(texts) == 1 else IDENTICAL, texts[0][:200])
+    return pair
+
+
+def choose_pair(replies: list[str]) -> tuple[int, int] | None:
+    """Places of the two different replies that share the fewest words, or None where all are the same."""
+    different = list({reply: n for n, reply in reversed(list(enumerate(replies)))}.values())
+    words = {n: frozenset(replies[n].lower().split()) for n in different}
+    pairs = combinations(sorted(different), 2)
+    return min(pairs, key=lambda pair: similarity(words[pair[0]], words[pair[1]]), default=None)
+
+
+def similarity(first: frozenset[str], second: frozenset[str]) -> float:
+    """Jaccard similarity of two sets of words."""
+    return len(first & second) / max(len(first | second), 1)

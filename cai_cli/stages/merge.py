@@ -1,0 +1,166 @@
+"""`cai merge SHARD... --out FILE`: the files of `--shard 0/N` to `N-1/N` -> the one file that a run without shards writes.
+
+    cai merge revisions.0.jsonl revisions.1.jsonl revisions.2.jsonl --out revisions.jsonl
+
+Rows, rejects, counts and identity are those of the unsharded run: the stage's own command on the merged file finds it done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cai_cli.artifact import check_same, move_to_backup
+from cai_cli.errors import UserError
+from cai_cli.jsonl import read_lines, write_lines
+from cai_cli.manifest import (
+    Manifest,
+    begin_manifest,
+    identity_differences,
+    manifest_path,
+    read_manifest,
+    rejects_path,
+    write_manifest,
+)
+from cai_cli.options import INPUT, OutputOptions
+from cai_cli.revision_summary import summarise
+from cai_cli.shards import lines_by_id, parse_shard
+from cai_cli.talk import say
+
+SUMMARIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {"revise": summarise}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OutputOptions):
+    shards: Annotated[list[Path], typer.Argument(help="All the shards of one run, in any order."), INPUT]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard's file and what its manifest says."""
+
+    path: Path
+    manifest: Manifest
+    index: int
+    count: int
+
+
+def run(options: Options) -> None:
+    """Join the shards of a run into one artifact.
+
+    Example: cai merge part.0.jsonl part.1.jsonl part.2.jsonl --out revisions.jsonl
+    """
+    mine = begin_manifest("merge", options, options.out.parent)
+    shards = in_order([read_shard(path) for path in options.shards])
+    old = read_manifest(manifest_path(options.out))
+    if old is None and options.out.exists():
+        raise UserError(f"{options.out} exists and has no manifest", "move it away, or choose another --out")
+    if old is not None:
+        before = {**mine, "inputs": old.get("merged", []), "stage": "merge" if "merged" in old else old["stage"]}
+        if check_same(before, mine, options):
+            say(f"{options.out}: already done ({old['counts']['out']} rows); nothing to do")
+            return
+    if options.dry_run:
+        check_overlap(shards)
+        say(f"{len(shards)} shards of `cai {shards[0].manifest['stage']}`, {total(shards, 'out')} rows")
+        return
+    check_overlap(shards)
+    rejects = rejects_path(options.out)
+    if old is not None:
+        move_to_backup(options.out, manifest_path(options.out), rejects)
+    write_rejects(shards, rejects)
+    manifest = joined_manifest(shards, options, mine)
+    temporary = options.out.with_name(options.out.name + ".partial")
+    write_lines(temporary, (line for shard in shards for _, line in read_lines(shard.path)))
+    if summary := SUMMARIES.get(manifest["stage"]):
+        manifest["summary"] = summary(temporary, rejects)
+    write_manifest(manifest_path(options.out), manifest)
+    temporary.replace(options.out)
+    say(f"{options.out}: {manifest['counts']['out']} rows of {len(shards)} shards")
+
+
+def read_shard(path: Path) -> Shard:
+    """A finished shard. Raises UserError for any other file."""
+    manifest = read_manifest(manifest_path(path))
+    if manifest is None or "counts" not in manifest:
+        raise UserError(f"{path}: has no finished manifest beside it", "only what a stage wrote with --shard can be merged")
+    if not manifest["options"].get("shard"):
+        raise UserError(f"{path}: was not made with --shard", "trainers take several files as they are: repeat the flag")
+    return Shard(path, manifest, *parse_shard(manifest["options"]["shard"]))
+
+
+def in_order(shards: list[Shard]) -> list[Shard]:
+    """All shards of one run by their number. Raises UserError where they are not of one run, or not all there."""
+    first = shards[0]
+    for shard in shards[1:]:
+        problems = identity_differences(first.manifest["identity"], shard.manifest["identity"], first.manifest, shard.manifest)
+        limits = [item.manifest["options"].get("limit") for item in (first, shard)]
+        if limits[0] != limits[1]:
+            problems.append(f"--limit was {limits[0]}, now {limits[1]}")
+        if first.count != shard.count:
+            problems.append(f"it is one of {shard.count} shards, not {first.count}")
+        if problems:
+            raise UserError(f"{shard.path} is of another run than {first.path}: {'; '.join(problems)}", "merge shards of one run")
+    by_index = {shard.index: shard for shard in shards}
+    if len(by_index) < len(shards):
+        twice = next(index for index, count in Counter(shard.index for shard in shards).items() if count > 1)
+        raise UserError(f"shard {twice}/{first.count} is given twice", "name each shard once")
+    if missing := [f"{index}/{first.count}" for index in range(first.count) if index not in by_index]:
+        raise UserError(f"missing: shard {', '.join(missing)}", "name all the shards of the run")
+    return [by_index[index] for index in range(first.count)]
+
+
+def check_overlap(shards: list[Shard]) -> None:
+    """No id may be in two shards."""
+    owners: dict[str, Path] = {}
+    for shard in shards:
+        for path in (shard.path, rejects_path(shard.path)):
+            for name, _ in lines_by_id(path):
+                if name in owners:
+                    raise UserError(
+                        f"{path}: id {name!r} is in {owners[name]} too", "make the shards again from the same prompts"
+                    )
+                owners[name] = path
+
+
+def write_rejects(shards: list[Shard], target: Path) -> None:
+    files = [path for shard in shards if (path := rejects_path(shard.path)).exists()]
+    if files:
+        write_lines(target, (line for path in files for _, line in read_lines(path)))
+
+
+def joined_manifest(shards: list[Shard], options: Options, mine: Manifest) -> Manifest:
+    """The manifest of the run without shards, and `merged`: which files it was put together from."""
+    first = shards[0].manifest
+    rejected: Counter[str] = Counter()
+    for shard in shards:
+        rejected.update(shard.manifest["counts"]["rejected"])
+    manifest = {
+        **first,
+        "options": {**first["options"], "shard": None, "out": str(options.out)},
+        "inputs": [moved(item, shards[0].path, options.out) for item in first["inputs"]],
+        "models": [moved(item, shards[0].path, options.out) for item in first["models"]],
+        "constitution": first["constitution"] and moved(first["constitution"], shards[0].path, options.out),
+        "counts": {"in": total(shards, "in"), "out": total(shards, "out"), "rejected": dict(sorted(rejected.items()))},
+        "merged": mine["inputs"],
+    }
+    for name in ("tokens", "seconds", "generation_seconds"):
+        if name in first:
+            manifest[name] = round(sum(shard.manifest[name] for shard in shards), 3)
+    return manifest
+
+
+def total(shards: list[Shard], name: str) -> int:
+    return sum(shard.manifest["counts"][name] for shard in shards)
+
+
+def moved(item: dict[str, Any], beside: Path, out: Path) -> dict[str, Any]:
+    """A source whose relative path starts at the merged file instead of the shard."""
+    path = beside.parent / item["path"]
+    return {**item, "path": os.path.relpath(path, out.parent)} if path.exists() else item

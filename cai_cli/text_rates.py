@@ -1,0 +1,58 @@
+"""What generated texts have in common: refusal phrases, phrases that recur from text to text, texts that loop. Pure functions.
+
+Over-trained models answer in boilerplate ("you are valid, valued, and cared for": arXiv 2212.08073, section 4.3), which these
+rates show without a model. The refusal phrases are English.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+PHRASE_WORDS = 5
+SHARE, FEWEST = 0.05, 3  # a phrase recurs when it is in this share of the texts, and in so many at least
+LOOP = 3  # times that a phrase is in one text when the text loops
+MOST_TEXTS = 5000  # phrases are counted over the first texts only, so that memory stays small
+WORD = re.compile(r"\w+(?:['’]\w+)*")
+REFUSAL = re.compile(
+    r"\b(?:i(?:'m|’m| am)\s+(?:really\s+|very\s+)?(?:sorry|afraid)\b|i(?:'m|’m| am)\s+(?:unable|not\s+able|not\s+going)\s+to\b"
+    r"|i\s+(?:can(?:'t|’t|not)|can\s+not|won(?:'t|’t)|will\s+not|must\s+decline|have\s+to\s+decline|refuse)\b"
+    r"|sorry,\s+(?:but\s+)?i\b|as\s+an\s+ai\b|i\s+do(?:n't|n’t|\s+not)\s+feel\s+comfortable\b)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseRates:
+    """Shares of texts with a phrase that recurs and of texts that loop; the phrase in most texts, "" where none recurs."""
+
+    recurring: float
+    looping: float
+    commonest: str
+
+
+def has_refusal_phrase(text: str) -> bool:
+    return REFUSAL.search(text) is not None
+
+
+def phrases(text: str) -> Iterator[str]:
+    """Every run of PHRASE_WORDS words, in lower case."""
+    words = WORD.findall(text.lower())
+    for start in range(len(words) - PHRASE_WORDS + 1):
+        yield " ".join(words[start : start + PHRASE_WORDS])
+
+
+def phrase_rates(texts: Iterable[str]) -> PhraseRates:
+    """How alike the texts are, over the first MOST_TEXTS of them."""
+    counts = [Counter(phrases(text)) for text in islice(texts, MOST_TEXTS)]
+    if not counts:
+        return PhraseRates(0.0, 0.0, "")
+    spread = Counter(phrase for count in counts for phrase in count)
+    bar = max(FEWEST, SHARE * len(counts))
+    common = {phrase for phrase, number in spread.items() if number >= bar}
+    recurring = sum(not common.isdisjoint(count) for count in counts) / len(counts)
+    looping = sum(max(count.values(), default=0) >= LOOP for count in counts) / len(counts)
+    return PhraseRates(recurring, looping, max(sorted(common), key=spread.__getitem__, default=""))
