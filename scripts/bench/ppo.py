@@ -30,13 +30,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SPEED_BAR, MEMORY_BAR = 2.5, 0.5
 HELD_OUT = 256
-RANDOM = {
-    "hidden_size": 1280,
-    "intermediate_size": 3456,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 20,
-    "vocab_size": 32_000,
-}
+VOCABULARY = 32_000
+RANDOM = {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 22, "num_attention_heads": 20}
 
 
 def memory_mb() -> float:
@@ -140,10 +135,8 @@ def measure_cai(o: argparse.Namespace) -> dict[str, Any]:
     bare = memory_mb()
     words = f"--model {o.model} --pm {o.pm} --prompts {o.prompts} --out {o.out} --steps {o.steps} --rollout-batch-size {o.batch}"
     words += f" --num-ppo-epochs {o.epochs} --num-mini-batches 1 --per-device-train-batch-size {o.microbatch}"
-    words += (
-        f" --max-new-tokens {o.max_new_tokens} --batch-size {o.batch} --kl-coef {o.kl_coef}"
+    words += f" --max-new-tokens {o.max_new_tokens} --batch-size {o.batch} --kl-coef {o.kl_coef}"
     words += f" --learning-rate {o.learning_rate}"
-    )
     words += f" --sample-steps 0 --save-steps 100000{' --lora' if o.lora else ''}{' --bf16' if o.bf16 else ''}"
     if o.eval_prompts:
         words += f" --eval-prompts {o.eval_prompts} --eval-steps 2"
@@ -219,7 +212,8 @@ def make_random(folder: Path) -> tuple[Path, Path, Path]:
     template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "chat_template": template}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
-    config = LlamaConfig(**RANDOM, vocab_size=VOCABULARY, num_key_value_heads=4, max_position_embeddings=2048, tie_word_embeddings=True, num_labels=1)
+    more = {"vocab_size": VOCABULARY, "num_key_value_heads": 4, "max_position_embeddings": 2048, "tie_word_embeddings": True}
+    config = LlamaConfig(**RANDOM, **more, num_labels=1)
     config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
     torch.manual_seed(0)
     for name, kind in (("policy", LlamaForCausalLM), ("pm", LlamaForSequenceClassification)):
@@ -248,10 +242,9 @@ def compare(o: argparse.Namespace, folder: Path) -> bool:
     trl = child(o, "trl", folder / "trl")
     full = child(o, "cai", folder / "full", f"--microbatch={o.microbatch}")
     lora = child(o, "cai", folder / "lora", f"--microbatch={o.microbatch}", "--lora")
-    print(
-        f"batch {o.batch}, {o.epochs} epochs of 1 minibatch, at most {o.max_new_tokens} new tokens, {o.threads} threads,", end=" "
-    )
-    print("bfloat16 mixed precision" if o.bf16 else "float32")
+    precision = "bfloat16 mixed precision" if o.bf16 else "float32"
+    print(f"batch {o.batch}, {o.epochs} epochs of 1 minibatch, replies of at most {o.max_new_tokens} tokens,", end=" ")
+    print(f"{precision}, {o.threads} threads")
     print(f"{'':12}{'s/step':>8}{'episodes/s':>12}{'ratio':>7}{'MB above bare':>15}{'ratio':>7}   generate / score / update")
     for name, side in (("TRL 1.12", trl), ("cai ppo", full), ("cai --lora", lora)):
         speed, memory = trl["seconds"] / side["seconds"], side["above_mb"] / trl["above_mb"]
@@ -265,10 +258,8 @@ def compare(o: argparse.Namespace, folder: Path) -> bool:
         theirs = child(o, "policy", folder / "trl")
         kl, score = full["curve"][-1]
         ours = at_kl(full["curve"], theirs["kl"])
-        print(
-            f"held out, after {o.steps} steps: TRL score {theirs['score']:.3f} at KL {theirs['kl']:.3f}; ours {score:.3f} at {kl:.3f},"
-        )
-        print(f"and {ours:.3f} at TRL's KL; at the start {full['curve'][0][1]:.3f}")
+        print(f"held out, at the start {full['curve'][0][1]:.3f}; after {o.steps} steps: TRL {theirs['score']:.3f}", end=" ")
+        print(f"at KL {theirs['kl']:.3f}; ours {score:.3f} at KL {kl:.3f}, and {ours:.3f} at TRL's KL")
     print(f"bars: {'reached' if reached else 'MISSED'}")
     return reached
 
