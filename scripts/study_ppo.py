@@ -123,9 +123,8 @@ def main() -> int:
             print(f"{name} {100 * rates[name]:.1f} % ({mean:+.1f} points, lower bound {low:+.1f});", end=" ")
         missed = [name for name, there in found["reached"].items() if not there]
         print(f"bar {'reached' if not missed else 'missed: ' + ', '.join(missed)}")
-        print(
-            f"        gold guard: {found['guard']['stopped'] or 'did not stop the run'}; saved step {found['guard']['saved_step']}"
-        )
+        guard = found["guard"]
+        print(f"        gold guard: {guard['stopped'] or 'did not stop the run'}; saved step {guard['saved_step']}")
     (options.out / "study.json").write_text(json.dumps(study, indent=2) + "\n", encoding="utf-8")
     draw(options.out, len(study))
     return 0 if all(all(found["reached"].values()) and found["guard"]["stopped"] for found in study) else 1
