@@ -17,6 +17,7 @@ import typer
 
 from cai_cli import __version__
 from cai_cli.errors import CaiError, UserError
+from cai_cli.help_text import Command, Group
 from cai_cli.stages import (
     constitution,
     demo,
@@ -32,7 +33,7 @@ from cai_cli.stages import (
     split,
     train_pm,
 )
-from cai_cli.talk import fail
+from cai_cli.talk import fail, say
 from cai_cli.yaml_text import load_yaml
 
 app = typer.Typer(
@@ -40,11 +41,13 @@ app = typer.Typer(
     help="Constitutional AI (RLAIF) from the command line. Every stage reads and writes files, so each eats the last one's.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-constitution_app = typer.Typer(no_args_is_help=True, help="Check and show constitutions.")
-evaluate_app = typer.Typer(no_args_is_help=True, help="Measure models and labels.")
+constitution_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Check and show constitutions.")
+evaluate_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Measure models and labels.")
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -104,7 +107,7 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
     command.__doc__ = run.__doc__
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    where.command(name, rich_help_panel=panel or None)(command)
+    where.command(name, cls=Command, rich_help_panel=panel or None)(command)
 
 
 def show_version(value: bool) -> None:
@@ -154,8 +157,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except UsageMistake as error:
         context = getattr(error, "ctx", None)
-        problem = " ".join(error.format_message().split()).removesuffix(".")  # type: ignore[attr-defined]
-        if problem:  # `cai` alone has shown its help already
+        message = error.format_message()  # type: ignore[attr-defined]
+        if message.startswith("Usage:"):  # a group alone: its help
+            say(message)
+        else:
+            problem = " ".join(message.split()).removesuffix(".")
             fail(problem, f"see `{context.command_path if context else 'cai'} --help`")
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):

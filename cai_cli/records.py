@@ -63,24 +63,12 @@ def list_of_rows(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return value
 
 
-def read_events(row: dict[str, Any]) -> list[Event]:
-    """The optional field `hygiene`."""
-    events = []
-    for position, item in enumerate(list_of_rows(row, "hygiene") if row.get("hygiene") else []):
-        segments = item.get("segments")
-        if not isinstance(segments, list) or not all(isinstance(name, str) for name in segments):
-            raise RecordError(f"hygiene[{position}].segments", "expected a list of names")
-        events.append(Event(text_field(item, "rule", f"hygiene[{position}]."), segments))
-    return events
-
-
-def read_thoughts(row: dict[str, Any]) -> list[Thought]:
-    """The optional field `thinking`."""
-    items = list_of_rows(row, "thinking") if row.get("thinking") else []
-    return [
-        Thought(*(text_field(item, name, f"thinking[{position}].") for name in ("segment", "text")))
-        for position, item in enumerate(items)
-    ]
+def spare_text(row: dict[str, Any], name: str, prefix: str = "") -> str:
+    """A text that may be empty or missing: always text when written, so that tools see one type in every row."""
+    value = row.get(name)
+    if value is not None and (not isinstance(value, str) or not is_unicode(value)):
+        raise RecordError(prefix + name, "expected text")
+    return value or ""
 
 
 @dataclass(slots=True)
@@ -101,42 +89,33 @@ class Prompt:
 
 
 @dataclass(slots=True)
-class Event:
-    """A hygiene rule (see `hygiene`) and the segments it applied to, one entry for each time: "draft", "critique 1" ..."""
-
-    rule: str
-    segments: list[str]
-
-
-@dataclass(slots=True)
-class Thought:
-    """What a reasoning model thought before a segment, kept apart from its text."""
-
-    segment: str
-    text: str
-
-
-@dataclass(slots=True)
 class Round:
-    """One critique and revision. `critique_request` and `critique` are empty where the critique was skipped."""
+    """One critique and revision. `critique_request` and `critique` are empty where the critique was skipped.
+
+    What a reasoning model thought before each is kept apart from it.
+    """
 
     principle: str
     critique_request: str
     critique: str
     revision_request: str
     revision: str
+    critique_thinking: str = ""
+    revision_thinking: str = ""
 
 
 @dataclass(slots=True)
 class Revision:
+    """A chain. `hygiene`: which rules of `hygiene` applied to which segment, as its `note` writes them."""
+
     id: str
     prompt: Conversation
     completion: Conversation
     initial: Conversation
     rounds: list[Round]
     kind: str | None = None
-    hygiene: list[Event] = field(default_factory=list)
-    thinking: list[Thought] = field(default_factory=list)
+    initial_thinking: str = ""
+    hygiene: str = ""
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Revision:
@@ -153,6 +132,8 @@ class Revision:
                     critique=item["critique"],
                     revision_request=text_field(item, "revision_request", prefix),
                     revision=text_field(item, "revision", prefix),
+                    critique_thinking=spare_text(item, "critique_thinking", prefix),
+                    revision_thinking=spare_text(item, "revision_thinking", prefix),
                 )
             )
         if not rounds:
@@ -164,8 +145,8 @@ class Revision:
             initial=check_reply(row.get("initial"), "initial"),
             rounds=rounds,
             kind=optional_kind(row),
-            hygiene=read_events(row),
-            thinking=read_thoughts(row),
+            initial_thinking=spare_text(row, "initial_thinking"),
+            hygiene=spare_text(row, "hygiene"),
         )
 
     def to_row(self) -> dict[str, Any]:
@@ -179,8 +160,8 @@ class Sample:
     completion: Conversation
     finish_reason: str
     kind: str | None = None
-    hygiene: list[Event] = field(default_factory=list)
-    thinking: list[Thought] = field(default_factory=list)
+    thinking: str = ""
+    hygiene: str = ""
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Sample:
@@ -190,8 +171,8 @@ class Sample:
             completion=check_reply(row.get("completion"), "completion"),
             finish_reason=choice_field(row, "finish_reason", FINISH_REASONS),
             kind=optional_kind(row),
-            hygiene=read_events(row),
-            thinking=read_thoughts(row),
+            thinking=spare_text(row, "thinking"),
+            hygiene=spare_text(row, "hygiene"),
         )
 
     def to_row(self) -> dict[str, Any]:

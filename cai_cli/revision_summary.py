@@ -6,25 +6,15 @@ In: the rows and the rejects of `cai revise`, so a resumed or merged run has the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cai_cli.hygiene import RULES
+from cai_cli.hygiene import RULES, read_note
 from cai_cli.jsonl import read_rows
-from cai_cli.records import Event, Revision, read_events
+from cai_cli.records import Revision
 from cai_cli.talk import say, table
 from cai_cli.text_rates import MOST_TEXTS, has_refusal_phrase, phrase_rates
-
-
-def add_event(events: list[Event], rule: str, segment: str) -> None:
-    """Note that a rule applied to a segment."""
-    known = next((event for event in events if event.rule == rule), None)
-    if known is None:
-        events.append(Event(rule, [segment]))
-    else:
-        known.segments.append(segment)
 
 
 @dataclass
@@ -77,14 +67,14 @@ def summarise(rows: Path, rejects: Path) -> dict[str, Any]:
             before = step.revision
         count_events(hygiene, revision.hygiene)
     for _, row in read_rows(rejects) if rejects.exists() else ():
-        count_events(hygiene, read_events(row["row"] or {}))
+        count_events(hygiene, (row["row"] or {}).get("hygiene", ""))
     counted = {rule: dict(hygiene[rule]) for rule in RULES if rule in hygiene}
     return {"chains": chains, "rounds": [item.to_row() for item in sums], "hygiene": counted}
 
 
-def count_events(hygiene: dict[str, Counter[str]], events: Iterable[Event]) -> None:
-    for event in events:
-        hygiene.setdefault(event.rule, Counter()).update(event.segments)
+def count_events(hygiene: dict[str, Counter[str]], text: str) -> None:
+    for rule, segment in read_note(text):
+        hygiene.setdefault(rule, Counter())[segment] += 1
 
 
 def show(manifest: dict[str, Any]) -> None:

@@ -177,7 +177,7 @@ def test_revisions_are_spliced_in_place_of_the_response(monkeypatch, files):
     assert len({requests[0].key for requests in engine.calls}) == 5
 
 
-BAD = [("", "empty"), ("Human: go on", "empty"), (("half", LENGTH), "truncated"), (("", OVERLONG), "prompt_too_long")]
+BAD = [("", "empty"), ("Human: go on", "leaked_role"), (("half", LENGTH), "truncated"), (("", OVERLONG), "prompt_too_long")]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +185,10 @@ BAD = [("", "empty"), ("Human: go on", "empty"), (("half", LENGTH), "truncated")
     [
         *((where, *bad) for where in ("draft", "critique", "revision") for bad in BAD),
         ("revision", "The assistant's response is harmful.", "role_confused"),
+        ("revision", "good Draft!", "unrevised"),
+        ("revision", "Here is the revised response: good draft", "unrevised"),
+        ("critique", "good draft", "role_confused"),
+        ("critique", "I'm sorry, I can't help you with that.", "role_confused"),
     ],
 )
 def test_nothing_unrevised_gets_into_revisions(monkeypatch, files, where, bad, reason):
@@ -220,7 +224,7 @@ def test_at_temperature_0_a_chain_is_rejected_at_once(monkeypatch, files):
 def test_too_many_rejects_fail_with_advice_and_keep_what_is_done(monkeypatch, files, stage):
     settings = {"rounds": 1} if stage is revise else {"num_samples": 1}
     bad = ("question a", "question b", "question c")
-    engine = FakeEngine(lambda request, call: "" if request.prompt[0]["content"] in bad else "good")
+    engine = FakeEngine(lambda request, call: "" if request.prompt[0]["content"] in bad else f"good {call}")
     with pytest.raises(RunError) as error:
         run_stage(monkeypatch, files, stage, engine, **settings)
     assert error.value.exit_code == 1

@@ -22,11 +22,14 @@ from cai_cli.records import Comparison, Judgement, Prompt, Revision, Sample
 
 USER, REPLY, OTHER = [message("user", "q")], [message("assistant", "a")], [message("assistant", "b")]
 ROUND = {"principle": "p", "critique_request": "cr", "critique": "c", "revision_request": "rr", "revision": "a"}
+ROUND |= {"critique_thinking": "hm", "revision_thinking": ""}
 JUDGEMENT = {"principle": "p", "order": "chosen_first", "logprob_a": -0.5, "logprob_b": -1.5, "mass": 0.8, "rationale": None}
 ROWS = {
     Prompt: {"id": "i", "prompt": USER, "kind": "harmful", "source": "s"},
-    Revision: {"id": "i/0", "prompt": USER, "completion": REPLY, "initial": OTHER, "rounds": [ROUND], "kind": None},
-    Sample: {"id": "i/0", "prompt": USER, "completion": REPLY, "finish_reason": "stop", "kind": "helpful"},
+    Revision: {"id": "i/0", "prompt": USER, "completion": REPLY, "initial": OTHER, "rounds": [ROUND], "kind": None}
+    | {"initial_thinking": "", "hygiene": "truncated draft"},
+    Sample: {"id": "i/0", "prompt": USER, "completion": REPLY, "finish_reason": "stop", "kind": "helpful"}
+    | {"thinking": "hm", "hygiene": ""},
     Comparison: {
         "id": "i/0",
         "prompt_id": "i",

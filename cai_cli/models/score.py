@@ -15,11 +15,11 @@ from cai_cli.errors import UserError
 HEAD_NAMES = ("score", "classifier")
 
 
-def score_head(model: Any) -> nn.Linear:
-    """The linear layer from hidden states to the score."""
+def score_head(model: Any) -> Any:
+    """The linear layer from hidden states to the score; as peft has wrapped it where it is trained beside an adapter."""
     for name in HEAD_NAMES:
         head = getattr(model, name, None)
-        if isinstance(head, nn.Linear):
+        if isinstance(getattr(head, "original_module", head), nn.Linear):
             return head
     raise UserError(f"{type(model).__name__} has no linear score head", "use an architecture with a sequence classifier")
 

@@ -1,66 +1,63 @@
 """SL-CAI + preference model + prompts -> RL-CAI: proximal policy optimisation against the preference model.
 
-    cai ppo --model sl-cai/ --pm pm/ --prompts red-team.jsonl --prompts helpful.jsonl --out rl-cai/
+    cai ppo --model sl-cai/ --pm pm/ --prompts red-team.jsonl --prompts helpful.jsonl --eval-prompts held-out.jsonl --out rl-cai/
+    torchrun --nproc-per-node 4 -m cai_cli ppo ...        each process rolls out and learns from its part of the batch
 
-Paper section 4.2, with the settings of arXiv 2204.05862 (section 4.1, appendix B.1) and the details of arXiv 2403.17031.
-The policy starts from SL-CAI, which is also the reference of the KL penalty; the value function is a copy of the preference
-model that is trained along. Deviations: the KL coefficient defaults to 0.05, not 0.001, since a per-token penalty of that
-size keeps small policies from collapsing; the score lands on the last generated token; replies cut off by length pay
-`--missing-eos-penalty`.
+Paper section 4.2, with the settings of arXiv 2204.05862 (section 4.1, appendix B.1) and the details of arXiv 2403.17031. The
+policy starts from SL-CAI, which is also the reference of the KL penalty; the value function starts from the preference model.
+A step's numbered parts are in `cai_cli/ppo/trainer.py`. Deviations: the KL coefficient defaults to 0.05, not 0.001, since a
+per-token penalty of that size keeps small policies from collapsing; the score lands on the last generated token; replies cut
+off by length pay `--missing-eos-penalty`; the run stops where the KL exceeds `--max-kl`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from cai_cli.artifact import ModelArtifact
-from cai_cli.errors import UserError
+from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
+from cai_cli.errors import RunError, UserError
+from cai_cli.jsonl import write_rows
 from cai_cli.manifest import parse_weight
 from cai_cli.models.load import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, OutputOptions, flag
+from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
+from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompt_mix import mixed_prompts
+from cai_cli.ranks import is_main
 from cai_cli.records import Prompt
-from cai_cli.talk import progress, say, warn
+from cai_cli.talk import say, table, warn
+
+if TYPE_CHECKING:
+    from cai_cli.models.chat import Renderer
+    from cai_cli.ppo.progress import Progress
+
+SAMPLES = 8  # Replies in samples.jsonl each time.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DeviceOptions, OutputOptions):
+class Options(TrackOptions, PPOOptions, RewardOptions, ModelOptions, OutputOptions):
     model: Annotated[str, flag("Model", "SL-CAI: where the policy starts, and the reference."), MODEL]
     pm: Annotated[str, flag("Model", "The preference model; the value function starts from it too."), MODEL]
+    gold_pm: Annotated[
+        str | None,
+        flag("Model", "Another PM that only measures: the run stops when its score falls while that of --pm rises."),
+        MODEL,
+    ] = None
     prompts: Annotated[
         list[str], flag("Data", "Prompts (as for `cai sample`), FILE[:proportion of the batch]. Repeatable."), INPUT
     ]
-    eval_prompts: Annotated[list[str] | None, flag("Data", "Held-out prompts, sampled and scored every --eval-steps."), INPUT] = (
-        None
-    )
-    steps: Annotated[int, flag("Optimisation", "Rollouts, each followed by an update.", min=1)] = 200
-    rollout_batch_size: Annotated[int, flag("Optimisation", "Episodes a step.", min=1)] = 128
-    num_ppo_epochs: Annotated[int, flag("Optimisation", "Passes over each rollout (paper's K: 1 to 4).", min=1)] = 2
-    num_mini_batches: Annotated[int, flag("Optimisation", "Optimiser steps a pass.", min=1)] = 2
-    per_device_train_batch_size: Annotated[int, flag("Optimisation", "Episodes per forward and backward pass.", min=1)] = 32
-    learning_rate: Annotated[float, flag("Optimisation", "Of the policy; falls linearly to 0.", min=0.0)] = 1e-6
-    value_learning_rate: Annotated[
-        float | None, flag("Optimisation", "Of the value function; --learning-rate if not given.", min=0.0)
+    eval_prompts: Annotated[
+        list[str] | None, flag("Data", "Held-out prompts, sampled and scored every --eval-steps. Repeatable."), INPUT
     ] = None
-    max_grad_norm: Annotated[float, flag("Optimisation", "Gradient clipping, policy and value apart; 0: off.", min=0.0)] = 1.0
-    kl_coef: Annotated[float, flag("PPO", "Weight of the per-token KL penalty (paper: 0.001).", min=0.0)] = 0.05
-    target_kl: Annotated[
-        float | None, flag("PPO", "Adapt the coefficient so that the KL a reply stays near this (nats).", min=0.0)
-    ] = None
-    max_kl: Annotated[float, flag("PPO", "Stop when the mean KL a reply exceeds this (nats).", min=0.0)] = 50.0
-    clip_range: Annotated[float, flag("PPO", "Clip range of the policy ratio.", min=0.0)] = 0.2
-    value_clip_range: Annotated[float, flag("PPO", "Clip range of the value.", min=0.0)] = 0.2
-    value_coef: Annotated[float, flag("PPO", "Weight of the value loss.", min=0.0)] = 0.1
-    gamma: Annotated[float, flag("PPO", "Discount (paper: 1).", min=0.0, max=1.0)] = 1.0
-    lam: Annotated[float, flag("PPO", "GAE's lambda.", min=0.0, max=1.0)] = 0.95
-    missing_eos_penalty: Annotated[float, flag("PPO", "Taken off the score of a reply cut off by length.", min=0.0)] = 1.0
+    max_reject_rate: Annotated[
+        float, flag("Data", "Exit 1 when a larger share of the prompts does not fit.", min=0.0, max=1.0), RUNTIME
+    ] = 0.5
     max_new_tokens: Annotated[int, flag("Generation", "Longest reply (paper: 128).", min=1)] = 128
     temperature: Annotated[float, flag("Generation", "Sampling temperature (paper: 1).", min=0.01)] = 1.0
     batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME] = 128
-    eval_steps: Annotated[int, flag("Output", "Steps between evaluations on --eval-prompts.", min=1)] = 10
-    save_steps: Annotated[int, flag("Output", "Steps between checkpoints; a killed run goes on from the last.", min=1)] = 20
 
 
 def run(options: Options) -> None:
@@ -73,67 +70,146 @@ def run(options: Options) -> None:
     if artifact.done:
         return
     sources = [(read_prompts([source]), parse_weight(source)[1]) for source in options.prompts]
-    schedule = mixed_prompts(sources, options.steps * options.rollout_batch_size, options.seed)
     eval_prompts = read_prompts(options.eval_prompts) if options.eval_prompts else []
+
+    from cai_cli.models.chat import Renderer
+    from cai_cli.models.load import context_length, load_config, load_tokenizer
+
+    renderer = Renderer(load_tokenizer(options.model), f"--model {options.model}")
+    room = context_length(load_config(options.model)) - options.max_new_tokens
+    rejected: list[Rejected] = []
+    sources = [(fitting(prompts, renderer, room, rejected), proportion) for prompts, proportion in sources]
+    eval_prompts = fitting(eval_prompts, renderer, room, rejected)
+    check_rejects(options, sources, rejected)
+    schedule = mixed_prompts(sources, options.steps * options.rollout_batch_size, options.seed)
     if options.dry_run:
-        dry_run(options, schedule)
+        dry_run(options, renderer, schedule, rejected)
         return
 
-    from cai_cli.ppo.trainer import Trainer
+    from cai_cli.ppo.log import RunLog
+    from cai_cli.ppo.measures import sample_rows
+    from cai_cli.ppo.progress import Progress
+    from cai_cli.ppo.trainer import Clock, Trainer
     from cai_cli.training.facts import model_facts
-    from cai_cli.training.pairwise import MetricsFile
 
-    trainer = Trainer(options)
+    longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
+    trainer = Trainer(options, longest)
     artifact.start()
-    step = trainer.resume(artifact.checkpoints)
-    if step:
-        say(f"{options.out}: continuing from step {step}")
-    stopped, final = None, {}
-    with progress("ppo", options.steps, step) as advance, MetricsFile(artifact.metrics_file, step) as metrics:
-        if eval_prompts and step == 0:
-            metrics.write({"step": 0, **trainer.evaluate(eval_prompts)})
-        while step < options.steps and stopped is None:
-            prompts = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
-            row = trainer.step(step, prompts)
-            step += 1
-            if row["kl"] > options.max_kl:
-                stopped = f"KL {row['kl']:.1f} is above --max-kl {options.max_kl:g} at step {step}"
-                warn(f"{stopped}: stopping here")
-            if eval_prompts and (step % options.eval_steps == 0 or step == options.steps or stopped):
-                final = trainer.evaluate(eval_prompts)
-                row |= final
-            metrics.write({"step": step, **row})
-            advance(1, f"score {row['score']:.2f}, KL {row['kl']:.2f}, {row['length']:.0f} tokens")
-            if step % options.save_steps == 0 and step < options.steps:
-                trainer.save(artifact.checkpoints, step)
+    if rejected and is_main():
+        write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
+        say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
+    progress = Progress(options, trainer, artifact.checkpoints, eval_prompts)
+    progress.resume()
+    texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
+    resumed = progress.step
+    with RunLog(options, artifact.folder, progress.step) as log:
+        if eval_prompts and progress.step == 0:
+            log.write(0, progress.measure(None))
+            log.samples(sample_rows(0, progress.samples, texts, SAMPLES if options.sample_steps else 0))
+        while progress.step < options.steps and progress.stopped is None:
+            clock, step = Clock(), progress.step
+            batch = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
+            rollout = trainer.rollout(step, batch, clock)
+            if not progress.check_kl(rollout.kl):
+                break
+            if step > resumed and step % options.save_steps == 0:
+                progress.save()
+            row = trainer.learn(step, rollout, clock)
+            progress.step = step = step + 1
+            measured = progress.measure(rollout)
+            log.write(step, row | measured, clock.seconds)
+            if options.sample_steps and step % options.sample_steps == 0:
+                episodes = progress.samples if measured else rollout.table
+                log.samples(sample_rows(step, episodes, texts, SAMPLES))
+    if progress.stopped:
+        warn(f"{progress.stopped}: stopping here")
+    saved = progress.settle()
+    report(options, progress, artifact.metrics_file, saved)
     artifact.finish(
         trainer.save_policy,
-        steps_done=step,
-        stopped=stopped,
+        steps_done=progress.step,
+        stopped=progress.stopped,
+        saved_step=saved,
+        best_step=progress.best.step if progress.best.step >= 0 else None,
         kl_coef=trainer.kl.coefficient,
-        evaluation=final,
-        **model_facts(trainer.policy, trainer.tokenizer),
+        counts={"in": sum(len(prompts) for prompts, _ in sources) + len(rejected), "rejected": len(rejected)},
+        evaluation=progress.last,
+        **model_facts(trainer.policy.learner, trainer.tokenizer),
     )
 
 
 def check_options(options: Options) -> None:
     check_model(options.model)
     check_model(options.pm, "--pm")
-    if options.rollout_batch_size % options.num_mini_batches:
-        raise UserError(
-            f"--rollout-batch-size {options.rollout_batch_size} is not divisible by --num-mini-batches "
-            f"{options.num_mini_batches}",
-            "change one of them",
-        )
-    if options.target_kl == 0:
-        raise UserError("--target-kl 0: a policy that learns has some KL", "give the nats a reply may have, such as 6")
+    if options.gold_pm:
+        check_model(options.gold_pm, "--gold-pm")
+    options.check_adapters()
+    batch, parts = options.rollout_batch_size, options.num_mini_batches
+    if batch % parts:
+        raise UserError(f"--rollout-batch-size {batch} is not divisible by --num-mini-batches {parts}", "change one of them")
+    if options.target_kl is not None and options.target_kl <= 0:
+        raise UserError(f"--target-kl {options.target_kl:g}: a policy that learns has some KL", "give nats a reply, such as 6")
+    if options.lora_dropout:
+        raise UserError(f"--lora-dropout {options.lora_dropout:g}: PPO needs the same log-probabilities twice", "leave it at 0")
+    if options.lora and options.frozen_dtype != "auto":
+        raise UserError("--frozen-dtype: with --lora frozen and trained model are one backbone", "use --dtype, or --quantize")
+
+    from cai_cli.ppo.log import check_trackers
+
+    check_trackers(options.report_to)
 
 
-def dry_run(options: Options, schedule: list[Prompt]) -> None:
+def fitting(prompts: list[Prompt], renderer: Renderer, room: int, rejected: list[Rejected]) -> list[Prompt]:
+    """The prompts that leave room for a reply; the others are added to `rejected` by name, never cut."""
+    from cai_cli.models.chat import UnfitRow
+
+    kept = []
+    for prompt in prompts:
+        try:
+            length = len(renderer.encode(prompt.prompt))
+            if length > room:
+                raise UnfitRow("prompt_too_long", f"{length} tokens, the context leaves {max(room, 0)} before --max-new-tokens")
+        except UnfitRow as error:
+            rejected.append(Rejected(prompt.id, error.reason, error.detail, prompt.to_row()))
+            continue
+        kept.append(prompt)
+    return kept
+
+
+def check_rejects(options: Options, sources: list[tuple[list[Prompt], float]], rejected: list[Rejected]) -> None:
+    """Stop where a source has nothing left, or too much of the prompts is gone."""
+    why = reasons_text(Counter(item.reason for item in rejected))
+    hint = "lower --max-new-tokens, or shorten the prompts"
+    for name, (prompts, _) in zip(options.prompts, sources, strict=True):
+        if not prompts:
+            raise RunError(f"{name}: none of its prompts can be used ({why})", hint)
+    kept = sum(len(prompts) for prompts, _ in sources)
+    rate = len(rejected) / (kept + len(rejected))
+    if rate > options.max_reject_rate:
+        told = f"{len(rejected)} of {kept + len(rejected)} prompts cannot be used ({why})"
+        raise RunError(told, f"{hint}; --max-reject-rate raises the bar (now {options.max_reject_rate:g})")
+
+
+def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], rejected: list[Rejected]) -> None:
     """Show the first prompt exactly as the policy would get it, and the amount of work."""
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.load import load_tokenizer
+    print(renderer.render(schedule[0].prompt))  # noqa: T201
+    tokens = sum(len(renderer.encode(prompt.prompt)) for prompt in schedule[: options.rollout_batch_size])
+    most = options.rollout_batch_size * options.max_new_tokens
+    say(
+        f"{options.steps} steps of {options.rollout_batch_size} episodes, {len({p.id for p in schedule})} distinct prompts; "
+        f"about {tokens} prompt tokens a step and at most {most} of replies; {len(rejected)} prompts would be rejected"
+    )
 
-    print(Renderer(load_tokenizer(options.model)).render(schedule[0].prompt))  # noqa: T201
-    distinct = len({prompt.id for prompt in schedule})
-    say(f"{options.steps} steps of {options.rollout_batch_size} episodes, {distinct} distinct prompts")
+
+def report(options: Options, progress: Progress, metrics: Path, saved: int) -> None:
+    """Held-out measures at the start and at the end, side by side; their way there as a plot of score against √KL."""
+    if progress.first and progress.last:
+        names = [name for name in progress.last if name in progress.first]
+        rows = [[name.removeprefix("eval_"), f"{progress.first[name]:.3f}", f"{progress.last[name]:.3f}"] for name in names]
+        table("held-out prompts", ["", "start", "end"], rows)
+    if progress.first and is_main():
+        from cai_cli.ppo.plot import draw_run
+
+        if draw_run(metrics, options.out / "score-kl.png"):
+            say(f"{options.out / 'score-kl.png'}: held-out score against √KL")
+    say(f"{options.out}: the policy after {saved} of {options.steps} steps is saved")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cai_cli.artifact import Rejected
@@ -27,7 +27,7 @@ from cai_cli.few_shot import (
     without_critique,
 )
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, same_text
+from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, note, same_text
 from cai_cli.models.load import check_model
 from cai_cli.options import (
     CONSTITUTION,
@@ -50,8 +50,8 @@ from cai_cli.prompts import (
     revision_chat,
     revision_prompt,
 )
-from cai_cli.records import Event, Prompt, Revision, Round, Thought
-from cai_cli.revision_summary import add_event, show, summarise
+from cai_cli.records import Prompt, Revision, Round
+from cai_cli.revision_summary import show, summarise
 from cai_cli.row_artifact import RowArtifact
 from cai_cli.talk import progress, say
 
@@ -107,8 +107,8 @@ class Chain:
     principle: Principle | None = None  # of the round under way
     critique: str = ""  # of the round under way; empty where critiques are skipped
     rounds: list[Round] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    thinking: list[Thought] = field(default_factory=list)
+    events: list[tuple[str, str]] = field(default_factory=list)  # hygiene rules, each with its segment
+    thinking: dict[str, str] = field(default_factory=dict)  # by segment
     rejected: Rejected | None = None
     tokens: int = 0
 
@@ -197,7 +197,8 @@ def revise_chunk(engine: Engine, texts: Texts, options: Options, constitution: C
         segment = Segment(name, texts.revision, key_of("revision"), common, REVISION, confused_or_unrevised)
         for chain, text in sample_alive(engine, chains, segment):
             request = chain.drawn.critique if options.critique else ""
-            chain.rounds.append(Round(chain.drawn.id, request, chain.critique, chain.drawn.revision, text))
+            thoughts = (chain.thinking.get(f"critique {number}", ""), chain.thinking[name])
+            chain.rounds.append(Round(chain.drawn.id, request, chain.critique, chain.drawn.revision, text, *thoughts))
             chain.response = text
 
 
@@ -207,15 +208,12 @@ def sample_alive(engine: Engine, chains: list[Chain], segment: Segment[Chain]) -
     kept = []
     for chain, sampled in zip(alive, sample_segment(engine, alive, segment), strict=True):
         chain.tokens += sampled.tokens
-        for rule in sampled.events:
-            add_event(chain.events, rule, segment.name)
+        chain.events += [(rule, segment.name) for rule in sampled.events]
         if sampled.reason is None:
             kept.append((chain, sampled.text))
-            if sampled.thinking:
-                chain.thinking.append(Thought(segment.name, sampled.thinking))
+            chain.thinking[segment.name] = sampled.thinking
         else:
-            hygiene = [asdict(event) for event in chain.events]
-            row = {"prompt": chain.prompt.prompt, "rounds_done": len(chain.rounds), "hygiene": hygiene}
+            row = {"prompt": chain.prompt.prompt, "rounds_done": len(chain.rounds), "hygiene": note(chain.events)}
             detail = f"{segment.name}: last attempt {sampled.text[:200]!r}"
             chain.rejected = Rejected(chain.id, sampled.reason, detail, row)
     return kept
@@ -267,8 +265,8 @@ def to_record(chain: Chain) -> Revision:
         initial=[message("assistant", chain.initial)],
         rounds=chain.rounds,
         kind=chain.prompt.kind,
-        hygiene=chain.events,
-        thinking=chain.thinking,
+        initial_thinking=chain.thinking["draft"],
+        hygiene=note(chain.events),
     )
 
 

@@ -7,18 +7,18 @@ Paper section 3.2: helpful prompts are answered by the helpful model directly, t
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cai_cli.artifact import Rejected
 from cai_cli.conversation import Conversation, message
 from cai_cli.generation import Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.hygiene import note
 from cai_cli.models.load import check_model
 from cai_cli.options import MODEL, GenerationOptions, Prompts, RowOptions, flag, template_kwargs
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompts import TRANSCRIPT_STOPS, reply_prompt
-from cai_cli.records import Event, Prompt, Sample, Thought
+from cai_cli.records import Prompt, Sample
 from cai_cli.row_artifact import RowArtifact
 from cai_cli.talk import progress, say
 
@@ -72,27 +72,30 @@ def run(options: Options) -> None:
         for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
             for slot, sampled in zip(chunk, sample_segment(engine, chunk, segment), strict=True):
                 artifact.tokens += sampled.tokens
-                events = [Event(rule, ["reply"] * count) for rule, count in Counter(sampled.events).items()]
                 if sampled.reason:
-                    row = {"prompt": slot.prompt.prompt, "hygiene": [asdict(event) for event in events]}
+                    row = {"prompt": slot.prompt.prompt, "hygiene": hygiene_of(sampled)}
                     artifact.reject(Rejected(slot.id, sampled.reason, f"last attempt {sampled.text[:200]!r}", row))
                 else:
-                    artifact.accept(to_record(slot, sampled, events).to_row())
+                    artifact.accept(to_record(slot, sampled).to_row())
             artifact.flush()
             advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
     artifact.finish(**engine.facts())
 
 
-def to_record(slot: Slot, sampled: Sampled, events: list[Event]) -> Sample:
+def to_record(slot: Slot, sampled: Sampled) -> Sample:
     return Sample(
         id=slot.id,
         prompt=slot.prompt.prompt,
         completion=[message("assistant", sampled.text)],
         finish_reason=sampled.finish_reason,
         kind=slot.prompt.kind,
-        hygiene=events,
-        thinking=[Thought("reply", sampled.thinking)] if sampled.thinking else [],
+        thinking=sampled.thinking,
+        hygiene=hygiene_of(sampled),
     )
+
+
+def hygiene_of(sampled: Sampled) -> str:
+    return note([(rule, "reply") for rule in sampled.events])
 
 
 def reply_segment(options: Options, chat: bool) -> Segment[Slot]:

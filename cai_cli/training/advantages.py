@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cai_cli.training.losses import masked_mean
+from cai_cli.training.collective import total
 
 
 def token_rewards(scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """(B, T): -kl_coef (log π - log π_ref) at each token, plus the sequence's score (B,) at its last real token."""
+    """(B, T): -kl_coef (log π - log π_ref) at each token, plus the sequence's score (B,) at its last real token.
+
+    A row without a token has nothing to reward: zeros.
+    """
     rewards = -kl_coef * (logprobs - reference_logprobs) * mask
-    last = mask.sum(-1).long() - 1
-    return rewards.scatter_add(-1, last.unsqueeze(-1), scores.unsqueeze(-1))
+    last = (mask.sum(-1).long() - 1).clamp(min=0)
+    return rewards.scatter_add(-1, last.unsqueeze(-1), scores.unsqueeze(-1)) * mask
 
 
 def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -33,9 +36,13 @@ def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma:
 
 
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scale to variance 1 (biased, as in arXiv 2403.17031) and, unless told otherwise, mean 0 over the real positions."""
-    mean = masked_mean(values, mask)
-    variance = masked_mean((values - mean) ** 2, mask)
+    """Scale to variance 1 (biased, as in arXiv 2403.17031) and, unless told otherwise, mean 0 over the real positions.
+
+    Of several processes, over the real positions of all of them.
+    """
+    count = total(mask.sum())
+    mean = total((values * mask).sum()) / count
+    variance = total((((values - mean) ** 2) * mask).sum()) / count
     scaled = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (scaled if shift_mean else scaled + mean) * mask
 

@@ -12,22 +12,33 @@ from typing import Any
 
 import torch
 
-MARK = "complete"
+MARK, STATE = "complete", "state.pt"
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write `folder/step-<n>` atomically, then drop the older ones."""
     target = folder / f"step-{step:08d}"
+    save_weights(target, state)
+    for other in folder.glob("step-*"):
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def save_weights(target: Path, state: dict[str, Any]) -> None:
+    """Write one state into the directory `target`, marked complete last."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    with (target / "state.pt").open("wb") as stream:
+    with (target / STATE).open("wb") as stream:
         torch.save(state, stream)
         stream.flush()
         os.fsync(stream.fileno())
     (target / MARK).touch()
-    for other in folder.glob("step-*"):
-        if other != target:
-            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_weights(target: Path) -> dict[str, Any]:
+    """What `save_weights` wrote."""
+    state: dict[str, Any] = torch.load(target / STATE, map_location="cpu", weights_only=True)
+    return state
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
@@ -40,8 +51,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
             shutil.rmtree(path)
     if found is None:
         return None
-    state = torch.load(found / "state.pt", map_location="cpu", weights_only=True)
-    return int(found.name.removeprefix("step-")), state
+    return int(found.name.removeprefix("step-")), load_weights(found)
 
 
 def mark_hf_checkpoint(folder: Path, step: int) -> None:

@@ -1,0 +1,205 @@
+"""What a run writes and shows as it goes.
+
+    metrics.jsonl    a line a step; nothing in it depends on the clock, so a killed run ends in the same bytes
+    timings.jsonl    seconds of each phase of the same steps, episodes a second, peak memory
+    samples.jsonl    some replies each --sample-steps
+    --report-to      the metrics to TensorBoard (OUT/tensorboard) or Weights & Biases, through accelerate's trackers
+
+On a terminal a live table of the last steps with rate and ETA, elsewhere a plain line now and then.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_cli.errors import UserError
+from cai_cli.manifest import plain
+from cai_cli.ranks import is_main
+from cai_cli.talk import console, progress
+from cai_cli.training.pairwise import MetricsFile
+
+if TYPE_CHECKING:
+    from cai_cli.stages.ppo import Options
+
+Row = dict[str, Any]
+Show = Callable[[int, Row], None]
+
+# Columns of the live table: title, name in the metrics, format.
+COLUMNS = (
+    ("step", "step", "{:.0f}"),
+    ("score", "score", "{:.3f}"),
+    ("held out", "eval_score", "{:.3f}"),
+    ("gold", "gold_score", "{:.3f}"),
+    ("gold held out", "eval_gold_score", "{:.3f}"),
+    ("KL", "kl", "{:.3f}"),
+    ("KL coef", "kl_coef", "{:.3g}"),
+    ("tokens", "length", "{:.1f}"),
+    ("cut off", "missing_eos", "{:.1%}"),
+    ("clipped", "policy_clipped", "{:.1%}"),
+    ("value fit", "explained_variance", "{:.2f}"),
+)
+SHOWN_ROWS = 10
+
+
+class RunLog:
+    """Usage: `with RunLog(options, folder, step) as log: log.write(step, row, seconds)`. Only the first process writes."""
+
+    def __init__(self, options: Options, folder: Path, step: int) -> None:
+        self.options = options
+        self.folder = folder
+        self.start = step
+        self.opened = ExitStack()
+        self.files: dict[str, MetricsFile] = {}
+        self.trackers: list[Any] = []
+
+    def __enter__(self) -> RunLog:
+        if is_main():
+            for name in ("metrics", "timings", "samples"):
+                self.files[name] = self.opened.enter_context(MetricsFile(self.folder / f"{name}.jsonl", self.start))
+            self.trackers = open_trackers(self.options, self.folder, self.start)
+        self.show = self.opened.enter_context(shown(self.options.steps, self.start))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for tracker in self.trackers:
+            tracker.finish()
+        self.opened.__exit__(*error)
+
+    def write(self, step: int, row: Row, seconds: dict[str, float] | None = None) -> None:
+        """One line of metrics and, for a step that trained, one of timings."""
+        row = {"step": step, **row}
+        if self.files:
+            self.files["metrics"].write(row)
+            if seconds:
+                rate = self.options.rollout_batch_size / sum(seconds.values())
+                timings = {f"seconds_{name}": value for name, value in seconds.items()}
+                self.files["timings"].write({"step": step, **timings, "episodes_per_second": rate, "peak_mb": peak_memory()})
+        for tracker in self.trackers:
+            tracker.log({name: value for name, value in row.items() if name != "step"}, step=step)
+        if seconds:
+            self.show(1, row)
+
+    def samples(self, rows: list[Row]) -> None:
+        if self.files:
+            for row in rows:
+                self.files["samples"].write(row)
+
+
+def peak_memory() -> float:
+    """Peak memory of this process in MiB: of its GPU where it has one."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale, 1)
+
+
+# Trackers
+
+
+def check_trackers(names: list[str] | None) -> None:
+    """Raises UserError for a tracker that is unknown or not installed, before any work."""
+    from importlib.util import find_spec
+
+    for name in names or []:
+        if name == "none":
+            continue
+        if name not in ("tensorboard", "wandb"):
+            raise UserError(f"--report-to {name}: unknown", "tensorboard or wandb; metrics.jsonl is always written")
+        if find_spec(name) is None:
+            raise UserError(f"--report-to {name}: not installed", f"pip install {name}")
+
+
+def open_trackers(options: Options, folder: Path, step: int) -> list[Any]:
+    """accelerate's trackers; a continued run goes on in the same curves."""
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    opened: list[Any] = []
+    for name in options.report_to or []:
+        if name == "tensorboard":
+            opened.append(TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else None))
+        elif name == "wandb":
+            kept = folder / "wandb-run-id"
+            if not kept.exists():
+                kept.write_text(uuid.uuid4().hex)
+            opened.append(WandBTracker("cai-ppo", name=folder.name, id=kept.read_text(), resume="allow", dir=str(folder)))
+    for tracker in opened:
+        tracker.start()
+        tracker.store_init_configuration(settings_of(options))
+    return opened
+
+
+def settings_of(options: Options) -> dict[str, Any]:
+    """The flags as trackers take them: numbers and text."""
+    found = {name: plain(getattr(options, name)) for name in options.__dataclass_fields__}
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in found.items()
+        if value is not None
+    }
+
+
+# The screen
+
+
+@contextmanager
+def shown(total: int, done: int) -> Iterator[Show]:
+    if sys.stderr.isatty() and is_main():
+        with live_table(total, done) as show:
+            yield show
+        return
+    with progress("ppo", total, done) as advance:
+
+        def show(steps: int, row: Row) -> None:
+            advance(steps, f"score {row['score']:.2f}, KL {row['kl']:.2f}, {row['length']:.0f} tokens")
+
+        yield show
+
+
+@contextmanager
+def live_table(total: int, done: int) -> Iterator[Show]:
+    """The last steps as a table above a bar with steps a second and the time left."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("ppo"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        console=console(),
+    )
+    task = bar.add_task("ppo", total=total, completed=done)
+    rows: list[Row] = []
+    with Live(Group(bar), console=console(), refresh_per_second=4) as live:
+
+        def show(steps: int, row: Row) -> None:
+            rows.append(row)
+            del rows[:-SHOWN_ROWS]
+            bar.update(task, advance=steps)
+            live.update(Group(table_of(rows), bar))
+
+        yield show
+
+
+def table_of(rows: list[Row]) -> Any:
+    from rich.table import Table
+
+    columns = [column for column in COLUMNS if any(column[1] in row for row in rows)]
+    view = Table()
+    for title, _, _ in columns:
+        view.add_column(title, justify="right")
+    for row in rows:
+        view.add_row(*(form.format(row[name]) if name in row else "" for _, name, form in columns))
+    return view

@@ -1,0 +1,132 @@
+"""How far a run has come: measurements on held-out prompts, the best policy, the gold guard, checkpoints to go on from.
+
+checkpoints/step-<n>/   all state after n steps, written once the policy's own rollout has passed the KL check
+checkpoints/best-<n>/   the policy's weights at the best measurement
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cai_cli.errors import RunError
+from cai_cli.models.adapters import trainable_state
+from cai_cli.ppo.best import Best, Guard
+from cai_cli.ppo.measures import Episode, held_out_row
+from cai_cli.ppo.trainer import Rollout, Trainer
+from cai_cli.ranks import barrier, is_main
+from cai_cli.records import Prompt
+from cai_cli.talk import say
+from cai_cli.training.checkpoints import load_checkpoint, load_weights, save_checkpoint, save_weights
+
+if TYPE_CHECKING:
+    from cai_cli.stages.ppo import Options
+
+
+class Progress:
+    def __init__(self, options: Options, trainer: Trainer, folder: Path, eval_prompts: list[Prompt]) -> None:
+        self.options = options
+        self.trainer = trainer
+        self.folder = folder
+        self.eval_prompts = eval_prompts
+        self.keeps_best = bool(eval_prompts or options.gold_pm or options.load_best_model_at_end)
+        self.step = 0
+        self.best, self.guard = Best(), Guard()
+        self.window: list[Episode] = []  # Rollouts since the last measurement, where there are no held-out prompts.
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.stopped: str | None = None
+
+    def resume(self) -> None:
+        """Take up the last complete checkpoint, if any. The first process removes what a kill left half-written."""
+        for turn in (True, False):
+            if is_main() == turn:
+                found = load_checkpoint(self.folder)
+            barrier()
+        if found is None:
+            return
+        self.step, state = found
+        self.trainer.load(state["trainer"])
+        self.best, self.guard = Best(**state["best"]), Guard.from_state(state["guard"])
+        self.window = [Episode(**row) for row in state["window"]]
+        self.first, self.last = state["first"], state["last"]
+        say(f"{self.options.out}: continuing from step {self.step}")
+
+    def save(self) -> None:
+        """Keep all state, and of the best policies the one it refers to."""
+        if is_main():
+            state = {
+                "trainer": self.trainer.state(),
+                "best": asdict(self.best),
+                "guard": self.guard.state(),
+                "window": [asdict(episode) for episode in self.window],
+                "first": self.first,
+                "last": self.last,
+            }
+            save_checkpoint(self.folder, self.step, state)
+            for path in self.folder.glob("best-*"):
+                if path != self.best_folder:
+                    shutil.rmtree(path)
+        barrier()
+
+    @property
+    def best_folder(self) -> Path:
+        return self.folder / f"best-{self.best.step:08d}"
+
+    def measure(self, rollout: Rollout | None) -> dict[str, float]:
+        """Every --eval-steps and at both ends: score held-out prompts, note the best policy, ask the guard.
+
+        Without held-out prompts the rollouts since the last measurement serve for the best policy and the guard.
+        """
+        options = self.options
+        if rollout is not None and self.keeps_best and not self.eval_prompts:
+            self.window += rollout.table
+        if self.step % options.eval_steps and self.step != options.steps:
+            return {}
+        row: dict[str, float] = {}
+        episodes, self.window = self.window, []
+        if self.eval_prompts:
+            episodes = self.trainer.evaluate(self.eval_prompts)
+            row = held_out_row(episodes)
+            self.first = self.first or row
+            self.last = row
+            self.samples = episodes
+            self.check_kl(row["eval_kl"])
+        if not episodes:
+            return row
+        budget = options.max_kl if options.best_max_kl is None else options.best_max_kl
+        if self.keeps_best and self.best.offer(self.step, episodes, budget) and is_main():
+            save_weights(self.best_folder, trainable_state(self.trainer.policy.learner))
+        if self.stopped is None:
+            self.stopped = self.guard.watch(self.step, episodes)
+        return row
+
+    def check_kl(self, kl: float) -> bool:
+        """Whether the policy is within --max-kl of the reference; if not, why the run stops is noted."""
+        if kl <= self.options.max_kl:  # False for NaN, too.
+            return True
+        self.stopped = f"KL {kl:.1f} is above --max-kl {self.options.max_kl:g} at step {self.step}"
+        return False
+
+    def settle(self) -> int:
+        """Put the policy that is to be saved into the model; returns its step.
+
+        The last one; or the best one where it was asked for or the gold guard stopped the run; or, where the KL ran away, that
+        of the last checkpoint.
+        """
+        gone_too_far = self.stopped is not None and self.stopped.startswith("the gold score")
+        if (self.options.load_best_model_at_end or gone_too_far) and self.best.step >= 0:
+            if self.best.step != self.step:
+                self.trainer.load_policy(load_weights(self.best_folder))
+            return self.best.step
+        if self.stopped is None or gone_too_far:
+            return self.step
+        found = load_checkpoint(self.folder)
+        if found is None:
+            hint = "lower --learning-rate, raise --kl-coef, or save more often (--save-steps)"
+            raise RunError(f"{self.stopped}, before the first checkpoint", hint)
+        step, state = found
+        self.trainer.load_policy(state["trainer"]["policy"])
+        return step

@@ -1,0 +1,121 @@
+"""The two pairs of models: with adapters one backbone each, which switched off is the frozen model; what is saved loads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ppo_setup import PAD, make_pair, options_for, random_completions, write_prompts
+
+from cai_cli.models.load import load_lm, load_pm, load_tokenizer
+from cai_cli.ppo.episodes import make_episodes
+from cai_cli.ppo.forward import response_logprobs, response_values
+from cai_cli.ppo.models import checkpointed_layers, load_pair, training_pass
+from cai_cli.ppo.trainer import Clock, Trainer
+from cai_cli.ppo.update import Learner, UpdateSettings, update
+from cai_cli.prompt_files import read_prompts
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ppo")
+    return *make_pair(folder), write_prompts(folder / "prompts.jsonl")
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    return make_episodes(random_completions(6), [0.0] * 6, PAD, "cpu")
+
+
+def outputs(task, model, e):
+    with torch.no_grad():
+        if task == "SEQ_CLS":
+            return response_values(model, e.ids, e.prompt_lengths, e.mask)
+        return response_logprobs(model, e.ids, e.prompt_lengths, e.mask, 1.0)
+
+
+def nudge(pair) -> None:
+    with torch.no_grad():
+        for weight in pair.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_CLS"])
+@pytest.mark.parametrize("changes", [{}, {"lora": True, "lora_r": 4}, {"lora": True, "lora_r": 4, "quantize": "4bit"}])
+def test_learner_and_frozen_start_alike_and_only_one_learns(files, episodes, tmp_path, task, changes):
+    options = options_for(*files, tmp_path, **changes)
+    pair = load_pair(options, task, load_tokenizer(str(files[0])), 64)
+    path, load = (files[0], load_lm) if task == "CAUSAL_LM" else (files[1], load_pm)
+    original = outputs(task, load(str(path), "cpu"), episodes)
+    with pair.frozen() as frozen:
+        before = outputs(task, frozen, episodes)
+    exact = "quantize" not in changes
+    assert torch.allclose(before, original, atol=1e-5 if exact else 0.5)
+    assert torch.allclose(outputs(task, pair.learner, episodes), before, atol=1e-5)
+    nudge(pair)
+    assert not torch.allclose(outputs(task, pair.learner, episodes), before, atol=1e-2)
+    with pair.frozen() as frozen:
+        assert torch.equal(outputs(task, frozen, episodes), before)
+        assert frozen is (pair.learner if options.lora else pair.copy)
+    assert not torch.allclose(outputs(task, pair.learner, episodes), before, atol=1e-2)
+
+
+def test_with_adapters_there_is_one_backbone(files, tmp_path):
+    tokenizer = load_tokenizer(str(files[0]))
+    whole = sum(weight.numel() for weight in load_lm(str(files[0]), "cpu").parameters())
+    pair = load_pair(options_for(*files, tmp_path, lora=True, lora_r=2), "CAUSAL_LM", tokenizer, 64)
+    adapter = sum(weight.numel() for weight in pair.parameters())
+    assert pair.copy is None and adapter < 0.2 * whole
+    assert sum(weight.numel() for weight in pair.learner.parameters()) == whole + adapter
+    value = load_pair(options_for(*files, tmp_path, lora=True, lora_r=2), "SEQ_CLS", tokenizer, 64)
+    assert any(weight is value.learner.score.weight for weight in value.parameters())
+
+
+def test_the_frozen_models_dtype_is_a_choice(files, tmp_path):
+    options = options_for(*files, tmp_path, frozen_dtype="bfloat16")
+    pair = load_pair(options, "CAUSAL_LM", load_tokenizer(str(files[0])), 64)
+    assert pair.learner.dtype == torch.float32 and pair.copy.dtype == torch.bfloat16
+
+
+def test_attention_is_eager_where_rows_are_short_on_a_cpu(files, tmp_path):
+    tokenizer = load_tokenizer(str(files[0]))
+    for longest, attention, expected in ((64, "auto", "eager"), (4000, "auto", "sdpa"), (64, "sdpa", "sdpa")):
+        options = options_for(*files, tmp_path, attn_implementation=attention)
+        pair = load_pair(options, "CAUSAL_LM", tokenizer, longest)
+        assert pair.learner.config._attn_implementation == pair.copy.config._attn_implementation == expected
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(files, episodes, tmp_path, lora):
+    found = []
+    settings = UpdateSettings(0, 1, 1, 4, 0.2, 0.2, 0.1, 0.0, 1.0)
+    advantages = torch.randn(episodes.mask.shape, generator=torch.Generator().manual_seed(0)) * episodes.mask
+    for checkpointing in (False, True):
+        options = options_for(*files, tmp_path, lora=lora, gradient_checkpointing=checkpointing)
+        tokenizer = load_tokenizer(str(files[0]))
+        pairs = [load_pair(options, task, tokenizer, 64) for task in ("CAUSAL_LM", "SEQ_CLS")]
+        assert bool(checkpointed_layers(pairs[0].learner)) == checkpointing
+        with training_pass(pairs[0].learner):
+            layer = pairs[0].learner.model.layers[0]
+            assert layer.training == checkpointing and not layer.mlp.training
+        assert not layer.training
+        learners = [Learner(pair.learner, 1e-3, "linear", 0, 10) for pair in pairs]
+        stats = update(*learners, episodes, advantages, advantages, 6, 0, settings)
+        assert stats["policy_grad_norm"] > 0
+        found.append(torch.cat([w.detach().flatten() for pair in pairs for w in pair.parameters()]))
+    assert torch.allclose(*found, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"lora": True}, {"lora": True, "quantize": "4bit"}])
+def test_an_adapter_learns_and_is_saved_merged(files, tmp_path, changes):
+    trainer = Trainer(options_for(*files, tmp_path, steps=3, save_adapter=True, **changes), 64)
+    prompts = read_prompts([str(files[2])])[:8]
+    for step in range(3):
+        row = trainer.learn(step, trainer.rollout(step, prompts, Clock()), Clock())
+    assert row["kl"] != 0 and row["policy_grad_norm"] > 0
+    trainer.save_policy(tmp_path / "saved")
+    saved = load_lm(str(tmp_path / "saved"), "cpu")
+    assert (tmp_path / "saved/adapter/adapter_model.safetensors").exists()
+    ids = torch.arange(10, 30).unsqueeze(0)
+    with torch.no_grad():
+        gap = (saved(ids).logits - load_lm(str(files[0]), "cpu")(ids).logits).abs().max()
+    assert gap > 1e-4
