@@ -21,6 +21,8 @@ from cai_cli.help_text import Command, Group
 from cai_cli.stages import (
     constitution,
     demo,
+    evaluate_hhh,
+    evaluate_labels,
     imports,
     label,
     lineage,
@@ -141,6 +143,8 @@ add_command(app, "merge", merge.Options, merge.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
+add_command(evaluate_app, "hhh", evaluate_hhh.Options, evaluate_hhh.run)
+add_command(evaluate_app, "labels", evaluate_labels.Options, evaluate_labels.run)
 app.add_typer(evaluate_app, name="evaluate", rich_help_panel="Evaluation")
 app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
 
