@@ -38,7 +38,7 @@ HTML_LIMIT = 100_000  # characters: no real post is longer, and the HTML parser'
 
 @dataclass(frozen=True, slots=True)
 class PairOptions:
-    """How pairs are drawn.
+    """How pairs are drawn. `min_score_gap`: a pair's scores are at least that far apart.
 
     `max_chars` holds for each text as written: the prompt (title and body) and each answer. Whatever it is, posts of more
     than 100,000 characters of HTML count as over-long.
@@ -47,12 +47,13 @@ class PairOptions:
     seed: int
     pairs_per_question: int = 1
     min_answers: int = 2
+    min_score_gap: int = 1
     max_pairs: int | None = None
     max_chars: int = 8192
     keep_html: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("pairs_per_question", "max_chars", "max_pairs"):
+        for name in ("pairs_per_question", "min_score_gap", "max_chars", "max_pairs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
@@ -161,7 +162,7 @@ def questions_in_order(index: PostIndex, options: PairOptions, counts: Counts) -
             counts.orphan_answers += answers
         elif len(answers) >= options.min_answers:
             counts.answered_questions += 1
-            if scores_differ(answers):
+            if scores_differ(answers, options.min_score_gap):
                 counts.usable_questions += 1
                 if options.max_pairs is None:
                     yield question, answers
@@ -187,7 +188,7 @@ def pairs_of_question(entry: tuple[int, list[Ranked]], index: PostIndex, options
                 yield Skip(f"{place}/{answer.id}", f"answer {problem}")
             else:
                 kept.append(answer)
-    pairs = draw_pairs(kept, options.pairs_per_question, options.seed, "pmp", site.name, number)
+    pairs = draw_pairs(kept, options.pairs_per_question, options.seed, "pmp", site.name, number, gap=options.min_score_gap)
     if not pairs or len(kept) < options.min_answers:
         yield Skip(place, "question is left with too few answers")
         return

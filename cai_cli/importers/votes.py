@@ -50,18 +50,21 @@ def full_score(score: int, accepted: bool) -> int:
     return score + 1 if accepted and score >= 0 else score
 
 
-def scores_differ(answers: list[Ranked]) -> bool:
-    return any(answer.score != answers[0].score for answer in answers)
+def scores_differ(answers: list[Ranked], gap: int = 1) -> bool:
+    """Whether two of the answers have scores at least `gap` apart."""
+    scores = [answer.score for answer in answers]
+    return max(scores) - min(scores) >= gap
 
 
-def draw_pairs(answers: list[Ranked], wanted: int, *key: Part) -> list[tuple[Ranked, Ranked]]:
-    """Up to `wanted` distinct (better, worse) pairs, uniform among those of different score, drawn by key.
+def draw_pairs(answers: list[Ranked], wanted: int, *key: Part, gap: int = 1) -> list[tuple[Ranked, Ranked]]:
+    """Up to `wanted` distinct (better, worse) pairs, uniform among those with scores at least `gap` apart, drawn by key.
 
     Pairs are numbered without listing them (a question may have thousands of answers): the answers sorted by score, each
-    owns as many numbers as there are answers strictly below it.
+    owns as many numbers as there are answers that far below it.
     """
-    ordered = _by_score(answers)
-    ends = list(accumulate(_lower_counts(ordered)))
+    ordered = sorted(answers, key=SCORE_THEN_ID)
+    scores = [answer.score for answer in ordered]
+    ends = list(accumulate(bisect_right(scores, score - gap) for score in scores))
     total = ends[-1] if ends else 0
     numbers: list[int] = list(range(total)) if wanted >= total else []
     draw = 0
@@ -76,19 +79,6 @@ def draw_pairs(answers: list[Ranked], wanted: int, *key: Part) -> list[tuple[Ran
         worse = number - (ends[better - 1] if better else 0)
         pairs.append((ordered[better], ordered[worse]))
     return pairs
-
-
-def _by_score(answers: list[Ranked]) -> list[Ranked]:
-    return sorted(answers, key=SCORE_THEN_ID)
-
-
-def _lower_counts(ordered: list[Ranked]) -> list[int]:
-    """For each answer of a list sorted by score, the number of answers with a strictly lower score."""
-    counts: list[int] = []
-    for position, answer in enumerate(ordered):
-        tied = position > 0 and ordered[position - 1].score == answer.score
-        counts.append(counts[-1] if tied else position)
-    return counts
 
 
 def fingerprint(body: str) -> bytes:

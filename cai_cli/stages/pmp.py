@@ -13,28 +13,24 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
+from cai_cli.artifact import ModelArtifact, reasons_text
 from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import dump_row, read_records
 from cai_cli.manifest import write_manifest
 from cai_cli.models.load import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, TrainingOptions, flag
-from cai_cli.preference_model import run_pairwise_stage, split_held_out
-from cai_cli.prompts import question_answer
+from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOptions, flag
+from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.records import Comparison
 from cai_cli.talk import say, table
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from cai_cli.importers.posts import Counts
-    from cai_cli.training.pairwise import TokenPair
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainingOptions, OutputOptions):
+class Options(PairwiseOptions, OutputOptions):
     model: Annotated[str, flag("Model", "The base language model."), MODEL]
     posts: Annotated[list[str], flag("Data", "Posts.xml (.gz too), or rows of HF stack-exchange-preferences. Repeatable."), INPUT]
     data_only: Annotated[
@@ -45,6 +41,9 @@ class Options(TrainingOptions, OutputOptions):
     ] = "qa"
     pairs_per_question: Annotated[int, flag("Data", "Pairs drawn for each question.", min=1)] = 1
     min_answers: Annotated[int, flag("Data", "Least number of answers of a question that is used.", min=2)] = 2
+    min_score_gap: Annotated[
+        int, flag("Data", "Least difference of a pair's scores (paper: 1); more leaves out pairs that are mostly noise.", min=1)
+    ] = 1
     max_pairs: Annotated[int | None, flag("Data", "Most pairs in all, a uniform sample.", min=1)] = None
     max_chars: Annotated[int, flag("Data", "Longest question or answer in characters; longer ones are skipped.", min=1)] = 8192
     keep_html: Annotated[bool, flag("Data", "Keep the posts' HTML instead of readable text.", "--keep-html")] = False
@@ -75,7 +74,8 @@ def run(options: Options) -> None:
     tokenizer = load_tokenizer(options.model)
     if options.format == "chat":
         install_template(tokenizer)
-    pairs, rejected = tokenise(comparisons, tokenizer, options)
+    weighted = ((row, 1.0) for row in read_records(comparisons, Comparison.from_row))
+    pairs, rejected = tokenise(weighted, reading(tokenizer, options.format, options.max_length))
     if not pairs:
         why = reasons_text(Counter(item.reason for item in rejected)) or "no question has two answers of different score"
         raise RunError("no pair can be trained on", why)
@@ -98,6 +98,7 @@ def write_comparisons(path: Path, options: Options, artifact: ModelArtifact) -> 
         seed=options.seed,
         pairs_per_question=options.pairs_per_question,
         min_answers=options.min_answers,
+        min_score_gap=options.min_score_gap,
         max_pairs=options.max_pairs,
         max_chars=options.max_chars,
         keep_html=options.keep_html,
@@ -125,32 +126,3 @@ def show_counts(counts: Counts) -> None:
         *([f"skipped: {reason}", count] for reason, count in counts.skips.most_common()),
     ]
     table("pmp: pairs from votes", ["", "count"], [[str(name), f"{count:,}"] for name, count in rows])
-
-
-def tokenise(
-    path: Path, tokenizer: PreTrainedTokenizerBase, options: Options
-) -> tuple[list[tuple[Comparison, TokenPair]], list[Rejected]]:
-    """Both answers of each pair as ids closed by EOS; pairs longer than `--max-length` are rejected, never cut."""
-    from cai_cli.models.chat import UnfitRow, close_with_eos, encode_scored, encode_text, stop_ids
-    from cai_cli.training.pairwise import TokenPair
-
-    stops = stop_ids(tokenizer)
-
-    def encode(comparison: Comparison, reply: Any) -> list[int]:
-        if options.format == "chat":
-            return encode_scored(tokenizer, comparison.prompt, reply, stops, options.max_length)
-        text = question_answer(comparison.prompt[-1]["content"], reply[0]["content"])
-        ids = close_with_eos(encode_text(tokenizer, text), int(tokenizer.eos_token_id))
-        if len(ids) > options.max_length:
-            raise UnfitRow("too_long", f"{len(ids)} tokens, --max-length is {options.max_length}")
-        return ids
-
-    pairs, rejected = [], []
-    for comparison in read_records(path, Comparison.from_row):
-        try:
-            chosen, other = encode(comparison, comparison.chosen), encode(comparison, comparison.rejected)
-        except UnfitRow as error:
-            rejected.append(Rejected(comparison.id, error.reason, error.detail))
-            continue
-        pairs.append((comparison, TokenPair(chosen, other, comparison.probability, 1.0, comparison.origin)))
-    return pairs, rejected
