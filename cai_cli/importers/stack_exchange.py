@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from cai_cli import keys
 from cai_cli.conversation import message, prompt_id
@@ -23,8 +23,9 @@ from cai_cli.importers.html_text import html_to_text
 from cai_cli.importers.post_index import PostIndex, Stored
 from cai_cli.importers.posts import ID_LIMIT, Answer, Counts, Question, Site, Skip, parse_tags, site_of_file
 from cai_cli.importers.posts_xml import Item, read_posts
-from cai_cli.importers.preference_rows import read_jsonl_rows, read_parquet_rows
-from cai_cli.importers.votes import Ranked, draw_pairs, fingerprint, scores_differ
+from cai_cli.importers.preference_rows import read_hub_rows, read_jsonl_rows, read_parquet_rows
+from cai_cli.importers.seven_zip import open_posts
+from cai_cli.importers.votes import Ranked, draw_pairs, fingerprint, near_duplicates, scores_differ, shingles
 from cai_cli.records import Comparison
 
 GZIP, SEVEN_ZIP, PARQUET, ZIP = b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"PAR1", b"PK\x03\x04"
@@ -33,6 +34,7 @@ BATCH_POSTS, BATCH_CHARS = 1000, 1 << 22  # put into the index at once: what com
 SLICE = 50  # answers of one question whose bodies are in memory together
 REPEATED = "repeated post id"
 TOO_LONG = "is longer than max_chars"
+NEAR_DUPLICATE = "is a near-duplicate of another"
 HTML_LIMIT = 100_000  # characters: no real post is longer, and the HTML parser's time is quadratic on nested rubbish
 
 
@@ -62,18 +64,19 @@ class PairOptions:
 
 
 def make_pairs(
-    posts: list[Path], options: PairOptions, workdir: Path, counts: Counts | None = None
+    posts: Sequence[Path | str], options: PairOptions, workdir: Path, counts: Counts | None = None
 ) -> Iterator[Comparison | Skip]:
     """Comparisons, and a Skip for each row, answer or question left out for what it is; `counts` is filled on the way.
 
+    `posts`: files, or `hf:org/name[:split]` of data sets with rows as HuggingFaceH4/stack-exchange-preferences has them.
     Without `max_pairs` questions come by site and id; with it in an order drawn by key, so that the pairs taken are a
     uniform sample of all sites and a larger limit only adds to them. Memory does not grow with the data; `workdir` holds an
     index about as large as the unpacked dump, which is gone when the iterator is finished or closed.
     """
     counts = counts if counts is not None else Counts()
     with PostIndex(workdir) as index:
-        for path in posts:
-            yield from store_file(path, index, counts)
+        for source in posts:
+            yield from store_items(read_source(source), index, counts)
         for question in questions_in_order(index, options, counts):
             if options.max_pairs is not None and counts.pairs >= options.max_pairs:
                 break
@@ -87,11 +90,11 @@ def make_pairs(
                 yield result
 
 
-def store_file(path: Path, index: PostIndex, counts: Counts) -> Iterator[Skip]:
-    """Count the items of one file and put its posts into the index; a Skip for each that does not get there."""
+def store_items(items: Iterator[Item], index: PostIndex, counts: Counts) -> Iterator[Skip]:
+    """Count the items of one source and put its posts into the index; a Skip for each that does not get there."""
     batch: list[Question | Answer] = []
     size = 0
-    for item in read_file(path):
+    for item in items:
         if isinstance(item, Question | Answer):
             batch.append(item)
             size += len(item.body)
@@ -116,15 +119,25 @@ def store(posts: list[Question | Answer], index: PostIndex, counts: Counts) -> I
     counts.answers += len(posts) - len(repeated) - questions
 
 
+def read_source(source: Path | str) -> Iterator[Item]:
+    """The posts of a file, or of a data set on the Hub."""
+    if isinstance(source, str) and source.startswith("hf:"):
+        return read_hub_rows(source)
+    return read_file(Path(source))
+
+
 def read_file(path: Path) -> Iterator[Item]:
-    """The posts of one file. What it is shows from its first bytes: Posts.xml, JSONL, either in gzip, or parquet."""
+    """The posts of one file. What it is shows from its first bytes: Posts.xml (or in .7z), JSONL, in gzip, or parquet."""
     with ExitStack() as stack:
         try:
             raw = stack.enter_context(path.open("rb"))
             head = raw.peek(8)[:8]
-            if head.startswith((SEVEN_ZIP, ZIP)):
-                advice = f"unpack it first: 7z e {path.name} Posts.xml"
-                raise UserError(f"{path} is an archive, which cannot be read as a stream", advice)
+            if head.startswith(ZIP):
+                advice = f"unpack it first: unzip {path.name} Posts.xml"
+                raise UserError(f"{path} is a zip archive, which is not read", advice)
+            if head.startswith(SEVEN_ZIP):
+                yield from read_stream(stack.enter_context(open_posts(path)), path)
+                return
             if head.startswith(PARQUET):
                 yield from read_parquet_rows(path, site_of_file(path))
                 return
@@ -188,24 +201,65 @@ def pairs_of_question(entry: tuple[int, list[Ranked]], index: PostIndex, options
                 yield Skip(f"{place}/{answer.id}", f"answer {problem}")
             else:
                 kept.append(answer)
-    pairs = draw_pairs(kept, options.pairs_per_question, options.seed, "pmp", site.name, number, gap=options.min_score_gap)
-    if not pairs or len(kept) < options.min_answers:
-        yield Skip(place, "question is left with too few answers")
-        return
+    texts = AnswerTexts(base, index, options)
+    wanted, gap = options.pairs_per_question, options.min_score_gap
+    while True:
+        pairs = draw_pairs(kept, wanted, options.seed, "pmp", site.name, number, gap=gap)
+        if not pairs or len(kept) < options.min_answers:
+            yield Skip(place, "question is left with too few answers")
+            return
+        fault = first_fault(pairs, texts)
+        if fault is None:
+            break
+        answer, problem = fault
+        yield Skip(f"{place}/{answer.id}", f"answer {problem}")
+        kept = [other for other in kept if other.id != answer.id]
     question = index.posts(base, [number])[number]
     prompt, problem = prompt_of(question, options)
     if problem:
         yield Skip(place, f"question {problem}")
         return
     for pair in pairs:
-        stored = index.posts(base, [answer.id for answer in pair])
-        replies = [stored[answer.id] for answer in pair]
-        texts = [readable(reply.body, options) for reply in replies]
-        problem = texts[0][1] or texts[1][1]
-        if problem:  # only markup that is longer as text than as HTML, or holds nothing but scripts, gets this far
-            yield Skip(place, f"answer {problem}")
-        else:
-            yield comparison(site, number, prompt, question, pair, replies, [text for text, _ in texts])
+        yield comparison(site, number, prompt, question, pair, (texts.of(pair[0]), texts.of(pair[1])))
+
+
+class AnswerText(NamedTuple):
+    """An answer that was drawn: its post, its text, what is wrong with that, and what tells near-duplicates."""
+
+    post: Stored
+    text: str
+    problem: str | None
+    shingles: frozenset[tuple[str, ...]]
+
+
+class AnswerTexts:
+    """The texts of one question's answers, each converted once, when it is asked for."""
+
+    def __init__(self, base: int, index: PostIndex, options: PairOptions) -> None:
+        self.base, self.index, self.options = base, index, options
+        self.known: dict[int, AnswerText] = {}
+
+    def of(self, answer: Ranked) -> AnswerText:
+        if answer.id not in self.known:
+            post = self.index.posts(self.base, [answer.id])[answer.id]
+            text, problem = readable(post.body, self.options)
+            self.known[answer.id] = AnswerText(post, text, problem, shingles(text))
+        return self.known[answer.id]
+
+
+def first_fault(pairs: list[tuple[Ranked, Ranked]], texts: AnswerTexts) -> tuple[Ranked, str] | None:
+    """The first answer among those drawn that has to go, and why; then others are drawn. None: the pairs stand.
+
+    Copies are found beforehand by `judged_answers`. That two answers are alike in most of their words shows only from their
+    whole texts, so it is looked at where it matters: between the two of a pair. The lower one goes.
+    """
+    for better, worse in pairs:
+        for answer in (better, worse):
+            if problem := texts.of(answer).problem:  # longer as text than as HTML, or nothing but scripts
+                return answer, problem
+        if near_duplicates(texts.of(better).shingles, texts.of(worse).shingles):
+            return worse, NEAR_DUPLICATE
+    return None
 
 
 def prompt_of(question: Stored, options: PairOptions) -> tuple[str, str | None]:
@@ -242,7 +296,7 @@ def judged_answers(
                 yield answer, TOO_LONG
                 continue
             words = fingerprint(body)
-            problem = "is a near-duplicate of another" if words and words in seen else None
+            problem = NEAR_DUPLICATE if words and words in seen else None
             if not problem and (not words or len(body) > options.max_chars):
                 problem = readable(body, options)[1]
             if not problem:
@@ -266,19 +320,19 @@ def comparison(
     prompt_text: str,
     question: Stored,
     pair: tuple[Ranked, Ranked],
-    replies: list[Stored],
-    texts: list[str],
+    replies: tuple[AnswerText, AnswerText],
 ) -> Comparison:
     """The record of one ranked pair, better answer first. Its id holds no counter, so any order of the work gives it."""
     prompt = [message("user", prompt_text)]
     prompt_key = prompt_id(prompt)
     better, worse = pair
+    posts = {"question": question, "chosen": replies[0].post, "rejected": replies[1].post}
     return Comparison(
         id=f"{prompt_key}/{site.name}-{better.id}-{worse.id}",
         prompt_id=prompt_key,
         prompt=prompt,
-        chosen=[message("assistant", texts[0])],
-        rejected=[message("assistant", texts[1])],
+        chosen=[message("assistant", replies[0].text)],
+        rejected=[message("assistant", replies[1].text)],
         probability=1.0,
         origin="votes",
         source=site.name,
@@ -287,9 +341,9 @@ def comparison(
             "url": f"https://{site.host}/questions/{number}" if site.host else None,
             "question_id": number,
             "answer_ids": {"chosen": better.id, "rejected": worse.id},
-            "authors": {"question": question.author, "chosen": replies[0].author, "rejected": replies[1].author},
+            "authors": {name: post.author for name, post in posts.items()},
             "scores": {"chosen": better.score, "rejected": worse.score},
             "tags": parse_tags(question.tags or ""),
-            "license": ", ".join(sorted({question.license, replies[0].license, replies[1].license})),
+            "license": ", ".join(sorted({post.license for post in posts.values()})),
         },
     )

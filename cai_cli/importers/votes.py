@@ -13,9 +13,9 @@ import re
 from bisect import bisect_right
 from dataclasses import replace
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cai_cli.conversation import Conversation, message
 from cai_cli.keys import Part, uniform
@@ -24,6 +24,8 @@ from cai_cli.records import Comparison
 TAG = re.compile(r"<[^<>]*>")  # linear even on a body of nothing but "<"
 HEAD, OPENING = 160, 24  # characters of HTML looked at, bytes of fingerprint kept
 LONGEST_ENTITY = 40  # characters; HTML's longest is 33
+WORD = re.compile(r"\w+")
+ALIKE = 0.8  # of two texts' word pairs: one word changed in nineteen is still the same text
 GOOD, BAD = "GOOD: ", "BAD: "
 
 
@@ -104,15 +106,49 @@ def opening(body: str) -> bytes | None:
     return start if len(start) == OPENING else None
 
 
+def shingles(text: str) -> frozenset[tuple[str, ...]]:
+    """Pairs of neighbouring words, without tags, case and punctuation; of a text of one word, that word."""
+    words = WORD.findall(TAG.sub(" ", text).casefold()) or text.split()
+    return frozenset(pairwise(words)) or frozenset([tuple(words)])
+
+
+def near_duplicates(first: frozenset[tuple[str, ...]], second: frozenset[tuple[str, ...]]) -> bool:
+    """Whether two texts are alike in most of what they say: a Jaccard similarity of their shingles of `ALIKE` or more."""
+    shared = len(first & second)
+    return shared >= ALIKE * (len(first) + len(second) - shared)
+
+
 def binarise(pair: Comparison, good: str = GOOD, bad: str = BAD) -> tuple[Comparison, Comparison]:
     """One ranked pair A > B -> two comparisons, each of one text: GOOD:A > BAD:A and BAD:B > GOOD:B (2112.00861, 4.1).
 
-    The mark goes in front of the reply. Ids end in /good and /bad; everything else is kept.
+    The mark goes in front of the reply. Ids end in /good and /bad, and the attribution names the one answer on both sides.
     """
     return (
-        replace(pair, id=f"{pair.id}/good", chosen=_mark(pair.chosen, good), rejected=_mark(pair.chosen, bad)),
-        replace(pair, id=f"{pair.id}/bad", chosen=_mark(pair.rejected, bad), rejected=_mark(pair.rejected, good)),
+        replace(
+            pair,
+            id=f"{pair.id}/good",
+            chosen=_mark(pair.chosen, good),
+            rejected=_mark(pair.chosen, bad),
+            attribution=_attribution_of(pair, "chosen"),
+        ),
+        replace(
+            pair,
+            id=f"{pair.id}/bad",
+            chosen=_mark(pair.rejected, bad),
+            rejected=_mark(pair.rejected, good),
+            attribution=_attribution_of(pair, "rejected"),
+        ),
     )
+
+
+def _attribution_of(pair: Comparison, side: str) -> dict[str, Any] | None:
+    """The attribution of a pair whose both texts are those of one side."""
+    if pair.attribution is None:
+        return None
+    return {
+        name: {**value, "chosen": value[side], "rejected": value[side]} if isinstance(value, dict) else value
+        for name, value in pair.attribution.items()
+    }
 
 
 def _mark(reply: Conversation, mark: str) -> Conversation:
