@@ -23,6 +23,7 @@ from cai_cli.ppo.episodes import Episodes, make_episodes, over_episodes, with_pa
 from cai_cli.ppo.forward import response_logprobs, response_values
 from cai_cli.ppo.measures import Episode, mean_rows
 from cai_cli.ppo.models import load_pair
+from cai_cli.ppo.packing import where_it_can
 from cai_cli.ppo.rewards import GoldPM, reward_shape, score_completions
 from cai_cli.ppo.update import Learner, UpdateSettings, update
 from cai_cli.records import Prompt
@@ -193,10 +194,12 @@ class Trainer:
 
     def logprobs_of(self, part: Episodes, model: Any = None) -> Tensor:
         model = model or self.policy.learner
-        return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.options.temperature)
+        with where_it_can(model):
+            return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.options.temperature)
 
     def value_of(self, part: Episodes) -> Tensor:
-        return response_values(self.value.learner, part.ids, part.prompt_lengths, part.mask)
+        with where_it_can(self.value.learner):
+            return response_values(self.value.learner, part.ids, part.prompt_lengths, part.mask)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.policy.learner.device.type, self.options.bf16)

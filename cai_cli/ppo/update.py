@@ -152,10 +152,11 @@ def policy_backward(model: Any, part: Episodes, advantages: Tensor, share: Tenso
 
     Returns its part of the minibatch's (loss, clipped, KL to the old policy), and its largest |log π - log π_old|.
     """
-    with training_pass(model), autocast(part.ids.device.type, s.bf16):
-        logprobs = response_logprobs(model, part.ids, part.prompt_lengths, part.mask, s.temperature)
-    loss, clipped = clipped_policy_loss(logprobs, part.logprobs, advantages, part.mask, s.clip_range)
-    (share * loss).backward()
+    with training_pass(model):
+        with autocast(part.ids.device.type, s.bf16):
+            logprobs = response_logprobs(model, part.ids, part.prompt_lengths, part.mask, s.temperature)
+        loss, clipped = clipped_policy_loss(logprobs, part.logprobs, advantages, part.mask, s.clip_range)
+        (share * loss).backward()
     with torch.no_grad():
         log_ratio = (logprobs - part.logprobs) * part.mask
         moved = masked_mean(log_ratio.exp() - 1 - log_ratio, part.mask)
@@ -164,9 +165,10 @@ def policy_backward(model: Any, part: Episodes, advantages: Tensor, share: Tenso
 
 def value_backward(model: Any, part: Episodes, returns: Tensor, share: Tensor, s: UpdateSettings) -> Tensor:
     """The same for the value: its part of the minibatch's (loss, clipped)."""
-    with training_pass(model), autocast(part.ids.device.type, s.bf16):
-        values = response_values(model, part.ids, part.prompt_lengths, part.mask)
-    loss, clipped = clipped_value_loss(values, part.values, returns, part.mask, s.value_clip_range)
-    (share * s.value_coef * loss).backward()
+    with training_pass(model):
+        with autocast(part.ids.device.type, s.bf16):
+            values = response_values(model, part.ids, part.prompt_lengths, part.mask)
+        loss, clipped = clipped_value_loss(values, part.values, returns, part.mask, s.value_clip_range)
+        (share * s.value_coef * loss).backward()
     with torch.no_grad():
         return share * torch.stack([loss, clipped])

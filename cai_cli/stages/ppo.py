@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
@@ -123,7 +124,7 @@ def run(options: Options) -> None:
     if progress.stopped:
         warn(f"{progress.stopped}: stopping here")
     saved = progress.settle()
-    report(options, progress, saved)
+    report(options, progress, artifact.metrics_file, saved)
     artifact.finish(
         trainer.save_policy,
         steps_done=progress.step,
@@ -200,10 +201,15 @@ def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], reject
     )
 
 
-def report(options: Options, progress: Progress, saved: int) -> None:
-    """Held-out measures at the start and at the end, side by side."""
+def report(options: Options, progress: Progress, metrics: Path, saved: int) -> None:
+    """Held-out measures at the start and at the end, side by side; their way there as a plot of score against √KL."""
     if progress.first and progress.last:
         names = [name for name in progress.last if name in progress.first]
         rows = [[name.removeprefix("eval_"), f"{progress.first[name]:.3f}", f"{progress.last[name]:.3f}"] for name in names]
         table("held-out prompts", ["", "start", "end"], rows)
+    if progress.first and is_main():
+        from cai_cli.ppo.plot import draw_run
+
+        if draw_run(metrics, options.out / "score-kl.png"):
+            say(f"{options.out / 'score-kl.png'}: held-out score against √KL")
     say(f"{options.out}: the policy after {saved} of {options.steps} steps is saved")
