@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cai_cli.artifact import ModelArtifact, check_same, move_to_backup, reasons_text
