@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from statistics import mean, stdev
+from statistics import mean, pstdev
 from typing import Any
 
 import jsonlines
@@ -172,11 +172,11 @@ def study_pmp(arguments: argparse.Namespace) -> dict[str, Any]:
         results.setdefault("PMP alone", {}).setdefault("0", []).append(share_right(starts["with PMP"], pairs))
     print("accuracy on test pairs, mean and deviation over seeds")
     for name, by_size in results.items():
-        print(name, {size: f"{mean(values):.1%} ± {stdev(values):.1%}" for size, values in by_size.items()}, flush=True)
+        print(name, {size: f"{mean(values):.1%} ± {pstdev(values):.1%}" for size, values in by_size.items()}, flush=True)
     figure, axes = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
     for name in ("without PMP", "with PMP"):
         values = [results[name][str(size)] for size in SIZES]
-        axes.errorbar(SIZES, [mean(v) for v in values], yerr=[stdev(v) for v in values], marker="o", capsize=3, label=name)
+        axes.errorbar(SIZES, [mean(v) for v in values], yerr=[pstdev(v) for v in values], marker="o", capsize=3, label=name)
     axes.axhline(mean(results["PMP alone"]["0"]), color="0.5", linestyle="--", linewidth=1, label="PMP alone")
     axes.set(xscale="log", xticks=SIZES, xlabel="human comparisons", ylabel="accuracy on test comparisons")
     axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
@@ -207,7 +207,7 @@ def study_mix(arguments: argparse.Namespace) -> dict[str, Any]:
             for name, value in row.items():
                 results.setdefault(f"{weight}:1", {}).setdefault(name, []).append(value)
     for name, row in results.items():
-        print(name, {column: f"{mean(values):.1%} ± {stdev(values):.1%}" for column, values in row.items()}, flush=True)
+        print(name, {column: f"{mean(values):.1%} ± {pstdev(values):.1%}" for column, values in row.items()}, flush=True)
     return results
 
 
