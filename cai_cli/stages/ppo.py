@@ -144,6 +144,9 @@ def check_options(options: Options) -> None:
     if options.gold_pm:
         check_model(options.gold_pm, "--gold-pm")
     options.check_adapters()
+    for source in options.prompts:
+        if parse_weight(source)[1] <= 0:
+            raise UserError(f"--prompts {source}: a proportion is above 0", "leave the file out, or give it a share")
     batch, parts = options.rollout_batch_size, options.num_mini_batches
     if batch % parts:
         raise UserError(f"--rollout-batch-size {batch} is not divisible by --num-mini-batches {parts}", "change one of them")
