@@ -85,6 +85,7 @@ class Trainer:
             "policy": Learner(self.policy.learner, options.learning_rate, schedule, warmup, policy_steps * per_step),
             "value": Learner(self.value.learner, value_rate, schedule, warmup, options.steps * per_step),
         }
+        self.warned = False
         self.kl = KLController(options.kl_coef, options.target_kl, options.kl_horizon)
         self.settings = UpdateSettings(
             seed=options.seed,
@@ -236,13 +237,22 @@ class Trainer:
         """Rollout and update must agree on the log-probabilities, on average over the tokens, before anything is changed."""
         differences = (episodes.logprobs - again).abs() * episodes.mask
         gap = (total(differences.sum()) / total(episodes.mask.sum())).item()
-        judge_gap(gap, "on average over the tokens")
+        self.judge(gap, "on average over the tokens", GAP_WARNING)
         return gap
 
     def check_ratio(self, log_ratio: float) -> None:
         """In float32 the first minibatch's ratios are 1 up to rounding."""
-        if log_ratio > FLOAT32_RATIO:
-            judge_gap(log_ratio, "at a token", FLOAT32_RATIO)
+        self.judge(log_ratio, "at a token", FLOAT32_RATIO)
+
+    def judge(self, gap: float, where: str, warning: float) -> None:
+        """Stop where rollout and update are at odds; warn, the first time, where they are not quite one."""
+        told = f"rollout and update differ by {gap:.3g} in log-probability {where}"
+        advice = "compute in float32: --dtype float32, without --bf16"
+        if gap > GAP_STOP:
+            raise RunError(told, advice)
+        if gap > warning and not self.warned:
+            self.warned = True
+            warn(f"{told}: {advice}")
 
     # State
 
@@ -267,15 +277,6 @@ class Trainer:
 
     def save_policy(self, folder: Path) -> None:
         save_trained(self.policy.whole, self.tokenizer, folder, self.options, self.options.model, "CAUSAL_LM")
-
-
-def judge_gap(gap: float, where: str, warning: float = GAP_WARNING) -> None:
-    advice = "compute in float32: --dtype float32, without --bf16"
-    told = f"rollout and update differ by {gap:.3g} in log-probability {where}"
-    if gap > GAP_STOP:
-        raise RunError(told, advice)
-    if gap > warning:
-        warn(f"{told}: {advice}")
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
