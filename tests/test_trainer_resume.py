@@ -51,10 +51,20 @@ COMMANDS = {
     " --save-steps 10 --logging-steps 10 --lr-scheduler-type cosine --learning-rate 1e-3",
     "sft": "sft --model lm --data samples.jsonl --num-train-epochs 3 --save-steps 10 --logging-steps 10"
     " --lr-scheduler-type linear --learning-rate 1e-3 --gradient-accumulation-steps 2",
+    "sft-packed": "sft --model lm --data samples.jsonl --num-train-epochs 3 --save-steps 5 --logging-steps 5"
+    " --learning-rate 1e-3 --packing --max-length 192 --per-device-train-batch-size 2 --held-out 0.1",
+    "sft-qlora": "sft --model lm --data samples.jsonl --num-train-epochs 2 --save-steps 10 --logging-steps 10 --save-adapter"
+    " --learning-rate 1e-3 --lora --lora-r 4 --lora-dropout 0.1 --quantize 4bit",
     "ppo": "ppo --model lm --pm pm --prompts prompts.jsonl --eval-prompts few.jsonl --eval-steps 20 --steps 24 --save-steps 3"
     " --rollout-batch-size 16 --max-new-tokens 12 --learning-rate 1e-3 --target-kl 1",
 }
-CHECKPOINTS = {"train-pm": "step-*", "sft": "checkpoint-*", "ppo": "step-*"}
+CHECKPOINTS = {
+    "train-pm": "step-*",
+    "sft": "checkpoint-*",
+    "sft-packed": "checkpoint-*",
+    "sft-qlora": "checkpoint-*",
+    "ppo": "step-*",
+}
 
 
 def start(stage: str, out: str, world: Path) -> subprocess.Popen:

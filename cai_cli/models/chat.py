@@ -67,6 +67,16 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return state.hexdigest()[:16]
 
 
+def require_same_tokens(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, flag: str) -> None:
+    """Stop where `other` gives a token of `own` another id, or none: the model would read other words than it learned."""
+    ids = other.get_vocab()
+    for token, index in own.get_vocab().items():
+        if ids.get(token) != index and index != own.pad_token_id:
+            raise UserError(
+                f"{flag}: token {token!r} is {ids.get(token)} there and {index} in the model", "take one of its family"
+            )
+
+
 def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **settings: Any) -> str:
     """The conversation as text through the chat template; a template without a system role gets it in the first user turn."""
     from jinja2.exceptions import TemplateError

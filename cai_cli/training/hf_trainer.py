@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from cai_cli.errors import RunError
+from cai_cli.ranks import is_main
 from cai_cli.talk import progress
 from cai_cli.training.checkpoints import mark_hf_checkpoint
 from cai_cli.training.pairwise import MetricsFile
@@ -34,6 +35,8 @@ class TrainingLog(TrainerCallback):
         self.name = name
         self.metrics_file = metrics_file
         self.opened = ExitStack()
+        self.held_out: dict[str, float] = {}
+        self.evaluated: int | None = None  # the step of the last measurement
 
     def __enter__(self) -> TrainingLog:
         return self
@@ -48,9 +51,22 @@ class TrainingLog(TrainerCallback):
         trainer.add_callback(self)
         return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
+    def evaluate(self, trainer: Trainer) -> dict[str, float] | None:
+        """The held-out loss of each kind after training; None where nothing is held out."""
+        if trainer.eval_dataset is None:
+            return None
+        if self.evaluated != trainer.state.global_step:
+            trainer.evaluate()
+        return dict(self.held_out)
+
+    def mean_loss(self, trainer: Trainer, measured: float) -> float:
+        """Mean of the logged losses, those before a resume too; `measured` where the run was too short to log one."""
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return sum(losses) / len(losses) if losses else measured
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.advance = self.opened.enter_context(progress(self.name, state.max_steps, state.global_step))
-        self.metrics = self.opened.enter_context(MetricsFile(self.metrics_file, state.global_step))
+        self.metrics = self.opened.enter_context(MetricsFile(self.metrics_file, state.global_step)) if is_main() else None
         self.last = state.global_step
         self.note = ""
 
@@ -59,13 +75,25 @@ class TrainingLog(TrainerCallback):
         self.last = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any) -> None:
+        for name, value in (logs or {}).items():
+            if name.startswith("eval_") and name.endswith("_loss"):
+                self.note_held_out(name.removeprefix("eval_").removesuffix("_loss"), value, state.global_step)
         if not logs or "loss" not in logs:
             return
         loss = logs["loss"]
         if not math.isfinite(loss):
             raise RunError(f"the loss is {loss} at step {state.global_step}", "lower --learning-rate; checkpoints are kept")
-        self.metrics.write({"step": state.global_step} | {ours: logs[name] for name, ours in METRICS.items() if name in logs})
+        self.write({"step": state.global_step} | {ours: logs[name] for name, ours in METRICS.items() if name in logs})
         self.note = f"loss {loss:.3f}"
+
+    def note_held_out(self, kind: str, loss: float, step: int) -> None:
+        self.held_out[kind], self.evaluated = loss, step
+        self.write({"step": step, "held_out": kind, "held_out_loss": loss})
+
+    def write(self, row: dict[str, Any]) -> None:
+        """A line of metrics.jsonl; the first of several processes writes it."""
+        if self.metrics is not None:
+            self.metrics.write(row)
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         # Other ranks write their own RNG state; the mark comes after all of them.

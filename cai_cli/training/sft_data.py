@@ -1,0 +1,141 @@
+"""Revisions and samples -> rows of token ids and labels to finetune on: targets, proportions, held-out part, packing.
+
+Loss is on the completion only: labels are -100 on the prompt. What cannot be trained on is rejected by name, never cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_cli.artifact import Rejected
+from cai_cli.conversation import Conversation, first_human_turn, message
+from cai_cli.errors import RecordError, UserError
+from cai_cli.hygiene import UNREVISED, same_text
+from cai_cli.jsonl import read_rows
+from cai_cli.keys import shuffled, uniform
+from cai_cli.manifest import parse_weight
+from cai_cli.records import Revision, Sample
+from cai_cli.splits import group_key
+from cai_cli.thinking import join_thinking
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+OTHER = "other"  # the kind of rows that have none
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One prompt and completion to train on; `kind` is harmful, helpful or other."""
+
+    id: str
+    prompt: Conversation
+    completion: Conversation
+    kind: str = OTHER
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Ids and labels of one target."""
+
+    ids: list[int]
+    labels: list[int]
+    kind: str
+    held_out: bool
+
+
+def read_targets(source: str, which: str, seed: int, thinking: bool = False) -> Iterator[Target | Rejected]:
+    """The targets of one file, `FILE[:proportion]`, told apart by their fields; a malformed row stops with its place.
+
+    `which`: each chain's "final" revision, or "all" of them. `thinking`: with what a reasoning model thought in front.
+    """
+    path, proportion = parse_weight(source)
+    found: list[Target | Rejected] = []
+    for line, row in read_rows(Path(path)):
+        try:
+            found += revision_targets(row, which, thinking) if "rounds" in row else sample_targets(row, thinking)
+        except RecordError as error:
+            raise error.at(f"{path}:{line}") from None
+    if not found:
+        raise UserError(f"{path}: no rows in it", "its stage may have rejected everything")
+    whole = int(proportion)
+    for times in range(whole):
+        for target in found:
+            if times == 0 or isinstance(target, Rejected):
+                yield target
+            else:
+                yield Target(f"{target.id}#{times}", target.prompt, target.completion, target.kind)
+    yield from shuffled(found, seed, "proportion", path)[: round((proportion - whole) * len(found))]
+
+
+def revision_targets(row: dict[str, Any], which: str, thinking: bool) -> Iterator[Target | Rejected]:
+    """The chosen revisions of a chain. One that is the draft again is a reject, however it got into the file."""
+    chain = Revision.from_row(row)
+    numbered = list(enumerate(chain.rounds, start=1))
+    for number, step in numbered if which == "all" else numbered[-1:]:
+        identity = f"{chain.id}/{number}" if which == "all" else chain.id
+        text = step.revision if which == "all" else chain.completion[0]["content"]
+        if same_text(text, chain.initial[0]["content"]):
+            yield Rejected(identity, UNREVISED, f"revision {number} is the draft again", {"prompt": chain.prompt})
+            continue
+        text = join_thinking(step.revision_thinking, text) if thinking else text
+        yield Target(identity, chain.prompt, [message("assistant", text)], chain.kind or OTHER)
+
+
+def sample_targets(row: dict[str, Any], thinking: bool) -> Iterator[Target]:
+    sample = Sample.from_row(row)
+    text = sample.completion[0]["content"]
+    text = join_thinking(sample.thinking, text) if thinking else text
+    yield Target(sample.id, sample.prompt, [message("assistant", text)], sample.kind or OTHER)
+
+
+def is_held_out(prompt: Conversation, share: float, seed: int) -> bool:
+    """Whether a prompt is kept for measuring, by its first human turn alone: prompts of one conversation stay together."""
+    return uniform("held-out", seed, group_key(first_human_turn(prompt))) < share
+
+
+def tokenise(
+    targets: list[Target],
+    tokenizer: PreTrainedTokenizerBase,
+    stops: list[int],
+    max_length: int,
+    template_kwargs: dict[str, Any],
+    held_out: float = 0.0,
+    seed: int = 0,
+) -> tuple[list[TokenRow], list[Rejected]]:
+    """Ids and labels of each target that fits `max_length` tokens and whose prompt is a prefix of the whole."""
+    from cai_cli.models.chat import UnfitRow, encode_pair
+
+    rows, rejected = [], []
+    for target in targets:
+        try:
+            prompt_ids, completion_ids = encode_pair(tokenizer, target.prompt, target.completion, stops, **template_kwargs)
+            length = len(prompt_ids) + len(completion_ids)
+            if length > max_length:
+                raise UnfitRow("too_long", f"{length} tokens, --max-length is {max_length}")
+        except UnfitRow as error:
+            rejected.append(Rejected(target.id, error.reason, error.detail))
+            continue
+        labels = [-100] * len(prompt_ids) + completion_ids
+        apart = is_held_out(target.prompt, held_out, seed)
+        rows.append(TokenRow(prompt_ids + completion_ids, labels, target.kind, apart))
+    return rows, rejected
+
+
+def dataset_of(rows: list[TokenRow]) -> Dataset:
+    import datasets
+
+    return datasets.Dataset.from_list([{"input_ids": row.ids, "labels": row.labels} for row in rows])
+
+
+def packed_dataset(rows: list[TokenRow], length: int, seed: int) -> Dataset:
+    """Whole rows put into packs of at most `length` tokens (best fit decreasing), kinds mixed; `seq_lengths` tells them apart."""
+    import datasets
+    from trl.data_utils import pack_dataset
+
+    datasets.disable_progress_bars()
+    return pack_dataset(dataset_of(shuffled(rows, seed, "packing")), length, "bfd")

@@ -1,0 +1,101 @@
+"""TRL's SFTTrainer on rows that are tokenised, masked and perhaps packed already; full weights, LoRA or QLoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from cai_cli.stages.sft import Options
+
+PROBE_TOKENS = 12
+ISOLATED = 1e-3  # largest change of a log-probability by what is packed in front; a leak changes them by much more
+
+
+def make_trainer(
+    options: Options, tokenizer: PreTrainedTokenizerBase, train: Dataset, held_out: dict[str, Dataset], checkpoints: Path
+) -> Any:
+    """The trainer. `held_out`: datasets by kind, whose loss is measured at each checkpoint."""
+    import transformers
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
+    from cai_cli.models.load import load_lm, training_dtype
+
+    transformers.set_seed(options.seed)
+    model = load_lm(options.model, options.device, training_dtype(options.dtype), tokenizer=tokenizer, quantize=options.quantize)
+    if options.packing:
+        check_isolation(model, options.model)
+    if options.lora:
+        model = add_lora(model, options, "CAUSAL_LM", options.seed)
+    config = SFTConfig(
+        output_dir=str(checkpoints),
+        seed=options.seed,
+        data_seed=options.seed,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.schedule,
+        warmup_steps=options.warmup_steps,
+        num_train_epochs=options.num_train_epochs,
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        per_device_eval_batch_size=options.per_device_train_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        max_grad_norm=options.max_grad_norm,
+        bf16=options.bf16,
+        gradient_checkpointing=options.gradient_checkpointing,
+        use_cpu=model.device.type == "cpu",
+        max_length=None,
+        packing=options.packing,
+        eval_packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        train_sampling_strategy="random" if options.packing else "group_by_length",
+        logging_steps=options.logging_steps,
+        save_steps=options.save_steps,
+        eval_strategy="steps" if held_out else "no",
+        eval_steps=options.save_steps,
+        prediction_loss_only=True,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=model.device.type == "cuda",
+    )
+    before = {name: weight.clone() for name, weight in trainable_state(model).items()} if options.quantize else {}
+    trainer = SFTTrainer(model=model, args=config, train_dataset=train, eval_dataset=held_out or None, processing_class=tokenizer)
+    if before:  # TRL rounds QLoRA's adapters to bfloat16, where small steps vanish
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+        load_trainable_state(model, before)
+    return trainer
+
+
+def check_isolation(model: Any, name: str) -> None:
+    """Raise UserError where a packed row's log-probabilities change with the row in front of it.
+
+    Rows are told apart by position_ids alone, without a mask or a cache, which depends on the attention implementation and is
+    nothing that an architecture promises: recurrent layers and some attention kernels look past the border.
+    """
+    import torch
+
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(PROBE_TOKENS, device=model.device) * 7 % vocabulary
+    positions = torch.arange(PROBE_TOKENS, device=model.device).repeat(2)
+
+    def behind(front: Any) -> Any:
+        output = model(input_ids=torch.cat([front, ids])[None], position_ids=positions[None], use_cache=False)
+        return torch.log_softmax(output.logits[0, PROBE_TOKENS:].float(), dim=-1)
+
+    try:
+        with torch.inference_mode():
+            change = (behind(ids) - behind((ids + vocabulary // 2) % vocabulary)).abs().max().item()
+    except TypeError:  # a model without position_ids has nothing to tell rows apart by
+        change = float("inf")
+    if change > ISOLATED:
+        attention = getattr(model.config, "_attn_implementation", "its attention")
+        hint = "leave --packing out, or take a model whose attention keeps packed rows apart"
+        raise UserError(f"--packing: {name} ({type(model).__name__}, {attention}) sees past the border of packed rows", hint)

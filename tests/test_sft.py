@@ -1,0 +1,217 @@
+"""Supervised finetuning: what is trained on, packing that changes no row's loss, held-out parts, tokenizers, the model card."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import mistake
+from tiny import CHATML, byte_level_tokenizer, make_model
+
+from cai_cli.artifact import Rejected
+from cai_cli.conversation import message
+from cai_cli.errors import RunError, UserError
+from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.stages import sft
+from cai_cli.training.sft_data import TokenRow, dataset_of, is_held_out, packed_dataset, read_targets
+from cai_cli.training.sft_trainer import check_isolation, make_trainer
+
+PROMPT = [message("user", "How do I open it?")]
+
+
+def round_of(revision: str, **more: str) -> dict:
+    return {"principle": "p", "critique_request": "cr", "critique": "c", "revision_request": "rr", "revision": revision, **more}
+
+
+def chain(name: str, draft: str, *revisions: str, text: str = "How do I open it?") -> dict:
+    return {
+        "id": name,
+        "prompt": [message("user", text)],
+        "completion": [message("assistant", revisions[-1])],
+        "initial": [message("assistant", draft)],
+        "rounds": [round_of(revision) for revision in revisions],
+        "kind": "harmful",
+    }
+
+
+def put(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# Targets
+
+
+def completions(path: Path, which: str, **settings) -> tuple[list[str], list[str]]:
+    """(texts to train on, ids rejected)."""
+    found = list(read_targets(str(path), which, 0, **settings))
+    rejected = [item.id for item in found if isinstance(item, Rejected)]
+    return [item.completion[0]["content"] for item in found if not isinstance(item, Rejected)], rejected
+
+
+def test_a_revision_that_is_the_draft_is_never_a_target(tmp_path):
+    rows = [
+        chain("a", "Do it.", "Don't.", "No, because."),
+        chain("b", "Do it.", "Don't.", "do it"),
+        chain("c", "X y", "x, y!", "No."),
+    ]
+    path = put(tmp_path / "r.jsonl", rows)
+    assert completions(path, "final") == (["No, because.", "No."], ["b"])
+    assert completions(path, "all") == (["Don't.", "No, because.", "Don't.", "No."], ["b/2", "c/1"])
+
+
+def test_thinking_is_trained_on_only_when_asked(tmp_path):
+    row = chain("a", "Do it.", "No.")
+    row["rounds"] = [round_of("No.", revision_thinking="It hurts.", critique_thinking="hm")]
+    sample = {
+        "id": "s",
+        "prompt": PROMPT,
+        "completion": [message("assistant", "Yes.")],
+        "finish_reason": "stop",
+        "thinking": "Fine.",
+    }
+    path = put(tmp_path / "r.jsonl", [row, sample])
+    assert completions(path, "final")[0] == ["No.", "Yes."]
+    wanted = ["<think>\nIt hurts.\n</think>\n\nNo.", "<think>\nFine.\n</think>\n\nYes."]
+    assert completions(path, "final", thinking=True)[0] == wanted
+
+
+def test_held_out_goes_by_the_first_human_turn():
+    shared = [[message("user", f"Question {n}")] for n in range(400)]
+    longer = [[*prompt, message("assistant", "a"), message("user", "and then?")] for prompt in shared]
+    apart = [is_held_out(prompt, 0.2, 3) for prompt in shared]
+    assert apart == [is_held_out(prompt, 0.2, 3) for prompt in longer]
+    assert 50 < sum(apart) < 110
+    assert apart != [is_held_out(prompt, 0.2, 4) for prompt in shared]
+
+
+# Packing
+
+
+def rows_of_tokens(count: int) -> list[TokenRow]:
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for n in range(count):
+        ids = torch.randint(5, 300, (6 + n * 5 % 29,), generator=generator).tolist()
+        start = 2 + n % 3
+        rows.append(TokenRow(ids, [-100] * start + ids[start:], "other", False))
+    return rows
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_losses_are_those_of_each_row_alone(tmp_path, architecture, attention):
+    """Through TRL's collator and loss: the trainer's own loss on a batch of packs, and each token's inside it."""
+    model = make_model(tmp_path / "m", architecture)
+    tokenizer, rows = load_tokenizer(str(model)), rows_of_tokens(14)
+    options = sft.Options(model=str(model), data=["unused"], out=tmp_path / "out", packing=True, max_length=64)
+    packs = packed_dataset(rows, 64, 0)
+    assert len(packs) < len(rows) and max(len(lengths) for lengths in packs["seq_lengths"]) > 1
+    trainer = make_trainer(options, tokenizer, packs, {}, tmp_path / "c")
+    trainer.model.set_attn_implementation(attention)
+    trainer.model.eval()
+    batch = trainer.data_collator([packs[n] for n in range(len(packs))])
+    assert "attention_mask" not in batch
+
+    def losses(ids: torch.Tensor, labels: torch.Tensor, **more) -> torch.Tensor:
+        with torch.no_grad():
+            logits = trainer.model(input_ids=ids, use_cache=False, **more).logits
+        return torch.nn.functional.cross_entropy(logits[0, :-1].double(), labels[0, 1:], reduction="none", ignore_index=-100)
+
+    packed = losses(batch["input_ids"], batch["labels"], position_ids=batch["position_ids"])
+    starts = [*(batch["position_ids"][0] == 0).nonzero().flatten().tolist(), batch["input_ids"].size(1)]
+    by_ids = {tuple(row.ids): row for row in rows}
+    for start, end in pairwise(starts):
+        row = by_ids.pop(tuple(batch["input_ids"][0, start:end].tolist()))
+        alone = losses(torch.tensor([row.ids]), torch.tensor([row.labels]))
+        assert torch.allclose(packed[start : end - 1], alone, atol=1e-5), (packed[start : end - 1] - alone).abs().max()
+    assert not by_ids, "every row is in a pack"
+    with torch.no_grad():
+        together = trainer.compute_loss(trainer.model, dict(batch)).item()
+    trained = batch["labels"][0, 1:] != -100
+    assert together == pytest.approx(packed[trained].mean().item(), abs=1e-5)
+
+
+def test_a_model_that_sees_past_the_border_is_not_packed():
+    from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2}
+    check_isolation(LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=64, num_attention_heads=2)).eval(), "llama")
+    with pytest.raises(UserError, match="sees past the border of packed rows"):
+        check_isolation(MambaForCausalLM(MambaConfig(**sizes, state_size=4)).eval(), "mamba")
+
+
+# The whole stage
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("base") / "lm", chat_template=None)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    rows = [chain(f"r{n}", f"Take key {n}.", "Wait.", f"No, door {n} is not yours.", text=f"Door {n}?") for n in range(40)]
+    return put(tmp_path / "revisions.jsonl", [*rows, chain("same", "Do it.", "No.", "Do it.", text="Gate?")])
+
+
+def train(base: Path, data: Path, out: Path, **settings) -> Path:
+    sft.run(sft.Options(model=str(base), data=[str(data)], out=out, **{"learning_rate": 1e-3, "max_length": 128, **settings}))
+    return out
+
+
+def test_a_run_with_lora_packing_and_held_out_part(base, data, tmp_path):
+    out = train(
+        base, data, tmp_path / "out", lora=True, save_adapter=True, packing=True, held_out=0.3, logging_steps=1, save_steps=2
+    )
+    record = json.loads((out / "cai.json").read_text())
+    assert record["counts"] == {"in": 41, "out": 40, "rejected": {"unrevised": 1}}
+    assert 4 <= record["held_out"]["rows"] <= 20 and list(record["held_out"]["loss"]) == ["harmful"]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["held_out_loss"] for line in lines if "held_out_loss" in line][-1] == record["held_out"]["loss"]["harmful"]
+    assert json.loads((out / "rejects.jsonl").read_text())["id"] == "same"
+    card = (out / "README.md").read_text()
+    assert "| lora_r | 16 |" in card and "held-out loss, harmful" in card and str(tmp_path) not in card
+    tokenizer = load_tokenizer(str(out))
+    assert "Human: " in tokenizer.chat_template
+    merged, adapter = load_lm(str(out)), load_lm(str(out / "adapter"))
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        assert torch.allclose(merged(ids).logits, adapter(ids).logits, atol=1e-4)
+        assert not torch.allclose(merged(ids).logits, load_lm(str(base))(ids).logits, atol=1e-3)
+
+
+def test_the_tokenizer_of_another_model_brings_its_template(base, data, tmp_path):
+    instruct = make_model(tmp_path / "instruct", chat_template=CHATML)
+    out = train(base, data, tmp_path / "out", tokenizer_from=str(instruct))
+    assert load_tokenizer(str(out)).chat_template == CHATML
+    other = tmp_path / "other"
+    make_model(other)
+    strange = byte_level_tokenizer(CHATML)
+    strange.add_tokens(["zebra"])
+    vocabulary = json.loads(strange.backend_tokenizer.to_str())
+    words = vocabulary["model"]["vocab"]
+    first, second = list(words)[100:102]
+    words[first], words[second] = words[second], words[first]
+    (other / "tokenizer.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(UserError, match=r"--tokenizer-from .*: token .* is \d+ there and \d+ in the model"):
+        train(base, data, tmp_path / "out2", tokenizer_from=str(other))
+
+
+def test_nothing_to_train_on_is_told(base, tmp_path):
+    path = put(tmp_path / "r.jsonl", [chain("a", "Do it.", "Do it!")])
+    with pytest.raises(RunError, match="none of the 1 rows can be trained on") as error:
+        train(base, path, tmp_path / "out")
+    assert "unrevised 1" in (error.value.hint or "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_do_not_go_together(cai, base, data, tmp_path):
+    words = ("sft", "--model", base, "--data", data, "--out", tmp_path / "out")
+    mistake(cai(*words, "--quantize", "4bit"), "--quantize needs --lora")
+    mistake(cai(*words, "--chat-template-kwargs", "{x"), "--chat-template-kwargs: not valid JSON")
+    assert dataset_of([]).num_rows == 0
