@@ -199,6 +199,16 @@ def test_log_probabilities_that_disagree_warn_once_and_stop(files, tmp_path, cap
         trainer.gap(rollout.episodes, again + 0.06 * rollout.episodes.mask)
 
 
+def test_ratios_that_are_off_stop_before_the_step(files, tmp_path):
+    trainer = make_trainer(files, tmp_path)
+    rollout = trainer.rollout(0, read_prompts([str(files[2])])[:8], Clock())
+    before = weights_of(trainer)
+    spoiled = replace(rollout.episodes, logprobs=rollout.episodes.logprobs - 0.2)
+    with pytest.raises(RunError, match="at a token"):
+        trainer.learn(0, replace(rollout, episodes=spoiled), Clock())
+    assert torch.equal(before, weights_of(trainer))
+
+
 def test_in_mixed_precision_old_log_probabilities_are_those_of_the_trained_pass(files, tmp_path):
     """The rollout's own would make the first ratios differ from 1; the gap between the two is measured."""
     trainer = make_trainer(files, tmp_path, bf16=True)

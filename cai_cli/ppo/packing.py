@@ -131,7 +131,7 @@ def packed_rows(model: Any) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)
-    held = (getattr(module, "config", None) for module in model.modules())
+    held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(config): config for config in held if hasattr(config, "_attn_implementation")}.values()
     before = [config._attn_implementation for config in configs]
     for config in configs:

@@ -74,12 +74,11 @@ class Trainer:
         self.size = 4 * options.per_device_train_batch_size  # Rows of a pass without gradients.
         self.gold = GoldPM(options.gold_pm, options.device, options.dtype, self.size) if options.gold_pm else None
         self.engine = TransformersEngine(self.policy.learner, self.tokenizer, options.temperature, options.batch_size)
-        self.context = self.engine.context
         # A reply's log-probabilities are those of the pass that is trained only where both compute in float32.
         self.recompute = options.bf16 or self.policy.learner.dtype != torch.float32 or bool(options.quantize)
         per_step = options.num_ppo_epochs * options.num_mini_batches
         policy_steps = max(1, options.steps - options.critic_warmup_steps)
-        value_rate = options.value_learning_rate or options.learning_rate
+        value_rate = options.learning_rate if options.value_learning_rate is None else options.value_learning_rate
         schedule, warmup = options.schedule, options.warmup_steps * per_step
         self.learners = {
             "policy": Learner(self.policy.learner, options.learning_rate, schedule, warmup, policy_steps * per_step),
@@ -154,9 +153,8 @@ class Trainer:
         warm = number >= options.critic_warmup_steps
         policy = self.learners["policy"] if warm else None
         rate = self.learners["policy"].learning_rate
-        stats = update(policy, self.learners["value"], episodes, advantages, returns, len(rollout.table), number, self.settings)
-        if not self.recompute:
-            self.check_ratio(stats["first_log_ratio"])
+        batch = (episodes, advantages, returns, len(rollout.table))
+        stats = update(policy, self.learners["value"], *batch, number, self.settings, self.check_ratio)
         clock.lap("update")
 
         row = {
@@ -241,8 +239,9 @@ class Trainer:
         return gap
 
     def check_ratio(self, log_ratio: float) -> None:
-        """In float32 the first minibatch's ratios are 1 up to rounding."""
-        self.judge(log_ratio, "at a token", FLOAT32_RATIO)
+        """Before the first minibatch changes anything, its ratios are 1: in float32 up to rounding."""
+        if not self.recompute:
+            self.judge(log_ratio, "at a token", FLOAT32_RATIO)
 
     def judge(self, gap: float, where: str, warning: float) -> None:
         """Stop where rollout and update are at odds; warn, the first time, where they are not quite one."""
