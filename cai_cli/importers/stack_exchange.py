@@ -23,7 +23,8 @@ from cai_cli.importers.posts_xml import Item
 from cai_cli.importers.votes import Ranked, draw_pairs, fingerprint, near_duplicates, scores_differ
 from cai_cli.records import Comparison
 
-BATCH_POSTS, BATCH_CHARS = 1000, 1 << 22  # put into the index at once: what comes first
+BATCH_POSTS, BATCH_CHARS = 250, 1 << 22  # put into the index at once: what comes first
+POSTS = (Question, Answer)
 SLICE = 50  # answers of one question whose bodies are in memory together
 REPEATED = "repeated post id"
 TOO_LONG = "is longer than max_chars"
@@ -93,7 +94,7 @@ def store_items(items: Iterator[Item], index: PostIndex, counts: Counts) -> Iter
     batch: list[Question | Answer] = []
     size = 0
     for item in items:
-        if isinstance(item, Question | Answer):
+        if isinstance(item, POSTS):
             batch.append(item)
             size += len(item.body)
             if len(batch) >= BATCH_POSTS or size >= BATCH_CHARS:

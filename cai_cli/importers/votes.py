@@ -26,7 +26,7 @@ HEAD, OPENING = 160, 24  # characters of HTML looked at, bytes of fingerprint ke
 LONGEST_ENTITY = 40  # characters; HTML's longest is 33
 WORD = re.compile(r"\w+")
 WORDS_ONLY = bytes(byte if chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in range(256))
-ALIKE, LIKE_LENGTH = 0.8, 0.6  # with one word of nineteen changed, two texts are still near-duplicates
+ALIKE = 0.8  # with one word of nineteen changed, two texts are still near-duplicates
 GOOD, BAD = "GOOD: ", "BAD: "
 
 
@@ -115,12 +115,16 @@ def opening(body: str) -> bytes | None:
 def near_duplicates(first: str, second: str) -> bool:
     """Whether two texts of like length are alike in most of their words and in most of their pairs of neighbouring words.
 
-    Alike: a Jaccard similarity of `ALIKE` or more. What comes first is cheap and settles most cases.
+    Alike: a Jaccard similarity of `ALIKE` or more. What is cheap comes first and settles most cases.
     """
-    if min(len(first), len(second)) < LIKE_LENGTH * max(len(first), len(second)):
+    if not like(len(first), len(second)):
         return False
     one, other = words_of(first), words_of(second)
-    return alike(set(one), set(other)) and alike(set(pairwise(one)), set(pairwise(other)))
+    return like(len(one), len(other)) and alike(set(one), set(other)) and alike(set(pairwise(one)), set(pairwise(other)))
+
+
+def like(first: int, second: int) -> bool:
+    return first >= ALIKE * second and second >= ALIKE * first
 
 
 def words_of(text: str) -> list[bytes] | list[str]:
