@@ -48,7 +48,7 @@ def reading(tokenizer: PreTrainedTokenizerBase, form: Format, max_length: int) -
     def qa(prompt: Conversation, reply: Conversation) -> list[int]:
         ids = close_with_eos(encode_text(tokenizer, question_answer(prompt[-1]["content"], reply[0]["content"])), eos)
         if len(ids) > max_length:
-            raise UnfitRow("too_long", f"{len(ids)} tokens, --max-length is {max_length}")
+            raise UnfitRow("too_long", f"{len(ids)} tokens, at most {max_length} fit")
         return ids
 
     return chat if form == "chat" else qa
