@@ -23,6 +23,7 @@ from cai_cli.stages import (
     demo,
     evaluate_hhh,
     evaluate_labels,
+    evaluate_pm,
     imports,
     label,
     lineage,
@@ -31,6 +32,7 @@ from cai_cli.stages import (
     ppo,
     revise,
     sample,
+    score,
     sft,
     split,
     train_pm,
@@ -140,7 +142,9 @@ add_command(app, "ppo", ppo.Options, ppo.run, STAGES)
 add_command(app, "import", imports.Options, imports.run, FILES)
 add_command(app, "split", split.Options, split.run, FILES)
 add_command(app, "merge", merge.Options, merge.run, FILES)
+add_command(app, "score", score.Options, score.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
+add_command(evaluate_app, "pm", evaluate_pm.Options, evaluate_pm.run)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
 add_command(evaluate_app, "hhh", evaluate_hhh.Options, evaluate_hhh.run)
