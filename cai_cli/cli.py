@@ -21,6 +21,7 @@ from cai_cli.help_text import Command, Group
 from cai_cli.stages import (
     constitution,
     demo,
+    evaluate_pm,
     imports,
     label,
     lineage,
@@ -29,6 +30,7 @@ from cai_cli.stages import (
     ppo,
     revise,
     sample,
+    score,
     sft,
     split,
     train_pm,
@@ -138,7 +140,9 @@ add_command(app, "ppo", ppo.Options, ppo.run, STAGES)
 add_command(app, "import", imports.Options, imports.run, FILES)
 add_command(app, "split", split.Options, split.run, FILES)
 add_command(app, "merge", merge.Options, merge.run, FILES)
+add_command(app, "score", score.Options, score.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
+add_command(evaluate_app, "pm", evaluate_pm.Options, evaluate_pm.run)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
 app.add_typer(evaluate_app, name="evaluate", rich_help_panel="Evaluation")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cai_cli.artifact import ModelArtifact, Rejected
 from cai_cli.conversation import Conversation, first_human_turn
-from cai_cli.errors import RunError
+from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
 from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.manifest import MODEL_MANIFEST, read_manifest
@@ -48,7 +48,7 @@ def reading(tokenizer: PreTrainedTokenizerBase, form: Format, max_length: int) -
     def qa(prompt: Conversation, reply: Conversation) -> list[int]:
         ids = close_with_eos(encode_text(tokenizer, question_answer(prompt[-1]["content"], reply[0]["content"])), eos)
         if len(ids) > max_length:
-            raise UnfitRow("too_long", f"{len(ids)} tokens, --max-length is {max_length}")
+            raise UnfitRow("too_long", f"{len(ids)} tokens, at most {max_length} fit")
         return ids
 
     return chat if form == "chat" else qa
@@ -72,11 +72,13 @@ class PreferenceModel:
     score_deviation: float | None
 
 
-def open_preference_model(path: str, device: str, dtype: str, max_length: int | None) -> PreferenceModel:
-    """Load a preference model. Raises UserError where it is none, or has no chat template to read with."""
-    from cai_cli.errors import UserError
+def open_reading(path: str, max_length: int | None = None) -> tuple[PreTrainedTokenizerBase, Encode]:
+    """The tokenizer of a preference model and how it reads a conversation; `max_length` is its context unless given.
+
+    Raises UserError where the model is none, or has no chat template to read with.
+    """
     from cai_cli.models.chat import require_template
-    from cai_cli.models.load import context_length, is_preference_model, load_config, load_pm, load_tokenizer
+    from cai_cli.models.load import context_length, is_preference_model, load_config, load_tokenizer
 
     flag = "--pm"
     check_model(path, flag)
@@ -86,9 +88,16 @@ def open_preference_model(path: str, device: str, dtype: str, max_length: int | 
     form = format_of(path)
     if form == "chat":
         require_template(tokenizer, f"{flag} {path}")
-    model = load_pm(path, device, dtype, flag, tokenizer)
+    return tokenizer, reading(tokenizer, form, max_length or context_length(load_config(path, flag)))
+
+
+def open_preference_model(path: str, device: str = "auto", dtype: str = "auto", max_length: int | None = None) -> PreferenceModel:
+    """Load a preference model to score with. Raises UserError as `open_reading` does."""
+    from cai_cli.models.load import load_pm
+
+    tokenizer, encode = open_reading(path, max_length)
+    model = load_pm(path, device, dtype, "--pm", tokenizer)
     manifest = read_manifest(Path(path) / MODEL_MANIFEST) or {}
-    encode = reading(tokenizer, form, max_length or context_length(load_config(path, flag)))
     scale = manifest.get("score_mean"), manifest.get("score_deviation")
     return PreferenceModel(model, tokenizer, encode, int(tokenizer.pad_token_id), *scale)
 

@@ -72,8 +72,8 @@ def overdo(chain: Path, out: Path, seed: int) -> dict[str, Any]:
     cai("train-pm", "--model", chain / "pmp", "--comparisons", poor, *train.split(), "--seed", seed, "--out", out / "poor-pm")
     held_out = out / "held-out.jsonl"
     models = ("--model", chain / "sl-cai", "--pm", out / "poor-pm", "--gold-pm", chain / "pm")
-    loop = "--steps 80 --eval-steps 3 --rollout-batch-size 96 --num-ppo-epochs 1 --learning-rate 1e-4 --value-learning-rate 3e-4"
-    loop += " --kl-coef 0.02 --lr-scheduler-type constant --max-new-tokens 64 --per-device-train-batch-size 48"
+    loop = "--steps 60 --eval-steps 3 --rollout-batch-size 96 --num-ppo-epochs 1 --learning-rate 3e-4 --value-learning-rate 5e-4"
+    loop += " --kl-coef 0.005 --lr-scheduler-type constant --max-new-tokens 64 --per-device-train-batch-size 48"
     data = ("--prompts", chain / "world/rl.jsonl", "--eval-prompts", held_out)
     cai("ppo", *models, *data, *loop.split(), "--seed", seed, "--out", out / "overdone")
     facts = json.loads((out / "overdone/cai.json").read_text(encoding="utf-8"))
@@ -90,7 +90,8 @@ def draw(out: Path, count: int) -> None:
     left.set_title("PPO against the chain's preference model")
     right.set_title("against a poor one, until the guard stopped it")
     for axes in (left, right):
-        axes.legend(frameon=False, fontsize=8)
+        axes.margins(y=0.3)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=count)
     figure.savefig(out / "study.png", dpi=150)
 
 

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from cai_cli.engines.base import OptionRequest
-from cai_cli.engines.batches import left_pad, like_length
+from cai_cli.engines.batches import BATCH_TOKENS, CPU_PREFILL_TOKENS, left_pad, like_length
 from cai_cli.models.chat import Renderer
 
 LEAST_SAVING = 16  # Tokens. A shared stretch that saves fewer is not worth a pass of its own.
@@ -65,6 +65,7 @@ class OptionScorer:
         self.pad = int(renderer.tokenizer.pad_token_id)
         self.context = context
         self.batch_size = batch_size
+        self.most_tokens = CPU_PREFILL_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
         self.share = share and shares_prefixes(model)
 
     @torch.inference_mode()
@@ -98,7 +99,7 @@ class OptionScorer:
     ) -> None:
         """Send stretches through the model on top of their parents' cache, then what follows on each of them."""
         width = 0 if past is None else past.mask.size(1)
-        for batch in like_length([stretch.length for stretch in stretches], self.batch_size, width):
+        for batch in like_length([stretch.length for stretch in stretches], self.batch_size, width, self.most_tokens):
             rows = [stretches[n] for n in batch]
             before = None if past is None or parents is None else select(past, [parents[n] for n in batch])
             after = self.forward(rows, sequences, totals, before)

@@ -8,29 +8,23 @@ pair is drawn depends on the seed, the site and the question id alone, never on 
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
 
 from cai_cli import keys
 from cai_cli.conversation import message, prompt_id
 from cai_cli.errors import UserError
 from cai_cli.importers.html_text import html_to_text
+from cai_cli.importers.post_files import Advance, no_progress, read_source
 from cai_cli.importers.post_index import PostIndex, Stored
-from cai_cli.importers.posts import ID_LIMIT, Answer, Counts, Question, Site, Skip, parse_tags, site_of_file
-from cai_cli.importers.posts_xml import Item, read_posts
-from cai_cli.importers.preference_rows import read_hub_rows, read_jsonl_rows, read_parquet_rows
-from cai_cli.importers.seven_zip import open_posts
-from cai_cli.importers.votes import Ranked, draw_pairs, fingerprint, near_duplicates, scores_differ, shingles
+from cai_cli.importers.posts import ID_LIMIT, Answer, Counts, Question, Site, Skip, parse_tags
+from cai_cli.importers.posts_xml import Item
+from cai_cli.importers.votes import Ranked, draw_pairs, fingerprint, near_duplicates, scores_differ
 from cai_cli.records import Comparison
 
-GZIP, SEVEN_ZIP, PARQUET, ZIP = b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"PAR1", b"PK\x03\x04"
-BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-BATCH_POSTS, BATCH_CHARS = 1000, 1 << 22  # put into the index at once: what comes first
+BATCH_POSTS, BATCH_CHARS = 250, 1 << 22  # put into the index at once: what comes first
+POSTS = (Question, Answer)
 SLICE = 50  # answers of one question whose bodies are in memory together
 REPEATED = "repeated post id"
 TOO_LONG = "is longer than max_chars"
@@ -64,11 +58,16 @@ class PairOptions:
 
 
 def make_pairs(
-    posts: Sequence[Path | str], options: PairOptions, workdir: Path, counts: Counts | None = None
+    posts: Sequence[Path | str],
+    options: PairOptions,
+    workdir: Path,
+    counts: Counts | None = None,
+    advance: Advance = no_progress,
 ) -> Iterator[Comparison | Skip]:
     """Comparisons, and a Skip for each row, answer or question left out for what it is; `counts` is filled on the way.
 
     `posts`: files, or `hf:org/name[:split]` of data sets with rows as HuggingFaceH4/stack-exchange-preferences has them.
+    `advance` is told, now and then, how many more bytes of the files have been read.
     Without `max_pairs` questions come by site and id; with it in an order drawn by key, so that the pairs taken are a
     uniform sample of all sites and a larger limit only adds to them. Memory does not grow with the data; `workdir` holds an
     index about as large as the unpacked dump, which is gone when the iterator is finished or closed.
@@ -76,7 +75,7 @@ def make_pairs(
     counts = counts if counts is not None else Counts()
     with PostIndex(workdir) as index:
         for source in posts:
-            yield from store_items(read_source(source), index, counts)
+            yield from store_items(read_source(source, advance), index, counts)
         for question in questions_in_order(index, options, counts):
             if options.max_pairs is not None and counts.pairs >= options.max_pairs:
                 break
@@ -95,7 +94,7 @@ def store_items(items: Iterator[Item], index: PostIndex, counts: Counts) -> Iter
     batch: list[Question | Answer] = []
     size = 0
     for item in items:
-        if isinstance(item, Question | Answer):
+        if isinstance(item, POSTS):
             batch.append(item)
             size += len(item.body)
             if len(batch) >= BATCH_POSTS or size >= BATCH_CHARS:
@@ -117,55 +116,6 @@ def store(posts: list[Question | Answer], index: PostIndex, counts: Counts) -> I
     questions = sum(isinstance(post, Question) for post in posts) - sum(isinstance(post, Question) for post in repeated)
     counts.questions += questions
     counts.answers += len(posts) - len(repeated) - questions
-
-
-def read_source(source: Path | str) -> Iterator[Item]:
-    """The posts of a file, or of a data set on the Hub."""
-    if isinstance(source, str) and source.startswith("hf:"):
-        return read_hub_rows(source)
-    return read_file(Path(source))
-
-
-def read_file(path: Path) -> Iterator[Item]:
-    """The posts of one file. What it is shows from its first bytes: Posts.xml (or in .7z), JSONL, in gzip, or parquet."""
-    with ExitStack() as stack:
-        try:
-            raw = stack.enter_context(path.open("rb"))
-            head = raw.peek(8)[:8]
-            if head.startswith(ZIP):
-                advice = f"unpack it first: unzip {path.name} Posts.xml"
-                raise UserError(f"{path} is a zip archive, which is not read", advice)
-            if head.startswith(SEVEN_ZIP):
-                yield from read_stream(stack.enter_context(open_posts(path)), path)
-                return
-            if head.startswith(PARQUET):
-                yield from read_parquet_rows(path, site_of_file(path))
-                return
-            stream: BinaryIO = raw
-            if head.startswith(GZIP):
-                stream = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=raw)))
-            yield from read_stream(stream, path)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{path}: damaged gzip: {error}", "download it again") from None
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}", "give a Posts.xml or preference rows") from None
-
-
-def read_stream(stream: BinaryIO, path: Path) -> Iterator[Item]:
-    """Posts from an open, unpacked file."""
-    start = stream.peek(256)[:256] if hasattr(stream, "peek") else b""
-    shown = start
-    for mark in BYTE_ORDER_MARKS:
-        shown = shown.removeprefix(mark)
-    shown = shown.lstrip(b"\0 \t\r\n")
-    site = site_of_file(path)
-    if shown.startswith(b"<"):
-        yield from read_posts(stream, path, site)
-    elif shown.startswith(b"{"):
-        yield from read_jsonl_rows(stream, path, site)
-    else:
-        problem = "is empty" if not start else "is neither a Posts.xml nor JSONL rows"
-        raise UserError(f"{path} {problem}", "give Posts.xml of a dump or stack-exchange-preferences rows")
 
 
 def questions_in_order(index: PostIndex, options: PairOptions, counts: Counts) -> Iterator[tuple[int, list[Ranked]]]:
@@ -201,63 +151,61 @@ def pairs_of_question(entry: tuple[int, list[Ranked]], index: PostIndex, options
                 yield Skip(f"{place}/{answer.id}", f"answer {problem}")
             else:
                 kept.append(answer)
-    texts = AnswerTexts(base, index, options)
-    wanted, gap = options.pairs_per_question, options.min_score_gap
+    texts = Texts(base, index, options)
     while True:
-        pairs = draw_pairs(kept, wanted, options.seed, "pmp", site.name, number, gap=gap)
+        pairs = draw_pairs(kept, options.pairs_per_question, options.seed, "pmp", site.name, number, gap=options.min_score_gap)
         if not pairs or len(kept) < options.min_answers:
             yield Skip(place, "question is left with too few answers")
             return
+        texts.load([number, *(answer.id for pair in pairs for answer in pair)])
         fault = first_fault(pairs, texts)
         if fault is None:
             break
         answer, problem = fault
         yield Skip(f"{place}/{answer.id}", f"answer {problem}")
         kept = [other for other in kept if other.id != answer.id]
-    question = index.posts(base, [number])[number]
+    question = texts.posts[number]
     prompt, problem = prompt_of(question, options)
     if problem:
         yield Skip(place, f"question {problem}")
         return
     for pair in pairs:
-        yield comparison(site, number, prompt, question, pair, (texts.of(pair[0]), texts.of(pair[1])))
+        yield comparison(site, number, prompt, question, pair, texts)
 
 
-class AnswerText(NamedTuple):
-    """An answer that was drawn: its post, its text, what is wrong with that, and what tells near-duplicates."""
-
-    post: Stored
-    text: str
-    problem: str | None
-    shingles: frozenset[tuple[str, ...]]
-
-
-class AnswerTexts:
-    """The texts of one question's answers, each converted once, when it is asked for."""
+class Texts:
+    """Posts of one question, read from the index together, and the texts of its answers, each converted once."""
 
     def __init__(self, base: int, index: PostIndex, options: PairOptions) -> None:
         self.base, self.index, self.options = base, index, options
-        self.known: dict[int, AnswerText] = {}
+        self.posts: dict[int, Stored] = {}
+        self.known: dict[int, tuple[str, str | None]] = {}
 
-    def of(self, answer: Ranked) -> AnswerText:
+    def load(self, ids: list[int]) -> None:
+        wanted = list(dict.fromkeys(number for number in ids if number not in self.posts))
+        for start in range(0, len(wanted), SLICE):
+            self.posts |= self.index.posts(self.base, wanted[start : start + SLICE])
+
+    def of(self, answer: Ranked) -> tuple[str, str | None]:
+        """The text of an answer that was loaded, and what is wrong with it, if anything."""
         if answer.id not in self.known:
-            post = self.index.posts(self.base, [answer.id])[answer.id]
-            text, problem = readable(post.body, self.options)
-            self.known[answer.id] = AnswerText(post, text, problem, shingles(text))
+            self.known[answer.id] = readable(self.posts[answer.id].body, self.options)
         return self.known[answer.id]
 
 
-def first_fault(pairs: list[tuple[Ranked, Ranked]], texts: AnswerTexts) -> tuple[Ranked, str] | None:
+def first_fault(pairs: list[tuple[Ranked, Ranked]], texts: Texts) -> tuple[Ranked, str] | None:
     """The first answer among those drawn that has to go, and why; then others are drawn. None: the pairs stand.
 
     Copies are found beforehand by `judged_answers`. That two answers are alike in most of their words shows only from their
     whole texts, so it is looked at where it matters: between the two of a pair. The lower one goes.
     """
     for better, worse in pairs:
-        for answer in (better, worse):
-            if problem := texts.of(answer).problem:  # longer as text than as HTML, or nothing but scripts
-                return answer, problem
-        if near_duplicates(texts.of(better).shingles, texts.of(worse).shingles):
+        (text, problem), (other, its_problem) = texts.of(better), texts.of(worse)
+        if problem:  # longer as text than as HTML, or nothing but scripts
+            return better, problem
+        if its_problem:
+            return worse, its_problem
+        if near_duplicates(text, other):
             return worse, NEAR_DUPLICATE
     return None
 
@@ -320,19 +268,19 @@ def comparison(
     prompt_text: str,
     question: Stored,
     pair: tuple[Ranked, Ranked],
-    replies: tuple[AnswerText, AnswerText],
+    texts: Texts,
 ) -> Comparison:
     """The record of one ranked pair, better answer first. Its id holds no counter, so any order of the work gives it."""
     prompt = [message("user", prompt_text)]
     prompt_key = prompt_id(prompt)
     better, worse = pair
-    posts = {"question": question, "chosen": replies[0].post, "rejected": replies[1].post}
+    posts = {"question": question, "chosen": texts.posts[better.id], "rejected": texts.posts[worse.id]}
     return Comparison(
         id=f"{prompt_key}/{site.name}-{better.id}-{worse.id}",
         prompt_id=prompt_key,
         prompt=prompt,
-        chosen=[message("assistant", replies[0].text)],
-        rejected=[message("assistant", replies[1].text)],
+        chosen=[message("assistant", texts.of(better)[0])],
+        rejected=[message("assistant", texts.of(worse)[0])],
         probability=1.0,
         origin="votes",
         source=site.name,

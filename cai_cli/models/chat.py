@@ -175,7 +175,7 @@ def encode_scored(
     prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion, stops)
     ids = close_with_eos(prompt_ids + completion_ids, int(tokenizer.eos_token_id))
     if len(ids) > max_length:
-        raise UnfitRow("too_long", f"{len(ids)} tokens, --max-length is {max_length}")
+        raise UnfitRow("too_long", f"{len(ids)} tokens, at most {max_length} fit")
     return ids
 
 

@@ -18,7 +18,7 @@ import torch
 
 from cai_cli.keys import key
 from cai_cli.models.adapters import Task, add_lora
-from cai_cli.models.load import load_lm, load_pm, training_dtype
+from cai_cli.models.load import load_config, load_lm, load_pm, training_dtype
 from cai_cli.ppo.forward import has_plain_head
 from cai_cli.ppo.packing import SHORT, prepare, where_it_can
 from cai_cli.training.pairwise import disable_dropout
@@ -102,3 +102,22 @@ def training_pass(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
+
+
+def held_bytes(options: Options) -> float:
+    """Rough memory of both pairs with gradients and AdamW's two moments, from their configurations alone."""
+    from transformers import AutoModelForCausalLM
+
+    size = {"float32": 4, "bfloat16": 2, "float16": 2}
+    trained = size[training_dtype(options.dtype)]
+    frozen = trained if options.frozen_dtype == "auto" else size[options.frozen_dtype]
+    each = {"4bit": 0.55, "8bit": 1.05}.get(options.quantize or "", float(trained))
+    total = 0.0
+    for path in (options.model, options.pm):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(load_config(path))
+        weights = model.num_parameters()
+        layers = [module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and "head" not in name]
+        adapter = sum(options.lora_r * (layer.in_features + layer.out_features) for layer in layers)
+        total += weights * each + 16 * adapter if options.lora else weights * (4 * trained + frozen)
+    return total

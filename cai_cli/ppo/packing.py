@@ -105,12 +105,14 @@ def packed_attention(
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """Causal attention in its defining steps: (B, H, T, D), fewer heads of key and value are shared."""
-    groups = query.size(1) // key.size(1)
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    weights = query @ key.transpose(-1, -2) * (query.size(-1) ** -0.5 if scaling is None else scaling)
-    later = torch.ones(weights.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
-    return torch.softmax(weights.masked_fill(later, -torch.inf).float(), dim=-1).to(query.dtype) @ value
+    rows, heads, width, size = query.shape
+    if heads != key.size(1):
+        key, value = (kept.repeat_interleave(heads // kept.size(1), dim=1) for kept in (key, value))
+    q, k, v = (each.reshape(rows * heads, width, size) for each in (query, key, value))
+    later = torch.full((width, width), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+    weights = torch.baddbmm(later, q, k.transpose(1, 2), alpha=size**-0.5 if scaling is None else scaling)
+    result = torch.bmm(torch.softmax(weights, dim=-1, dtype=torch.float32).to(v.dtype), v)
+    return result.view(rows, heads, width, size)
 
 
 def prepare(model: Any, longest: int, packs: bool = True) -> None:
@@ -129,7 +131,8 @@ def packed_rows(model: Any) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values()
+    held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in held if hasattr(config, "_attn_implementation")}.values()
     before = [config._attn_implementation for config in configs]
     for config in configs:
         config._attn_implementation = NAME

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,12 +86,13 @@ def update(
     count: int,
     step: int,
     s: UpdateSettings,
+    check_ratio: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
     """Improve policy and value in place; means of what was measured. Without a policy, the value alone learns.
 
     episodes, advantages and returns (B, T) are this process's part of the `count` episodes of all. `first_log_ratio`: largest
-    |log π - log π_old| of the first minibatch, before any change. Raises RunError where a loss or gradient is not finite; the
-    weights are then as before that minibatch.
+    |log π - log π_old| of the first minibatch, before any change; `check_ratio` sees it and may stop. Raises RunError where a
+    loss or gradient is not finite; the weights are then as before that minibatch.
     """
     measured: dict[str, list[float]] = defaultdict(list)
     first_log_ratio: float | None = None
@@ -122,6 +123,8 @@ def update(
         numbers["value_grad_norm"] = value.gradient_norm(s.max_grad_norm).item()
         if first_log_ratio is None:
             first_log_ratio = max(gathered([largest.item()]))
+            if check_ratio:
+                check_ratio(first_log_ratio)
         for name, number in numbers.items():
             if not math.isfinite(number):
                 raise RunError(f"{name} is {number} at step {step}", "lower --learning-rate; the last checkpoint is kept")

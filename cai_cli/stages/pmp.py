@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cai_cli.artifact import ModelArtifact, check_same, move_to_backup, reasons_text
 from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import dump_row, read_records
-from cai_cli.manifest import Manifest, begin_manifest, read_manifest, write_manifest
+from cai_cli.manifest import Manifest, begin_manifest, input_file, read_manifest, write_manifest
 from cai_cli.models.load import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOptions, flag
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.ranks import barrier, is_main
 from cai_cli.records import Comparison
-from cai_cli.talk import say, table
+from cai_cli.talk import progress, say, table
 
 if TYPE_CHECKING:
     from cai_cli.importers.posts import Counts
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 PAIRS = "comparisons.jsonl"
 PAIRS_MANIFEST, PAIRS_REJECTS, PAIRS_PARTIAL = "comparisons.manifest.json", "comparisons.rejects.jsonl", f"{PAIRS}.partial"
 POLL_SECONDS = 0.2
+MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +82,19 @@ def run(options: Options) -> None:
 
     Example: cai pmp --model base/ --posts beer.Posts.xml --out pmp/
     """
+    if not options.data_only:
+        if options.model is None:
+            raise UserError("--model is missing", "name the base language model, or pass --data-only to make the pairs alone")
+        check_model(options.model)
     if options.dry_run and not (options.out / PAIRS).exists():
         then = f", then train {options.model} on them" if not options.data_only else ""
         say(f"would make pairs of {', '.join(options.posts)}{then}")
         return
-    if options.data_only:
+    if options.data_only or options.model is None:
         if options.out.is_file():
             raise UserError(f"--out {options.out}: is a file", "name a directory")
         write_comparisons(options)
         return
-    if options.model is None:
-        raise UserError("--model is missing", "name the base language model, or pass --data-only to make the pairs alone")
-    check_model(options.model)
     artifact = ModelArtifact("pmp", options, beside="comparisons.")
     if artifact.done:
         return
@@ -156,8 +159,13 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
     data.out.mkdir(parents=True, exist_ok=True)
     temporary, rejects = data.out / PAIRS_PARTIAL, data.out / PAIRS_REJECTS
     written = 0
-    with temporary.open("w", encoding="utf-8") as rows, rejects.open("w", encoding="utf-8") as skips:
-        for item in make_pairs(data.posts, settings, data.out, counts):
+    files = [file for file in map(input_file, data.posts) if file is not None]
+    with (
+        temporary.open("w", encoding="utf-8") as rows,
+        rejects.open("w", encoding="utf-8") as skips,
+        progress("read posts, MB", sum(file.stat().st_size for file in files) // MEGABYTE) as advance,
+    ):
+        for item in make_pairs(data.posts, settings, data.out, counts, in_megabytes(advance)):
             if isinstance(item, Skip):
                 skips.write(dump_row(item.to_row()) + "\n")
                 continue
@@ -173,6 +181,19 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
     write_manifest(data.out / PAIRS_MANIFEST, {**manifest, "counts": {**counts.to_row(), "out": written}})
     temporary.replace(data.out / PAIRS)
     show_counts(counts, written)
+
+
+def in_megabytes(advance: Callable[[int, str], None]) -> Callable[[int], None]:
+    """Progress that is told bytes and shows whole megabytes."""
+    read = 0
+
+    def add(count: int) -> None:
+        nonlocal read
+        before, read = read // MEGABYTE, read + count
+        if read // MEGABYTE > before:
+            advance(read // MEGABYTE - before, "")
+
+    return add
 
 
 def show_counts(counts: Counts, written: int) -> None:

@@ -59,10 +59,10 @@ def loop(model: Any, tokenizer: Any, inquiry: Inquiry, pairs: list[Pair], batch_
         width = max(len(row) for row, _ in batch)
         ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row, _ in batch])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in batch])
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        logprobs = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits, -1)
         for n, (row, start) in enumerate(batch):
-            logprobs = torch.log_softmax(logits[n, start - 1 : len(row) - 1], -1)
-            scores.append(logprobs.gather(-1, torch.tensor(row[start:]).unsqueeze(-1)).sum().item())
+            options = logprobs[n, start - 1 : len(row) - 1].gather(-1, torch.tensor(row[start:]).unsqueeze(-1))
+            scores.append(options.sum().item())
     found: list[list[float]] = [[] for _ in pairs]
     for place, (n, first_as_a, _, _) in enumerate(questions):
         a, b = scores[2 * place], scores[2 * place + 1]
