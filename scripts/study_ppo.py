@@ -90,8 +90,8 @@ def draw(out: Path, count: int) -> None:
     left.set_title("PPO against the chain's preference model")
     right.set_title("against a poor one, until the guard stopped it")
     for axes in (left, right):
-        axes.margins(y=0.3)
-        axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=count)
+        axes.margins(y=0.4)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
     figure.savefig(out / "study.png", dpi=150)
 
 
