@@ -24,6 +24,7 @@ from cai_cli.stages import (
     evaluate_hhh,
     evaluate_labels,
     evaluate_pm,
+    export,
     imports,
     label,
     lineage,
@@ -140,6 +141,7 @@ add_command(app, "pmp", pmp.Options, pmp.run, STAGES)
 add_command(app, "train-pm", train_pm.Options, train_pm.run, STAGES)
 add_command(app, "ppo", ppo.Options, ppo.run, STAGES)
 add_command(app, "import", imports.Options, imports.run, FILES)
+add_command(app, "export", export.Options, export.run, FILES)
 add_command(app, "split", split.Options, split.run, FILES)
 add_command(app, "merge", merge.Options, merge.run, FILES)
 add_command(app, "score", score.Options, score.run, FILES)
