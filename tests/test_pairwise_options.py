@@ -255,3 +255,16 @@ def test_a_lost_output_layer_is_named(files):
     load_pm(str(files / "lm"), "cpu").save_pretrained(files / "headless")
     with pytest.raises(UserError, match=r"--lm-coef: .*headless has lost its language model's output layer"):
         language_head(fresh(files / "lm"), str(files / "headless"))
+
+
+def test_a_quantised_base_is_saved_whole(files):
+    """QLoRA with recomputed activations: saved are the unquantised weights with the adapter merged into the linear layers."""
+    finish(files, "--lora", "--quantize", "4bit", "--gradient-checkpointing", "--out", "quantised")
+    saved, base = load_file(files / "quantised/model.safetensors"), load_file(files / "lm/model.safetensors")
+    assert saved.keys() - base.keys() == {"score.weight"}
+    assert all(weight.dtype == torch.float32 for weight in saved.values())
+    assert not (files / "quantised/adapter").exists()
+    moved = [name for name in saved if name in base and not torch.equal(saved[name], base[name])]
+    assert moved and all("_proj" in name for name in moved)
+    evaluation = json.loads((files / "quantised/cai.json").read_text())["evaluation"]
+    assert evaluation["human"]["accuracy"] > 0.6
