@@ -26,6 +26,7 @@ from cai_cli.stages import (
     evaluate_pm,
     export,
     imports,
+    inspect_file,
     label,
     lineage,
     merge,
@@ -143,6 +144,7 @@ add_command(app, "ppo", ppo.Options, ppo.run, STAGES)
 add_command(app, "import", imports.Options, imports.run, FILES)
 add_command(app, "export", export.Options, export.run, FILES)
 add_command(app, "split", split.Options, split.run, FILES)
+add_command(app, "inspect", inspect_file.Options, inspect_file.run, FILES)
 add_command(app, "merge", merge.Options, merge.run, FILES)
 add_command(app, "score", score.Options, score.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
