@@ -1,10 +1,11 @@
 """Chains of critique and revision per second against a loop of `generate`, in one run: `python scripts/bench/revise.py`.
 
-The loop: transformers' own `generate` for one prompt at a time, sampled at temperature 1 and ended by the end-of-turn token,
-nothing checked. Ours: what `cai revise` does once its model is loaded, up to the rows in memory (`revise_chunk` on chunks of
-batches), with its checks and redraws; only segments that were kept are counted. Both in float32 on the micro-world's
-helpful-only checkpoint, or on --model, with the same prompts, principles, rounds and threads. The loop takes the first few
-of the prompts, since it is slow; rates are compared. Each way runs a few prompts unmeasured first.
+The loop: transformers' own `generate` for one prompt at a time, sampled at temperature 1 and ended by the end-of-turn token
+or our stop strings (by our criterion, since transformers' own is slower), nothing checked. Ours: what `cai revise` does once
+its model is loaded, up to the rows in memory (`revise_chunk` on chunks of batches), with its checks and redraws; segments
+that were drawn and chains that were kept are counted. Both in float32 on the micro-world's helpful-only checkpoint, or on
+--model, with the same prompts, principles, rounds and threads. The loop takes the first few of the prompts, since it is slow;
+rates are compared. Each way runs a few prompts unmeasured first.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from cai_cli.constitution import Constitution, load_constitution
+from cai_cli.engines.sampling import StopStrings
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.generation import chunks
+from cai_cli.hygiene import EMPTY, ROLE_CONFUSED, TRUNCATED, UNREVISED
 from cai_cli.microworld import checkpoint
 from cai_cli.microworld.files import write_world
 from cai_cli.models.load import load_lm, load_tokenizer
@@ -28,9 +31,11 @@ from cai_cli.prompt_files import read_prompts
 from cai_cli.records import Prompt
 from cai_cli.stages.revise import CHUNK_BATCHES, Chain, Options, Texts, revise_chunk
 
+REDRAWN = (EMPTY, TRUNCATED, ROLE_CONFUSED, UNREVISED)
 
-def loop(model: Any, texts: Texts, options: Options, constitution: Constitution, prompts: list[Prompt]) -> tuple[int, int]:
-    """Every segment by a call of its own. Returns the numbers of segments and of tokens."""
+
+def loop(model: Any, texts: Texts, options: Options, constitution: Constitution, prompts: list[Prompt]) -> tuple[int, int, int]:
+    """Every segment by a call of its own. Returns the numbers of chains, segments and tokens."""
     tokenizer = load_tokenizer(options.model)
     sampling = GenerationConfig(
         do_sample=True,
@@ -46,10 +51,14 @@ def loop(model: Any, texts: Texts, options: Options, constitution: Constitution,
     def generate(prompt: Any) -> str:
         nonlocal segments, tokens
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        criteria = StoppingCriteriaList([StopStrings(tokenizer, [texts.stops], ids.size(1))])
         with torch.inference_mode():
-            output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=sampling)
+            output = model.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=sampling, stopping_criteria=criteria
+            )
         segments, tokens = segments + 1, tokens + output.size(1) - ids.size(1)
-        return str(tokenizer.decode(output[0, ids.size(1) :], skip_special_tokens=True)).strip()
+        text = str(tokenizer.decode(output[0, ids.size(1) :], skip_special_tokens=True))
+        return min((text.split(stop)[0] for stop in texts.stops), key=len).strip()
 
     for prompt in prompts:
         chain = Chain(f"{prompt.id}/0", prompt)
@@ -58,17 +67,20 @@ def loop(model: Any, texts: Texts, options: Options, constitution: Constitution,
             chain.principle = constitution.draw(options.seed, "principle", chain.id, number)
             chain.critique = generate(texts.critique(chain))
             chain.response = generate(texts.revision(chain))
-    return segments, tokens
+    return len(prompts), segments, tokens
 
 
 def ours(
     engine: TransformersEngine, texts: Texts, options: Options, constitution: Constitution, prompts: list[Prompt]
-) -> tuple[int, int]:
-    """The stage's own way. Returns the numbers of segments kept and of all tokens."""
+) -> tuple[int, int, int]:
+    """The stage's own way. Returns the numbers of chains kept, of segments drawn and of tokens."""
     chains = [Chain(f"{prompt.id}/0", prompt) for prompt in prompts]
     for chunk in chunks(chains, CHUNK_BATCHES * options.batch_size):
         revise_chunk(engine, texts, options, constitution, chunk)
-    return sum(len(chain.thinking) for chain in chains if not chain.rejected), sum(chain.tokens for chain in chains)
+    kept = sum(chain.rejected is None for chain in chains)
+    redrawn = sum(rule in REDRAWN for chain in chains for rule, _ in chain.events)
+    segments = sum(len(chain.thinking) for chain in chains) + redrawn
+    return kept, segments, sum(chain.tokens for chain in chains)
 
 
 def main() -> None:
@@ -107,19 +119,19 @@ def main() -> None:
         "cai revise": (ours, engine, prompts),
     }
     print(f"{arguments.rounds} rounds, {torch.get_num_threads()} threads, batches of {options.batch_size}, float32")
-    rates = {}
+    rates: dict[str, tuple[float, float]] = {}
     for name, (way, runner, sample) in ways.items():
         way(runner, texts, options, constitution, sample[:2])
         start = time.perf_counter()
-        segments, tokens = way(runner, texts, options, constitution, sample)
+        chains, segments, tokens = way(runner, texts, options, constitution, sample)
         seconds = time.perf_counter() - start
-        chains = segments / (1 + 2 * arguments.rounds)
-        rates[name] = chains / seconds
+        rates[name] = segments / seconds, chains / seconds
         print(
             f"{name:18} {len(sample):5} chains in {seconds:6.1f} s   {segments / seconds:7.1f} segments/s"
-            f"   {rates[name]:6.2f} chains/s   {tokens / seconds:7.0f} tokens/s   {tokens / segments:5.1f} tokens a segment"
+            f"   {chains / seconds:6.2f} chains/s   {tokens / seconds:7.0f} tokens/s   {tokens / segments:5.1f} tokens a segment"
         )
-    print(f"ratio {rates['cai revise'] / rates['loop of generate']:.1f}x")
+    by_segment, by_chain = (mine / plain for plain, mine in zip(*rates.values(), strict=True))
+    print(f"ratio: {by_segment:.1f}x segments/s, {by_chain:.1f}x chains/s")
 
 
 if __name__ == "__main__":
