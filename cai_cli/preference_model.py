@@ -14,12 +14,12 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
 from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.manifest import MODEL_MANIFEST, read_manifest
-from cai_cli.model_card import preference_model_card
 from cai_cli.models.load import check_model
 from cai_cli.prompts import question_answer
 from cai_cli.records import Comparison
 from cai_cli.splits import assign
 from cai_cli.talk import say, table
+from cai_cli.training.preference_card import preference_model_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

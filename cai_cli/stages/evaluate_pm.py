@@ -19,7 +19,7 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.calibration import Bin, reliability_bins
 from cai_cli.evaluation.comparisons import COLUMNS, Judged, by_group, length_matched, split_groups, table_rows
 from cai_cli.evaluation.overlap import find_overlap, tell_overlap
-from cai_cli.evaluation.result_file import ResultFile
+from cai_cli.evaluation.results_file import ResultsFile
 from cai_cli.jsonl import read_records, write_rows
 from cai_cli.models.load import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, flag
@@ -61,8 +61,8 @@ def run(options: Options) -> None:
     Example: cai evaluate pm --pm pm/ --comparisons test.jsonl --out pm-test.json
     """
     check_model(options.pm, "--pm")
-    result = ResultFile("evaluate-pm", options)
-    if result.done:
+    results = ResultsFile("evaluate pm", options) if options.out else None
+    if results and results.done:
         return
     comparisons = [row for source in options.comparisons for row in read_records(Path(source), Comparison.from_row)]
     if not comparisons:
@@ -79,8 +79,10 @@ def run(options: Options) -> None:
     judged, scores = judge_all(options, tokens)
     if not is_main():
         return
-    rejects = result.beside(".rejects.jsonl")
-    if rejects and rejected:
+    if results:
+        results.start()
+    if results and rejected:
+        rejects = results.out.with_suffix(".rejects.jsonl")
         write_rows(rejects, [item.to_row() for item in rejected])
         say(f"{len(rejected)} pairs rejected into {rejects}")
     groups = split_groups(judged)
@@ -98,14 +100,12 @@ def run(options: Options) -> None:
         "scores": spread(scores),
         "overlap": overlap.to_row(),
     }
-    plot = result.beside(".png")
-    if plot:
+    if results:
         from cai_cli.evaluation.plots import draw_reliability
 
-        plot.parent.mkdir(parents=True, exist_ok=True)
         shown = bins if len(bins) > 2 else {"all": bins["all"]}
-        draw_reliability(shown, plot, "how often the reply the PM prefers is the preferred one", start=0.5)
-    result.write(measurements, counts=counts)
+        draw_reliability(shown, results.picture, "how often the reply the PM prefers is the preferred one", start=0.5)
+        results.finish(measurements, counts)
     show(measured, matched, counts)
     tell_overlap(overlap, options.pm)
 

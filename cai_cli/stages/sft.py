@@ -104,7 +104,7 @@ def run(options: Options) -> None:
     from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints
     from cai_cli.training.facts import model_facts
     from cai_cli.training.hf_trainer import TrainingLog
-    from cai_cli.training.model_card import sft_card
+    from cai_cli.training.sft_card import sft_card
     from cai_cli.training.sft_trainer import make_trainer
 
     data = packed_dataset(train, options.max_length, options.seed) if options.packing else dataset_of(train)
