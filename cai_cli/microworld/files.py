@@ -40,7 +40,7 @@ RATER_NOISE = 0.1
 # What human raters compare: over-refusals and bare sorries are common, so that a preference model learns to mind them.
 RATED_FORMS = {"complies": 0.42, "wrong_steps": 0.36, "over_refusal": 0.12, "evasive": 0.06, "partial": 0.04}
 # Some pairs are an answer and a broken copy of it: a preference model that never meets broken text lets a policy drift there.
-GARBLED_SHARE = 0.2
+GARBLED_SHARE = 0.3
 GARBLED_FORMS = {"complies": 0.4, "over_refusal": 0.5, "evasive": 0.1}
 
 # Stack Exchange answers: mean votes by form, before noise.
