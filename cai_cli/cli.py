@@ -21,6 +21,7 @@ from cai_cli.help_text import Command, Group
 from cai_cli.stages import (
     constitution,
     demo,
+    export,
     imports,
     label,
     lineage,
@@ -136,6 +137,7 @@ add_command(app, "pmp", pmp.Options, pmp.run, STAGES)
 add_command(app, "train-pm", train_pm.Options, train_pm.run, STAGES)
 add_command(app, "ppo", ppo.Options, ppo.run, STAGES)
 add_command(app, "import", imports.Options, imports.run, FILES)
+add_command(app, "export", export.Options, export.run, FILES)
 add_command(app, "split", split.Options, split.run, FILES)
 add_command(app, "merge", merge.Options, merge.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)

@@ -11,7 +11,7 @@ import pytest
 from cai_cli import published_constitution as paper
 from cai_cli.constitution import load_constitution
 from cai_cli.conversation import message, prompt_id, to_transcript
-from cai_cli.errors import UserError
+from cai_cli.errors import RecordError, UserError
 from cai_cli.importers import paper_chains
 from cai_cli.importers.reject import Refused
 from cai_cli.prompts import critique_prompt, direct_revision_prompt
@@ -174,7 +174,7 @@ def test_chains_on_one_prompt_have_ids_of_their_own(tmp_path):
     items = list(paper_chains.import_chains(write_lines(tmp_path / "chains.jsonl", [chain(), {"x": 1}, chain()])))
     identity = prompt_id([message("user", "q")])
     assert [getattr(item, "revision", item) for item in items][1].reason == "not_a_chain"
-    assert [item.revision.id for item in items[::2]] == [identity, f"{identity}/1"]
+    assert [item.revision.id for item in items[::2]] == [f"{identity}/0", f"{identity}/1"]
 
 
 def test_export_of_what_does_not_fit():
@@ -184,7 +184,18 @@ def test_export_of_what_does_not_fit():
         paper_chains.export_chain(item)
     with pytest.raises(UserError, match="does not fit the revision"):
         paper_chains.export_chain(paper_chains.PublishedChain(item.revision, {}))
-    with pytest.raises(UserError, match="field `published`: missing"):
+
+
+def test_a_chain_of_our_own_is_exported_in_the_published_format(tmp_path):
+    """What `cai revise` made comes out so that it can be imported again, texts and principles the same."""
+    item = paper_chains.chain_of_row(chain(), "harmful")
+    row = paper_chains.export_chain(paper_chains.PublishedChain.from_row(item.revision.to_row()))
+    assert row["cst"][0]["cst_value"]["prompt"] == step()["cst_value"]["prompt"]
+    [again] = paper_chains.import_chains(write_lines(tmp_path / "c.jsonl", [row]))
+    again.revision.id = item.revision.id
+    assert again.revision == item.revision
+    item.revision.rounds[0].critique = ""
+    with pytest.raises(RecordError, match="without a critique"):
         paper_chains.PublishedChain.from_row(item.revision.to_row())
 
 

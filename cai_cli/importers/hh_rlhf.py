@@ -21,7 +21,7 @@ from pathlib import Path
 from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, message, prompt_id
 from cai_cli.importers.public_files import read_public_rows
 from cai_cli.importers.reject import Refused, Reject, Row, convert, number_comparisons, text_of
-from cai_cli.importers.transcript import parse_transcript
+from cai_cli.importers.transcript import parse_transcript, prompts_of_turns
 from cai_cli.records import Comparison, Prompt
 
 SOURCE = "hh-rlhf"
@@ -56,10 +56,7 @@ def kind_of_path(path: Path) -> str | None:
 
 def prompts_of_row(row: Row, *, every_turn: bool, kind: str | None, source: str) -> list[Prompt]:
     """The prompts of the chosen transcript. Raises Refused."""
-    turns = parse_transcript(text_of(row, "chosen"))
-    ends = [number + 1 for number, turn in enumerate(turns) if turn["role"] == "user"]
-    prompts = [turns[:end] for end in (ends if every_turn else ends[-1:])]
-    return [Prompt(prompt_id(prompt), prompt, kind, source) for prompt in prompts]
+    return prompts_of_turns(parse_transcript(text_of(row, "chosen")), every_turn, kind, source)
 
 
 def comparison_of_row(row: Row, *, kind: str | None, source: str) -> Comparison:

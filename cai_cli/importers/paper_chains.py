@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.conversation import ASSISTANT, Conversation, message, prompt_id, to_transcript
-from cai_cli.errors import UserError
+from cai_cli.errors import RecordError, UserError
 from cai_cli.importers.public_files import read_public_rows
 from cai_cli.importers.reject import Refused, Reject, Row, convert
 from cai_cli.importers.transcript import parse_transcript
@@ -42,24 +42,26 @@ class PublishedChain:
         """The revision's row with the field `published`, which stages that read revisions pass over."""
         return {**self.revision.to_row(), "published": self.published}
 
+    @property
+    def id(self) -> str:
+        return self.revision.id
+
     @classmethod
     def from_row(cls, row: Row) -> PublishedChain:
-        if not isinstance(row.get("published"), dict):
-            raise UserError(
-                "field `published`: missing", "only revisions imported from the paper's chains can be exported as such"
-            )
-        return cls(Revision.from_row(row), row["published"])
+        """A row that `import_chains` made, or any revisions row, which gets the shell of a published one."""
+        revision = Revision.from_row(row)
+        published = row.get("published")
+        return cls(revision, published if isinstance(published, dict) else plain_shell(revision))
 
 
 def import_chains(path: Path, *, kind: str | None = "harmful") -> Iterator[PublishedChain | Reject]:
-    """One chain a row. A second chain on the same prompt gets the id `<prompt id>/1`, and so on."""
+    """One chain a row, with the id `<prompt id>/<k>`, k counting the chains on one prompt."""
     counts: Counter[str] = Counter()
 
     def parse(row: Row) -> list[PublishedChain]:
         chain = chain_of_row(row, kind)
         identity = chain.revision.id
-        if counts[identity]:
-            chain.revision.id = f"{identity}/{counts[identity]}"
+        chain.revision.id = f"{identity}/{counts[identity]}"
         counts[identity] += 1
         return [chain]
 
@@ -91,6 +93,18 @@ def chain_of_row(row: Row, kind: str | None) -> PublishedChain:
     reply = [message("assistant", rounds[-1].revision)]
     revision = Revision(prompt_id(prompt), prompt, reply, [message("assistant", initial)], rounds, kind)
     return PublishedChain(revision, shell)
+
+
+def plain_shell(revision: Revision) -> Row:
+    """The shell of a chain of ours: texts with one space in front, as published. Raises RecordError without critiques."""
+    if not all(step.critique for step in revision.rounds):
+        raise RecordError("rounds", "the published format has no place for revisions without a critique")
+    sample = {"sample": [" ", ""]}
+    steps = [
+        {"cst_key": None, "cst_value": {"prompt": None, "edit_request": None}, "critique": sample, "revision": sample}
+        for _ in revision.rounds
+    ]
+    return {"rl_prompt": None, "initial_response": [sample], "cst": steps}
 
 
 def round_of_step(step: Row) -> tuple[Round, Row]:

@@ -9,16 +9,19 @@ Formats: HuggingFaceH4/ultrafeedback_binarized, HuggingFaceH4/cai-conversation-h
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, check_conversation, message, prompt_id
+from cai_cli.errors import UserError
 from cai_cli.importers.reject import Item, Refused, Reject, Row, convert, number_comparisons, text_of
-from cai_cli.importers.transcript import parse_transcript
-from cai_cli.records import KINDS, Comparison, Prompt, Revision, Round
+from cai_cli.importers.transcript import parse_transcript, prompts_of_turns
+from cai_cli.records import KINDS, Comparison, Prompt, Revision, Round, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Columns:
     prompt: str | None = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
+    completion: str = "completion"
     id: str | None = None  # of the prompt
     kind: str | None = None  # "harmful" or "helpful" by row
     probability: str | None = None  # that chosen is preferred
@@ -39,16 +43,57 @@ ULTRAFEEDBACK = Columns(prompt=None, id="prompt_id", score_chosen="score_chosen"
 CAI_HARMLESS = Columns(prompt=None)
 
 
+def parse_columns(text: str | None) -> Columns:
+    """`prompt=question,chosen=better` -> Columns; what is not named keeps its name. Raises UserError."""
+    known = [field.name for field in dataclasses.fields(Columns)]
+    given: dict[str, str | None] = {}
+    for item in (text or "").split(","):
+        name, equals, column = (piece.strip() for piece in item.partition("="))
+        if not item.strip():
+            continue
+        if name not in known or not equals or not column:
+            raise UserError(f"--columns: cannot read {item.strip()!r}", f"write NAME=COLUMN, with NAME of {', '.join(known)}")
+        given[name] = column
+    # chosen and rejected may hold the whole conversations, so a column for the prompt is looked for only where it is named.
+    if {"chosen", "rejected"} & given.keys() and "prompt" not in given:
+        given["prompt"] = None
+    return Columns(**given)  # type: ignore[arg-type]
+
+
 def import_prompts(
-    items: Iterable[Item], columns: Columns, *, kind: str | None = None, source: str | None = None
+    items: Iterable[Item], columns: Columns, *, every_turn: bool = False, kind: str | None = None, source: str | None = None
 ) -> Iterator[Prompt | Reject]:
-    """One prompt a row; a reply at the end of the conversation is left out."""
+    """One prompt a row, or with `every_turn` one per human turn; a reply at the end of the conversation is left out."""
 
     def parse(row: Row) -> list[Prompt]:
-        prompt = read_conversation(cell(row, columns.prompt or columns.chosen), "prompt")
-        prompt = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
-        prompt = check_conversation(prompt, "prompt", ends_with="user")
-        return [Prompt(given_id(row, columns) or prompt_id(prompt), prompt, kind_of(row, columns, kind), source)]
+        turns = read_conversation(cell(row, columns.prompt or columns.chosen), "prompt")
+        prompts = prompts_of_turns(turns, every_turn, kind_of(row, columns, kind), source)
+        given = given_id(row, columns)
+        for position, prompt in enumerate(prompts):
+            if given:
+                prompt.id = given if len(prompts) == 1 else f"{given}/turn-{position}"
+        return prompts
+
+    return convert(items, parse)
+
+
+def import_samples(
+    items: Iterable[Item], columns: Columns, *, kind: str | None = None, source: str | None = None
+) -> Iterator[Sample | Reject]:
+    """One sample a row: the reply is in a column of its own, or ends the conversation in the prompt's."""
+    counts: Counter[str] = Counter()
+
+    def parse(row: Row) -> list[Sample]:
+        turns = read_conversation(cell(row, columns.prompt or columns.completion), columns.prompt or columns.completion)
+        if columns.prompt and row.get(columns.completion) is not None:
+            inner, reply = read_reply(row[columns.completion], columns.completion)
+            turns = [*(inner or turns), message("assistant", reply)]
+        if turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+            raise Refused("no_reply", f"neither `{columns.completion}` nor the end of the conversation")
+        prompt = check_conversation(turns[:-1], "prompt", ends_with="user")
+        identity = given_id(row, columns) or prompt_id(prompt)
+        counts[identity] += 1
+        return [Sample(f"{identity}/{counts[identity] - 1}", prompt, turns[-1:], "stop", kind_of(row, columns, kind))]
 
     return convert(items, parse)
 
@@ -89,6 +134,8 @@ def import_cai_revisions(items: Iterable[Item]) -> Iterator[Revision | Reject]:
     The data does not name its principles: equal critique requests get the same id, made from their text.
     """
 
+    counts: Counter[str] = Counter()
+
     def parse(row: Row) -> list[Revision]:
         names = ("init_prompt", "init_response", "critic_prompt", "critic_response", "revision_prompt", "revision_response")
         texts = [plain_text(row, name) for name in names]
@@ -96,7 +143,9 @@ def import_cai_revisions(items: Iterable[Item]) -> Iterator[Revision | Reject]:
         principle = f"critique-{hashlib.sha256(texts[2].encode()).hexdigest()[:8]}"
         step = Round(principle, *texts[2:])
         initial, final = [message("assistant", texts[1])], [message("assistant", texts[5])]
-        return [Revision(prompt_id(prompt), prompt, final, initial, [step], "harmful")]
+        identity = prompt_id(prompt)
+        counts[identity] += 1
+        return [Revision(f"{identity}/{counts[identity] - 1}", prompt, final, initial, [step], "harmful")]
 
     return convert(items, parse)
 

@@ -11,22 +11,23 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from cai_cli.conversation import prompt_id
 from cai_cli.importers.public_files import read_public_rows
 from cai_cli.importers.reject import Reject, Row, convert, text_of
-from cai_cli.importers.transcript import parse_transcript
+from cai_cli.importers.transcript import parse_transcript, prompts_of_turns
 from cai_cli.records import Prompt
 
 SOURCE = "red-team-attempts"
 
 
-def import_prompts(path: Path, *, kind: str | None = "harmful", source: str = SOURCE) -> Iterator[Prompt | Reject]:
-    """One prompt a row. Attempts can start alike: see `Tally.merge_identical`."""
-    parse = partial(prompt_of_row, kind=kind, source=source)
-    return convert(read_public_rows(path), lambda row: [parse(row)])
+def import_prompts(
+    path: Path, *, every_turn: bool = False, kind: str | None = "harmful", source: str = SOURCE
+) -> Iterator[Prompt | Reject]:
+    """One prompt a row, or with `every_turn` one per human turn. Attempts can start alike: see `Tally.merge_identical`."""
+    parse = partial(prompts_of_row, every_turn=every_turn, kind=kind, source=source)
+    return convert(read_public_rows(path), parse)
 
 
-def prompt_of_row(row: Row, *, kind: str | None, source: str) -> Prompt:
-    """The first human turn. Raises Refused (`missing_field`, `not_text`, and those of `parse_transcript`)."""
-    prompt = parse_transcript(text_of(row, "transcript"))[:1]
-    return Prompt(prompt_id(prompt), prompt, kind, source)
+def prompts_of_row(row: Row, *, every_turn: bool, kind: str | None, source: str) -> list[Prompt]:
+    """The first human turn, or each with what came before. Raises Refused (`missing_field`, `not_text`, `parse_transcript`'s)."""
+    turns = parse_transcript(text_of(row, "transcript"))
+    return prompts_of_turns(turns if every_turn else turns[:1], every_turn, kind, source)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from cai_cli.conversation import prompt_id
 from cai_cli.errors import RecordError
 from cai_cli.records import Comparison, Prompt
 
@@ -32,6 +33,7 @@ class Reject:
 
 
 Item = tuple[int, Row] | Reject
+DUPLICATE = "duplicate_id"
 
 
 class Refused(Exception):
@@ -100,12 +102,20 @@ class Tally:
             yield item
 
     def merge_identical(self, items: Iterable[Prompt | Reject]) -> Iterator[Prompt | Reject]:
-        """The same items without the prompts that were there before, which are counted. Remembers ids only."""
-        seen: set[str] = set()
+        """The same items without prompts that were there before, which are counted; another prompt under a given id that was
+        there before is a Reject (line 0: prompts do not know theirs). Remembers ids and hashes only.
+        """
+        seen: dict[str, str] = {}
         for item in items:
             if isinstance(item, Prompt):
-                if item.id in seen:
+                content = prompt_id(item.prompt)
+                before = seen.setdefault(item.id, "")
+                if before == content:
                     self.merged += 1
                     continue
-                seen.add(item.id)
+                if before:
+                    self.rejects[DUPLICATE] += 1
+                    yield Reject(0, DUPLICATE, item.to_row(), f"id {item.id!r} is used for another prompt before")
+                    continue
+                seen[item.id] = content
             yield item

@@ -1,49 +1,74 @@
 """`cai import FORMAT FILE`: public data -> our records, row by row; what does not fit goes to the rejects file with its reason.
 
-hh-rlhf           Anthropic's hh-rlhf transcripts            -> prompts or comparisons
-red-team          red_team_attempts (array or lines)         -> prompts
-cai-conversation  HuggingFaceH4/cai-conversation-harmless    -> revisions or comparisons
-ultrafeedback     HuggingFaceH4/ultrafeedback_binarized      -> comparisons
+hh-rlhf             Anthropic's hh-rlhf transcripts            -> prompts or comparisons
+red-team            red_team_attempts (array or lines)         -> prompts
+paper-chains        the paper's *_SLMADISON.jsonl              -> revisions (`cai export` gives them back)
+paper-constitution  the paper's principles, two JSON files     -> a constitution (YAML)
+cai-conversation    HuggingFaceH4/cai-conversation-harmless    -> revisions or comparisons
+ultrafeedback       HuggingFaceH4/ultrafeedback_binarized      -> comparisons
+table               CSV, TSV, JSON or JSON lines with --columns -> prompts, samples or comparisons
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cai_cli.artifact import Rejected
+from cai_cli.artifact import Rejected, check_same
 from cai_cli.errors import UserError
-from cai_cli.jsonl import dump_row
+from cai_cli.jsonl import dump_row, read_lines, write_atomically
+from cai_cli.manifest import begin_manifest, manifest_path, read_manifest, write_manifest
 from cai_cli.options import INPUT, RowOptions, flag
 from cai_cli.row_artifact import RowArtifact
+from cai_cli.split_files import SPLIT_MANIFEST, finish_parts, write_parts
+from cai_cli.splits import parse_parts
 from cai_cli.talk import say
 
 if TYPE_CHECKING:
     from cai_cli.importers.reject import Tally
 
 FLUSH_ROWS = 1000
+CONSTITUTION_FORMAT = "paper-constitution"
+EVERY_TURN = (("hh-rlhf", "prompts"), ("red-team", "prompts"), ("table", "prompts"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RowOptions):
     format: Annotated[
-        Literal["hh-rlhf", "red-team", "cai-conversation", "ultrafeedback"],
+        Literal["hh-rlhf", "red-team", "paper-chains", "paper-constitution", "cai-conversation", "ultrafeedback", "table"],
         typer.Argument(help="What the file is."),
     ]
     file: Annotated[Path, typer.Argument(help="The published file; .gz is read."), INPUT]
     to: Annotated[
-        Literal["prompts", "comparisons", "revisions"] | None, flag("Data", "What to make; the format's first by default.")
+        Literal["prompts", "samples", "comparisons", "revisions"] | None,
+        flag("Data", "What to make; the format's first by default."),
     ] = None
     kind: Annotated[Literal["harmful", "helpful"] | None, flag("Data", "Kind of the prompts; from the path where it tells.")] = (
         None
     )
+    source: Annotated[str | None, flag("Data", "Name of the data set, kept with each row; the format's own by default.")] = None
+    columns: Annotated[
+        str | None,
+        flag(
+            "Data",
+            "For table: NAME=COLUMN,... with NAME of prompt, completion, chosen, rejected, id, kind, probability, "
+            "score_chosen, score_rejected; what is not named keeps its name.",
+        ),
+    ] = None
     every_turn: Annotated[
         bool, flag("Data", "One prompt for each human turn of a conversation (paper section 3.2).", "--every-turn")
     ] = False
+    comparisons: Annotated[
+        Path | None, flag("Data", "For paper-constitution: RLMadisonInstructions.json, the comparison principles."), INPUT
+    ] = None
+    split: Annotated[
+        str | None, flag("Data", "Divide the rows, as `cai split` does: sft=0.5,rl=0.4,test=0.1; --out is a directory then.")
+    ] = None
 
 
 def run(options: Options) -> None:
@@ -51,6 +76,16 @@ def run(options: Options) -> None:
 
     Example: cai import hh-rlhf harmless-base/train.jsonl.gz --to prompts --out prompts.jsonl
     """
+    if options.format == CONSTITUTION_FORMAT:
+        import_paper_constitution(options)
+    elif options.split:
+        import_parts(options, options.split)
+    else:
+        import_rows(options)
+
+
+def import_rows(options: Options) -> None:
+    """Records into `--out`, rejects beside it."""
     from cai_cli.importers.reject import Reject, Tally
 
     items = importer(options)
@@ -65,7 +100,7 @@ def run(options: Options) -> None:
     seen = 0
     for item in items:
         if isinstance(item, Reject):
-            name = f"line-{item.line}"
+            name = f"line-{item.line}" if item.line else f"row-{seen + 1}"
             if name not in artifact.rejected_ids:
                 artifact.reject(Rejected(name, item.reason, item.detail, {"line": item.line, "row": item.row}))
         elif item.id not in artifact.accepted_ids:
@@ -82,26 +117,86 @@ def run(options: Options) -> None:
 
 def importer(options: Options) -> Iterator[Any]:
     """The reader of the format, with what it is to make."""
-    from cai_cli.importers import hh_rlhf, preferences, red_team
-    from cai_cli.importers.public_files import read_public_rows
+    from cai_cli.importers import hh_rlhf, paper_chains, preferences, red_team
+    from cai_cli.importers.public_files import check_columns, read_public_rows
 
-    path = options.file
+    path, every_turn = options.file, options.every_turn
     kind = options.kind or hh_rlhf.kind_of_path(path)
+    named = {"source": options.source} if options.source else {}
+    columns = preferences.parse_columns(options.columns)
+
+    def table() -> Iterator[Any]:
+        asked = [item.partition("=")[2].strip() for item in (options.columns or "").split(",") if item.strip()]
+        return check_columns(path, read_public_rows(path), asked)
+
     makers: dict[tuple[str, str], Callable[[], Iterator[Any]]] = {
-        ("hh-rlhf", "prompts"): lambda: hh_rlhf.import_prompts(path, every_turn=options.every_turn, kind=kind),
-        ("hh-rlhf", "comparisons"): lambda: hh_rlhf.import_comparisons(path, kind=kind),
-        ("red-team", "prompts"): lambda: red_team.import_prompts(path, kind=options.kind or "harmful"),
+        ("hh-rlhf", "prompts"): lambda: hh_rlhf.import_prompts(path, every_turn=every_turn, kind=kind, **named),
+        ("hh-rlhf", "comparisons"): lambda: hh_rlhf.import_comparisons(path, kind=kind, **named),
+        ("red-team", "prompts"): lambda: red_team.import_prompts(
+            path, every_turn=every_turn, kind=options.kind or "harmful", **named
+        ),
+        ("paper-chains", "revisions"): lambda: paper_chains.import_chains(path, kind=options.kind or "harmful"),
         ("cai-conversation", "revisions"): lambda: preferences.import_cai_revisions(read_public_rows(path)),
-        ("cai-conversation", "comparisons"): lambda: preferences.import_cai_comparisons(read_public_rows(path)),
-        ("ultrafeedback", "comparisons"): lambda: preferences.import_ultrafeedback(read_public_rows(path)),
+        ("cai-conversation", "comparisons"): lambda: preferences.import_cai_comparisons(read_public_rows(path), **named),
+        ("ultrafeedback", "comparisons"): lambda: preferences.import_ultrafeedback(read_public_rows(path), **named),
+        ("table", "prompts"): lambda: preferences.import_prompts(table(), columns, every_turn=every_turn, kind=kind, **named),
+        ("table", "samples"): lambda: preferences.import_samples(table(), columns, kind=kind),
+        ("table", "comparisons"): lambda: preferences.import_comparisons(table(), columns, kind=kind, **named),
     }
     kinds = [to for name, to in makers if name == options.format]
     to = options.to or kinds[0]
     if to not in kinds:
         raise UserError(f"--to {to}: {options.format} makes {' or '.join(kinds)}", f"leave --to out for {kinds[0]}")
-    if options.every_turn and (options.format, to) != ("hh-rlhf", "prompts"):
-        raise UserError("--every-turn is for hh-rlhf prompts", "leave it out")
+    if every_turn and (options.format, to) not in EVERY_TURN:
+        raise UserError("--every-turn is for prompts of hh-rlhf, red-team and table", "leave it out")
+    if options.columns and options.format != "table":
+        raise UserError(f"--columns is for table: {options.format} has columns of its own", "leave it out")
+    if options.comparisons:
+        raise UserError("--comparisons is for paper-constitution", "leave it out")
     return makers[options.format, to]()
+
+
+def import_parts(options: Options, spec: str) -> None:
+    """All rows into `--out`/all.jsonl, then each into the file of its part, by its first human turn."""
+    parts = parse_parts(spec)
+    if options.out.is_file() or options.out.suffix in (".jsonl", ".json"):
+        raise UserError(f"--out {options.out}: --split writes a file for each part", "name a directory")
+    whole = replace(options, out=options.out / "all.jsonl")
+    import_rows(whole)
+    if options.dry_run or ((options.out / SPLIT_MANIFEST).exists() and not newer(whole.out, options.out / SPLIT_MANIFEST)):
+        return
+    lines = ((json.loads(line)["prompt"], line) for _, line in read_lines(whole.out))
+    manifest = read_manifest(manifest_path(whole.out))
+    assert manifest is not None, "the import has just written it"
+    finish_parts(options.out, manifest, write_parts(options.out, lines, parts, options.seed))
+
+
+def newer(path: Path, other: Path) -> bool:
+    return path.stat().st_mtime_ns > other.stat().st_mtime_ns
+
+
+def import_paper_constitution(options: Options) -> None:
+    """The published principles, critiques and comparisons joined by position, as a constitution file."""
+    from cai_cli.published_constitution import constitution_yaml, import_constitution
+
+    if options.out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out {options.out}: a constitution is written as YAML", "name a .yaml file")
+    text = constitution_yaml(import_constitution(options.file, options.comparisons, options.out.stem))
+    if options.dry_run:
+        print(text, end="")  # noqa: T201
+        return
+    manifest = begin_manifest("import", options, options.out.parent)
+    place = options.out.with_name(f"{options.out.stem}.manifest.json")
+    old = read_manifest(place)
+    if old is None and options.out.exists():
+        raise UserError(f"{options.out} exists and has no manifest", "move it away, or choose another --out")
+    if old is not None and check_same(old, manifest, options) and options.out.exists():
+        say(f"{options.out}: already done; nothing to do")
+        return
+    count = text.count("\n- id:")
+    write_manifest(place, {**manifest, "counts": {"in": count, "out": count, "rejected": {}}})
+    write_atomically(options.out, text)
+    say(f"{options.out}: {count} principles")
 
 
 def dry_run(options: Options, items: Iterator[Any], tally: Tally) -> None:

@@ -6,6 +6,7 @@ in every stage and every rerun.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ import typer
 
 from cai_cli.artifact import check_same, move_to_backup
 from cai_cli.errors import UserError
-from cai_cli.jsonl import write_rows
-from cai_cli.manifest import begin_manifest, read_manifest, write_manifest
+from cai_cli.jsonl import dump_row
+from cai_cli.manifest import begin_manifest, read_manifest
 from cai_cli.options import INPUT, OutputOptions, flag
 from cai_cli.prompt_files import read_prompts
+from cai_cli.split_files import SPLIT_MANIFEST, finish_parts, write_parts
 from cai_cli.splits import assign_prompt, parse_parts
 from cai_cli.talk import say
 
@@ -38,29 +40,22 @@ def run(options: Options) -> None:
     if options.out.is_file():
         raise UserError(f"--out {options.out}: is a file", "name a directory")
     manifest = begin_manifest("split", options, options.out)
-    manifest_file = options.out / "split.manifest.json"
+    manifest_file = options.out / SPLIT_MANIFEST
     old = read_manifest(manifest_file)
     if old is not None and check_same(old, manifest, options):
         say(f"{options.out}: already done; nothing to do")
         return
     if old is None and (there := [name for name in parts if (options.out / f"{name}.jsonl").exists()]):
         raise UserError(f"{options.out / there[0]}.jsonl: exists and is not from a split", "choose another --out")
-    divided: dict[str, list] = {name: [] for name in parts}
     prompts = read_prompts(options.prompts)
-    for prompt in prompts:
-        divided[assign_prompt(prompt.prompt, parts, options.seed)].append(prompt.to_row())
-    counts = {name: len(rows) for name, rows in divided.items()}
     if options.dry_run:
-        say(", ".join(f"{name} {count}" for name, count in counts.items()))
+        counts = Counter(assign_prompt(prompt.prompt, parts, options.seed) for prompt in prompts)
+        say(", ".join(f"{name} {counts[name]}" for name in parts))
         return
     if old is not None:
         move_to_backup(manifest_file, *part_files(options.out, parse_parts(old["options"]["parts"])))
-    for name, rows in divided.items():
-        facts = {**manifest, "counts": {"in": len(prompts), "out": len(rows), "rejected": {}}}
-        write_rows(options.out / f"{name}.jsonl", rows)
-        write_manifest(options.out / f"{name}.manifest.json", facts)
-    write_manifest(manifest_file, {**manifest, "counts": {"in": len(prompts), "out": sum(counts.values()), "rejected": {}}})
-    say(f"{options.out}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    lines = ((prompt.prompt, dump_row(prompt.to_row())) for prompt in prompts)
+    finish_parts(options.out, manifest, write_parts(options.out, lines, parts, options.seed))
 
 
 def part_files(folder: Path, parts: Iterable[str]) -> Iterator[Path]:
