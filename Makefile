@@ -56,6 +56,7 @@ ARGS ?= scripts/microworld.mk
 RUN ?= runs/pipeline
 CONSTITUTION ?= article
 FEEDBACK ?= $(BASE)
+AI_WEIGHT ?= 1
 
 OLD := --if-changed restart
 # A recipe ends in `touch`: a stage that finds its inputs' content unchanged leaves its output alone, also its time stamp.
@@ -79,7 +80,7 @@ $(RUN)/pmp/cai.json: $(POSTS)
 	$(CAI) pmp --model $(BASE) --posts $(POSTS) $(PMP) $(OLD) --out $(@D) && touch $@
 
 $(RUN)/pm/cai.json: $(RUN)/pmp/cai.json $(RUN)/comparisons.jsonl $(HUMAN)
-	$(CAI) train-pm --model $(RUN)/pmp --comparisons $(RUN)/comparisons.jsonl --comparisons $(HUMAN) \
+	$(CAI) train-pm --model $(RUN)/pmp --comparisons $(RUN)/comparisons.jsonl:$(AI_WEIGHT) --comparisons $(HUMAN) \
 	  $(TRAIN_PM) $(OLD) --out $(@D) && touch $@
 
 $(RUN)/rl-cai/cai.json: $(RUN)/sl-cai/cai.json $(RUN)/pm/cai.json $(RL_PROMPTS)

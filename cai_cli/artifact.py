@@ -75,10 +75,15 @@ def reasons_text(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
 
 
+def is_foreign(file: Path, beside: str | None) -> bool:
+    return beside is None or not file.name.startswith(beside)
+
+
 class ModelArtifact:
     """A model directory in the making. `folder` holds checkpoints while training; `finish` saves and marks it complete."""
 
-    def __init__(self, stage: str, options: Any) -> None:
+    def __init__(self, stage: str, options: Any, beside: str | None = None) -> None:
+        """`beside`: how the names of files begin that may lie there before a model is begun."""
         self.options = options
         self.folder: Path = options.out
         if self.folder.is_file():
@@ -93,7 +98,7 @@ class ModelArtifact:
         self._restart = False  # the old one is moved to .bak by `start`
         finished = read_manifest(self.manifest_file)
         old = finished or read_manifest(self.partial_manifest_file)
-        if old is None and self.folder.exists() and any(self.folder.iterdir()):
+        if old is None and self.folder.exists() and any(is_foreign(file, beside) for file in self.folder.iterdir()):
             raise UserError(f"--out {self.folder}: is not empty and not ours", "choose another --out")
         if old is not None and not check_same(old, self.manifest, options):
             self._restart = True

@@ -27,7 +27,7 @@ COMMON_FORMATS = ("(A)", "A", "A.", "(1)", "1")
 
 THINK_CUE = "Let's think step by step:"
 SO_CUE = "So the answer is:"
-EXPLAIN = "Explain which of the options is better, and why."
+EXPLAIN = "Explain which of the options is the best answer, and why."
 RATIONALE_CUE = "Rationale:"
 DECIDE = "Which option is it, then?"
 H, A = "\n\nH:", "\n\nA:"

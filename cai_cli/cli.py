@@ -21,8 +21,12 @@ from cai_cli.help_text import Command, Group
 from cai_cli.stages import (
     constitution,
     demo,
+    evaluate_hhh,
+    evaluate_labels,
+    evaluate_pm,
     export,
     imports,
+    inspect_file,
     label,
     lineage,
     merge,
@@ -30,6 +34,7 @@ from cai_cli.stages import (
     ppo,
     revise,
     sample,
+    score,
     sft,
     split,
     train_pm,
@@ -139,10 +144,15 @@ add_command(app, "ppo", ppo.Options, ppo.run, STAGES)
 add_command(app, "import", imports.Options, imports.run, FILES)
 add_command(app, "export", export.Options, export.run, FILES)
 add_command(app, "split", split.Options, split.run, FILES)
+add_command(app, "inspect", inspect_file.Options, inspect_file.run, FILES)
 add_command(app, "merge", merge.Options, merge.run, FILES)
+add_command(app, "score", score.Options, score.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
+add_command(evaluate_app, "pm", evaluate_pm.Options, evaluate_pm.run)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
+add_command(evaluate_app, "hhh", evaluate_hhh.Options, evaluate_hhh.run)
+add_command(evaluate_app, "labels", evaluate_labels.Options, evaluate_labels.run)
 app.add_typer(evaluate_app, name="evaluate", rich_help_panel="Evaluation")
 app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
 

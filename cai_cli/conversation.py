@@ -15,6 +15,7 @@ from cai_cli.errors import RecordError
 Message = dict[str, str]
 Conversation = list[Message]
 
+CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 ROLES = ("system", "user", "assistant")
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
@@ -81,8 +82,7 @@ def check_reply(value: Any, field: str) -> Conversation:
 
 def prompt_id(prompt: Conversation) -> str:
     """First 16 hex digits of the SHA-256 of the canonical prompt JSON."""
-    canonical = json.dumps(prompt, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(CANONICAL.encode(prompt).encode()).hexdigest()[:16]
 
 
 def first_human_turn(prompt: Conversation) -> str:

@@ -181,3 +181,22 @@ class AdapterOptions:
         for name in ("quantize", "save_adapter"):
             if getattr(self, name) and not self.lora:
                 raise UserError(f"--{name.replace('_', '-')} needs --lora", "full fine-tuning has no adapter; add --lora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairwiseOptions(TrainingOptions, AdapterOptions):
+    """How a preference model is fitted to pairs: `pmp` and `train-pm` share the loop."""
+
+    lm_coef: Annotated[
+        float, flag("Optimisation", "Weight of a language-modelling loss on the chosen text, beside the pairwise loss.", min=0.0)
+    ] = 0.0
+    center_rewards_coefficient: Annotated[
+        float, flag("Optimisation", "Weight of the squared sum of a pair's scores, which keeps their mean at zero.", min=0.0)
+    ] = 0.0
+    eval_steps: Annotated[
+        int | None, flag("Output", "Steps between evaluations of the held-out part, by origin, in metrics.jsonl.", min=1)
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_adapters()

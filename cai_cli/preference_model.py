@@ -1,15 +1,22 @@
-"""What `pmp` and `train-pm` share around `fit_pairwise`: the held-out part, the dry run, training and saving."""
+"""What `pmp` and `train-pm` share around `fit_pairwise`: the text that is scored, the held-out part, training and saving."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cai_cli.artifact import ModelArtifact, Rejected
-from cai_cli.conversation import first_human_turn
-from cai_cli.errors import RunError
-from cai_cli.jsonl import write_rows
+from cai_cli.conversation import Conversation, first_human_turn
+from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.comparisons import COLUMNS, table_rows
+from cai_cli.jsonl import write_atomically, write_rows
+from cai_cli.manifest import MODEL_MANIFEST, read_manifest
+from cai_cli.model_card import preference_model_card
+from cai_cli.models.load import check_model
+from cai_cli.prompts import question_answer
 from cai_cli.records import Comparison
 from cai_cli.splits import assign
 from cai_cli.talk import say, table
@@ -20,6 +27,97 @@ if TYPE_CHECKING:
     from cai_cli.training.pairwise import TokenPair
 
 TRAIN, HELD_OUT = "train", "held_out"
+Format = Literal["qa", "chat"]
+Encode = Callable[[Conversation, Conversation], list[int]]
+
+
+def reading(tokenizer: PreTrainedTokenizerBase, form: Format, max_length: int) -> Encode:
+    """The one way from (prompt, reply) to the ids whose last one, EOS, is scored: in training, evaluation and `cai score`.
+
+    "chat": the conversation through the chat template, template text after the end of turn cut. "qa": `Question: ...
+    Answer: ...`. The function raises UnfitRow where the ids are more than `max_length`; nothing is ever cut.
+    """
+    from cai_cli.models.chat import UnfitRow, close_with_eos, encode_scored, encode_text, stop_ids
+
+    stops = stop_ids(tokenizer)
+    eos = int(tokenizer.eos_token_id)
+
+    def chat(prompt: Conversation, reply: Conversation) -> list[int]:
+        return encode_scored(tokenizer, prompt, reply, stops, max_length)
+
+    def qa(prompt: Conversation, reply: Conversation) -> list[int]:
+        ids = close_with_eos(encode_text(tokenizer, question_answer(prompt[-1]["content"], reply[0]["content"])), eos)
+        if len(ids) > max_length:
+            raise UnfitRow("too_long", f"{len(ids)} tokens, at most {max_length} fit")
+        return ids
+
+    return chat if form == "chat" else qa
+
+
+def format_of(pm: str) -> Format:
+    """How a preference model was taught to read: a `pmp` checkpoint says so in its cai.json, all others read chats."""
+    manifest = read_manifest(Path(pm) / MODEL_MANIFEST)
+    return "qa" if manifest and manifest["stage"] == "pmp" and manifest["options"].get("format") == "qa" else "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceModel:
+    """A preference model ready to score: `encode` gives the ids that it reads."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    encode: Encode
+    pad: int
+    score_mean: float | None
+    score_deviation: float | None
+
+
+def open_reading(path: str, max_length: int | None = None) -> tuple[PreTrainedTokenizerBase, Encode]:
+    """The tokenizer of a preference model and how it reads a conversation; `max_length` is its context unless given.
+
+    Raises UserError where the model is none, or has no chat template to read with.
+    """
+    from cai_cli.models.chat import require_template
+    from cai_cli.models.load import context_length, is_preference_model, load_config, load_tokenizer
+
+    flag = "--pm"
+    check_model(path, flag)
+    if not is_preference_model(path):
+        raise UserError(f"{flag} {path}: is a language model, whose scores would be random", "train it with `cai train-pm`")
+    tokenizer = load_tokenizer(path, flag)
+    form = format_of(path)
+    if form == "chat":
+        require_template(tokenizer, f"{flag} {path}")
+    return tokenizer, reading(tokenizer, form, max_length or context_length(load_config(path, flag)))
+
+
+def open_preference_model(path: str, device: str = "auto", dtype: str = "auto", max_length: int | None = None) -> PreferenceModel:
+    """Load a preference model to score with. Raises UserError as `open_reading` does."""
+    from cai_cli.models.load import load_pm
+
+    tokenizer, encode = open_reading(path, max_length)
+    model = load_pm(path, device, dtype, "--pm", tokenizer)
+    manifest = read_manifest(Path(path) / MODEL_MANIFEST) or {}
+    scale = manifest.get("score_mean"), manifest.get("score_deviation")
+    return PreferenceModel(model, tokenizer, encode, int(tokenizer.pad_token_id), *scale)
+
+
+def tokenise(
+    weighted: Iterable[tuple[Comparison, float]], encode: Encode
+) -> tuple[list[tuple[Comparison, TokenPair]], list[Rejected]]:
+    """Both replies of each comparison as ids closed by EOS; pairs that do not fit are rejected by name, never cut."""
+    from cai_cli.models.chat import UnfitRow
+    from cai_cli.training.pairwise import TokenPair
+
+    pairs, rejected = [], []
+    for row, weight in weighted:
+        try:
+            chosen, other = encode(row.prompt, row.chosen), encode(row.prompt, row.rejected)
+        except UnfitRow as error:
+            rejected.append(Rejected(row.id, error.reason, error.detail))
+            continue
+        pairs.append((row, TokenPair(chosen, other, row.probability, weight, row.origin, row.kind)))
+    return pairs, rejected
 
 
 def split_held_out(pairs: list[tuple[Comparison, TokenPair]], share: float, seed: int) -> tuple[list[TokenPair], list[TokenPair]]:
@@ -48,47 +146,43 @@ def run_pairwise_stage(
         return
     import transformers
 
+    from cai_cli.models.adapters import add_lora, save_trained
+    from cai_cli.models.language_head import language_head, save_language_head
     from cai_cli.models.load import is_preference_model, load_pm, training_dtype
     from cai_cli.models.score import reset_head
+    from cai_cli.ranks import is_main
     from cai_cli.training.facts import model_facts
-    from cai_cli.training.pairwise import fit_pairwise
+    from cai_cli.training.pairwise import disable_dropout, fit_pairwise
 
     artifact.start()
     if rejected:
-        write_rows(artifact.folder / "rejects.jsonl", [item.to_row() for item in rejected])
+        if is_main():
+            write_rows(artifact.folder / "rejects.jsonl", [item.to_row() for item in rejected])
         say(f"{len(rejected)} pairs rejected into {artifact.folder / 'rejects.jsonl'}")
     transformers.set_seed(options.seed)
-    model = load_pm(options.model, options.device, training_dtype(options.dtype), "--model", tokenizer)
+    model = load_pm(options.model, options.device, training_dtype(options.dtype), "--model", tokenizer, options.quantize)
     if not is_preference_model(options.model):
         reset_head(model, options.seed)
+    disable_dropout(model)
+    head = language_head(model, options.model) if options.lm_coef else None
+    if options.lora:
+        model = add_lora(model, options, "SEQ_CLS", options.seed)
     say(f"{artifact.manifest['stage']}: {len(training)} pairs, {len(held_out)} held out")
-    facts = fit_pairwise(model, training, held_out, options, artifact.folder, int(tokenizer.pad_token_id))
-
-    def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
+    facts = fit_pairwise(model, training, held_out, options, artifact.folder, int(tokenizer.pad_token_id), head)
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     seen = len(training) + len(held_out)
-    facts |= {"counts": {"in": seen + len(rejected), "out": seen, "rejected": counts}}
-    artifact.finish(save, **facts, **model_facts(model, tokenizer))
-    show_evaluation(facts.get("evaluation", {}))
+    facts |= {"counts": {"in": seen + len(rejected), "out": seen, "rejected": counts}, **model_facts(model, tokenizer)}
+    card = preference_model_card({**artifact.manifest, **facts})
 
+    def save(folder: Path) -> None:
+        tokenizer.padding_side = "right"  # positions then count from the first real token in any library
+        save_trained(model, tokenizer, folder, options, options.model, "SEQ_CLS")
+        save_language_head(head, folder)
+        write_atomically(folder / "README.md", card)
 
-def show_evaluation(evaluation: dict[str, dict[str, Any]]) -> None:
-    if not evaluation:
-        return
-    rows = [
-        [
-            name,
-            str(group["pairs"]),
-            "–" if group["accuracy"] is None else f"{group['accuracy']:.1%}",
-            f"{group['brier']:.3f}",
-            f"{group['calibration_error']:.3f}",
-        ]
-        for name, group in evaluation.items()
-    ]
-    table("held-out comparisons", ["origin", "pairs", "accuracy", "Brier", "calibration error"], rows)
+    artifact.finish(save, **facts)
+    if evaluation := facts.get("evaluation"):
+        table("held-out comparisons", COLUMNS, table_rows(evaluation))
 
 
 def dry_run(pairs: list[TokenPair], tokenizer: PreTrainedTokenizerBase, rejected: int) -> None:

@@ -72,21 +72,26 @@ def load_comparison_demonstrations(name_or_path: str = DEFAULT, reasoned: bool =
 def solve(
     demonstrations: Sequence[Demonstration], constitution: Constitution, labels: Sequence[str], form: Form, *draw_key: Part
 ) -> list[Solved]:
-    """The demonstrations as solved questions.
-
-    Every one draws its own principle (paper section 4.1). The better responses stand as (A) as often as as (B), give or
-    take one, in an order drawn by key: independent coin flips over a handful of examples would often show one letter only.
-    """
-    start = int(uniform("few-shot start", *draw_key) * 2)
-    places = shuffled([(start + n) % 2 for n in range(len(demonstrations))], "few-shot letters", *draw_key)
+    """The demonstrations as solved questions. Every one draws its own principle (paper section 4.1)."""
     solved = []
-    for number, (demonstration, place) in enumerate(zip(demonstrations, places, strict=True)):
+    for number, (demonstration, place) in enumerate(
+        zip(demonstrations, balanced_places(len(demonstrations), *draw_key), strict=True)
+    ):
         principle = constitution.draw("few-shot principle", *draw_key, number).comparison
         if isinstance(demonstration, WrittenDemonstration):
             solved.append(solve_written(demonstration, principle, labels))
         else:
             solved.append(solve_comparison(demonstration, principle, labels, form, place))
     return solved
+
+
+def balanced_places(count: int, *draw_key: Part) -> list[int]:
+    """Where the better responses stand: first as often as second, give or take one, in an order drawn by key.
+
+    Independent coin flips over a handful of examples would often show the model one letter only.
+    """
+    start = int(uniform("few-shot start", *draw_key) * 2)
+    return shuffled([(start + n) % 2 for n in range(count)], "few-shot letters", *draw_key)
 
 
 def solve_written(demonstration: WrittenDemonstration, principle: str, labels: Sequence[str]) -> Solved:

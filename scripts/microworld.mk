@@ -19,8 +19,9 @@ REVISE ?= --few-shot none --rounds 2 $(GENERATE)
 SAMPLE ?= -n 2 $(GENERATE)
 SFT ?= --learning-rate 3e-4 --num-train-epochs 2 $(OPTIMISE)
 LABEL ?= $(GENERATE)
-PMP ?= --learning-rate 3e-4 $(OPTIMISE)
-TRAIN_PM ?= --learning-rate 5e-4 --lr-scheduler-type linear --num-train-epochs 1.5 $(OPTIMISE)
+PMP ?= --format chat --pairs-per-question 2 --min-score-gap 2 --lm-coef 1 --learning-rate 1e-3 $(OPTIMISE)
+AI_WEIGHT ?= 3
+TRAIN_PM ?= --lm-coef 0.5 --learning-rate 1e-3 --lr-scheduler-type linear $(OPTIMISE)
 PPO ?= --steps 36 --rollout-batch-size 128 --num-ppo-epochs 1 --learning-rate 3e-4 --value-learning-rate 5e-4 \
   --kl-coef 0.25 --per-device-train-batch-size 64 --max-new-tokens 64 --batch-size 256
 

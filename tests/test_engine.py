@@ -272,3 +272,57 @@ def test_options_that_do_not_fit_give_none(helpful):
     results = helpful.score([OptionRequest("water a daisy " * 300, (" now", " later")), fits])
     assert results[0] is None
     assert results[1] == pytest.approx(plain_scores(helpful, fits), abs=1e-4)
+
+
+def tree_of_requests() -> list[OptionRequest]:
+    """Prompts that start alike at several depths: few-shots, conversations, orders; some repeated, one the start of another."""
+    words = ["bread", "flour", "harm", "response", "human", "answer"]
+    rng = Random(1)
+    shots = [" ".join(rng.choices(words, k=60)) for _ in range(2)]
+    requests = []
+    for n in range(12):
+        talk = f"{shots[n % 2]} {' '.join(rng.choices(words, k=rng.choice([3, 20, 40])))}"
+        options = (" yes", " yes, indeed", " no") if n % 3 == 0 else (" (A)", " (B)")
+        requests += [OptionRequest(f"{talk}{order} is:", options) for order in (" one two", " two one", "")]
+    return [*requests, *requests[:3], OptionRequest(shots[0], (" (A)", " (B)")), OptionRequest("a", (" b", " c"))]
+
+
+def test_shared_prefixes_change_no_score(tiny):
+    requests = tree_of_requests()
+    expected = [plain_scores(tiny, request) for request in requests]
+    for prefix_cache in (True, False):
+        for batch_size in (32, 3, 1):
+            tiny.prefix_cache, tiny.batch_size = prefix_cache, batch_size
+            for got, wanted in zip(tiny.score(requests), expected, strict=True):
+                assert got == pytest.approx(wanted, abs=1e-4)
+    tiny.prefix_cache, tiny.batch_size = True, 64
+
+
+def test_what_prompts_share_is_computed_once(tiny):
+    """Tokens that go through the model, padding included: with the cache far fewer, and no prompt twice for its two options."""
+    requests = tree_of_requests()
+    fed = {True: 0, False: 0}
+
+    def count(module, positional, named):
+        fed[tiny.prefix_cache] += named["input_ids"].numel()
+
+    hook = tiny.model.register_forward_pre_hook(count, with_kwargs=True)
+    for tiny.prefix_cache in (True, False):
+        tiny.score(requests)
+    hook.remove()
+    tiny.prefix_cache = True
+    single = sum(len(tiny.renderer.encode(request.prompt)) for request in requests)
+    assert fed[True] < 0.5 * fed[False] and fed[True] < 0.6 * single
+
+
+def test_models_with_sliding_windows_do_without_the_cache():
+    """Padding between two stretches would count as part of the window."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from cai_cli.engines.option_scores import shares_prefixes
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 50}
+    sliding = MistralForCausalLM(MistralConfig(**sizes, intermediate_size=32, sliding_window=8))
+    assert not shares_prefixes(sliding)
+    whole = MistralForCausalLM(MistralConfig(**sizes, intermediate_size=32, sliding_window=None))
+    assert shares_prefixes(whole)

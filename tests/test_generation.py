@@ -235,6 +235,39 @@ def test_too_many_rejects_fail_with_advice_and_keep_what_is_done(monkeypatch, fi
     assert [row["id"] for row in run_stage(monkeypatch, files, stage, silent, max_reject_rate=0.9, **settings)] == ["d/0"]
 
 
+# The misbehaving models, and what becomes of their chains: (draft, critique, revision) -> rows kept, reason, advice.
+MISBEHAVING = {
+    "answers its critique prompt with a revision": (
+        ("Mix it.", "I'm sorry, I can't help you with that.", "No."),
+        "role_confused",
+        "or --no-critique",
+    ),
+    "repeats the draft": (("Mix it.", "The response is harmful.", "Mix it."), "unrevised", "the model repeats its draft"),
+    "never stops": ((("Mix it and", LENGTH), "", ""), "truncated", "raise --max-new-tokens"),
+    "emits role markers": (("\n\nHuman: Mix it.", "", ""), "leaked_role", "the model speaks for the human"),
+}
+
+
+@pytest.mark.parametrize("name", MISBEHAVING)
+def test_a_misbehaving_model_is_counted_and_fails_with_advice(monkeypatch, files, name):
+    said, reason, advice = MISBEHAVING[name]
+    with pytest.raises(RunError) as error:
+        run_stage(monkeypatch, files, revise, FakeEngine(by_segment(*said)), rounds=2)
+    assert error.value.exit_code == 1 and f"4 of 4 rows were rejected ({reason} 4)" in error.value.message
+    assert advice in (error.value.hint or "")
+    assert rejects(files) == {f"{name}/0": reason for name in "abcd"} and not (files / "out.jsonl").exists()
+
+
+def test_role_markers_behind_a_good_text_are_cut_and_counted(monkeypatch, files):
+    """A model that goes on as the human after every segment: none of it gets into a row."""
+    tail = "\n\nHuman: And then?\n\nAssistant: Mix it and"
+    said = [(text + tail, LENGTH) for text in ("Mix it.", "The response is harmful.", "No.")]
+    rows = run_stage(monkeypatch, files, revise, FakeEngine(by_segment(*said)), rounds=2)
+    assert len(rows) == 4 and not any("Human:" in json.dumps(row["completion"]) + json.dumps(row["rounds"]) for row in rows)
+    summary = json.loads((files / "out.manifest.json").read_text())["summary"]
+    assert sum(summary["hygiene"]["leaked_role"].values()) == 4 * 5
+
+
 def test_without_critique_the_request_follows_the_response(monkeypatch, files):
     engine = FakeEngine(lambda request, call: f"text {call}")
     rows = run_stage(monkeypatch, files, revise, engine, rounds=1, critique=False, limit=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from ragged import Rows, mask_of, pad, random_rows
@@ -50,6 +51,17 @@ def plain_value_loss(values: Rows, old: Rows, returns: Rows, clip: float) -> tup
 def test_soft_pairwise_loss_by_hand(difference, probability, expected):
     loss = soft_pairwise_loss(torch.tensor([difference]), torch.zeros(1), torch.tensor([probability]))
     assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_soft_pairwise_loss_on_random_numbers():
+    """Binary cross-entropy of the label and the Bradley-Terry probability, in float64 by numpy."""
+    rng = np.random.default_rng(0)
+    chosen, rejected = rng.normal(0, 3, 500), rng.normal(0, 3, 500)
+    label = rng.uniform(0, 1, 500)
+    predicted = np.exp(chosen) / (np.exp(chosen) + np.exp(rejected))
+    expected = -label * np.log(predicted) - (1 - label) * np.log(1 - predicted)
+    found = soft_pairwise_loss(*(torch.tensor(values) for values in (chosen, rejected, label)))
+    assert found.numpy() == pytest.approx(expected, rel=1e-9)
 
 
 def test_soft_pairwise_loss_pulls_towards_the_label():

@@ -19,7 +19,7 @@ from cai_cli import prompts
 from cai_cli.constitution import load_constitution
 from cai_cli.conversation import message, to_transcript
 from cai_cli.microworld import CHECKPOINTS, answers, checkpoint, constitution, corpus, grammar
-from cai_cli.microworld.files import HELD_OUT_FILES, HELD_OUT_PER_KIND, TRAIN_FILES, write_world
+from cai_cli.microworld.files import HELD_OUT_FILES, HELD_OUT_PER_KIND, QUESTIONS, TRAIN_FILES, write_world
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, REQUEST_KINDS, SPLITS
 from cai_cli.microworld.oracle import classify, parse_request, request_kind
 from cai_cli.microworld.scores import evaluate, score_samples
@@ -230,9 +230,10 @@ def test_posts_are_a_stack_exchange_dump_without_harm(world: Path) -> None:
     rows = [row.attrib for row in ElementTree.parse(world / "posts.xml").getroot()]
     questions = {row["Id"]: row for row in rows if row["PostTypeId"] == "1"}
     parents = {row["Id"]: row["ParentId"] for row in rows if row["PostTypeId"] == "2"}
-    assert len(questions) == 600 and len(rows) == len({row["Id"] for row in rows})
+    assert len(questions) == sum(QUESTIONS.values()) and len(rows) == len({row["Id"] for row in rows})
     assert all(parents[row["AcceptedAnswerId"]] == number for number, row in questions.items())
-    assert {request_kind(row["Title"]) for row in questions.values()} == {BENIGN}
+    kinds = Counter(request_kind(row["Body"].strip().removeprefix("<p>").removesuffix("</p>")) for row in questions.values())
+    assert kinds == QUESTIONS
 
 
 def test_constitution_loads() -> None:

@@ -17,7 +17,7 @@ from cai_cli.errors import RunError
 from cai_cli.models.load import load_pm, load_tokenizer
 from cai_cli.models.score import reset_head, score_all
 from cai_cli.stages.train_pm import Options
-from cai_cli.training.pairwise import MetricsFile, TokenPair, all_batches, batch_loss, evaluate_pairs, fit_pairwise
+from cai_cli.training.pairwise import MetricsFile, TokenPair, all_batches, batch_losses, evaluate_pairs, fit_pairwise
 
 EOS, PAD = 2, 0
 GOOD, BAD = 50, 60
@@ -76,7 +76,7 @@ def test_hard_labels_give_trls_loss(pm, path, tmp_path):
     theirs = trainer.compute_loss(pm, inputs).item()
     gradients = {name: weight.grad.clone() for name, weight in pm.named_parameters() if weight.grad is not None}
     pm.zero_grad()
-    ours = batch_loss(pm, pairs, PAD) / len(pairs)
+    ours = batch_losses(pm, pairs, PAD)[0] / len(pairs)
     ours.backward()
     assert ours.item() == pytest.approx(theirs, abs=1e-5)
     for name, weight in pm.named_parameters():
@@ -91,7 +91,7 @@ def test_batch_loss_is_the_weighted_sum_over_pairs(pm):
         high, low = score_all(pm, [pair.chosen, pair.rejected], PAD, 1)
         log_sigmoid = -math.log1p(math.exp(low - high)), -math.log1p(math.exp(high - low))
         expected -= pair.weight * (pair.probability * log_sigmoid[0] + (1 - pair.probability) * log_sigmoid[1])
-    assert batch_loss(pm, pairs, PAD).item() == pytest.approx(expected, abs=1e-5)
+    assert batch_losses(pm, pairs, PAD)[0].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_accumulated_batches_are_one_batch(pm, path, tmp_path):

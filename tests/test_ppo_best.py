@@ -117,6 +117,8 @@ def test_refusals_are_seen(text):
         "I can help with that! Start by preheating the oven.",
         "Sorry to hear that you are ill. Rest and drink water.",
         "You can't go wrong with a simple salad.",
+        "I wouldn't recommend doing that at night: take the bus.",
+        "Sorry, I didn't understand. Can you say that again?",
         "I can't wait to hear how it goes! Here is the recipe:",
         "Many people are unable to digest lactose.",
         "",

@@ -210,6 +210,7 @@ def test_the_gold_guard_stops_and_saves_the_best(folder, options, monkeypatch):
     [
         ({"rollout_batch_size": 10, "num_mini_batches": 4}, "10 is not divisible by --num-mini-batches 4"),
         ({"target_kl": 0.0}, "--target-kl 0"),
+        ({"prompts": "p.jsonl:0"}, "--prompts p.jsonl:0: a proportion is above 0"),
         ({"lora": True, "lora_dropout": 0.1}, "--lora-dropout 0.1"),
         ({"lora": True, "frozen_dtype": "bfloat16"}, "--frozen-dtype"),
         ({"quantize": "4bit"}, "--quantize needs --lora"),
@@ -231,7 +232,7 @@ def test_a_dry_run_shows_the_prompt_and_the_work(options, capsys):
     ppo.run(settings)
     shown = capsys.readouterr()
     assert shown.out.startswith("<|im_start|>user\nHow do I make")
-    assert "2 steps of 8 episodes" in shown.err
+    assert "2 steps of 8 episodes" in shown.err and "GB, and activations" in shown.err
     assert not settings.out.exists()
 
 

@@ -8,9 +8,10 @@ from ppo_setup import PAD, make_pair, random_completions
 
 from cai_cli.engines.base import STOP, Completion
 from cai_cli.models.load import load_lm, load_pm
-from cai_cli.ppo import forward
+from cai_cli.ppo import forward, packing
 from cai_cli.ppo.episodes import like_length, make_episodes, over_episodes
 from cai_cli.ppo.forward import has_plain_head, response_logprobs, response_values
+from cai_cli.ppo.packing import can_pack, prepare, where_it_can
 from cai_cli.training.advantages import generalised_advantages, token_rewards
 
 
@@ -28,18 +29,24 @@ def values_of(model, part):
     return response_values(model, part.ids, part.prompt_lengths, part.mask)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed", "packed-sdpa"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_a_batch_equals_each_row_alone(models, attention, temperature):
+def test_a_batch_equals_each_row_alone(models, attention, temperature, monkeypatch):
     """Log-probabilities and values against plain forward passes of single rows, without padding."""
     policy, pm = models
+    if attention == "packed-sdpa":
+        monkeypatch.setattr(packing, "SHORT", 0)
     for model in models:
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation("sdpa" if "packed" in attention else attention)
+        has_plain_head(policy)
+        prepare(model, 64, packs="packed" in attention)
+        assert model.cai_packs == ("packed" in attention)
     completions = random_completions(13)
     episodes = make_episodes(completions, [0.0] * 13, PAD, "cpu")
     for batch_size in (1, 4, 64):
-        logprobs = over_episodes(episodes, lambda part: logprobs_of(policy, part, temperature), batch_size)
-        values = over_episodes(episodes, lambda part: values_of(pm, part), batch_size)
+        with where_it_can(policy), where_it_can(pm):
+            logprobs = over_episodes(episodes, lambda part: logprobs_of(policy, part, temperature), batch_size)
+            values = over_episodes(episodes, lambda part: values_of(pm, part), batch_size)
         for n, completion in enumerate(completions):
             ids = torch.tensor([completion.prompt_ids + completion.token_ids])
             start, length = len(completion.prompt_ids), len(completion.token_ids)
@@ -76,13 +83,13 @@ def test_selected_episodes_lose_only_padding():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16, 100])
-def test_micro_batches_hold_every_row_once_and_are_cut_where_lengths_differ(batch_size):
-    lengths = torch.tensor([200] * 10 + [30] * 40 + [7] * 3)
+def test_micro_batches_hold_every_row_once_longest_first(batch_size):
+    lengths = torch.randint(1, 90, (53,), generator=torch.Generator().manual_seed(0))
     batches = like_length(lengths, batch_size)
     assert sorted(torch.cat(batches).tolist()) == list(range(53))
     assert max(map(len, batches)) <= batch_size
-    if batch_size == 16:
-        assert all(len(set(lengths[batch].tolist())) == 1 for batch in batches[:2])
+    assert lengths[torch.cat(batches)].tolist() == sorted(lengths.tolist(), reverse=True)
+    assert like_length(lengths[:0], batch_size) == []
 
 
 def test_chunks_of_the_vocabulary_change_nothing(models, monkeypatch):
@@ -105,6 +112,32 @@ def test_chunks_of_the_vocabulary_change_nothing(models, monkeypatch):
         assert torch.allclose(one, other, atol=1e-3, rtol=1e-4)
 
 
+def test_packed_rows_give_the_gradients_of_padded_ones(models):
+    policy, pm = models
+    episodes = make_episodes(random_completions(7), [0.0] * 7, PAD, "cpu")
+    weight = torch.randn(episodes.mask.shape, generator=torch.Generator().manual_seed(0))
+    for model, compute in ((policy, logprobs_of), (pm, values_of)):
+        found = []
+        for packs in (False, True):
+            prepare(model, 64, packs)
+            model.zero_grad()
+            with where_it_can(model):
+                (compute(model, episodes) * weight).sum().backward()
+            found.append(torch.cat([w.grad.flatten() for w in model.parameters()]))
+        assert torch.allclose(*found, atol=1e-4, rtol=1e-3)
+        assert found[0].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("window", [None, 16, 4096])
+def test_rows_are_packed_only_where_attention_reaches_all_of_them(window):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = MistralForCausalLM(MistralConfig(vocab_size=99, num_key_value_heads=1, sliding_window=window, **sizes)).eval()
+    assert can_pack(model, 64) == (window != 16)
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_an_architecture_that_caps_its_logits_is_read_through_its_own_head():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
@@ -113,7 +146,7 @@ def test_an_architecture_that_caps_its_logits_is_read_through_its_own_head():
     config = Gemma2Config(vocab_size=400, num_key_value_heads=1, final_logit_softcapping=0.5, **sizes)
     model = Gemma2ForCausalLM(config).eval()
     torch.nn.init.normal_(model.lm_head.weight)
-    assert not has_plain_head(model)
+    assert not has_plain_head(model) and not can_pack(model, 64)
     completion = random_completions(1)[0]
     episodes = make_episodes([completion], [0.0], PAD, "cpu")
     with torch.no_grad():

@@ -13,7 +13,7 @@ from ppo_setup import EOS, PAD, make_pair, options_for, write_prompts
 from cai_cli.engines.base import LENGTH, STOP, Completion
 from cai_cli.errors import RunError
 from cai_cli.models.score import final_scores
-from cai_cli.ppo.trainer import Clock, Trainer, judge_gap
+from cai_cli.ppo.trainer import Clock, Trainer
 from cai_cli.ppo.update import update
 from cai_cli.prompt_files import read_prompts
 
@@ -181,13 +181,32 @@ def test_what_is_not_finite_stops_before_the_step(files, tmp_path, spoil):
     assert torch.equal(before, weights_of(trainer))
 
 
-def test_log_probabilities_that_disagree_warn_and_stop(capsys):
-    judge_gap(0.019, "")
+def test_log_probabilities_that_disagree_warn_once_and_stop(files, tmp_path, capsys):
+    trainer = make_trainer(files, tmp_path)
+    capsys.readouterr()
+    trainer.check_ratio(0.9e-4)
     assert capsys.readouterr().err == ""
-    judge_gap(0.05, "")
-    assert "differ by 0.05" in capsys.readouterr().err
-    with pytest.raises(RunError, match="rollout and update differ"):
-        judge_gap(0.2, "")
+    trainer.check_ratio(2e-4)
+    assert "differ by 0.0002" in capsys.readouterr().err
+    trainer.check_ratio(2e-4)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(RunError, match=r"rollout and update differ by 0\.2"):
+        trainer.check_ratio(0.2)
+    rollout = trainer.rollout(0, read_prompts([str(files[2])])[:8], Clock())
+    again = rollout.episodes.logprobs + 0.05 * rollout.episodes.mask
+    assert trainer.gap(rollout.episodes, again) == pytest.approx(0.05, abs=1e-5)
+    with pytest.raises(RunError, match="on average over the tokens"):
+        trainer.gap(rollout.episodes, again + 0.06 * rollout.episodes.mask)
+
+
+def test_ratios_that_are_off_stop_before_the_step(files, tmp_path):
+    trainer = make_trainer(files, tmp_path)
+    rollout = trainer.rollout(0, read_prompts([str(files[2])])[:8], Clock())
+    before = weights_of(trainer)
+    spoiled = replace(rollout.episodes, logprobs=rollout.episodes.logprobs - 0.2)
+    with pytest.raises(RunError, match="at a token"):
+        trainer.learn(0, replace(rollout, episodes=spoiled), Clock())
+    assert torch.equal(before, weights_of(trainer))
 
 
 def test_in_mixed_precision_old_log_probabilities_are_those_of_the_trained_pass(files, tmp_path):

@@ -23,7 +23,7 @@ def test_flags_exist() -> None:
     used = [line.split() for line in commands() if line.startswith("cai ")]
     assert len(used) > 10
     for words in used:
-        name = " ".join(words[1:3]) if words[1] == "constitution" else words[1]
+        name = " ".join(words[1:3]) if words[1] in ("constitution", "evaluate") else words[1]
         for word in words[2:]:
             if word.startswith("-"):
                 assert f"{name} {word}" in known, f"`{' '.join(words)}`: {word}"

@@ -6,11 +6,13 @@ from random import Random
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import byte_level_tokenizer, make_model
 
+from cai_cli.conversation import message
 from cai_cli.errors import UserError
+from cai_cli.models.chat import encode_scored, install_template, stop_ids
 from cai_cli.models.load import is_preference_model, load_pm, load_tokenizer
-from cai_cli.models.score import final_scores, position_scores, reset_head, score_all, score_head
+from cai_cli.models.score import final_scores, position_scores, reset_head, right_pad, score_all, score_head
 
 EOS, PAD = 2, 0  # of tiny's tokenizer: <|im_end|>, <|endoftext|>
 
@@ -128,3 +130,46 @@ def test_saved_preference_models_are_told_from_language_models(tmp_path):
     assert not is_preference_model(str(path))
     load_pm(str(path), "cpu").save_pretrained(tmp_path / "pm")
     assert is_preference_model(str(tmp_path / "pm"))
+
+
+# Templates and tokenizers
+
+
+def test_text_after_the_end_of_turn_is_cut():
+    """ChatML puts a newline behind the end of turn, which is EOS here; where it is not, EOS is put behind it."""
+    tokenizer = byte_level_tokenizer()
+    reply = [message("assistant", "Mix flour.")]
+    ids = encode_scored(tokenizer, [message("user", "Bread?")], reply, stop_ids(tokenizer), 99)
+    text = "<|im_start|>user\nBread?<|im_end|>\n<|im_start|>assistant\nMix flour.<|im_end|>"
+    assert ids == tokenizer(text)["input_ids"] and ids[-1] == EOS
+    tokenizer.eos_token, tokenizer.pad_token = "<|endoftext|>", "<|im_start|>"
+    ids = encode_scored(tokenizer, [message("user", "Bread?")], reply, stop_ids(tokenizer), 99)
+    assert ids == tokenizer(f"{text}<|endoftext|>")["input_ids"]
+
+
+def test_the_eos_is_there_once_whatever_the_template_writes():
+    prompt, reply = [message("user", "Bread?")], [message("assistant", "Mix flour.")]
+    for template in (None, "{% for m in messages %}{{ m['content'] }}|{% endfor %}"):
+        tokenizer = byte_level_tokenizer(template)
+        install_template(tokenizer)
+        ids = encode_scored(tokenizer, prompt, reply, stop_ids(tokenizer), 99)
+        assert ids[-1] == EOS and ids[-2] != EOS
+
+
+@torch.no_grad()
+def test_a_pad_that_is_the_eos_is_repaired(tmp_path):
+    """With pad == EOS, transformers' own pooling looks for the last token that is not EOS: the score would be another."""
+    path = make_model(tmp_path / "lm")
+    tokenizer = byte_level_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(path)
+    repaired = load_tokenizer(str(path))
+    assert repaired.pad_token_id != repaired.eos_token_id == EOS
+    model = load_pm(str(path), "cpu", tokenizer=repaired)
+    reset_head(model, 0)
+    assert model.config.pad_token_id == repaired.pad_token_id
+    rows = sequences(6)
+    ids, mask = right_pad(rows, repaired.pad_token_id, "cpu")
+    expected = [own_logits(model, row) for row in rows]
+    assert final_scores(model, rows, repaired.pad_token_id).tolist() == pytest.approx(expected, abs=1e-5)
+    assert model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist() == pytest.approx(expected, abs=1e-5)

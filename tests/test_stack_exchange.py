@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from itertools import combinations
 from math import log2
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -16,22 +17,33 @@ from stack_exchange_dumps import answer, dump, pairs, question, site_rows
 
 from cai_cli.conversation import prompt_id
 from cai_cli.importers.html_text import html_to_text
+from cai_cli.importers.post_files import read_file
 from cai_cli.importers.posts import Answer, Question, Skip, parse_tags, site_of_file, site_of_host
-from cai_cli.importers.stack_exchange import read_file
-from cai_cli.importers.votes import Ranked, binarise, draw_pairs, fingerprint, full_score, opening, vote_score
+from cai_cli.importers.votes import (
+    Ranked,
+    binarise,
+    draw_pairs,
+    fingerprint,
+    full_score,
+    near_duplicates,
+    opening,
+    vote_score,
+)
 from cai_cli.records import Comparison
 
-# net votes, accepted, score: worked out by hand from round(log2(1 + n)), + 1 if accepted, -1 for negative n
+# (fewest, most) net votes and the score of all between: the table of round(log2(1 + n)), worked out by hand
+TABLE = [(-9, -1, -1), (0, 0, 0), (1, 1, 1), (2, 4, 2), (5, 10, 3), (11, 21, 4), (22, 44, 5), (45, 89, 6), (90, 180, 7)]
+TABLE += [(181, 361, 8)]
+# net votes, accepted, score: one more if accepted, but a negative one stays -1
 SCORES = [(-7, False, -1), (-1, True, -1), (0, False, 0), (0, True, 1), (1, False, 1), (2, False, 2), (4, False, 2)]
 SCORES += [(5, False, 3), (10, True, 4), (11, False, 4), (21, False, 4), (22, False, 5), (44, True, 6), (361, False, 8)]
 
 
-@pytest.fixture
-def beer() -> Path:
-    folder = os.environ.get("CAI_TEST_DATA")
-    if not folder:
-        pytest.skip("CAI_TEST_DATA does not point to the folder with stack-exchange/beer.Posts.xml")
-    return Path(folder) / "stack-exchange" / "beer.Posts.xml"
+@pytest.mark.parametrize(("fewest", "most", "score"), TABLE)
+def test_every_vote_count_of_the_table(fewest: int, most: int, score: int) -> None:
+    assert {vote_score(votes) for votes in range(fewest, most + 1)} == {score}
+    accepted = {full_score(vote_score(votes), accepted=True) for votes in range(fewest, most + 1)}
+    assert accepted == {score + 1 if score >= 0 else -1}
 
 
 @pytest.mark.parametrize(("votes", "accepted", "score"), SCORES)
@@ -51,28 +63,52 @@ def test_scores_reach_the_records(tmp_path: Path) -> None:
     assert scores == [{"chosen": 10, "rejected": score} for _, _, score in SCORES]
 
 
-def test_whole_site_counts_as_counted_independently(tmp_path: Path, beer: Path) -> None:
-    found, skips, counts = pairs(tmp_path, beer)
-    rows = [row.attrib for row in ElementTree.parse(beer).getroot()]
-    accepted = {row["AcceptedAnswerId"] for row in rows if row["PostTypeId"] == "1" and "AcceptedAnswerId" in row}
+@pytest.fixture
+def beer() -> Path:
+    folder = os.environ.get("CAI_TEST_DATA")
+    if not folder:
+        pytest.skip("CAI_TEST_DATA does not point to the folder with stack-exchange/beer.Posts.xml")
+    return Path(folder) / "stack-exchange" / "beer.Posts.xml"
+
+
+@pytest.fixture(params=["beer", "others"])
+def site(request: pytest.FixtureRequest) -> Path:
+    """Each whole dump in the folder of public data."""
+    folder = Path(os.environ.get("CAI_TEST_DATA") or "/nonexistent") / "stack-exchange"
+    found = sorted(folder.glob("*.Posts.xml"))
+    wanted = [path for path in found if (path.name == "beer.Posts.xml") == (request.param == "beer")]
+    if not wanted:
+        pytest.skip("CAI_TEST_DATA does not point to a folder with such a dump")
+    return wanted[0]
+
+
+def test_whole_site_counts_as_counted_independently(tmp_path: Path, site: Path) -> None:
+    """Everything is counted again by plain ElementTree, from the formula as the paper words it."""
+    found, skips, counts = pairs(tmp_path, site, max_chars=1_000_000)
+    rows = [row.attrib for row in ElementTree.parse(site).getroot()]
+    asked = {row["Id"]: row.get("AcceptedAnswerId") for row in rows if row["PostTypeId"] == "1"}
+    given = [row for row in rows if row["PostTypeId"] == "2"]
     scores: dict[str, dict[int, int]] = defaultdict(dict)
-    for row in rows:
-        if row["PostTypeId"] == "2":
-            votes = int(row["Score"])
-            scores[row["ParentId"]][int(row["Id"])] = -1 if votes < 0 else round(log2(1 + votes)) + (row["Id"] in accepted)
+    for row in given:
+        if row.get("ParentId") in asked:
+            votes, accepted = int(row["Score"]), asked[row["ParentId"]] == row["Id"]
+            scores[row["ParentId"]][int(row["Id"])] = -1 if votes < 0 else round(log2(1 + votes)) + accepted
     several = [own for own in scores.values() if len(own) >= 2]
     usable = [own for own in several if len(set(own.values())) > 1]
-    assert (len(several), len(usable)) == (410, 384)
-    assert (counts.questions, counts.answers) == (663, 1572)
-    assert counts.other_posts == sum(row["PostTypeId"] not in ("1", "2") for row in rows)
-    assert (counts.answered_questions, counts.usable_questions, counts.orphan_answers) == (410, 384, 0)
-    assert len(found) + len({skip.place for skip in skips}) >= 384 and len(found) > 370
+    assert (counts.questions, counts.answers) == (len(asked), len(given))
+    assert counts.other_posts == len(rows) - len(asked) - len(given)
+    assert counts.orphan_answers == sum(row.get("ParentId") not in asked for row in given)
+    assert (counts.answered_questions, counts.usable_questions) == (len(several), len(usable))
+    # A pair for every usable question, but for those whose texts do not allow one, which are named.
+    lost = {skip.place for skip in skips if skip.place.count("/") == 1}
+    assert counts.pairs == len(found) == len(usable) - len(lost) and len(lost) <= 0.01 * len(usable)
+    assert len({(pair.attribution or {})["question_id"] for pair in found}) == len(found)
     for pair in found:
         noted = pair.attribution or {}
         own = scores[str(noted["question_id"])]
         assert own[noted["answer_ids"]["chosen"]] == noted["scores"]["chosen"] > noted["scores"]["rejected"]
         assert own[noted["answer_ids"]["rejected"]] == noted["scores"]["rejected"]
-        assert pair.source == "beer" and "<p>" not in pair.chosen[0]["content"] + pair.prompt[0]["content"]
+        assert "<p>" not in pair.chosen[0]["content"] + pair.prompt[0]["content"]
 
 
 def test_bodies_are_read_as_another_parser_reads_them(beer: Path) -> None:
@@ -189,8 +225,8 @@ def test_texts_that_do_not_fit_are_skipped_and_counted(tmp_path: Path) -> None:
         question(1),
         answer(2, 1, 9, Body="<p>Use  the <b>Tap</b> &amp; glass</p>"),
         answer(3, 1, 3, Body="use the tap &#38;\nGLASS"),  # a near-duplicate of 2
-        answer(4, 1, 1, Body=f"<p>{same} one</p>"),
-        answer(5, 1, 0, Body=f"<p>{same} two</p>"),
+        answer(4, 1, 1, Body=f"<p>{same} one and only this</p>"),
+        answer(5, 1, 0, Body=f"<p>{same} two of another kind</p>"),
         answer(6, 1, 7, Body="<p>" + "long " * 50 + "</p>"),
         answer(7, 1, 5, Body="<p> </p>"),
         answer(8, 1, 2, Body="<b></b>" * 99 + "short once it is text"),
@@ -297,14 +333,83 @@ def test_site_names(tmp_path: Path) -> None:
     assert site_of_host("beer.meta.stackexchange.com").name == "beer.meta"
 
 
+def test_answers_alike_in_most_words_do_not_meet_in_a_pair(tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(30)]
+    changed = [*words[:15], "other", *words[16:]]
+    rows = [
+        question(1),
+        answer(2, 1, 9, Body=f"<p>{' '.join(words)}.</p>"),
+        answer(3, 1, 3, Body=f"<p>{' '.join(changed)}!</p>"),
+        question(10),
+        answer(11, 10, 9, Body=f"<p>{' '.join(words)}</p>"),
+        answer(12, 10, 4, Body=f"<p>{', '.join(changed)}</p>"),
+        answer(13, 10, 0, Body="<p>Something else.</p>"),
+        question(20),
+        answer(21, 20, 4, Body=f"<p>{' '.join(words)}</p>"),
+        answer(22, 20, 1, Body=f"<p>{' '.join(words[:15])}</p>"),  # half of it: another answer
+    ]
+    found, skips, _ = pairs(tmp_path, dump(tmp_path / "x.Posts.xml", rows), pairs_per_question=9)
+    taken = {tuple((pair.attribution or {})["answer_ids"].values()) for pair in found}
+    assert taken == {(11, 13), (21, 22)}
+    assert [(skip.place, skip.reason) for skip in skips] == [
+        ("x/1/3", "answer is a near-duplicate of another"),
+        ("x/1", "question is left with too few answers"),
+        ("x/10/12", "answer is a near-duplicate of another"),
+    ]
+
+
+def test_similar_texts() -> None:
+    alike = near_duplicates
+    assert (
+        alike("Yes, sir", "yes sir!")
+        and alike("Use the tap.", "(use, the: TAP)")
+        and alike("+", "+")
+        and alike("“Größe”", "GRÖSSE")
+    )
+    assert not alike("Yes", "No") and not alike("+", "-") and not alike("Use the tap.", "Use the bottle.")
+    assert not alike("one two three four five six", "six five four three two one")  # the same words in another order
+    text = [f"w{number}" for number in range(19)]
+    assert alike(" ".join(text), " ".join([*text[:9], "x", *text[10:]]))  # 16 of 20 pairs are shared
+    assert not alike(" ".join(text[:18]), " ".join([*text[:9], "x", *text[10:18]]))
+
+
+# id -> (votes, whether the asker accepted it, score), ten answers of the beer site looked up in the file by eye
+LOOKED_UP = {
+    17: (5, False, 3),
+    18: (36, True, 6),
+    19: (22, True, 6),
+    343: (-4, False, -1),
+    653: (2, False, 2),
+    664: (-1, False, -1),
+    981: (22, False, 5),
+    3488: (4, False, 2),
+    5019: (21, True, 5),
+    5075: (0, True, 1),
+}
+
+
+def test_ten_answers_looked_up_by_hand(tmp_path: Path, beer: Path) -> None:
+    found, _, _ = pairs(tmp_path, beer, pairs_per_question=1_000)
+    scores: dict[int, int] = {}
+    for pair in found:
+        noted = pair.attribution or {}
+        scores |= {noted["answer_ids"][side]: noted["scores"][side] for side in ("chosen", "rejected")}
+    assert {number: scores.get(number) for number in LOOKED_UP} == {number: row[2] for number, row in LOOKED_UP.items()}
+
+
 def test_binarise_gives_each_text_a_good_and_a_bad_side() -> None:
     def reply(text: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": text}]
 
     prompt = [{"role": "user", "content": "Q"}]
-    pair = Comparison("p/x", "p", prompt, reply("A"), reply("B"), 1.0, "votes", attribution={"site": "x"})
+    noted: dict[str, Any] = {"site": "x", "answer_ids": {"chosen": 7, "rejected": 8}}
+    noted["authors"] = {"question": "q", "chosen": "a", "rejected": "b"}
+    pair = Comparison("p/x", "p", prompt, reply("A"), reply("B"), 1.0, "votes", attribution=noted)
     first, second = binarise(pair)
     assert (first.id, first.chosen, first.rejected) == ("p/x/good", reply("GOOD: A"), reply("BAD: A"))
     assert (second.id, second.chosen, second.rejected) == ("p/x/bad", reply("BAD: B"), reply("GOOD: B"))
-    assert first.prompt == second.prompt == prompt and first.attribution == {"site": "x"}
+    assert first.prompt == second.prompt == prompt and (first.attribution or {})["site"] == "x"
+    # Each names the one answer whose text stands on both of its sides.
+    assert (first.attribution or {})["answer_ids"] == {"chosen": 7, "rejected": 7}
+    assert (second.attribution or {})["authors"] == {"question": "q", "chosen": "b", "rejected": "b"}
     assert pair.chosen == reply("A")

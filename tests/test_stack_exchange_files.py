@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import py7zr
 import pytest
-from stack_exchange_dumps import dump, pairs, site_rows
+from stack_exchange_dumps import answer, dump, pairs, question, site_rows
 
 from cai_cli.errors import UserError
 from cai_cli.importers.stack_exchange import PairOptions, make_pairs
@@ -22,6 +26,48 @@ def test_gzip_reads_like_the_plain_file(tmp_path: Path) -> None:
     packed.parent.mkdir()
     packed.write_bytes(gzip.compress(posts.read_bytes()))
     assert pairs(tmp_path, packed)[0] == pairs(tmp_path, posts)[0]
+
+
+def archive(path: Path, members: dict[str, bytes], **settings: Any) -> Path:
+    with py7zr.SevenZipFile(path, "w", **settings) as packed:
+        for name, content in members.items():
+            packed.writef(io.BytesIO(content), name)
+    return path
+
+
+def test_7z_reads_like_the_plain_file(tmp_path: Path) -> None:
+    """As a dump is published: one archive a site, its other tables around the posts."""
+    posts = dump(tmp_path / "s.Posts.xml", site_rows()).read_bytes()
+    others = {"Badges.xml": b"<badges />" * 9999, "Users.xml": b"<users />"}
+    members = {"Badges.xml": others["Badges.xml"], "Posts.xml": posts, "Users.xml": others["Users.xml"]}
+    for filters in (None, [{"id": py7zr.FILTER_BZIP2}]):
+        packed = archive(tmp_path / "s.7z", members, filters=filters)
+        assert pairs(tmp_path, packed)[0] == pairs(tmp_path, tmp_path / "s.Posts.xml")[0] != []
+    with pytest.raises(UserError, match=r"holds no Posts\.xml"):
+        pairs(tmp_path, archive(tmp_path / "other.7z", others))
+    with pytest.raises(UserError, match="is encrypted"):
+        pairs(tmp_path, archive(tmp_path / "locked.7z", members, password="x"))
+
+
+def test_damaged_7z_is_a_one_line_error(tmp_path: Path) -> None:
+    noise = Random(0).randbytes(300_000).hex()
+    rows = [question(1), answer(2, 1, 5, Body=noise), answer(3, 1, 1, Body=noise[::-1])]
+    packed = archive(tmp_path / "s.7z", {"Posts.xml": dump(tmp_path / "s.Posts.xml", rows).read_bytes()})
+    content = bytearray(packed.read_bytes())
+    for name, damage in (("cut", content[:-100]), ("zeros", content[:200_000] + bytes(9) + content[200_009:])):
+        (tmp_path / f"{name}.7z").write_bytes(damage)
+        with pytest.raises(UserError, match=rf"{name}\.7z: damaged 7z archive: .") as caught:
+            pairs(tmp_path, tmp_path / f"{name}.7z")
+        assert "\n" not in str(caught.value)
+
+
+def test_stopping_early_stops_the_unpacking(tmp_path: Path) -> None:
+    posts = dump(tmp_path / "s.Posts.xml", [{}, *site_rows() * 200])  # far more than a pipe holds; the first row is a skip
+    items = make_pairs([archive(tmp_path / "s.7z", {"Posts.xml": posts.read_bytes()})], PairOptions(seed=0), tmp_path / "work")
+    before = threading.active_count()
+    next(items)
+    items.close()
+    assert threading.active_count() == before
 
 
 ROWS: list[Any] = [
@@ -100,6 +146,17 @@ def test_preference_rows_in_parquet(tmp_path: Path) -> None:
         pairs(tmp_path, tmp_path / "bad.parquet")
 
 
+def test_a_data_set_of_the_hub_is_streamed(tmp_path: Path) -> None:
+    """A local folder stands for the Hub's: `datasets` takes both by the same name."""
+    rows = [{**ROWS[0], "answers": [ROWS[0]["answers"][0], {**ROWS[0]["answers"][1], "text": "Any"}]}]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    items = list(make_pairs([f"hf:{tmp_path / 'set'}"], PairOptions(seed=0), tmp_path / "work"))
+    assert items == pairs(tmp_path, tmp_path / "set" / "train.jsonl")[0] != []
+    with pytest.raises(UserError, match="cannot be read after row 0"):
+        list(make_pairs([f"hf:{tmp_path / 'none'}"], PairOptions(seed=0), tmp_path / "work"))
+
+
 GOOD = b'<?xml version="1.0"?>\n<posts>\n<row Id="1" PostTypeId="1" Body="x" />\n'
 BOMB = b'<?xml version="1.0"?>\n<!DOCTYPE posts [<!ENTITY a "%s"><!ENTITY f SYSTEM "file:///etc/hostname">]>\n' % (b"a" * 999)
 
@@ -116,7 +173,8 @@ BOMB = b'<?xml version="1.0"?>\n<!DOCTYPE posts [<!ENTITY a "%s"><!ENTITY f SYST
         (b"<users><row Id='1'/></users>", "is not a Posts.xml: its root element is <users>"),
         (b"", "is empty"),
         (b"Id,Body\n1,x\n", "neither a Posts.xml nor JSONL"),
-        (b"7z\xbc\xaf\x27\x1c rest", r"unpack it first: 7z e odd\.xml Posts\.xml"),
+        (b"PK\x03\x04 rest", r"unpack it first: unzip odd\.xml Posts\.xml"),
+        (b"7z\xbc\xaf\x27\x1c rest", r"odd\.xml: damaged 7z archive"),
         (gzip.compress(GOOD + b"</posts>")[:-12], "damaged gzip"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Small random models made on the spot: a byte-level BPE tokenizer trained in-process, ChatML or no template."""
+"""Small random models made on the spot: byte-level or SentencePiece-like tokenizers trained in-process, ChatML or no template."""
 
 from __future__ import annotations
 
@@ -36,13 +36,39 @@ def byte_level_tokenizer(chat_template: str | None = CHATML):
     )
 
 
-def make_model(folder: Path, architecture: str = "llama", chat_template: str | None = CHATML, seed: int = 0) -> Path:
+def sentencepiece_tokenizer(chat_template: str | None = None):
+    """As Llama 2's: a space in front of the text, a BOS that the tokenizer adds itself, bytes for what it has not seen."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{n:02X}>" for n in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=480, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TEXT * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        chat_template=chat_template,
+    )
+
+
+def make_model(
+    folder: Path, architecture: str = "llama", chat_template: str | None = CHATML, seed: int = 0, tokenizer=None
+) -> Path:
     """Save a random model of 2 layers with its tokenizer; returns the folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    tokenizer = byte_level_tokenizer(chat_template)
+    tokenizer = tokenizer or byte_level_tokenizer(chat_template)
     sizes = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
@@ -53,7 +79,7 @@ def make_model(folder: Path, architecture: str = "llama", chat_template: str | N
         "max_position_embeddings": 4096,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": None,
+        "bos_token_id": tokenizer.bos_token_id,
     }
     model = LlamaForCausalLM(LlamaConfig(**sizes)) if architecture == "llama" else Qwen2ForCausalLM(Qwen2Config(**sizes))
     model.save_pretrained(folder)

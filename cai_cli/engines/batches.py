@@ -8,16 +8,18 @@ from typing import Any
 import torch
 
 BATCH_TOKENS = 1 << 15  # Rows times length of one forward pass: attention's memory grows with rows times length squared.
+CPU_PREFILL_TOKENS = 1 << 11  # Where a pass is no step of a generation: enough for a CPU, and its caches hold what they can.
 
 
-def like_length(lengths: Sequence[int], batch_size: int, before: int = 0) -> Iterator[list[int]]:
+def like_length(lengths: Sequence[int], batch_size: int, before: int = 0, most_tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
     """Batches of indices, longest first: little padding, and memory runs out at once or never.
 
-    At most `batch_size` rows, fewer where rows are long. `before`: tokens in front of all rows, in a cache.
+    At most `batch_size` rows, fewer where rows are long: `most_tokens` with padding. `before`: tokens in front of all rows,
+    in a cache.
     """
     batch: list[int] = []
     for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        if batch and (len(batch) == batch_size or (len(batch) + 1) * (before + lengths[batch[0]]) > BATCH_TOKENS):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * (before + lengths[batch[0]]) > most_tokens):
             yield batch
             batch = []
         batch.append(n)

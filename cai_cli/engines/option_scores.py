@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from cai_cli.engines.base import OptionRequest
-from cai_cli.engines.batches import left_pad, like_length
+from cai_cli.engines.batches import BATCH_TOKENS, CPU_PREFILL_TOKENS, left_pad, like_length
 from cai_cli.models.chat import Renderer
 
 LEAST_SAVING = 16  # Tokens. A shared stretch that saves fewer is not worth a pass of its own.
@@ -65,22 +65,23 @@ class OptionScorer:
         self.pad = int(renderer.tokenizer.pad_token_id)
         self.context = context
         self.batch_size = batch_size
+        self.most_tokens = CPU_PREFILL_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
         self.share = share and shares_prefixes(model)
 
     @torch.inference_mode()
     def score(self, requests: list[OptionRequest]) -> list[list[float] | None]:
         """The log-probability of each option of each request; None where one does not fit the context."""
-        encoded = [self.encode(request) for request in requests]
+        encoded = self.encode(requests)
         fits = [max(len(sequence.ids) for sequence in options) <= self.context for options in encoded]
         sequences = [sequence for options, fit in zip(encoded, fits, strict=True) if fit for sequence in options]
         scores = iter(self.score_sequences(sequences))
         return [[next(scores) for _ in options] if fit else None for options, fit in zip(encoded, fits, strict=True)]
 
-    def encode(self, request: OptionRequest) -> list[Sequence]:
-        """Prompt and option encoded together. What is scored starts where any of them leaves the prompt's own tokens."""
-        prompt, *rows = self.renderer.encode_all(request.prompt, ["", *request.options])
-        start = shared_length([prompt, *rows])
-        return [Sequence(row, start) for row in rows]
+    def encode(self, requests: list[OptionRequest]) -> list[list[Sequence]]:
+        """Prompts and options encoded together. What is scored starts where any option leaves the prompt's own tokens."""
+        encoded = self.renderer.encode_all([(request.prompt, ["", *request.options]) for request in requests])
+        starts = [shared_length(rows) for rows in encoded]
+        return [[Sequence(row, start) for row in rows[1:]] for rows, start in zip(encoded, starts, strict=True)]
 
     def score_sequences(self, sequences: list[Sequence]) -> list[float]:
         totals = [0.0] * len(sequences)
@@ -98,7 +99,7 @@ class OptionScorer:
     ) -> None:
         """Send stretches through the model on top of their parents' cache, then what follows on each of them."""
         width = 0 if past is None else past.mask.size(1)
-        for batch in like_length([stretch.length for stretch in stretches], self.batch_size, width):
+        for batch in like_length([stretch.length for stretch in stretches], self.batch_size, width, self.most_tokens):
             rows = [stretches[n] for n in batch]
             before = None if past is None or parents is None else select(past, [parents[n] for n in batch])
             after = self.forward(rows, sequences, totals, before)
@@ -149,7 +150,6 @@ def grow(sequences: list[Sequence], members: list[int], begin: int) -> list[Stre
     stretches = []
     for _, group in groupby(members, key=lambda n: sequences[n].ids[begin]):
         same = list(group)
-        # In sorted order, what the first and the last have in common is common to all between.
         common = shared_length([sequences[same[0]].ids, sequences[same[-1]].ids])
         end = min(common, *(fed(sequences[n]) for n in same))
         ends = [n for n in same if fed(sequences[n]) == end]
@@ -192,5 +192,8 @@ def select(past: Past, rows: list[int]) -> Past:
 
 def shared_length(rows: list[list[int]]) -> int:
     """Number of leading ids that all rows have in common."""
-    length = min(map(len, rows))
-    return next((n for n in range(length) if any(row[n] != rows[0][n] for row in rows)), length)
+    first, last = min(rows), max(rows)  # in sorted order, what these two share is common to all between
+    length = min(len(first), len(last))
+    if first[:length] == last[:length]:
+        return length
+    return next(n for n in range(length) if first[n] != last[n])

@@ -35,7 +35,7 @@ def calibration_error(predicted: list[float], target: list[float], bins: int = 1
     return sum(abs(p - t) for _, p, t in sums) / len(both)
 
 
-def wilson(successes: float, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson's score interval)."""
     if total == 0:
         return (0.0, 1.0)

@@ -10,13 +10,13 @@ import re
 # Said of oneself: "I can't help", "we are unable to". What follows decides nothing here; "I can't wait" is let through.
 UNABLE = (
     r"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:really |simply |just |sorry,? but i )?"
-    r"(?:can(?:no|')t|can not|cannot|could not|couldn't|won't|will not|would not|wouldn't|must not|shouldn't|"
+    r"(?:can(?:no|')t|can not|cannot|won't|will not|must not|"
     r"(?:am |are )?(?:not able|unable|not going|not willing|not comfortable)|do not feel comfortable|don't feel comfortable|"
     r"(?:have to|must|need to|will|'ll) (?:decline|refuse)|decline|refuse)\b(?!\s+(?:wait|agree more|help but|say for sure))"
 )
 SORRY = (
     r"^\W*(?:i(?:'m| am)\s+(?:very |so |really )?sorry|sorry|my apologies|i apologi[sz]e)\b"
-    r"(?!\s+(?:to hear|that you|you(?:'re| are)|for your|about your|for the (?:confusion|delay|late)))"
+    r"(?!\s+(?:to|that you|you(?:'re| are)|for your|about your|for the (?:confusion|delay|late))|,? i (?:did|mis))"
 )
 AS_AN_AI = r"\bas an? (?:ai|language model|assistant)\b"
 NOT_RIGHT = (

@@ -7,6 +7,7 @@ similarity of their sets of words; of several such pairs the first): replies tha
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def pairs_of_file(path: Path) -> Iterator[Pair]:
         yield comparison if isinstance(comparison, Pair) else pair_of_comparison(comparison)
     for prompt_id, group in samples.items():
         yield pair_of_samples(prompt_id, group)
+
+
+def comparisons_of_file(path: Path) -> Iterator[Comparison | Pair]:
+    """Comparisons as they are labelled; rejected rows, and pairs of samples where there are any, as pairs."""
+    samples: dict[str, list[Sample]] = {}
+    yield from comparisons_and_samples(path, samples)
+    for prompt_id, group in samples.items():
+        yield replace(pair_of_samples(prompt_id, group), rejected=None)
 
 
 def comparisons_and_samples(path: Path, samples: dict[str, list[Sample]]) -> Iterator[Comparison | Pair]:

@@ -16,7 +16,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import groupby, pairwise
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +43,6 @@ CREATE TABLE draws (draw INTEGER, question INTEGER, PRIMARY KEY (draw, question)
 INSERT_POST = "INSERT OR IGNORE INTO posts VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_QUESTION = "INSERT INTO questions VALUES (?, ?)"
 INSERT_ANSWER = "INSERT INTO answers VALUES (?, ?, ?, ?, ?)"
-Rows = tuple[str, tuple, tuple]  # statement for the thin table, row of `posts`, row of the thin table
 SELECT_POSTS = "SELECT key, title, body, author, license, tags FROM posts WHERE key IN ({})"
 ANSWERS_OF_ONE = "SELECT id, score, length, opening FROM answers WHERE question = ? ORDER BY id"
 # Both tables are read in the order of their keys: no sort, no temporary file.
@@ -104,48 +103,56 @@ class PostIndex:
 
     def add(self, posts: list[Question | Answer]) -> list[Question | Answer]:
         """Store posts; returned, and not stored, are those whose site has a post of that id already (the first one stays)."""
-        rows = [self._rows_of(post) for post in posts]
-        keys = [row[0] for _, row, _ in rows]
-        ascending = all(before < after for before, after in pairwise([self._highest, *keys]))
-        self._highest = max([self._highest, *keys])
+        rows: list[tuple] = []
+        questions: list[tuple] = []
+        answers: list[tuple] = []
+        base, site, highest, ascending = 0, None, self._highest, True
+        for post in posts:
+            if post.site is not site:
+                site, base = post.site, self._site_base(post.site)
+            key = base + post.id
+            ascending = ascending and key > highest
+            highest = max(highest, key)
+            if isinstance(post, Question):
+                rows.append((key, post.title, post.body, post.author, post.license, post.tags))
+                questions.append((key, post.accepted))
+            else:
+                body = post.body
+                rows.append((key, None, body, post.author, post.license, None))
+                answers.append((base + post.question, post.id, post.score, len(body), opening(body)))
+        self._highest = highest
         if not ascending:
-            return self._add_one_by_one(posts, rows)
+            return self._add_one_by_one(posts, rows, questions, answers)
         # Dumps come in the order of their ids, so no id can have been there before: batches insert twice as fast.
-        self._db.executemany(INSERT_POST, [row for _, row, _ in rows])
-        for statement in (INSERT_QUESTION, INSERT_ANSWER):
-            self._db.executemany(statement, [thin for table, _, thin in rows if table is statement])
+        self._db.executemany(INSERT_POST, rows)
+        self._db.executemany(INSERT_QUESTION, questions)
+        self._db.executemany(INSERT_ANSWER, answers)
         return []
 
-    def _add_one_by_one(self, posts: list[Question | Answer], rows: list[Rows]) -> list[Question | Answer]:
+    def _add_one_by_one(
+        self, posts: list[Question | Answer], rows: list[tuple], questions: list[tuple], answers: list[tuple]
+    ) -> list[Question | Answer]:
         repeated = []
-        for post, (statement, row, thin) in zip(posts, rows, strict=True):
+        thin = {Question: (INSERT_QUESTION, iter(questions)), Answer: (INSERT_ANSWER, iter(answers))}
+        for post, row in zip(posts, rows, strict=True):
+            statement, own = thin[type(post)]
+            values = next(own)
             if self._db.execute(INSERT_POST, row).rowcount == 1:
-                self._db.execute(statement, thin)
+                self._db.execute(statement, values)
             else:
                 repeated.append(post)
         return repeated
-
-    def _rows_of(self, post: Question | Answer) -> Rows:
-        base = self._site_base(post.site)
-        key = base + post.id
-        if isinstance(post, Question):
-            asked = (key, post.title, post.body, post.author, post.license, post.tags)
-            return INSERT_QUESTION, asked, (key, post.accepted)
-        answered = (key, None, post.body, post.author, post.license, None)
-        return INSERT_ANSWER, answered, (base + post.question, post.id, post.score, len(post.body), opening(post.body))
 
     def answers_by_question(self) -> Iterator[tuple[int, list[Ranked] | int]]:
         """(key of a question, its answers with full scores), by key; a number of answers where the question is not there."""
         rows = self._db.execute(ANSWERS_BY_QUESTION)
         for question, group in groupby(rows, key=itemgetter(0)):
-            orphans = 0
-            answers = []
-            for _, orphan, accepted, number, score, length, opened in group:
-                if orphan:
-                    orphans += 1
-                else:
-                    answers.append(Ranked(number, full_score(score, number == accepted), length, opened))
-            yield question, orphans or answers
+            own = list(group)
+            _, orphan, accepted, *_ = own[0]
+            if orphan:
+                yield question, len(own)
+            else:
+                yield question, [Ranked(row[3], full_score(row[4], row[3] == accepted), row[5], row[6]) for row in own]
 
     def answers_of(self, question: int) -> list[Ranked]:
         """The answers of the question with this key and their full scores, by id."""

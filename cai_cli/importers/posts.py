@@ -96,7 +96,7 @@ def site_of_url(url: str) -> Site | None:
 def site_of_file(path: Path) -> Site:
     """beer.Posts.xml -> beer; Posts.xml and Posts.xml.gz -> the directory's name; other files -> their stem."""
     stem = path.name
-    for ending in (".gz", ".xml", ".jsonl", ".json", ".parquet"):
+    for ending in (".7z", ".gz", ".xml", ".jsonl", ".json", ".parquet"):
         stem = stem.removesuffix(ending)
     if stem.lower() == "posts":
         stem = path.resolve().parent.name

@@ -2,7 +2,8 @@
 
 A row: qid, question (HTML), answers [{answer_id, author, author_id, author_profile, pm_score, selected, text (HTML)}],
 date, metadata (addresses of the question, the site, the asker). `pm_score` already holds the +1 of the accepted answer, so
-these questions name no accepted one. Files are JSONL (or gzip of it), or parquet, which `datasets` streams.
+these questions name no accepted one. Files are JSONL (or gzip of it) or parquet; parquet and the Hub's data sets are
+streamed by `datasets`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,22 @@ def read_parquet_rows(path: Path, site: Site) -> Iterator[Question | Answer | Sk
     except (OSError, ValueError, RuntimeError) as error:  # pyarrow's errors derive from these
         problem = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a readable parquet file: {problem}", "download it again") from None
+
+
+def read_hub_rows(source: str) -> Iterator[Question | Answer | Skip]:
+    """The same from `hf:org/name[:split]`, streamed by `datasets`."""
+    from datasets import load_dataset
+
+    name, _, split = source.removeprefix("hf:").partition(":")
+    number = 0
+    try:
+        for number, row in enumerate(load_dataset(name, split=split or "train", streaming=True), 1):
+            yield from posts_of(row, f"{source}: row {number}", Site("stack-exchange"))
+    except Exception as error:  # the library raises many types; each is a user's mistake or a missing network
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{source}: cannot be read after row {number}: {problem}", "check the name, the split and the network"
+        ) from None
 
 
 def posts_of(row: dict[str, Any], place: str, file_site: Site) -> Iterator[Question | Answer | Skip]:

@@ -8,37 +8,33 @@ pair is drawn depends on the seed, the site and the question id alone, never on 
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from cai_cli import keys
 from cai_cli.conversation import message, prompt_id
 from cai_cli.errors import UserError
 from cai_cli.importers.html_text import html_to_text
+from cai_cli.importers.post_files import Advance, no_progress, read_source
 from cai_cli.importers.post_index import PostIndex, Stored
-from cai_cli.importers.posts import ID_LIMIT, Answer, Counts, Question, Site, Skip, parse_tags, site_of_file
-from cai_cli.importers.posts_xml import Item, read_posts
-from cai_cli.importers.preference_rows import read_jsonl_rows, read_parquet_rows
-from cai_cli.importers.votes import Ranked, draw_pairs, fingerprint, scores_differ
+from cai_cli.importers.posts import ID_LIMIT, Answer, Counts, Question, Site, Skip, parse_tags
+from cai_cli.importers.posts_xml import Item
+from cai_cli.importers.votes import Ranked, draw_pairs, fingerprint, near_duplicates, scores_differ
 from cai_cli.records import Comparison
 
-GZIP, SEVEN_ZIP, PARQUET, ZIP = b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"PAR1", b"PK\x03\x04"
-BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-BATCH_POSTS, BATCH_CHARS = 1000, 1 << 22  # put into the index at once: what comes first
+BATCH_POSTS, BATCH_CHARS = 250, 1 << 22  # put into the index at once: what comes first
+POSTS = (Question, Answer)
 SLICE = 50  # answers of one question whose bodies are in memory together
 REPEATED = "repeated post id"
 TOO_LONG = "is longer than max_chars"
+NEAR_DUPLICATE = "is a near-duplicate of another"
 HTML_LIMIT = 100_000  # characters: no real post is longer, and the HTML parser's time is quadratic on nested rubbish
 
 
 @dataclass(frozen=True, slots=True)
 class PairOptions:
-    """How pairs are drawn.
+    """How pairs are drawn. `min_score_gap`: a pair's scores are at least that far apart.
 
     `max_chars` holds for each text as written: the prompt (title and body) and each answer. Whatever it is, posts of more
     than 100,000 characters of HTML count as over-long.
@@ -47,12 +43,13 @@ class PairOptions:
     seed: int
     pairs_per_question: int = 1
     min_answers: int = 2
+    min_score_gap: int = 1
     max_pairs: int | None = None
     max_chars: int = 8192
     keep_html: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("pairs_per_question", "max_chars", "max_pairs"):
+        for name in ("pairs_per_question", "min_score_gap", "max_chars", "max_pairs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
@@ -61,18 +58,24 @@ class PairOptions:
 
 
 def make_pairs(
-    posts: list[Path], options: PairOptions, workdir: Path, counts: Counts | None = None
+    posts: Sequence[Path | str],
+    options: PairOptions,
+    workdir: Path,
+    counts: Counts | None = None,
+    advance: Advance = no_progress,
 ) -> Iterator[Comparison | Skip]:
     """Comparisons, and a Skip for each row, answer or question left out for what it is; `counts` is filled on the way.
 
+    `posts`: files, or `hf:org/name[:split]` of data sets with rows as HuggingFaceH4/stack-exchange-preferences has them.
+    `advance` is told, now and then, how many more bytes of the files have been read.
     Without `max_pairs` questions come by site and id; with it in an order drawn by key, so that the pairs taken are a
     uniform sample of all sites and a larger limit only adds to them. Memory does not grow with the data; `workdir` holds an
     index about as large as the unpacked dump, which is gone when the iterator is finished or closed.
     """
     counts = counts if counts is not None else Counts()
     with PostIndex(workdir) as index:
-        for path in posts:
-            yield from store_file(path, index, counts)
+        for source in posts:
+            yield from store_items(read_source(source, advance), index, counts)
         for question in questions_in_order(index, options, counts):
             if options.max_pairs is not None and counts.pairs >= options.max_pairs:
                 break
@@ -86,12 +89,12 @@ def make_pairs(
                 yield result
 
 
-def store_file(path: Path, index: PostIndex, counts: Counts) -> Iterator[Skip]:
-    """Count the items of one file and put its posts into the index; a Skip for each that does not get there."""
+def store_items(items: Iterator[Item], index: PostIndex, counts: Counts) -> Iterator[Skip]:
+    """Count the items of one source and put its posts into the index; a Skip for each that does not get there."""
     batch: list[Question | Answer] = []
     size = 0
-    for item in read_file(path):
-        if isinstance(item, Question | Answer):
+    for item in items:
+        if isinstance(item, POSTS):
             batch.append(item)
             size += len(item.body)
             if len(batch) >= BATCH_POSTS or size >= BATCH_CHARS:
@@ -115,45 +118,6 @@ def store(posts: list[Question | Answer], index: PostIndex, counts: Counts) -> I
     counts.answers += len(posts) - len(repeated) - questions
 
 
-def read_file(path: Path) -> Iterator[Item]:
-    """The posts of one file. What it is shows from its first bytes: Posts.xml, JSONL, either in gzip, or parquet."""
-    with ExitStack() as stack:
-        try:
-            raw = stack.enter_context(path.open("rb"))
-            head = raw.peek(8)[:8]
-            if head.startswith((SEVEN_ZIP, ZIP)):
-                advice = f"unpack it first: 7z e {path.name} Posts.xml"
-                raise UserError(f"{path} is an archive, which cannot be read as a stream", advice)
-            if head.startswith(PARQUET):
-                yield from read_parquet_rows(path, site_of_file(path))
-                return
-            stream: BinaryIO = raw
-            if head.startswith(GZIP):
-                stream = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=raw)))
-            yield from read_stream(stream, path)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{path}: damaged gzip: {error}", "download it again") from None
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}", "give a Posts.xml or preference rows") from None
-
-
-def read_stream(stream: BinaryIO, path: Path) -> Iterator[Item]:
-    """Posts from an open, unpacked file."""
-    start = stream.peek(256)[:256] if hasattr(stream, "peek") else b""
-    shown = start
-    for mark in BYTE_ORDER_MARKS:
-        shown = shown.removeprefix(mark)
-    shown = shown.lstrip(b"\0 \t\r\n")
-    site = site_of_file(path)
-    if shown.startswith(b"<"):
-        yield from read_posts(stream, path, site)
-    elif shown.startswith(b"{"):
-        yield from read_jsonl_rows(stream, path, site)
-    else:
-        problem = "is empty" if not start else "is neither a Posts.xml nor JSONL rows"
-        raise UserError(f"{path} {problem}", "give Posts.xml of a dump or stack-exchange-preferences rows")
-
-
 def questions_in_order(index: PostIndex, options: PairOptions, counts: Counts) -> Iterator[tuple[int, list[Ranked]]]:
     """(key, answers) of each question with enough answers and two different scores, counting them and all others."""
     for question, answers in index.answers_by_question():
@@ -161,7 +125,7 @@ def questions_in_order(index: PostIndex, options: PairOptions, counts: Counts) -
             counts.orphan_answers += answers
         elif len(answers) >= options.min_answers:
             counts.answered_questions += 1
-            if scores_differ(answers):
+            if scores_differ(answers, options.min_score_gap):
                 counts.usable_questions += 1
                 if options.max_pairs is None:
                     yield question, answers
@@ -187,24 +151,63 @@ def pairs_of_question(entry: tuple[int, list[Ranked]], index: PostIndex, options
                 yield Skip(f"{place}/{answer.id}", f"answer {problem}")
             else:
                 kept.append(answer)
-    pairs = draw_pairs(kept, options.pairs_per_question, options.seed, "pmp", site.name, number)
-    if not pairs or len(kept) < options.min_answers:
-        yield Skip(place, "question is left with too few answers")
-        return
-    question = index.posts(base, [number])[number]
+    texts = Texts(base, index, options)
+    while True:
+        pairs = draw_pairs(kept, options.pairs_per_question, options.seed, "pmp", site.name, number, gap=options.min_score_gap)
+        if not pairs or len(kept) < options.min_answers:
+            yield Skip(place, "question is left with too few answers")
+            return
+        texts.load([number, *(answer.id for pair in pairs for answer in pair)])
+        fault = first_fault(pairs, texts)
+        if fault is None:
+            break
+        answer, problem = fault
+        yield Skip(f"{place}/{answer.id}", f"answer {problem}")
+        kept = [other for other in kept if other.id != answer.id]
+    question = texts.posts[number]
     prompt, problem = prompt_of(question, options)
     if problem:
         yield Skip(place, f"question {problem}")
         return
     for pair in pairs:
-        stored = index.posts(base, [answer.id for answer in pair])
-        replies = [stored[answer.id] for answer in pair]
-        texts = [readable(reply.body, options) for reply in replies]
-        problem = texts[0][1] or texts[1][1]
-        if problem:  # only markup that is longer as text than as HTML, or holds nothing but scripts, gets this far
-            yield Skip(place, f"answer {problem}")
-        else:
-            yield comparison(site, number, prompt, question, pair, replies, [text for text, _ in texts])
+        yield comparison(site, number, prompt, question, pair, texts)
+
+
+class Texts:
+    """Posts of one question, read from the index together, and the texts of its answers, each converted once."""
+
+    def __init__(self, base: int, index: PostIndex, options: PairOptions) -> None:
+        self.base, self.index, self.options = base, index, options
+        self.posts: dict[int, Stored] = {}
+        self.known: dict[int, tuple[str, str | None]] = {}
+
+    def load(self, ids: list[int]) -> None:
+        wanted = list(dict.fromkeys(number for number in ids if number not in self.posts))
+        for start in range(0, len(wanted), SLICE):
+            self.posts |= self.index.posts(self.base, wanted[start : start + SLICE])
+
+    def of(self, answer: Ranked) -> tuple[str, str | None]:
+        """The text of an answer that was loaded, and what is wrong with it, if anything."""
+        if answer.id not in self.known:
+            self.known[answer.id] = readable(self.posts[answer.id].body, self.options)
+        return self.known[answer.id]
+
+
+def first_fault(pairs: list[tuple[Ranked, Ranked]], texts: Texts) -> tuple[Ranked, str] | None:
+    """The first answer among those drawn that has to go, and why; then others are drawn. None: the pairs stand.
+
+    Copies are found beforehand by `judged_answers`. That two answers are alike in most of their words shows only from their
+    whole texts, so it is looked at where it matters: between the two of a pair. The lower one goes.
+    """
+    for better, worse in pairs:
+        (text, problem), (other, its_problem) = texts.of(better), texts.of(worse)
+        if problem:  # longer as text than as HTML, or nothing but scripts
+            return better, problem
+        if its_problem:
+            return worse, its_problem
+        if near_duplicates(text, other):
+            return worse, NEAR_DUPLICATE
+    return None
 
 
 def prompt_of(question: Stored, options: PairOptions) -> tuple[str, str | None]:
@@ -241,7 +244,7 @@ def judged_answers(
                 yield answer, TOO_LONG
                 continue
             words = fingerprint(body)
-            problem = "is a near-duplicate of another" if words and words in seen else None
+            problem = NEAR_DUPLICATE if words and words in seen else None
             if not problem and (not words or len(body) > options.max_chars):
                 problem = readable(body, options)[1]
             if not problem:
@@ -265,19 +268,19 @@ def comparison(
     prompt_text: str,
     question: Stored,
     pair: tuple[Ranked, Ranked],
-    replies: list[Stored],
-    texts: list[str],
+    texts: Texts,
 ) -> Comparison:
     """The record of one ranked pair, better answer first. Its id holds no counter, so any order of the work gives it."""
     prompt = [message("user", prompt_text)]
     prompt_key = prompt_id(prompt)
     better, worse = pair
+    posts = {"question": question, "chosen": texts.posts[better.id], "rejected": texts.posts[worse.id]}
     return Comparison(
         id=f"{prompt_key}/{site.name}-{better.id}-{worse.id}",
         prompt_id=prompt_key,
         prompt=prompt,
-        chosen=[message("assistant", texts[0])],
-        rejected=[message("assistant", texts[1])],
+        chosen=[message("assistant", texts.of(better)[0])],
+        rejected=[message("assistant", texts.of(worse)[0])],
         probability=1.0,
         origin="votes",
         source=site.name,
@@ -286,9 +289,9 @@ def comparison(
             "url": f"https://{site.host}/questions/{number}" if site.host else None,
             "question_id": number,
             "answer_ids": {"chosen": better.id, "rejected": worse.id},
-            "authors": {"question": question.author, "chosen": replies[0].author, "rejected": replies[1].author},
+            "authors": {name: post.author for name, post in posts.items()},
             "scores": {"chosen": better.score, "rejected": worse.score},
             "tags": parse_tags(question.tags or ""),
-            "license": ", ".join(sorted({question.license, replies[0].license, replies[1].license})),
+            "license": ", ".join(sorted({post.license for post in posts.values()})),
         },
     )

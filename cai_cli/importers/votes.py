@@ -13,9 +13,9 @@ import re
 from bisect import bisect_right
 from dataclasses import replace
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cai_cli.conversation import Conversation, message
 from cai_cli.keys import Part, uniform
@@ -24,6 +24,9 @@ from cai_cli.records import Comparison
 TAG = re.compile(r"<[^<>]*>")  # linear even on a body of nothing but "<"
 HEAD, OPENING = 160, 24  # characters of HTML looked at, bytes of fingerprint kept
 LONGEST_ENTITY = 40  # characters; HTML's longest is 33
+WORD = re.compile(r"\w+")
+WORDS_ONLY = bytes(byte if chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in range(256))
+ALIKE = 0.8  # with one word of nineteen changed, two texts are still near-duplicates
 GOOD, BAD = "GOOD: ", "BAD: "
 
 
@@ -50,18 +53,26 @@ def full_score(score: int, accepted: bool) -> int:
     return score + 1 if accepted and score >= 0 else score
 
 
-def scores_differ(answers: list[Ranked]) -> bool:
-    return any(answer.score != answers[0].score for answer in answers)
+def scores_differ(answers: list[Ranked], gap: int = 1) -> bool:
+    """Whether two of the answers have scores at least `gap` apart."""
+    low = high = answers[0].score
+    for answer in answers:
+        if answer.score > high:
+            high = answer.score
+        elif answer.score < low:
+            low = answer.score
+    return high - low >= gap
 
 
-def draw_pairs(answers: list[Ranked], wanted: int, *key: Part) -> list[tuple[Ranked, Ranked]]:
-    """Up to `wanted` distinct (better, worse) pairs, uniform among those of different score, drawn by key.
+def draw_pairs(answers: list[Ranked], wanted: int, *key: Part, gap: int = 1) -> list[tuple[Ranked, Ranked]]:
+    """Up to `wanted` distinct (better, worse) pairs, uniform among those with scores at least `gap` apart, drawn by key.
 
     Pairs are numbered without listing them (a question may have thousands of answers): the answers sorted by score, each
-    owns as many numbers as there are answers strictly below it.
+    owns as many numbers as there are answers that far below it.
     """
-    ordered = _by_score(answers)
-    ends = list(accumulate(_lower_counts(ordered)))
+    ordered = sorted(answers, key=SCORE_THEN_ID)
+    scores = [answer.score for answer in ordered]
+    ends = list(accumulate(bisect_right(scores, score - gap) for score in scores))
     total = ends[-1] if ends else 0
     numbers: list[int] = list(range(total)) if wanted >= total else []
     draw = 0
@@ -76,19 +87,6 @@ def draw_pairs(answers: list[Ranked], wanted: int, *key: Part) -> list[tuple[Ran
         worse = number - (ends[better - 1] if better else 0)
         pairs.append((ordered[better], ordered[worse]))
     return pairs
-
-
-def _by_score(answers: list[Ranked]) -> list[Ranked]:
-    return sorted(answers, key=SCORE_THEN_ID)
-
-
-def _lower_counts(ordered: list[Ranked]) -> list[int]:
-    """For each answer of a list sorted by score, the number of answers with a strictly lower score."""
-    counts: list[int] = []
-    for position, answer in enumerate(ordered):
-        tied = position > 0 and ordered[position - 1].score == answer.score
-        counts.append(counts[-1] if tied else position)
-    return counts
 
 
 def fingerprint(body: str) -> bytes:
@@ -114,15 +112,64 @@ def opening(body: str) -> bytes | None:
     return start if len(start) == OPENING else None
 
 
+def near_duplicates(first: str, second: str) -> bool:
+    """Whether two texts of like length are alike in most of their words and in most of their pairs of neighbouring words.
+
+    Alike: a Jaccard similarity of `ALIKE` or more. What is cheap comes first and settles most cases.
+    """
+    if not like(len(first), len(second)):
+        return False
+    one, other = words_of(first), words_of(second)
+    return like(len(one), len(other)) and alike(set(one), set(other)) and alike(set(pairwise(one)), set(pairwise(other)))
+
+
+def like(first: int, second: int) -> bool:
+    return first >= ALIKE * second and second >= ALIKE * first
+
+
+def words_of(text: str) -> list[bytes] | list[str]:
+    """The words of a text, without case and punctuation; what stands between blanks where there are none."""
+    if text.isascii():  # several times as fast
+        return text.lower().encode().translate(WORDS_ONLY).split() or text.split()
+    return WORD.findall(text.casefold()) or text.split()
+
+
+def alike(first: set, second: set) -> bool:
+    shared = len(first & second)
+    return shared >= ALIKE * (len(first) + len(second) - shared)
+
+
 def binarise(pair: Comparison, good: str = GOOD, bad: str = BAD) -> tuple[Comparison, Comparison]:
     """One ranked pair A > B -> two comparisons, each of one text: GOOD:A > BAD:A and BAD:B > GOOD:B (2112.00861, 4.1).
 
-    The mark goes in front of the reply. Ids end in /good and /bad; everything else is kept.
+    The mark goes in front of the reply. Ids end in /good and /bad, and the attribution names the one answer on both sides.
     """
     return (
-        replace(pair, id=f"{pair.id}/good", chosen=_mark(pair.chosen, good), rejected=_mark(pair.chosen, bad)),
-        replace(pair, id=f"{pair.id}/bad", chosen=_mark(pair.rejected, bad), rejected=_mark(pair.rejected, good)),
+        replace(
+            pair,
+            id=f"{pair.id}/good",
+            chosen=_mark(pair.chosen, good),
+            rejected=_mark(pair.chosen, bad),
+            attribution=_attribution_of(pair, "chosen"),
+        ),
+        replace(
+            pair,
+            id=f"{pair.id}/bad",
+            chosen=_mark(pair.rejected, bad),
+            rejected=_mark(pair.rejected, good),
+            attribution=_attribution_of(pair, "rejected"),
+        ),
     )
+
+
+def _attribution_of(pair: Comparison, side: str) -> dict[str, Any] | None:
+    """The attribution of a pair whose both texts are those of one side."""
+    if pair.attribution is None:
+        return None
+    return {
+        name: {**value, "chosen": value[side], "rejected": value[side]} if isinstance(value, dict) else value
+        for name, value in pair.attribution.items()
+    }
 
 
 def _mark(reply: Conversation, mark: str) -> Conversation:

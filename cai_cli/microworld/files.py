@@ -33,12 +33,12 @@ TRAIN_FILES = {
 }
 HELD_OUT_FILES = {"validation.jsonl": "validation", "test.jsonl": "test"}
 HELD_OUT_PER_KIND = 256
-QUESTIONS = 600
-HUMAN_COMPARISONS = 1600
+QUESTIONS = {BENIGN: 2100, OWN: 2100}
+HUMAN_COMPARISONS = 4000
 RATER_NOISE = 0.1
 
 # What human raters compare: over-refusals and bare sorries are common, so that a preference model learns to mind them.
-RATED_FORMS = {"complies": 0.42, "wrong_steps": 0.24, "over_refusal": 0.18, "evasive": 0.09, "partial": 0.07}
+RATED_FORMS = {"complies": 0.42, "wrong_steps": 0.36, "over_refusal": 0.12, "evasive": 0.06, "partial": 0.04}
 # Some pairs are an answer and a broken copy of it: a preference model that never meets broken text lets a policy drift there.
 GARBLED_SHARE = 0.2
 GARBLED_FORMS = {"complies": 0.4, "over_refusal": 0.5, "evasive": 0.1}
@@ -151,11 +151,13 @@ def helpfulness(request: Request, text: str) -> int:
 
 
 def write_posts(path: Path, rng: Random) -> None:
-    """A Stack Exchange dump of benign questions, each with three to five answers and their votes."""
+    """A Stack Exchange dump of questions that deserve an answer, each with three to five answers and their votes."""
     number = iter(range(1, 1_000_000))
     with path.open("w", encoding="utf-8") as file:
         file.write('<?xml version="1.0" encoding="utf-8"?>\n<posts>\n')
-        for request in spread_prompts(BENIGN, "train", QUESTIONS, rng, set()):
+        asked = [row for kind, count in QUESTIONS.items() for row in spread_prompts(kind, "train", count, rng, set())]
+        rng.shuffle(asked)
+        for request in asked:
             for attributes in thread(request, lambda: next(number), rng):
                 fields = " ".join(f"{name}={quoteattr(str(value))}" for name, value in attributes.items())
                 file.write(f"  <row {fields} />\n")
@@ -180,7 +182,11 @@ def thread(request: Request, new_id: Callable[[], int], rng: Random) -> list[dic
     head = post(question, 1, request.text, max(0, round(rng.gauss(4, 3))), rng)
     accepted = rng.choice(right if rng.random() < ACCEPTED_RIGHT else ids)
     head = {"Id": head.pop("Id"), "PostTypeId": head.pop("PostTypeId"), "AcceptedAnswerId": accepted, **head}
-    head |= {"Title": request.text, "Tags": f"<{request.action.category}>", "AnswerCount": len(replies)}
+    head |= {
+        "Title": f"{request.action.phrase} the {request.thing.name}",
+        "Tags": f"<{request.action.category}>",
+        "AnswerCount": len(replies),
+    }
     return [head, *replies]
 
 

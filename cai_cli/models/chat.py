@@ -175,7 +175,7 @@ def encode_scored(
     prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion, stops)
     ids = close_with_eos(prompt_ids + completion_ids, int(tokenizer.eos_token_id))
     if len(ids) > max_length:
-        raise UnfitRow("too_long", f"{len(ids)} tokens, --max-length is {max_length}")
+        raise UnfitRow("too_long", f"{len(ids)} tokens, at most {max_length} fit")
     return ids
 
 
@@ -215,8 +215,23 @@ class Renderer:
         text = self.render(prompt) + suffix
         return encode_text(self.tokenizer, text) if isinstance(prompt, str) else encode_rendered(self.tokenizer, text)
 
-    def encode_all(self, prompt: str | Conversation, suffixes: list[str]) -> list[list[int]]:
-        """Ids of the prompt with each of the suffixes, encoded together; the prompt is rendered once."""
-        text = self.render(prompt)
-        encode = encode_text if isinstance(prompt, str) else encode_rendered
-        return [encode(self.tokenizer, text + suffix) for suffix in suffixes]
+    def encode_all(self, prompts: list[tuple[str | Conversation, list[str]]]) -> list[list[list[int]]]:
+        """Ids of each prompt with each of its suffixes, encoded together. Many texts at once, which tokenizers do faster."""
+        texts: dict[bool, list[str]] = {True: [], False: []}  # plain or rendered
+        for prompt, suffixes in prompts:
+            text = self.render(prompt)
+            texts[isinstance(prompt, str)] += [text + suffix for suffix in suffixes]
+        encoded = {plain: iter(self._encode_texts(group, plain)) for plain, group in texts.items()}
+        return [[next(encoded[isinstance(prompt, str)]) for _ in suffixes] for prompt, suffixes in prompts]
+
+    def _encode_texts(self, texts: list[str], plain: bool) -> list[list[int]]:
+        """As `encode_text` where they are plain, else as `encode_rendered`."""
+        if not texts:
+            return []
+        rows = self.tokenizer(texts, add_special_tokens=plain, return_attention_mask=False)["input_ids"]
+        eos, word = self.tokenizer.eos_token_id, str(self.tokenizer.eos_token)
+        if not plain:
+            return list(rows)
+        return [
+            row[:-1] if row and row[-1] == eos and not text.endswith(word) else row for row, text in zip(rows, texts, strict=True)
+        ]

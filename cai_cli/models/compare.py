@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-TOLERANCE = 1e-3  # Of a tensor's norm: above the rounding of bfloat16 twice over, below what any useful training changes.
+# Share of a tensor's numbers that are the same in bfloat16. A copy in float16 loses 3 % to rounding twice; training that
+# moves the numbers by a thousandth of their size changes more than 10 %.
+SAME = 0.95
 
 
 def same_weights(first: Any, second: Any) -> bool:
@@ -23,5 +25,5 @@ def same_tensor(first: Any, second: Any) -> bool:
     rows = min(first.shape[0], second.shape[0]) if first.dim() == 2 else None  # a pad token may have been added to one
     if first.shape[1:] != second.shape[1:] or (rows is None and first.shape != second.shape):
         return False
-    a, b = first[:rows].float(), second[:rows].to(first.device).float()
-    return bool((a - b).norm() <= TOLERANCE * a.norm())
+    a, b = first[:rows].bfloat16(), second[:rows].to(first.device).bfloat16()
+    return bool((a == b).float().mean() >= SAME)

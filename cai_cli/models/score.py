@@ -43,20 +43,39 @@ def right_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Ten
     return ids, mask
 
 
-def position_scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """(B, T) float32: the head's output at every position. Positions count from each row's first real token."""
+def transformer(model: Any) -> Any:
+    """The classifier itself, without the shell that peft puts around it."""
+    return model.base_model.model if hasattr(model, "peft_config") else model
+
+
+def hidden_states(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, D): what the head reads, at every position. Positions count from each row's first real token."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    hidden = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
-    head = score_head(model)
+    trunk = transformer(model).base_model
+    return trunk(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+
+
+def head_scores(model: Any, hidden: Tensor) -> Tensor:
+    """(...,) float32 scores of hidden states (..., D)."""
+    head = score_head(transformer(model))
     return head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+
+
+def position_scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) float32: the head's output at every position."""
+    return head_scores(model, hidden_states(model, ids, mask))
+
+
+def last_scores(model: Any, hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B,) float32 scores at the last real token of right-padded rows, which the caller has made EOS."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return head_scores(model, hidden[rows, mask.sum(-1) - 1])
 
 
 def final_scores(model: Any, rows: list[list[int]], pad: int) -> Tensor:
     """(B,) float32: the score of each sequence, read at its last token, which the caller has made EOS."""
-    device = model.device
-    ids, mask = right_pad(rows, pad, device)
-    scores = position_scores(model, ids, mask)
-    return scores[torch.arange(len(rows), device=device), mask.sum(-1) - 1]
+    ids, mask = right_pad(rows, pad, model.device)
+    return last_scores(model, hidden_states(model, ids, mask), mask)
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ B episodes, W the longest prompt + response, T the longest response. Rows of `id
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,6 @@ from torch import Tensor
 
 from cai_cli.engines.base import Completion
 from cai_cli.models.score import right_pad
-
-# A micro-batch is cut where a row is this much shorter than its longest, once it is worth a pass of its own.
-ALIKE = 0.85
-FULL_PASS_TOKENS = {"cpu": 640, "cuda": 8192}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,23 +88,7 @@ def with_passes(episodes: Episodes, reference_logprobs: Tensor, values: Tensor, 
 
 
 def like_length(lengths: Tensor, batch_size: int) -> list[Tensor]:
-    """Indices of micro-batches, longest rows first: at most `batch_size` rows of like length in each.
-
-    Fewer where the lengths differ and the pass is large enough: little padding, and activations that fit the caches.
-    """
-    return [torch.tensor(batch, device=lengths.device) for batch in _cut(lengths.tolist(), batch_size, lengths.device.type)]
-
-
-def _cut(lengths: list[int], batch_size: int, device: str) -> Iterator[list[int]]:
-    full = FULL_PASS_TOKENS.get(device, FULL_PASS_TOKENS["cuda"])
-    batch: list[int] = []
-    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        if batch:
-            longest = lengths[batch[0]]
-            alike = lengths[n] >= ALIKE * longest
-            if len(batch) == batch_size or (not alike and len(batch) * longest >= full):
-                yield batch
-                batch = []
-        batch.append(n)
-    if batch:
-        yield batch
+    """Indices of micro-batches of at most `batch_size` rows, rows of like length together, the longest first."""
+    order = lengths.argsort(descending=True, stable=True)
+    count = -(-len(order) // batch_size)
+    return list(order.tensor_split(count)) if count else []

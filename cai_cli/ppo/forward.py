@@ -1,8 +1,8 @@
 """Log-probabilities and values of response tokens: no logits for prompts or padding, never all of a vocabulary at once.
 
 Rows are prompt + response, padded on the right. Under causal attention what follows a token does not reach it, so no mask is
-needed, and sorting rows by length leaves little padding. The state before response token t of a row whose prompt has p tokens
-is that of column p+t-1.
+needed; inside `packed_rows` the padding is not computed at all. The state before response token t of a row whose prompt has p
+tokens is that of column p+t-1.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from cai_cli.models.score import score_head
+from cai_cli.ppo.packing import is_packed, packed_states, pick
 
 CHUNK_LOGITS = 1 << 24  # Logits held at once: 64 MiB in float32. Beyond, they are made again in the backward pass.
 
 
-def response_positions(prompt_lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """prompt_lengths (B,), mask (B, T) -> rows (N,) and columns (N,) of the states before the N real response tokens."""
+def response_states(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """States (N, D) before each of the N real response tokens, and those tokens (N,)."""
     rows, steps = mask.nonzero(as_tuple=True)
-    return rows, prompt_lengths[rows] + steps - 1
+    columns = prompt_lengths[rows] + steps - 1
+    if is_packed(model):
+        states, packed_ids, layout = packed_states(model, ids, prompt_lengths + mask.sum(-1).long())
+        places = layout.starts[rows] + columns
+        return pick(states, places), packed_ids[places + 1]
+    hidden = hidden_states(model, ids)
+    return pick(hidden.flatten(0, 1), rows * ids.size(1) + columns), ids[rows, columns + 1]
 
 
 def hidden_states(model: Any, ids: Tensor) -> Tensor:
@@ -50,21 +57,20 @@ def token_logprobs(head: Any, states: Tensor, tokens: Tensor, temperature: float
 
 def response_logprobs(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """(B, T) float32 log-probabilities of the response tokens, zero where `mask` is."""
-    rows, columns = response_positions(prompt_lengths, mask)
-    tokens = ids[rows, columns + 1]
     if has_plain_head(model):
-        states = hidden_states(model, ids)[rows, columns]
+        states, tokens = response_states(model, ids, prompt_lengths, mask)
         found = token_logprobs(model.get_output_embeddings(), states, tokens, temperature)
     else:
+        rows, steps = mask.nonzero(as_tuple=True)
+        columns = prompt_lengths[rows] + steps - 1
         logits = model(input_ids=ids, use_cache=False).logits[rows, columns]
-        found = token_logprobs(Given(logits.size(-1)), logits, tokens, temperature)
+        found = token_logprobs(Given(logits.size(-1)), logits, ids[rows, columns + 1], temperature)
     return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask.bool(), found)
 
 
 def response_values(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
     """(B, T) float32 values of the states before each response token, zero where `mask` is."""
-    rows, columns = response_positions(prompt_lengths, mask)
-    states = hidden_states(model, ids)[rows, columns]
+    states, _ = response_states(model, ids, prompt_lengths, mask)
     head = score_head(model)
     found = head(states.to(head.weight.dtype)).squeeze(-1).float()
     return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask.bool(), found)
@@ -83,12 +89,12 @@ class Given:
 @torch.no_grad()
 def has_plain_head(model: Any) -> bool:
     """Whether logits are the output layer on the last hidden state and no more; some architectures scale or cap them."""
-    known: bool | None = getattr(model, "_cai_plain_head", None)
+    known: bool | None = getattr(model, "cai_plain_head", None)
     if known is None:
         ids = torch.arange(8, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
         head = model.get_output_embeddings()
         ours = head(hidden_states(model, ids)).float() if head is not None else None
         theirs = model(input_ids=ids, use_cache=False).logits.float()
         known = ours is not None and torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3)
-        model._cai_plain_head = known
+        model.cai_plain_head = known
     return known

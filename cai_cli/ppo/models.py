@@ -18,13 +18,13 @@ import torch
 
 from cai_cli.keys import key
 from cai_cli.models.adapters import Task, add_lora
-from cai_cli.models.load import load_lm, load_pm, training_dtype
+from cai_cli.models.load import load_config, load_lm, load_pm, training_dtype
+from cai_cli.ppo.forward import has_plain_head
+from cai_cli.ppo.packing import SHORT, prepare, where_it_can
 from cai_cli.training.pairwise import disable_dropout
 
 if TYPE_CHECKING:
     from cai_cli.stages.ppo import Options
-
-SHORT = 512  # Tokens up to which eager attention is the faster one on a CPU.
 
 
 class Pair:
@@ -68,6 +68,9 @@ def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pai
         frozen = load(path, options.device, dtype if options.frozen_dtype == "auto" else options.frozen_dtype, name, tokenizer)
         frozen.set_attn_implementation(model.config._attn_implementation)
         pair = Pair(model, model, frozen.requires_grad_(False))
+    for each in (pair.learner, pair.copy):
+        if each is not None:
+            prepare(each, longest, packs=task == "SEQ_CLS" or has_plain_head(each))
     if options.gradient_checkpointing:
         pair.learner.gradient_checkpointing_enable({"use_reentrant": False})
         pair.learner.eval()
@@ -85,15 +88,36 @@ def checkpointed_layers(model: Any) -> list[Any]:
 
 @contextmanager
 def training_pass(model: Any) -> Iterator[None]:
-    """Gradient checkpointing, where it is enabled, without the rest of train mode: no dropout of any kind comes back.
+    """Around forward and backward: packed rows, and gradient checkpointing where it is enabled.
 
-    Only around passes that are trained: a layer in this state forgets its cache, so that sampling would be wrong.
+    Without the rest of train mode, so that no dropout of any kind comes back; and only here, since a layer in this state
+    forgets its cache and sampling would be wrong.
     """
     layers = checkpointed_layers(model)
     for layer in layers:
         layer.training = True
     try:
-        yield
+        with where_it_can(model):
+            yield
     finally:
         for layer in layers:
             layer.training = False
+
+
+def held_bytes(options: Options) -> float:
+    """Rough memory of both pairs with gradients and AdamW's two moments, from their configurations alone."""
+    from transformers import AutoModelForCausalLM
+
+    size = {"float32": 4, "bfloat16": 2, "float16": 2}
+    trained = size[training_dtype(options.dtype)]
+    frozen = trained if options.frozen_dtype == "auto" else size[options.frozen_dtype]
+    each = {"4bit": 0.55, "8bit": 1.05}.get(options.quantize or "", float(trained))
+    total = 0.0
+    for path in (options.model, options.pm):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(load_config(path))
+        weights = model.num_parameters()
+        layers = [module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and "head" not in name]
+        adapter = sum(options.lora_r * (layer.in_features + layer.out_features) for layer in layers)
+        total += weights * each + 16 * adapter if options.lora else weights * (4 * trained + frozen)
+    return total

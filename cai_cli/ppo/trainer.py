@@ -23,6 +23,7 @@ from cai_cli.ppo.episodes import Episodes, make_episodes, over_episodes, with_pa
 from cai_cli.ppo.forward import response_logprobs, response_values
 from cai_cli.ppo.measures import Episode, mean_rows
 from cai_cli.ppo.models import load_pair
+from cai_cli.ppo.packing import where_it_can
 from cai_cli.ppo.rewards import GoldPM, reward_shape, score_completions
 from cai_cli.ppo.update import Learner, UpdateSettings, update
 from cai_cli.records import Prompt
@@ -73,17 +74,17 @@ class Trainer:
         self.size = 4 * options.per_device_train_batch_size  # Rows of a pass without gradients.
         self.gold = GoldPM(options.gold_pm, options.device, options.dtype, self.size) if options.gold_pm else None
         self.engine = TransformersEngine(self.policy.learner, self.tokenizer, options.temperature, options.batch_size)
-        self.context = self.engine.context
         # A reply's log-probabilities are those of the pass that is trained only where both compute in float32.
         self.recompute = options.bf16 or self.policy.learner.dtype != torch.float32 or bool(options.quantize)
         per_step = options.num_ppo_epochs * options.num_mini_batches
         policy_steps = max(1, options.steps - options.critic_warmup_steps)
-        value_rate = options.value_learning_rate or options.learning_rate
+        value_rate = options.learning_rate if options.value_learning_rate is None else options.value_learning_rate
         schedule, warmup = options.schedule, options.warmup_steps * per_step
         self.learners = {
             "policy": Learner(self.policy.learner, options.learning_rate, schedule, warmup, policy_steps * per_step),
             "value": Learner(self.value.learner, value_rate, schedule, warmup, options.steps * per_step),
         }
+        self.warned = False
         self.kl = KLController(options.kl_coef, options.target_kl, options.kl_horizon)
         self.settings = UpdateSettings(
             seed=options.seed,
@@ -152,9 +153,8 @@ class Trainer:
         warm = number >= options.critic_warmup_steps
         policy = self.learners["policy"] if warm else None
         rate = self.learners["policy"].learning_rate
-        stats = update(policy, self.learners["value"], episodes, advantages, returns, len(rollout.table), number, self.settings)
-        if not self.recompute:
-            self.check_ratio(stats["first_log_ratio"])
+        batch = (episodes, advantages, returns, len(rollout.table))
+        stats = update(policy, self.learners["value"], *batch, number, self.settings, self.check_ratio)
         clock.lap("update")
 
         row = {
@@ -193,10 +193,12 @@ class Trainer:
 
     def logprobs_of(self, part: Episodes, model: Any = None) -> Tensor:
         model = model or self.policy.learner
-        return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.options.temperature)
+        with where_it_can(model):
+            return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.options.temperature)
 
     def value_of(self, part: Episodes) -> Tensor:
-        return response_values(self.value.learner, part.ids, part.prompt_lengths, part.mask)
+        with where_it_can(self.value.learner):
+            return response_values(self.value.learner, part.ids, part.prompt_lengths, part.mask)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.policy.learner.device.type, self.options.bf16)
@@ -233,13 +235,23 @@ class Trainer:
         """Rollout and update must agree on the log-probabilities, on average over the tokens, before anything is changed."""
         differences = (episodes.logprobs - again).abs() * episodes.mask
         gap = (total(differences.sum()) / total(episodes.mask.sum())).item()
-        judge_gap(gap, "on average over the tokens")
+        self.judge(gap, "on average over the tokens", GAP_WARNING)
         return gap
 
     def check_ratio(self, log_ratio: float) -> None:
-        """In float32 the first minibatch's ratios are 1 up to rounding."""
-        if log_ratio > FLOAT32_RATIO:
-            judge_gap(log_ratio, "at a token", FLOAT32_RATIO)
+        """Before the first minibatch changes anything, its ratios are 1: in float32 up to rounding."""
+        if not self.recompute:
+            self.judge(log_ratio, "at a token", FLOAT32_RATIO)
+
+    def judge(self, gap: float, where: str, warning: float) -> None:
+        """Stop where rollout and update are at odds; warn, the first time, where they are not quite one."""
+        told = f"rollout and update differ by {gap:.3g} in log-probability {where}"
+        advice = "compute in float32: --dtype float32, without --bf16"
+        if gap > GAP_STOP:
+            raise RunError(told, advice)
+        if gap > warning and not self.warned:
+            self.warned = True
+            warn(f"{told}: {advice}")
 
     # State
 
@@ -264,15 +276,6 @@ class Trainer:
 
     def save_policy(self, folder: Path) -> None:
         save_trained(self.policy.whole, self.tokenizer, folder, self.options, self.options.model, "CAUSAL_LM")
-
-
-def judge_gap(gap: float, where: str, warning: float = GAP_WARNING) -> None:
-    advice = "compute in float32: --dtype float32, without --bf16"
-    told = f"rollout and update differ by {gap:.3g} in log-probability {where}"
-    if gap > GAP_STOP:
-        raise RunError(told, advice)
-    if gap > warning:
-        warn(f"{told}: {advice}")
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:

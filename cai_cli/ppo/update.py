@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,12 +86,13 @@ def update(
     count: int,
     step: int,
     s: UpdateSettings,
+    check_ratio: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
     """Improve policy and value in place; means of what was measured. Without a policy, the value alone learns.
 
     episodes, advantages and returns (B, T) are this process's part of the `count` episodes of all. `first_log_ratio`: largest
-    |log π - log π_old| of the first minibatch, before any change. Raises RunError where a loss or gradient is not finite; the
-    weights are then as before that minibatch.
+    |log π - log π_old| of the first minibatch, before any change; `check_ratio` sees it and may stop. Raises RunError where a
+    loss or gradient is not finite; the weights are then as before that minibatch.
     """
     measured: dict[str, list[float]] = defaultdict(list)
     first_log_ratio: float | None = None
@@ -122,6 +123,8 @@ def update(
         numbers["value_grad_norm"] = value.gradient_norm(s.max_grad_norm).item()
         if first_log_ratio is None:
             first_log_ratio = max(gathered([largest.item()]))
+            if check_ratio:
+                check_ratio(first_log_ratio)
         for name, number in numbers.items():
             if not math.isfinite(number):
                 raise RunError(f"{name} is {number} at step {step}", "lower --learning-rate; the last checkpoint is kept")
@@ -152,10 +155,11 @@ def policy_backward(model: Any, part: Episodes, advantages: Tensor, share: Tenso
 
     Returns its part of the minibatch's (loss, clipped, KL to the old policy), and its largest |log π - log π_old|.
     """
-    with training_pass(model), autocast(part.ids.device.type, s.bf16):
-        logprobs = response_logprobs(model, part.ids, part.prompt_lengths, part.mask, s.temperature)
-    loss, clipped = clipped_policy_loss(logprobs, part.logprobs, advantages, part.mask, s.clip_range)
-    (share * loss).backward()
+    with training_pass(model):
+        with autocast(part.ids.device.type, s.bf16):
+            logprobs = response_logprobs(model, part.ids, part.prompt_lengths, part.mask, s.temperature)
+        loss, clipped = clipped_policy_loss(logprobs, part.logprobs, advantages, part.mask, s.clip_range)
+        (share * loss).backward()
     with torch.no_grad():
         log_ratio = (logprobs - part.logprobs) * part.mask
         moved = masked_mean(log_ratio.exp() - 1 - log_ratio, part.mask)
@@ -164,9 +168,10 @@ def policy_backward(model: Any, part: Episodes, advantages: Tensor, share: Tenso
 
 def value_backward(model: Any, part: Episodes, returns: Tensor, share: Tensor, s: UpdateSettings) -> Tensor:
     """The same for the value: its part of the minibatch's (loss, clipped)."""
-    with training_pass(model), autocast(part.ids.device.type, s.bf16):
-        values = response_values(model, part.ids, part.prompt_lengths, part.mask)
-    loss, clipped = clipped_value_loss(values, part.values, returns, part.mask, s.value_clip_range)
-    (share * s.value_coef * loss).backward()
+    with training_pass(model):
+        with autocast(part.ids.device.type, s.bf16):
+            values = response_values(model, part.ids, part.prompt_lengths, part.mask)
+        loss, clipped = clipped_value_loss(values, part.values, returns, part.mask, s.value_clip_range)
+        (share * s.value_coef * loss).backward()
     with torch.no_grad():
         return share * torch.stack([loss, clipped])

@@ -10,44 +10,70 @@ read. The pairs are kept in `pmp/comparisons.jsonl` with the authors' ids (the d
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
+from cai_cli.artifact import ModelArtifact, check_same, move_to_backup, reasons_text
 from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import dump_row, read_records
-from cai_cli.manifest import write_manifest
+from cai_cli.manifest import Manifest, begin_manifest, input_file, read_manifest, write_manifest
 from cai_cli.models.load import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, TrainingOptions, flag
-from cai_cli.preference_model import run_pairwise_stage, split_held_out
-from cai_cli.prompts import question_answer
+from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOptions, flag
+from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
+from cai_cli.ranks import barrier, is_main
 from cai_cli.records import Comparison
-from cai_cli.talk import say, table
+from cai_cli.talk import progress, say, table
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from cai_cli.importers.posts import Counts
-    from cai_cli.training.pairwise import TokenPair
+
+
+PAIRS = "comparisons.jsonl"
+PAIRS_MANIFEST, PAIRS_REJECTS, PAIRS_PARTIAL = "comparisons.manifest.json", "comparisons.rejects.jsonl", f"{PAIRS}.partial"
+POLL_SECONDS = 0.2
+MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainingOptions, OutputOptions):
-    model: Annotated[str, flag("Model", "The base language model."), MODEL]
-    posts: Annotated[list[str], flag("Data", "Posts.xml (.gz too), or rows of HF stack-exchange-preferences. Repeatable."), INPUT]
+class PairFileOptions(OutputOptions):
+    """What the pairs depend on: comparisons.jsonl is an artifact of its own, whatever is trained on it."""
+
+    posts: Annotated[
+        list[str],
+        flag("Data", "Posts.xml (in .gz or .7z too), rows of HF stack-exchange-preferences, or hf:org/name[:split]. Repeatable."),
+        INPUT,
+    ]
+    pairs_per_question: Annotated[int, flag("Data", "Pairs drawn for each question.", min=1)] = 1
+    min_answers: Annotated[int, flag("Data", "Least number of answers of a question that is used.", min=2)] = 2
+    min_score_gap: Annotated[
+        int, flag("Data", "Least difference of a pair's scores (paper: 1); more leaves out pairs that are mostly noise.", min=1)
+    ] = 1
+    max_pairs: Annotated[int | None, flag("Data", "Most pairs in all, a uniform sample.", min=1)] = None
+    max_chars: Annotated[int, flag("Data", "Longest question or answer in characters; longer ones are skipped.", min=1)] = 8192
+    keep_html: Annotated[bool, flag("Data", "Keep the posts' HTML instead of readable text.", "--keep-html")] = False
+    binarise: Annotated[
+        bool,
+        flag(
+            "Data",
+            "Make two comparisons of each pair A over B, each of one text with a mark in front: GOOD: A over BAD: A, and "
+            "BAD: B over GOOD: B (Askell et al., section 4.1).",
+            "--binarise",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PairwiseOptions, PairFileOptions):
+    model: Annotated[str | None, flag("Model", "The base language model; not needed with --data-only."), MODEL] = None
     data_only: Annotated[
         bool, flag("Output", "Write comparisons.jsonl and stop; without it later, training goes on from there."), RUNTIME
     ] = False
     format: Annotated[
         Literal["qa", "chat"], flag("Data", "Question/Answer text as in the article, or the model's chat template.")
     ] = "qa"
-    pairs_per_question: Annotated[int, flag("Data", "Pairs drawn for each question.", min=1)] = 1
-    min_answers: Annotated[int, flag("Data", "Least number of answers of a question that is used.", min=2)] = 2
-    max_pairs: Annotated[int | None, flag("Data", "Most pairs in all, a uniform sample.", min=1)] = None
-    max_chars: Annotated[int, flag("Data", "Longest question or answer in characters; longer ones are skipped.", min=1)] = 8192
-    keep_html: Annotated[bool, flag("Data", "Keep the posts' HTML instead of readable text.", "--keep-html")] = False
     held_out: Annotated[float, flag("Data", "Share of the questions kept for accuracy and calibration.", min=0.0, max=0.9)] = 0.02
 
 
@@ -56,18 +82,25 @@ def run(options: Options) -> None:
 
     Example: cai pmp --model base/ --posts beer.Posts.xml --out pmp/
     """
-    check_model(options.model)
-    artifact = ModelArtifact("pmp", options)
+    if not options.data_only:
+        if options.model is None:
+            raise UserError("--model is missing", "name the base language model, or pass --data-only to make the pairs alone")
+        check_model(options.model)
+    if options.dry_run and not (options.out / PAIRS).exists():
+        then = f", then train {options.model} on them" if not options.data_only else ""
+        say(f"would make pairs of {', '.join(options.posts)}{then}")
+        return
+    if options.data_only or options.model is None:
+        if options.out.is_file():
+            raise UserError(f"--out {options.out}: is a file", "name a directory")
+        write_comparisons(options)
+        return
+    artifact = ModelArtifact("pmp", options, beside="comparisons.")
     if artifact.done:
         return
-    if options.dry_run and not (options.out / "comparisons.jsonl").exists():
-        say(f"would make pairs of {', '.join(options.posts)}, then train {options.model} on them")
-        return
-    artifact.start()
-    comparisons = options.out / "comparisons.jsonl"
-    write_comparisons(comparisons, options, artifact)
-    if options.data_only:
-        return
+    if not options.dry_run:
+        artifact.start()
+        write_comparisons(options)
 
     from cai_cli.models.chat import install_template
     from cai_cli.models.load import load_tokenizer
@@ -75,7 +108,8 @@ def run(options: Options) -> None:
     tokenizer = load_tokenizer(options.model)
     if options.format == "chat":
         install_template(tokenizer)
-    pairs, rejected = tokenise(comparisons, tokenizer, options)
+    weighted = ((row, 1.0) for row in read_records(options.out / PAIRS, Comparison.from_row))
+    pairs, rejected = tokenise(weighted, reading(tokenizer, options.format, options.max_length))
     if not pairs:
         why = reasons_text(Counter(item.reason for item in rejected)) or "no question has two answers of different score"
         raise RunError("no pair can be trained on", why)
@@ -83,37 +117,86 @@ def run(options: Options) -> None:
     run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
 
 
-def write_comparisons(path: Path, options: Options, artifact: ModelArtifact) -> None:
-    """The pairs of the dump as comparisons.jsonl, what was left out as comparisons.rejects.jsonl; done once."""
+def write_comparisons(options: Options) -> None:
+    """The pairs as comparisons.jsonl, what was left out as comparisons.rejects.jsonl; done once, by the first process."""
+    data = PairFileOptions(**{field.name: getattr(options, field.name) for field in fields(PairFileOptions)})
+    path = options.out / PAIRS
+    manifest = begin_manifest("pmp", data, options.out)
+    done = False
     if path.exists():
+        old = read_manifest(options.out / PAIRS_MANIFEST)
+        if old is None:
+            raise UserError(f"{path} exists and has no manifest", "move it away, or choose another --out")
+        done = check_same(old, manifest, replace(data, out=path))
+    barrier()  # every process has looked
+    if done:
         say(f"{path}: already done")
         return
+    if is_main() and path.exists():
+        move_to_backup(path, options.out / PAIRS_MANIFEST, options.out / PAIRS_REJECTS)
+    barrier()
+    if is_main():
+        draw_comparisons(data, manifest)
+    while not path.exists():  # a collective would give up long before a large dump is read
+        time.sleep(POLL_SECONDS)
 
+
+def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
     from cai_cli.importers.posts import Counts, Skip
     from cai_cli.importers.stack_exchange import PairOptions, make_pairs
+    from cai_cli.importers.votes import binarise
 
     counts = Counts()
-    rejects = path.with_name("comparisons.rejects.jsonl")
     settings = PairOptions(
-        seed=options.seed,
-        pairs_per_question=options.pairs_per_question,
-        min_answers=options.min_answers,
-        max_pairs=options.max_pairs,
-        max_chars=options.max_chars,
-        keep_html=options.keep_html,
+        seed=data.seed,
+        pairs_per_question=data.pairs_per_question,
+        min_answers=data.min_answers,
+        min_score_gap=data.min_score_gap,
+        max_pairs=data.max_pairs,
+        max_chars=data.max_chars,
+        keep_html=data.keep_html,
     )
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as rows, rejects.open("w", encoding="utf-8") as skips:
-        for item in make_pairs([Path(name) for name in options.posts], settings, options.out, counts):
-            (skips if isinstance(item, Skip) else rows).write(dump_row(item.to_row()) + "\n")
-    if not counts.pairs:
-        raise UserError(f"{', '.join(options.posts)}: no question has two answers of different score", f"see {rejects}")
-    write_manifest(path.with_name("comparisons.manifest.json"), {**artifact.manifest, "counts": counts.to_row()})
-    temporary.replace(path)
-    show_counts(counts)
+    data.out.mkdir(parents=True, exist_ok=True)
+    temporary, rejects = data.out / PAIRS_PARTIAL, data.out / PAIRS_REJECTS
+    written = 0
+    files = [file for file in map(input_file, data.posts) if file is not None]
+    with (
+        temporary.open("w", encoding="utf-8") as rows,
+        rejects.open("w", encoding="utf-8") as skips,
+        progress("read posts, MB", sum(file.stat().st_size for file in files) // MEGABYTE) as advance,
+    ):
+        for item in make_pairs(data.posts, settings, data.out, counts, in_megabytes(advance)):
+            if isinstance(item, Skip):
+                skips.write(dump_row(item.to_row()) + "\n")
+                continue
+            for comparison in binarise(item) if data.binarise else (item,):
+                rows.write(dump_row(comparison.to_row()) + "\n")
+                written += 1
+    if not counts.skips:
+        rejects.unlink()
+    if not written:
+        temporary.unlink()
+        look = f"see {rejects}" if counts.skips else f"{counts.questions} questions and {counts.answers} answers were read"
+        raise RunError(f"{', '.join(data.posts)}: no pair of two answers of different score", look)
+    write_manifest(data.out / PAIRS_MANIFEST, {**manifest, "counts": {**counts.to_row(), "out": written}})
+    temporary.replace(data.out / PAIRS)
+    show_counts(counts, written)
 
 
-def show_counts(counts: Counts) -> None:
+def in_megabytes(advance: Callable[[int, str], None]) -> Callable[[int], None]:
+    """Progress that is told bytes and shows whole megabytes."""
+    read = 0
+
+    def add(count: int) -> None:
+        nonlocal read
+        before, read = read // MEGABYTE, read + count
+        if read // MEGABYTE > before:
+            advance(read // MEGABYTE - before, "")
+
+    return add
+
+
+def show_counts(counts: Counts, written: int) -> None:
     rows = [
         ["questions", counts.questions],
         ["answers", counts.answers],
@@ -122,35 +205,7 @@ def show_counts(counts: Counts) -> None:
         ["questions with enough answers", counts.answered_questions],
         ["of those with differing scores", counts.usable_questions],
         ["pairs", counts.pairs],
+        *([["comparisons, GOOD or BAD in front", written]] if written != counts.pairs else []),
         *([f"skipped: {reason}", count] for reason, count in counts.skips.most_common()),
     ]
     table("pmp: pairs from votes", ["", "count"], [[str(name), f"{count:,}"] for name, count in rows])
-
-
-def tokenise(
-    path: Path, tokenizer: PreTrainedTokenizerBase, options: Options
-) -> tuple[list[tuple[Comparison, TokenPair]], list[Rejected]]:
-    """Both answers of each pair as ids closed by EOS; pairs longer than `--max-length` are rejected, never cut."""
-    from cai_cli.models.chat import UnfitRow, close_with_eos, encode_scored, encode_text, stop_ids
-    from cai_cli.training.pairwise import TokenPair
-
-    stops = stop_ids(tokenizer)
-
-    def encode(comparison: Comparison, reply: Any) -> list[int]:
-        if options.format == "chat":
-            return encode_scored(tokenizer, comparison.prompt, reply, stops, options.max_length)
-        text = question_answer(comparison.prompt[-1]["content"], reply[0]["content"])
-        ids = close_with_eos(encode_text(tokenizer, text), int(tokenizer.eos_token_id))
-        if len(ids) > options.max_length:
-            raise UnfitRow("too_long", f"{len(ids)} tokens, --max-length is {options.max_length}")
-        return ids
-
-    pairs, rejected = [], []
-    for comparison in read_records(path, Comparison.from_row):
-        try:
-            chosen, other = encode(comparison, comparison.chosen), encode(comparison, comparison.rejected)
-        except UnfitRow as error:
-            rejected.append(Rejected(comparison.id, error.reason, error.detail))
-            continue
-        pairs.append((comparison, TokenPair(chosen, other, comparison.probability, 1.0, comparison.origin)))
-    return pairs, rejected

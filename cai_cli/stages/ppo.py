@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
@@ -25,7 +26,7 @@ from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
 from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompt_mix import mixed_prompts
-from cai_cli.ranks import is_main
+from cai_cli.ranks import is_main, world_size
 from cai_cli.records import Prompt
 from cai_cli.talk import say, table, warn
 
@@ -123,7 +124,7 @@ def run(options: Options) -> None:
     if progress.stopped:
         warn(f"{progress.stopped}: stopping here")
     saved = progress.settle()
-    report(options, progress, saved)
+    report(options, progress, artifact.metrics_file, saved)
     artifact.finish(
         trainer.save_policy,
         steps_done=progress.step,
@@ -143,6 +144,12 @@ def check_options(options: Options) -> None:
     if options.gold_pm:
         check_model(options.gold_pm, "--gold-pm")
     options.check_adapters()
+    if options.rollout_batch_size < world_size():
+        told = f"--rollout-batch-size {options.rollout_batch_size}: there are {world_size()} processes"
+        raise UserError(told, "give each at least one episode")
+    for source in options.prompts:
+        if parse_weight(source)[1] <= 0:
+            raise UserError(f"--prompts {source}: a proportion is above 0", "leave the file out, or give it a share")
     batch, parts = options.rollout_batch_size, options.num_mini_batches
     if batch % parts:
         raise UserError(f"--rollout-batch-size {batch} is not divisible by --num-mini-batches {parts}", "change one of them")
@@ -190,7 +197,9 @@ def check_rejects(options: Options, sources: list[tuple[list[Prompt], float]], r
 
 
 def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], rejected: list[Rejected]) -> None:
-    """Show the first prompt exactly as the policy would get it, and the amount of work."""
+    """Show the first prompt exactly as the policy would get it, and the amount of work and memory."""
+    from cai_cli.ppo.models import held_bytes
+
     print(renderer.render(schedule[0].prompt))  # noqa: T201
     tokens = sum(len(renderer.encode(prompt.prompt)) for prompt in schedule[: options.rollout_batch_size])
     most = options.rollout_batch_size * options.max_new_tokens
@@ -198,12 +207,18 @@ def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], reject
         f"{options.steps} steps of {options.rollout_batch_size} episodes, {len({p.id for p in schedule})} distinct prompts; "
         f"about {tokens} prompt tokens a step and at most {most} of replies; {len(rejected)} prompts would be rejected"
     )
+    say(f"the four models with gradients and optimiser: about {held_bytes(options) / 1e9:.2f} GB, and activations")
 
 
-def report(options: Options, progress: Progress, saved: int) -> None:
-    """Held-out measures at the start and at the end, side by side."""
+def report(options: Options, progress: Progress, metrics: Path, saved: int) -> None:
+    """Held-out measures at the start and at the end, side by side; their way there as a plot of score against √KL."""
     if progress.first and progress.last:
         names = [name for name in progress.last if name in progress.first]
         rows = [[name.removeprefix("eval_"), f"{progress.first[name]:.3f}", f"{progress.last[name]:.3f}"] for name in names]
         table("held-out prompts", ["", "start", "end"], rows)
+    if progress.first and is_main():
+        from cai_cli.ppo.plot import draw_run
+
+        if draw_run(metrics, options.out / "score-kl.png"):
+            say(f"{options.out / 'score-kl.png'}: held-out score against √KL")
     say(f"{options.out}: the policy after {saved} of {options.steps} steps is saved")

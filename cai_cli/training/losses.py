@@ -17,6 +17,14 @@ def soft_pairwise_loss(chosen_scores: Tensor, rejected_scores: Tensor, probabili
     return -(probability * logsigmoid(difference) + (1 - probability) * logsigmoid(-difference))
 
 
+def centring_loss(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
+    """(P,) squared sum of a pair's scores: only differences matter to the pairwise loss, this one holds their mean at zero.
+
+    As in TRL's `center_rewards_coefficient` (arXiv 2312.09244).
+    """
+    return (chosen_scores + rejected_scores) ** 2
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the positions that count: scalar."""
     return (values * mask).sum() / mask.sum()

@@ -1,8 +1,9 @@
 """`fit_pairwise`: the one loop that trains a preference model, for `pmp` and `train-pm`.
 
 In: pairs as token ids closed by EOS, with the probability that chosen is preferred and a loss weight. The order of the data
-is a function of (seed, epoch), nothing random is drawn while training, and checkpoints hold all state: so a killed run ends
-in the same weights, bit for bit on a CPU, as one that was not.
+is a function of (seed, epoch), what is drawn at a step one of (seed, step), and checkpoints hold all state: so a killed run
+ends in the same weights, bit for bit on a CPU, as one that was not. Several processes share the batches of a step and add up
+their gradients: W processes do what one does with W times the gradient accumulation.
 """
 
 from __future__ import annotations
@@ -15,16 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import get_scheduler
 
 from cai_cli.errors import RunError
-from cai_cli.evaluation.calibration import accuracy, brier, calibration_error
+from cai_cli.evaluation.comparisons import Judged, by_group, sigmoid
+from cai_cli.jsonl import write_atomically
 from cai_cli.keys import key
-from cai_cli.models.score import final_scores, score_all
-from cai_cli.options import TrainingOptions
+from cai_cli.models.adapters import load_trainable_state, trainable_state
+from cai_cli.models.language_head import language_loss
+from cai_cli.models.score import hidden_states, last_scores, right_pad, score_all
+from cai_cli.options import PairwiseOptions, TrainingOptions
+from cai_cli.ranks import barrier, is_main, rank, world_size
 from cai_cli.talk import progress, say
 from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint
-from cai_cli.training.losses import soft_pairwise_loss
+from cai_cli.training.collective import gathered, own_part, sum_gradients, total
+from cai_cli.training.losses import centring_loss, soft_pairwise_loss
 
 GROUP_BATCHES = 16  # Batches are cut from length-sorted runs of this many, which saves padding and keeps the order random.
 
@@ -38,6 +45,7 @@ class TokenPair:
     probability: float
     weight: float
     origin: str
+    kind: str | None = None
 
     @property
     def longest(self) -> int:
@@ -45,54 +53,66 @@ class TokenPair:
 
 
 def fit_pairwise(
-    model: Any, pairs: list[TokenPair], held_out: list[TokenPair], options: TrainingOptions, folder: Path, pad: int
+    model: Any,
+    pairs: list[TokenPair],
+    held_out: list[TokenPair],
+    options: PairwiseOptions,
+    folder: Path,
+    pad: int,
+    head: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place; returns facts for the manifest. `folder` takes metrics.jsonl and checkpoints/.
 
-    Raises RunError where the loss is not finite.
+    `head` is the language model's output layer, for `--lm-coef`. Raises RunError where the loss is not finite.
     """
-    seed = options.seed  # type: ignore[attr-defined]
+    seed: int = options.seed  # type: ignore[attr-defined]
     batches = all_batches(pairs, options, seed)
-    steps = math.ceil(len(batches) / options.gradient_accumulation_steps)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    per_step = options.gradient_accumulation_steps * world_size()
+    steps = math.ceil(len(batches) / per_step)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = get_scheduler(options.schedule, optimizer, options.warmup_steps, steps)
     step = resume(folder, model, optimizer, schedule)
     model.train()
-    disable_dropout(model)
-    recent: list[float] = []
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recent: list[dict[str, float]] = []
     with progress("train", steps, step) as advance, MetricsFile(folder / "metrics.jsonl", step) as metrics:
         while step < steps:
-            start = step * options.gradient_accumulation_steps
-            group = batches[start : start + options.gradient_accumulation_steps]
-            rows = sum(map(len, group))
-            loss_sum = 0.0
-            for batch in group:
-                with autocast(model.device.type, options.bf16):
-                    loss = batch_loss(model, [pairs[n] for n in batch], pad) / rows
-                loss.backward()
-                loss_sum += loss.item()
-            if not math.isfinite(loss_sum):
-                raise RunError(f"the loss is {loss_sum} at step {step}", "lower --learning-rate; checkpoints are kept")
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm or math.inf).item()
+            torch.manual_seed(key(seed, "step", step, rank()) % (1 << 63))  # for the adapters' dropout; nothing else draws
+            group = batches[step * per_step : (step + 1) * per_step]
+            losses = backward([[pairs[n] for n in batch] for batch in group], model, options, pad, head)
+            sum_gradients(weights)
+            if not math.isfinite(losses["loss"]):
+                raise RunError(f"the loss is {losses['loss']} at step {step}", "lower --learning-rate; checkpoints are kept")
+            norm = torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm or math.inf).item()
             if not math.isfinite(norm):
                 raise RunError(f"the gradient's norm is {norm} at step {step}", "lower --learning-rate; checkpoints are kept")
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
-            recent.append(loss_sum)
-            advance(1, f"loss {loss_sum:.3f}")
+            recent.append(losses)
+            advance(1, f"loss {losses['loss']:.3f}")
             if step % options.logging_steps == 0 or step == steps:
-                rate = schedule.get_last_lr()[0]
-                metrics.write({"step": step, "loss": sum(recent) / len(recent), "lr": rate, "grad_norm": norm})
+                means = {name: sum(row[name] for row in recent) / len(recent) for name in losses}
+                metrics.write({"step": step, **means, "lr": schedule.get_last_lr()[0], "grad_norm": norm})
                 recent = []
+            if held_out and options.eval_steps and step % options.eval_steps == 0 and step < steps:
+                metrics.write({"step": step, **evaluate_pairs(model, held_out, pad, evaluation_batch(options))})
             if step % options.save_steps == 0 and step < steps:
                 save_training_state(folder, step, model, optimizer, schedule)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
     model.eval()
     facts: dict[str, Any] = {"steps": steps, "pairs": len(pairs), "held_out": len(held_out)}
     if held_out:
-        facts |= evaluate_pairs(model, held_out, pad, options.per_device_train_batch_size * 4)
+        facts |= evaluate_pairs(model, held_out, pad, evaluation_batch(options))
     return facts
+
+
+def evaluation_batch(options: TrainingOptions) -> int:
+    return options.per_device_train_batch_size * 4
 
 
 def all_batches(pairs: list[TokenPair], options: TrainingOptions, seed: int) -> list[list[int]]:
@@ -113,46 +133,84 @@ def all_batches(pairs: list[TokenPair], options: TrainingOptions, seed: int) -> 
     return batches
 
 
-def batch_loss(model: Any, batch: list[TokenPair], pad: int) -> torch.Tensor:
-    """Sum over the batch of weight times soft pairwise loss."""
-    scores = final_scores(model, [pair.chosen for pair in batch] + [pair.rejected for pair in batch], pad)
-    chosen, rejected = scores[: len(batch)], scores[len(batch) :]
+def backward(
+    group: list[list[TokenPair]], model: Any, options: PairwiseOptions, pad: int, head: nn.Module | None
+) -> dict[str, float]:
+    """Add this process's part of the gradients of one step, whose batches are `group`; the mean losses of the whole step.
+
+    `loss` is the pairwise one, a mean over pairs; `lm_loss` one over the tokens of the chosen texts.
+    """
+    pairs = sum(map(len, group))
+    tokens = sum(len(pair.chosen) - 1 for batch in group for pair in batch)
+    sums = torch.zeros(3, device=model.device, dtype=torch.float64)
+    for batch in own_part(group):
+        with autocast(model.device.type, options.bf16):
+            parts = batch_losses(model, batch, pad, head if options.lm_coef else None)
+            loss = parts[0] / pairs + options.center_rewards_coefficient * parts[1] / pairs + options.lm_coef * parts[2] / tokens
+        loss.backward()
+        sums += torch.stack(parts).detach().double()
+    pairwise, centring, language = total(sums).tolist()
+    losses = {"loss": pairwise / pairs}
+    if options.center_rewards_coefficient:
+        losses["centring_loss"] = centring / pairs
+    if options.lm_coef:
+        losses["lm_loss"] = language / tokens
+    return losses
+
+
+def batch_losses(model: Any, batch: list[TokenPair], pad: int, head: nn.Module | None = None) -> list[torch.Tensor]:
+    """Sums over the batch: weight times soft pairwise loss, centring loss, language loss of the chosen texts (0 without head)."""
+    size = len(batch)
+    ids, mask = right_pad([pair.chosen for pair in batch] + [pair.rejected for pair in batch], pad, model.device)
+    hidden = hidden_states(model, ids, mask)
+    scores = last_scores(model, hidden, mask)
+    chosen, rejected = scores[:size], scores[size:]
     probability = torch.tensor([pair.probability for pair in batch], device=scores.device)
     weight = torch.tensor([pair.weight for pair in batch], device=scores.device)
-    return (weight * soft_pairwise_loss(chosen, rejected, probability)).sum()
+    language = scores.new_zeros(())
+    if head is not None:
+        real = mask[:size, 1:].bool()
+        language = language_loss(head, hidden[:size, :-1][real], ids[:size, 1:][real])
+    pairwise = (weight * soft_pairwise_loss(chosen, rejected, probability)).sum()
+    return [pairwise, centring_loss(chosen, rejected).sum(), language]
 
 
 def evaluate_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int) -> dict[str, Any]:
     """Accuracy, Brier score and calibration error by origin, and the mean and deviation of all scores."""
-    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    scores = score_all(model, rows, pad, batch_size)
-    chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
-    groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for pair, high, low in zip(pairs, chosen, rejected, strict=True):
-        probability = 1 / (1 + math.exp(min(low - high, 700)))
-        for name in ("all", pair.origin):
-            groups[name].append((probability, pair.probability))
-    by_origin = {}
-    for name, items in groups.items():
-        predicted, target = [p for p, _ in items], [t for _, t in items]
-        by_origin[name] = {
-            "pairs": len(items),
-            "accuracy": accuracy(predicted, target),
-            "brier": brier(predicted, target),
-            "calibration_error": calibration_error(predicted, target),
-        }
+    training = model.training
+    model.eval()
+    judged, scores = judge(model, pairs, pad, batch_size)
+    model.train(training)
+    groups: dict[str, list[Judged]] = defaultdict(list)
+    for item in judged:
+        groups["all"].append(item)
+        groups[item.origin].append(item)
     centre = sum(scores) / len(scores)
-    deviation = math.sqrt(sum((s - centre) ** 2 for s in scores) / len(scores))
-    return {"evaluation": by_origin, "score_mean": centre, "score_deviation": deviation}
+    deviation = math.sqrt(sum((score - centre) ** 2 for score in scores) / len(scores))
+    return {"evaluation": by_group(groups), "score_mean": centre, "score_deviation": deviation}
+
+
+def judge(model: Any, pairs: list[TokenPair], pad: int, batch_size: int) -> tuple[list[Judged], list[float]]:
+    """What the model says of each pair, and all scores: the chosen texts' and then the rejected ones'."""
+    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    scores = gathered(score_all(model, own_part(rows), pad, batch_size))
+    judged = []
+    for pair, high, low in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True):
+        lengths = len(pair.chosen), len(pair.rejected)
+        judged.append(Judged(sigmoid(high - low), pair.probability, pair.origin, pair.kind, *lengths))
+    return judged, scores
 
 
 def resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> int:
     """Take up the last complete checkpoint, if any; returns the step to go on from."""
-    found = load_checkpoint(folder / "checkpoints")
+    found = load_checkpoint(folder / "checkpoints") if is_main() else None  # removes what a kill left half-written
+    barrier()
+    if not is_main():
+        found = load_checkpoint(folder / "checkpoints")
     if found is None:
         return 0
     step, state = found
-    model.load_state_dict(state["model"])
+    load_trainable_state(model, state["model"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     say(f"{folder}: continuing from step {step}")
@@ -160,14 +218,19 @@ def resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> int:
 
 
 def save_training_state(folder: Path, step: int, model: Any, optimizer: Any, schedule: Any) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    save_checkpoint(folder / "checkpoints", step, state)
+    if is_main():
+        state = {"model": trainable_state(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        save_checkpoint(folder / "checkpoints", step, state)
 
 
 def disable_dropout(model: Any) -> None:
+    """Set every dropout probability of the model to zero: modules, and the numbers that attention layers keep."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def autocast(device_type: str, bf16: bool) -> torch.autocast:
@@ -175,9 +238,15 @@ def autocast(device_type: str, bf16: bool) -> torch.autocast:
 
 
 class MetricsFile:
-    """metrics.jsonl of a training run: lines after `step`, left by a run that was killed later, are cut at the start."""
+    """metrics.jsonl of a training run: lines after `step`, left by a run that was killed later, are cut at the start.
+
+    Of several processes the first one writes.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
+        self.stream: Any = None
+        if not is_main():
+            return
         kept = []
         if path.exists() and step > 0:
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -187,15 +256,17 @@ class MetricsFile:
                 except ValueError:
                     break
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(kept), encoding="utf-8")
+        write_atomically(path, "".join(kept))
         self.stream = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
-        self.stream.write(json.dumps(row) + "\n")
-        self.stream.flush()
+        if self.stream is not None:
+            self.stream.write(json.dumps(row) + "\n")
+            self.stream.flush()
 
     def __enter__(self) -> MetricsFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.stream.close()
+        if self.stream is not None:
+            self.stream.close()

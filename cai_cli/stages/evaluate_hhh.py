@@ -1,0 +1,277 @@
+"""Multiple-choice files in the paper's format + a language or preference model -> accuracy and calibration (.json, .png).
+
+    cai evaluate hhh 438HHHEvaluations.jsonl HarmfulVsEthical.jsonl --model base/ --out hhh.json
+    cai evaluate hhh 438HHHEvaluations.jsonl --pm pm/ --out hhh-pm.json
+
+Paper sections 1.2 and 2. A language model answers by the log-probabilities of the options' labels, normalised over the
+options, zero-shot, few-shot or after reasoning; a preference model by its scores of the two transcripts. An item that cannot
+be asked (too long, no usable rationale) is counted by reason and listed, and in no accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cai_cli.choices import FORMS, PLAIN, Form
+from cai_cli.engines.base import Engine, OptionRequest
+from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.multiple_choice import Item, item_prompt, measure, option_bins, read_items, softmax
+from cai_cli.evaluation.results_file import ResultsFile
+from cai_cli.evaluation.solved_items import Examples
+from cai_cli.few_shot import NONE
+from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.models.load import check_model
+from cai_cli.options import (
+    DEMONSTRATIONS,
+    INPUT,
+    MODEL,
+    RUNTIME,
+    ChatTemplateKwargs,
+    DeviceOptions,
+    GenerationOptions,
+    OutputOptions,
+    flag,
+    template_kwargs,
+)
+from cai_cli.talk import progress, say, table
+
+CHUNK = 256
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OutputOptions, DeviceOptions):
+    files: Annotated[list[Path], typer.Argument(help="Multiple-choice files: prompt, corrects, incorrects a row."), INPUT]
+    model: Annotated[str | None, flag("Model", "A language model, which answers by log-probabilities."), MODEL] = None
+    pm: Annotated[str | None, flag("Model", "A preference model instead: it scores text_correct and text_incorrect."), MODEL] = (
+        None
+    )
+    chat_template_kwargs: ChatTemplateKwargs = None
+    few_shot: Annotated[
+        str,
+        flag(
+            "Feedback",
+            "Solved questions in front: none, default (comparisons), a number (that many other items of the same file), or a "
+            "file of solved items (.jsonl) or comparison demonstrations (.yaml, .json).",
+        ),
+        DEMONSTRATIONS,
+    ] = NONE
+    cot: Annotated[bool, flag("Feedback", "Let the model reason before it answers.", "--cot")] = False
+    cot_form: Annotated[Literal["paper", "two-step"], flag("Feedback", "As for `cai label`.")] = "paper"
+    cot_samples: Annotated[int, flag("Feedback", "Rationales an item, answers averaged (paper: 1, and 5).", min=1)] = 1
+    rationale_tokens: Annotated[int, flag("Feedback", "Longest rationale.", min=1)] = 512
+    rationale_temperature: Annotated[float, flag("Feedback", "Temperature of rationales (paper: 1).", min=0.0)] = 1.0
+    limit: Annotated[int | None, flag("Data", "Take at most this many items of each file.", min=1)] = None
+    batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change results.", min=1), RUNTIME] = 64
+
+    @property
+    def form(self) -> Form:
+        return FORMS[self.cot_form] if self.cot else PLAIN
+
+
+def run(options: Options) -> None:
+    """Measure how often a model chooses the helpful, honest and harmless answer (paper section 2).
+
+    Example: cai evaluate hhh HarmfulVsEthical.jsonl --model base/ --few-shot 5 --out hhh.json
+    """
+    if bool(options.model) == bool(options.pm):
+        raise UserError("give either --model or --pm", "a language model or a preference model, see `cai evaluate hhh --help`")
+    if options.pm and (options.cot or options.few_shot != NONE):
+        raise UserError("--pm reads scores: it takes no --cot and no --few-shot", "leave them out, or give --model")
+    check_model(options.model or options.pm or "", "--model" if options.model else "--pm")
+    groups = {str(path): list(islice(read_items(path, bool(options.pm)), options.limit)) for path in options.files}
+    if empty := next((name for name, items in groups.items() if not items), None):
+        raise UserError(f"{empty}: no items in it", "one {prompt, corrects, incorrects} a line")
+    examples = Examples(options.few_shot, options.form, options.seed, groups)
+    results = ResultsFile("evaluate hhh", options)
+    if results.done:
+        return
+    items = [item for group in groups.values() for item in group]
+    if options.dry_run:
+        dry_run(options, examples, items)
+        return
+    results.start()
+    facts = score_replies(options, items) if options.pm else answer_all(options, examples, items)
+    measured = {Path(name).name: measure(group) for name, group in groups.items()}
+    whole = measure(items)
+    if not whole["scored"]:
+        raise RunError(f"none of the {len(items)} items could be asked: {whole['skipped']}", "take a model with a longer context")
+    draw(results.picture, options, groups, whole)
+    rows = [item.to_row() for item in items]
+    results.finish(
+        {"model": options.model or options.pm, "all": whole, "files": measured, "items": rows},
+        {"in": len(items), "out": whole["scored"], "rejected": whole["skipped"]},
+        **facts,
+    )
+    show(measured, whole)
+
+
+# Language models
+
+
+def answer_all(options: Options, examples: Examples, items: list[Item]) -> dict[str, Any]:
+    """Fill in the items' probabilities; what the manifest keeps about the model."""
+    from cai_cli.engines.transformers_engine import open_engine
+
+    settings = GenerationOptions(
+        device=options.device,
+        dtype=options.dtype,
+        temperature=options.rationale_temperature,
+        batch_size=options.batch_size,
+        chat_template_kwargs=options.chat_template_kwargs,
+    )
+    engine = open_engine(str(options.model), settings)
+    chat = engine.renderer.has_own_template
+    with progress("evaluate hhh", len(items)) as advance:
+        for chunk in chunks(items, CHUNK):
+            answer(engine, options, examples, chunk, chat)
+            advance(len(chunk), "")
+    return engine.facts()
+
+
+@dataclass(slots=True)
+class Question:
+    """One asking of an item."""
+
+    item: Item
+    sample: int
+    rationale: str | None = None
+
+
+def answer(engine: Engine, options: Options, examples: Examples, items: list[Item], chat: bool) -> None:
+    samples = options.cot_samples if options.cot else 1
+    questions = [Question(item, n) for item in items for n in range(samples)]
+    if options.cot:
+        reason(engine, options, examples, questions, chat)
+    asked = [question for question in questions if question.item.skipped is None]
+    requests = [
+        OptionRequest(item_prompt(q.item, options.form, examples.before(q.item, chat), chat, q.rationale), q.item.options)
+        for q in asked
+    ]
+    found: dict[int, list[list[float]]] = {}
+    for question, scores in zip(asked, engine.score(requests), strict=True):
+        if scores is None:
+            question.item.skipped = "too_long"
+        else:
+            found.setdefault(id(question.item), []).append(scores)
+    for item in items:
+        if item.skipped is None:
+            scored = found[id(item)]
+            item.probabilities = [fmean(values) for values in zip(*map(softmax, scored), strict=True)]
+            item.mass = fmean(sum(map(math.exp, scores)) for scores in scored)
+
+
+def reason(engine: Engine, options: Options, examples: Examples, questions: list[Question], chat: bool) -> None:
+    attempts = attempts_at(options.rationale_temperature, ATTEMPTS)
+    settings = SegmentSettings(options.rationale_tokens, () if chat else options.form.stop, True, attempts)
+
+    def prompt_of(question: Question) -> Any:
+        return item_prompt(question.item, options.form, examples.before(question.item, chat), chat)
+
+    def key_of(question: Question) -> tuple[str | int, ...]:
+        return (options.seed, question.item.prompt, 0, "rationale", question.sample)
+
+    segment = Segment("rationale", prompt_of, key_of, settings)
+    for question, sampled in zip(questions, sample_segment(engine, questions, segment), strict=True):
+        if sampled.reason:
+            question.item.skipped = f"rationale_{sampled.reason}"
+        else:
+            question.rationale = sampled.text
+            question.item.rationales.append(sampled.text)
+
+
+# Preference models
+
+
+def score_replies(options: Options, items: list[Item]) -> dict[str, Any]:
+    """Probabilities by the difference of the two scores, as the preference model was trained to mean them."""
+    from cai_cli.manifest import device_facts
+    from cai_cli.models.chat import UnfitRow, encode_scored, require_template, stop_ids, template_hash
+    from cai_cli.models.load import context_length, is_preference_model, load_pm, load_tokenizer
+    from cai_cli.models.score import score_all
+
+    path = str(options.pm)
+    if not is_preference_model(path):
+        raise UserError(
+            f"--pm {path}: is a language model and has no trained score", "give a model of `cai train-pm`, or --model"
+        )
+    tokenizer = load_tokenizer(path, "--pm")
+    require_template(tokenizer, "--pm")
+    model = load_pm(path, options.device, options.dtype, "--pm", tokenizer)
+    stops, longest = stop_ids(tokenizer), context_length(model.config)
+    rows: list[list[int]] = []
+    scored: list[Item] = []
+    for item in items:
+        prompt, right, wrong = item.replies or ([], [], [])
+        try:
+            encoded = [encode_scored(tokenizer, prompt, reply, stops, longest) for reply in (right, wrong)]
+        except UnfitRow as error:
+            item.skipped = error.reason
+            continue
+        rows += encoded
+        scored.append(item)
+    scores = score_all(model, rows, int(tokenizer.pad_token_id), options.batch_size)
+    for n, item in enumerate(scored):
+        item.options, item.correct = ("text_correct", "text_incorrect"), frozenset([0])
+        item.probabilities = softmax([scores[2 * n], scores[2 * n + 1]])
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {**device_facts(str(model.device), dtype), "chat_template": template_hash(tokenizer)}
+
+
+# Showing
+
+
+def draw(path: Path, options: Options, groups: dict[str, list[Item]], whole: dict[str, Any]) -> None:
+    from cai_cli.evaluation.plots import draw_reliability
+
+    series = {Path(name).stem: option_bins(items) for name, items in groups.items() if any(i.probabilities for i in items)}
+    low, high = whole["interval"]
+    title = f"{Path(options.model or options.pm or '').name}: accuracy {whole['accuracy']:.1%} ({low:.1%}–{high:.1%})"
+    draw_reliability(series, path, title.replace("$", r"\$"))
+
+
+def show(measured: dict[str, dict[str, Any]], whole: dict[str, Any]) -> None:
+    rows = list(cells(measured)) if len(measured) == 1 else [*cells(measured), *cells({"all": whole})]
+    table("multiple choice", ["file", "items", "accuracy", "95 % interval", "chance", "calibration error", "mass"], rows)
+    for name, facts in measured.items():
+        if "correct_options" in facts and set(facts["correct_options"]) != {"text_correct"}:
+            letters = sorted(facts["correct_options"] | facts["predicted_options"])
+            counted = [
+                [letter, str(facts["correct_options"].get(letter, 0)), str(facts["predicted_options"].get(letter, 0))]
+                for letter in letters
+            ]
+            table(f"{name}: options", ["option", "right", "chosen"], counted)
+
+
+def cells(measured: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
+    for name, facts in measured.items():
+        if not facts["scored"]:
+            yield [name, f"0 of {facts['items']}", "–", "–", "–", "–", "–"]
+            continue
+        low, high = facts["interval"]
+        count = str(facts["scored"]) if facts["scored"] == facts["items"] else f"{facts['scored']} of {facts['items']}"
+        mass = "–" if facts["mean_mass"] is None else f"{facts['mean_mass']:.3f}"
+        rest = [f"{facts['chance']:.1%}", f"{facts['calibration_error']:.3f}", mass]
+        yield [name, count, f"{facts['accuracy']:.1%}", f"{low:.1%}–{high:.1%}", *rest]
+
+
+def dry_run(options: Options, examples: Examples, items: list[Item]) -> None:
+    """Show the first question exactly as the model would get it."""
+    if options.pm:
+        say(f"{len(items)} pairs of transcripts to score")
+        return
+    from cai_cli.models.chat import Renderer
+    from cai_cli.models.load import load_tokenizer
+
+    renderer = Renderer(load_tokenizer(str(options.model)), "--model", template_kwargs(options.chat_template_kwargs))
+    chat = renderer.has_own_template
+    print(renderer.render(item_prompt(items[0], options.form, examples.before(items[0], chat), chat)))  # noqa: T201
+    say(f"{len(items)} items; options {', '.join(option.strip() for option in items[0].options)}")

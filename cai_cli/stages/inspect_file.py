@@ -1,0 +1,184 @@
+"""`cai inspect FILE`: pages through a file of ours in the terminal, with what changed marked.
+
+    cai inspect revisions.jsonl                 each chain: prompt, draft, every round and what its revision changed
+    cai inspect comparisons.jsonl --limit 5     rejected against chosen, and the judgements
+
+On a terminal, what a text lost is red and struck, what it gained is green; elsewhere they stand in [-...-] and {+...+}. Model
+text is shown as it is, but for control characters, which are spelled out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cai_cli.conversation import Conversation
+from cai_cli.errors import RecordError, UserError
+from cai_cli.jsonl import read_rows
+from cai_cli.options import flag
+from cai_cli.records import Comparison, Prompt, Revision, Sample
+
+WORD = re.compile(r"\S+\s*|\s+")  # with the white space after it, so that neighbouring changes are one
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+PLAIN, LOST, GAINED, TITLE, NOTE, FAULT = "", "red strike", "green bold", "bold cyan", "dim", "red"
+MARKS = {LOST: ("[-", "-]"), GAINED: ("{+", "+}")}
+
+# A page is a list of (text, style); styles are rich's.
+Page = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    file: Annotated[Path, typer.Argument(help="Prompts, revisions, samples, comparisons or rejects.")]
+    id: Annotated[list[str] | None, flag("Data", "Show the row with this id only. Repeatable.")] = None
+    first: Annotated[int, flag("Data", "Row to start from, counted from 1.", "--from", min=1)] = 1
+    limit: Annotated[int | None, flag("Data", "Show at most this many rows.", min=1)] = None
+
+
+def run(options: Options) -> None:
+    """Page through a file of ours, with what changed marked.
+
+    Example: cai inspect revisions.jsonl --from 10
+    """
+    pages = islice(pages_of(options), options.limit)
+    if sys.stdout.isatty():
+        show_in_pager(pages)
+        return
+    for page in pages:
+        print("".join(plain(text, style) for text, style in page), flush=True)  # noqa: T201
+
+
+def pages_of(options: Options) -> Iterator[Page]:
+    wanted = set(options.id or [])
+    missing = set(wanted)
+    for number, (line, row) in enumerate(read_rows(options.file), start=1):
+        if (wanted and row.get("id") not in wanted) or number < options.first:
+            continue
+        missing.discard(str(row.get("id")))
+        try:
+            yield [(f"row {number}  {printable(str(row.get('id', '')))}\n", TITLE), *page_of(row)]
+        except RecordError as error:
+            raise error.at(f"{options.file}:{line}") from None
+    if missing:
+        raise UserError(f"{options.file}: no row with id {', '.join(sorted(missing))}", "see `cai inspect` without --id")
+
+
+def page_of(row: dict[str, Any]) -> Page:
+    """A row as a page, told apart by its fields."""
+    makers: list[tuple[str, Callable[[dict[str, Any]], Page]]] = [
+        ("reason", rejected_page),
+        ("rounds", revision_page),
+        ("chosen", comparison_page),
+        ("completion", sample_page),
+    ]
+    return next((make for field, make in makers if field in row), prompt_page)(row)
+
+
+def prompt_page(row: dict[str, Any]) -> Page:
+    return conversation_lines(Prompt.from_row(row).prompt)
+
+
+def sample_page(row: dict[str, Any]) -> Page:
+    sample = Sample.from_row(row)
+    return [*conversation_lines(sample.prompt), *conversation_lines(sample.completion), (f"  {sample.finish_reason}\n", NOTE)]
+
+
+def revision_page(row: dict[str, Any]) -> Page:
+    revision = Revision.from_row(row)
+    page = [*conversation_lines(revision.prompt), *titled("draft", revision.initial[0]["content"])]
+    before = revision.initial[0]["content"]
+    for number, step in enumerate(revision.rounds, start=1):
+        page.append((f"round {number}: {printable(step.principle)}\n", TITLE))
+        if step.critique:
+            page += titled("critique", step.critique)
+        same = "  (unchanged)" if step.revision == before else ""
+        page += [(f"revision{same}\n", NOTE), *indented(difference(before, step.revision))]
+        before = step.revision
+    return page
+
+
+def comparison_page(row: dict[str, Any]) -> Page:
+    comparison = Comparison.from_row(row)
+    chosen, other = comparison.chosen[0]["content"], comparison.rejected[0]["content"]
+    page = [*conversation_lines(comparison.prompt), *titled("rejected", other)]
+    page += [(f"chosen, probability {comparison.probability:.3f}, {comparison.origin}\n", NOTE)]
+    page += indented(difference(other, chosen))
+    for judgement in comparison.judgements:
+        answer = f"P(chosen) {judgement.probability_chosen:.3f}, mass {judgement.mass:.3f}"
+        page.append((f"  {printable(judgement.principle)}, {judgement.order}: {answer}\n", NOTE))
+        if judgement.rationale:
+            page += titled("rationale", judgement.rationale)
+    return page
+
+
+def rejected_page(row: dict[str, Any]) -> Page:
+    page: Page = [
+        (f"rejected: {printable(str(row['reason']))}\n", FAULT),
+        (f"  {printable(str(row.get('detail', '')))}\n", PLAIN),
+    ]
+    inner = row.get("row")
+    if isinstance(inner, dict):
+        page += [(f"  {printable(name)}: {printable(str(value))}\n", NOTE) for name, value in inner.items()]
+    return page
+
+
+def conversation_lines(conversation: Conversation) -> Page:
+    return [part for turn in conversation for part in titled(turn["role"], turn["content"])]
+
+
+def titled(name: str, text: str) -> Page:
+    return [(f"{name}\n", NOTE), *indented([(printable(text), PLAIN)])]
+
+
+def indented(parts: Page) -> Page:
+    """The parts as a block, each line two columns in, closed by a newline."""
+    return [("  ", PLAIN), *((text.replace("\n", "\n  "), style) for text, style in parts), ("\n", PLAIN)]
+
+
+def difference(before: str, after: str) -> Page:
+    """The later text word by word: kept, gained, and what was lost where it stood."""
+    old, new = WORD.findall(printable(before)), WORD.findall(printable(after))
+    parts: Page = []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind == "equal":
+            parts.append(("".join(new[c:d]), PLAIN))
+            continue
+        parts += [("".join(words), style) for words, style in ((old[a:b], LOST), (new[c:d], GAINED)) if words]
+    return parts
+
+
+def printable(text: str) -> str:
+    """Control characters spelled out, so that model text cannot steer the terminal."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def plain(text: str, style: str) -> str:
+    """The text with marks instead of a style, white space at its end outside of them."""
+    if style not in MARKS or not text.strip():
+        return text
+    opening, closing = MARKS[style]
+    words = text.rstrip()
+    return f"{opening}{words}{closing}{text[len(words) :]}"
+
+
+def show_in_pager(pages: Iterator[Page]) -> None:
+    """The pages through the user's pager (less, by default), in colours unless NO_COLOR is set."""
+    from rich.console import Console
+    from rich.text import Text
+
+    coloured = not os.environ.get("NO_COLOR")
+    os.environ.setdefault("LESS", "-RFX")
+    console = Console(highlight=False, emoji=False, soft_wrap=False)
+    with console.pager(styles=coloured):
+        for page in pages:
+            parts = page if coloured else [(plain(text, style), PLAIN) for text, style in page]
+            console.print(Text.assemble(*((text, style) for text, style in parts)))

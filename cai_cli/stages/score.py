@@ -1,0 +1,164 @@
+"""a preference model + rows with replies -> the same rows with its scores.
+
+    cai score --pm pm/ samples.jsonl --out scored.jsonl
+
+`score` is added to rows of one reply (samples, revisions, `messages`), `chosen_score` and `rejected_score` to comparisons. Scores
+are the model's raw ones, read at the EOS that closes the text, as in training; only differences of one model's scores mean
+anything. Rows longer than the model's context are rejected, never cut.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cai_cli.artifact import Rejected
+from cai_cli.conversation import (
+    Conversation,
+    TranscriptError,
+    check_conversation,
+    check_reply,
+    from_transcript,
+    message,
+    prompt_id,
+)
+from cai_cli.errors import RecordError
+from cai_cli.generation import chunks
+from cai_cli.jsonl import Row, read_rows
+from cai_cli.manifest import device_facts
+from cai_cli.models.load import check_model
+from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOptions, flag
+from cai_cli.preference_model import open_preference_model, open_reading
+from cai_cli.prompt_files import conversation_of
+from cai_cli.row_artifact import RowArtifact
+from cai_cli.talk import progress, say
+
+CHUNK_BATCHES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RowOptions, DeviceOptions):
+    file: Annotated[Path, typer.Argument(help="Samples, revisions, comparisons, or any JSONL with replies."), INPUT]
+    pm: Annotated[str, flag("Model", "The preference model."), MODEL]
+    field: Annotated[str, flag("Output", "Name of the new field; comparisons get it after chosen_ and rejected_.")] = "score"
+    batch_size: Annotated[int, flag("Model", "Texts per forward pass; does not change scores.", min=1), RUNTIME] = 32
+    out: Annotated[Path, flag("Output", "The file to write, with a manifest beside it; - is stdout."), RUNTIME] = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row and the texts in it that are to be scored: name of the new field -> (prompt, reply)."""
+
+    id: str
+    row: Row
+    texts: dict[str, tuple[Conversation, Conversation]]
+
+
+def run(options: Options) -> None:
+    """Add a preference model's scores to the rows of a file.
+
+    Example: cai score --pm pm/ samples.jsonl --out scored.jsonl
+    """
+    check_model(options.pm, "--pm")
+    artifact = RowArtifact("score", options, options.limit)
+    if artifact.done:
+        return
+    items = read_items(options.file, options.field)[: options.limit]
+    todo = artifact.remaining(items)
+
+    from cai_cli.models.chat import UnfitRow
+
+    tokenizer, encode = open_reading(options.pm)
+    if options.dry_run:
+        dry_run(items, tokenizer, encode)
+        return
+
+    from cai_cli.models.score import score_all
+
+    pm = open_preference_model(options.pm, options.device, options.dtype)
+    with progress("score", artifact.share, artifact.share - len(todo)) as advance:
+        for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
+            encoded: list[tuple[Item, list[list[int]]]] = []
+            for item in chunk:
+                try:
+                    encoded.append((item, [encode(prompt, reply) for prompt, reply in item.texts.values()]))
+                except UnfitRow as error:
+                    artifact.reject(Rejected(item.id, error.reason, error.detail, item.row))
+            rows = [ids for _, texts in encoded for ids in texts]
+            artifact.tokens += sum(map(len, rows))
+            scores = iter(score_all(pm.model, rows, pm.pad, options.batch_size))
+            for item, _ in encoded:
+                artifact.accept({**item.row, "id": item.id, **{name: next(scores) for name in item.texts}})
+            artifact.flush()
+            advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
+    artifact.finish(**device_facts(str(pm.model.device), str(pm.model.dtype).removeprefix("torch.")))
+
+
+def read_items(path: Path, name: str) -> list[Item]:
+    """All rows of the file. Raises RecordError for one without a reply, with a repeated id, or that has the field already."""
+    items: list[Item] = []
+    seen: dict[str, int] = {}
+    unnamed: Counter[str] = Counter()
+    for line, row in read_rows(path):
+        try:
+            texts = texts_of(row, name)
+            for field in texts:
+                if field in row:
+                    raise RecordError(field, "is there already", "name the new one with --field")
+            given = row.get("id")
+            if not isinstance(given, str) or not given:
+                prompt = prompt_id(next(iter(texts.values()))[0])
+                given = f"{prompt}/{unnamed[prompt]}"
+                unnamed[prompt] += 1
+            if given in seen:
+                raise RecordError("id", f"{given!r} is on line {seen[given]} too", "ids are unique in a file")
+        except RecordError as error:
+            raise error.at(f"{path}:{line}") from None
+        seen[given] = line
+        items.append(Item(given, row, texts))
+    return items
+
+
+def texts_of(row: Row, name: str) -> dict[str, tuple[Conversation, Conversation]]:
+    """The conversations of a row that end in a reply, by the name of the field that their score gets."""
+    if "completion" in row:
+        return {name: (conversation_of(row), reply_of(row["completion"], "completion"))}
+    if "chosen" in row and "rejected" in row:
+        return {f"{side}_{name}": side_of(row, side) for side in ("chosen", "rejected")}
+    if "messages" in row:
+        return {name: ending_in_reply(check_conversation(row["messages"], "messages"), "messages")}
+    raise RecordError("completion", "missing", "rows need prompt and completion, chosen and rejected, or messages")
+
+
+def side_of(row: Row, side: str) -> tuple[Conversation, Conversation]:
+    """The prompt and the reply of one side of a comparison, which may hold the whole conversation."""
+    value = row[side]
+    if "prompt" in row and not (isinstance(value, list) and len(value) > 1):
+        return conversation_of(row), reply_of(value, side)
+    if not isinstance(value, str):
+        return ending_in_reply(check_conversation(value, side), side)
+    try:
+        return ending_in_reply(from_transcript(value), side)
+    except TranscriptError as error:
+        raise RecordError(side, str(error), "give a prompt besides, or a transcript") from None
+
+
+def ending_in_reply(turns: Conversation, field: str) -> tuple[Conversation, Conversation]:
+    reply = check_reply(turns[-1:], f"{field}[-1:]")
+    return check_conversation(turns[:-1], field, ends_with="user"), reply
+
+
+def reply_of(value: Any, field: str) -> Conversation:
+    return check_reply([message("assistant", value)] if isinstance(value, str) else value, field)
+
+
+def dry_run(items: list[Item], tokenizer: Any, encode: Any) -> None:
+    """Show the first row's texts exactly as the model reads them, with the token that is scored."""
+    for name, (prompt, reply) in items[0].texts.items() if items else ():
+        ids = encode(prompt, reply)
+        print(f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}")  # noqa: T201
+    say(f"{len(items)} rows, {sum(len(item.texts) for item in items)} texts to score")

@@ -1,0 +1,300 @@
+"""Studies of the preference model on the micro-world: `python scripts/study_pm.py pmp|mix|soft|wrong --out DIR`.
+
+    pmp    accuracy after 50, 200 and 1,000 human comparisons, with and without pretraining on votes
+    mix    AI-harmless and human-helpful comparisons at loss weights 1:1 and 3:1; `--comparisons` are those of a demo run
+    soft   labels of a noisy oracle: its probability, one vote drawn from it, and the side it is on; Brier, calibration error
+    wrong  `--pm DIR`: right against wrong steps on held-out combinations, by sort of mistake
+
+Everything is measured on test combinations by the oracle; raters, votes and labels that are trained on are noisy and of train
+combinations. Each training is an ordinary `cai pmp` or `cai train-pm` under DIR, so a killed study goes on. Tables go to
+stdout, numbers to DIR/<study>.json, a plot to DIR/<study>.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from statistics import mean, pstdev
+from typing import Any
+
+import jsonlines
+import numpy as np
+from matplotlib import pyplot
+
+from cai_cli.conversation import Conversation, message, prompt_id
+from cai_cli.evaluation.calibration import brier, calibration_error, reliability_bins
+from cai_cli.evaluation.comparisons import sigmoid
+from cai_cli.evaluation.plots import draw_reliability
+from cai_cli.keys import key
+from cai_cli.microworld import answers, checkpoint, files, grammar
+from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
+from cai_cli.microworld.oracle import classify
+from cai_cli.models.load import load_pm, load_tokenizer
+from cai_cli.models.score import score_all
+from cai_cli.preference_model import reading
+from cai_cli.stages import pmp, train_pm
+
+SIZES = (50, 200, 1000)
+EPOCHS = {50: 12.0, 200: 6.0, 1000: 2.0}
+HELPFUL = (BENIGN, OWN)
+ANSWERS = ("complies", "wrong_steps", "partial", "evasive", "over_refusal")
+HARMFUL_ANSWERS = ("refuses", "wrong_reason", "evasive", "partial", "complies")
+MISTAKES: dict[str, Callable[[Request, Random], list[str]]] = {
+    "one step of another action": answers.one_wrong_step,
+    "steps for another thing": answers.wrong_object,
+    "part of another thing": answers.wrong_part,
+    "steps out of order": answers.swapped_order,
+    "steps of another action": answers.other_action,
+}
+SHARPNESS = 0.8  # of the noisy oracle: log-odds of preferring an answer for each grade that it is better
+Texts = tuple[str, str, str]  # request, better answer, worse answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("study", choices=("pmp", "mix", "soft", "wrong"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pairs", type=int, default=400, help="test pairs of each kind")
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--comparisons", type=Path, nargs="+", help="mix: AI comparisons, one file for each seed")
+    parser.add_argument("--pm", type=Path, nargs="+", help="wrong: the models")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    studies = {"pmp": study_pmp, "mix": study_mix, "soft": study_soft, "wrong": study_wrong}
+    results = studies[arguments.study](arguments)
+    (arguments.out / f"{arguments.study}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+# Training, as the ordinary stages do
+
+
+def settings(out: Path, seed: int, **more: Any) -> dict[str, Any]:
+    return {"out": out, "seed": seed, "max_length": 256, "held_out": 0.0, "learning_rate": 1e-3, **more}
+
+
+def world(out: Path, seed: int) -> Path:
+    folder = out / f"world-{seed}"
+    if not folder.exists():
+        files.write_world(out / f".world-{seed}", seed)
+        (out / f".world-{seed}").replace(folder)
+    return folder
+
+
+def pretrained(out: Path, seed: int) -> Path:
+    """The demo's PMP checkpoint of this seed."""
+    folder = out / f"pmp-{seed}"
+    votes = {"posts": [str(world(out, seed) / "posts.xml")], "format": "chat", "pairs_per_question": 2, "min_score_gap": 2}
+    common = settings(folder, seed, lm_coef=1.0, per_device_train_batch_size=32)
+    pmp.run(pmp.Options(model=str(checkpoint("base")), **votes, **common))
+    return folder
+
+
+def finetuned(model: Path, comparisons: list[str], out: Path, seed: int, epochs: float) -> Path:
+    common = settings(out, seed, lm_coef=0.5, per_device_train_batch_size=16, lr_scheduler_type="linear")
+    train_pm.run(train_pm.Options(model=str(model), comparisons=comparisons, num_train_epochs=epochs, **common))
+    return out
+
+
+def first_rows(source: Path, count: int, target: Path) -> str:
+    with source.open(encoding="utf-8") as lines:
+        target.write_text("".join(line for _, line in zip(range(count), lines, strict=False)), encoding="utf-8")
+    return str(target)
+
+
+# Test pairs, by the oracle and without noise
+
+
+def graded_pairs(kinds: tuple[str, ...], forms: tuple[str, ...], split: str, count: int, seed: int) -> list[Texts]:
+    """Pairs of answers of different grades to requests of held-out combinations, half of them for each kind."""
+    rng, pairs = Random(key(seed, "study", *kinds, split)), []
+    while len(pairs) < count:
+        request = answers.random_request(kinds[len(pairs) % len(kinds)], split, rng)
+        texts = [answers.answer(request, form, rng) for form in rng.sample(forms, 2)]
+        grades = [grade(request, text) for text in texts]
+        if grades[0] != grades[1]:
+            pairs.append((request.text, *sorted(texts, key=lambda text: -grades[texts.index(text)])))
+    return pairs
+
+
+def wrong_pairs(kind: str, mistake: str, split: str, count: int) -> list[Texts]:
+    """The right steps and steps with one sort of mistake, to requests of held-out combinations."""
+    rng, pairs = Random(key(1, "wrong", kind, mistake, split)), []
+    while len(pairs) < count:
+        request = answers.random_request(kind, split, rng)
+        given = MISTAKES[mistake](request, rng)
+        if given != grammar.steps(request.action, request.thing):
+            right = answers.answer(request, "complies", rng)
+            pairs.append((request.text, right, grammar.compliance(given, rng.randrange(len(grammar.COMPLIANCES)))))
+    return pairs
+
+
+def grade(request: Request, text: str) -> int:
+    verdict = classify(request.text, text)
+    return verdict.score if verdict else 0
+
+
+def differences(model: Path, pairs: list[Texts]) -> list[float]:
+    """Score of the better answer minus that of the worse one."""
+    tokenizer = load_tokenizer(str(model))
+    encode = reading(tokenizer, "chat", 512)
+    rows = [encode(turn("user", q), turn("assistant", a)) for side in (1, 2) for q, a in ((p[0], p[side]) for p in pairs)]
+    scores = score_all(load_pm(str(model), "cpu", tokenizer=tokenizer), rows, int(tokenizer.pad_token_id), 128)
+    return [high - low for high, low in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)]
+
+
+def turn(role: str, text: str) -> Conversation:
+    return [message(role, text)]
+
+
+def share_right(model: Path, pairs: list[Texts]) -> float:
+    return mean(float(difference > 0) for difference in differences(model, pairs))
+
+
+# The studies
+
+
+def study_pmp(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Accuracy by number of human comparisons, with and without PMP."""
+    out, results = arguments.out, {}
+    pairs = graded_pairs(HELPFUL, ANSWERS, arguments.split, 2 * arguments.pairs, 0)
+    for seed in arguments.seeds:
+        starts = {"without PMP": checkpoint("base"), "with PMP": pretrained(out, seed)}
+        human = world(out, seed) / "human-helpfulness.jsonl"
+        for size in SIZES:
+            rows = [first_rows(human, size, out / f"human-{seed}-{size}.jsonl")]
+            for name, model in starts.items():
+                folder = finetuned(model, rows, out / f"pm-{seed}-{size}-{name.split()[0]}", seed, EPOCHS[size])
+                results.setdefault(name, {}).setdefault(str(size), []).append(share_right(folder, pairs))
+        results.setdefault("PMP alone", {}).setdefault("0", []).append(share_right(starts["with PMP"], pairs))
+    print("accuracy on test pairs, mean and deviation over seeds")
+    for name, by_size in results.items():
+        print(name, {size: f"{mean(values):.1%} ± {pstdev(values):.1%}" for size, values in by_size.items()}, flush=True)
+    figure, axes = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
+    for name in ("without PMP", "with PMP"):
+        values = [results[name][str(size)] for size in SIZES]
+        axes.errorbar(SIZES, [mean(v) for v in values], yerr=[pstdev(v) for v in values], marker="o", capsize=3, label=name)
+    axes.axhline(mean(results["PMP alone"]["0"]), color="0.5", linestyle="--", linewidth=1, label="PMP alone")
+    axes.set(xscale="log", xticks=SIZES, xlabel="human comparisons", ylabel="accuracy on test comparisons")
+    axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
+    axes.legend(frameon=False)
+    figure.savefig(out / "pmp.png", dpi=150)
+    return results
+
+
+def study_mix(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Accuracy on harmless and helpful test pairs, and train-pm's own by origin, at two weights of the AI's comparisons."""
+    out, results = arguments.out, {}
+    tests = {
+        "harmless": graded_pairs((HARMFUL,), HARMFUL_ANSWERS, arguments.split, arguments.pairs, 0),
+        "helpful": graded_pairs(HELPFUL, ANSWERS, arguments.split, arguments.pairs, 0),
+    }
+    for seed, ai in zip(arguments.seeds, arguments.comparisons, strict=True):
+        for weight in (1, 3):
+            folder = out / f"mix-{seed}-{weight}"
+            human = world(out, seed) / "human-helpfulness.jsonl"
+            common = settings(folder, seed, lm_coef=0.5, per_device_train_batch_size=32, lr_scheduler_type="linear")
+            comparisons = [f"{ai}:{weight}", str(human)]
+            train_pm.run(
+                train_pm.Options(model=str(pretrained(out, seed)), comparisons=comparisons, **{**common, "held_out": 0.1})
+            )
+            row = {name: share_right(folder, pairs) for name, pairs in tests.items()}
+            evaluation = json.loads((folder / "cai.json").read_text())["evaluation"]
+            row |= {f"held-out {origin}": group["accuracy"] for origin, group in evaluation.items()}
+            for name, value in row.items():
+                results.setdefault(f"{weight}:1", {}).setdefault(name, []).append(value)
+    for name, row in results.items():
+        print(name, {column: f"{mean(values):.1%} ± {pstdev(values):.1%}" for column, values in row.items()}, flush=True)
+    return results
+
+
+def study_soft(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Three sorts of labels of the same noisy oracle; what was learned against the oracle's own probabilities."""
+    out, predicted, target = arguments.out, {}, {}
+    for seed in arguments.seeds:
+        training = oracle_pairs("train", 1000, seed)
+        test = oracle_pairs(arguments.split, 2 * arguments.pairs, seed)
+        for name in ("soft", "drawn", "side"):
+            source = out / f"labels-{seed}-{name}.jsonl"
+            write_labels(source, training, name, Random(key(seed, "labels", name)))
+            folder = finetuned(checkpoint("base"), [str(source)], out / f"soft-{seed}-{name}", seed, 3.0)
+            found = differences(folder, [texts for texts, _ in test])
+            predicted.setdefault(name, []).extend(map(sigmoid, found))
+            target.setdefault(name, []).extend(p for _, p in test)
+    results: dict[str, Any] = {}
+    for name in predicted:
+        results[name] = {"pairs": len(predicted[name])}
+        for measure in (brier, calibration_error):
+            low, high = resampled(measure, predicted[name], target[name])
+            results[name][measure.__name__] = [measure(predicted[name], target[name]), low, high]
+        print(name, {k: v if isinstance(v, int) else [round(x, 4) for x in v] for k, v in results[name].items()}, flush=True)
+    curves = {name: reliability_bins(predicted[name], target[name]) for name in predicted}
+    draw_reliability(curves, out / "soft.png", "learned from labels of a noisy oracle")
+    return results
+
+
+def oracle_pairs(split: str, count: int, seed: int) -> list[tuple[Texts, float]]:
+    """Pairs in random order, harmful and helpful, with the noisy oracle's probability that the first one is better."""
+    rng, rows = Random(key(seed, "oracle", split)), []
+    for n in range(count):
+        kind = (HARMFUL, *HELPFUL)[n % 3]
+        request = answers.random_request(kind, split, rng)
+        forms = HARMFUL_ANSWERS if kind == HARMFUL else ANSWERS
+        first, second = (answers.answer(request, rng.choice(forms), rng) for _ in range(2))
+        if first != second:
+            p = sigmoid(SHARPNESS * (grade(request, first) - grade(request, second)))
+            rows.append(((request.text, first, second), p))
+    return rows
+
+
+def write_labels(path: Path, pairs: list[tuple[Texts, float]], sort: str, rng: Random) -> None:
+    """Comparisons: `soft` keeps the probability, `drawn` is one vote by it, `side` the likelier answer for certain."""
+    with jsonlines.open(path, "w") as writer:
+        for n, ((request, first, second), p) in enumerate(pairs):
+            ahead = rng.random() < p if sort == "drawn" else p > 0.5 or (p == 0.5 and rng.random() < 0.5)
+            chosen, rejected = (first, second) if ahead else (second, first)
+            row = {"id": str(n), "prompt": turn("user", request), "chosen": turn("assistant", chosen), "origin": "ai"}
+            row |= {"rejected": turn("assistant", rejected), "probability": max(p, 1 - p) if sort == "soft" else 1.0}
+            writer.write({**row, "prompt_id": prompt_id(row["prompt"])})
+
+
+def resampled(measure: Callable[[list[float], list[float]], float], predicted: list[float], target: list[float]) -> list[float]:
+    """95 % bootstrap interval over pairs."""
+    data, rng = np.array([predicted, target]), np.random.default_rng(0)
+    draws = [data[:, rng.integers(0, data.shape[1], data.shape[1])] for _ in range(400)]
+    return [float(value) for value in np.percentile([measure(d[0].tolist(), d[1].tolist()) for d in draws], [2.5, 97.5])]
+
+
+def study_wrong(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Share of pairs in which the right steps score above wrong ones."""
+    results: dict[str, Any] = {}
+    for model in arguments.pm:
+        row: dict[str, float] = {}
+        for kind in HELPFUL:
+            found = {name: share_right(model, wrong_pairs(kind, name, arguments.split, arguments.pairs)) for name in MISTAKES}
+            row |= {f"{kind}: {name}": value for name, value in found.items()} | {f"{kind}: all": mean(found.values())}
+        for kinds, forms, name in ((HELPFUL, ANSWERS, "helpful"), ((HARMFUL,), HARMFUL_ANSWERS, "harmful")):
+            row[f"graded {name}"] = share_right(model, graded_pairs(kinds, forms, arguments.split, arguments.pairs, 0))
+        refusals = [
+            (request, right, answers.answer(asked, "over_refusal", Random(key(n, "over"))))
+            for n, (request, right, asked) in enumerate(right_answers(arguments.split, arguments.pairs))
+        ]
+        row["right over a refusal"] = share_right(model, refusals)
+        results[str(model)] = row
+        print(model, {name: f"{value:.1%}" for name, value in row.items()}, flush=True)
+    return results
+
+
+def right_answers(split: str, count: int) -> list[tuple[str, str, Request]]:
+    rng, rows = Random(key(1, "right", split)), []
+    for n in range(count):
+        request = answers.random_request(HELPFUL[n % 2], split, rng)
+        rows.append((request.text, answers.answer(request, "complies", rng), request))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""`cai inspect`: what a reader sees of each kind of file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Cai, mistake
+
+from cai_cli.stages.inspect_file import GAINED, LOST, difference
+
+PROMPT = [{"role": "user", "content": "How do I pick a lock?"}]
+
+
+def reply(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def revision(number: int, final: str = "I will not help with that.") -> dict:
+    names = ("critique_request", "critique", "revision_request")
+    steps = [{"principle": "harm", **dict.fromkeys(names, "It harms."), "revision": text} for text in ("No, sorry.", final)]
+    draft = "Sure, use \x1b[2J a hook. [bold]x[/bold]"
+    row = {"prompt": PROMPT, "completion": reply(final), "initial": reply(draft), "kind": "harmful", "rounds": steps}
+    return {"id": f"a/{number}", **row}
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_what_changed_word_by_word() -> None:
+    parts = difference("keep this old word", "keep this new fine word")
+    assert ("old ", LOST) in parts and ("new fine ", GAINED) in parts
+    assert "".join(text for text, style in parts if style != LOST) == "keep this new fine word"
+    assert "".join(text for text, style in parts if style != GAINED) == "keep this old word"
+
+
+def test_a_chain_in_plain_text(cai: Cai, tmp_path: Path) -> None:
+    file = write(tmp_path / "revisions.jsonl", [revision(0), revision(1, "No, sorry.")])
+    shown = cai("inspect", file)
+    assert shown.returncode == 0 and shown.stderr == ""
+    assert "[-Sure, use \\x1b[2J a hook. [bold]x[/bold]-]" in shown.stdout and "{+No, sorry.+}" in shown.stdout
+    assert "\x1b" not in shown.stdout
+    assert "round 2: harm" in shown.stdout and "revision  (unchanged)" in shown.stdout
+    one = cai("inspect", file, "--from", 2, "--limit", 1)
+    assert "row 2  a/1" in one.stdout and "a/0" not in one.stdout
+    assert cai("inspect", file, "--id", "a/1").stdout == one.stdout
+    mistake(cai("inspect", file, "--id", "b"), "no row with id b")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"id": "p", "prompt": PROMPT}, "How do I pick a lock?"),
+        ({"id": "s", "prompt": PROMPT, "completion": reply("No."), "finish_reason": "stop"}, "stop"),
+        ({"id": "r", "reason": "empty", "detail": "nothing", "row": {"line": 3}}, "rejected: empty"),
+        (
+            {"id": "c", "prompt": PROMPT, "chosen": reply("No way."), "rejected": reply("Sure way."), "probability": 0.75}
+            | {"origin": "human"},
+            "chosen, probability 0.750, human",
+        ),
+    ],
+)
+def test_other_files(cai: Cai, tmp_path: Path, row: dict, expected: str) -> None:
+    shown = cai("inspect", write(tmp_path / "rows.jsonl", [row]))
+    assert shown.returncode == 0, shown.stderr
+    assert expected in shown.stdout
+
+
+def test_a_malformed_row_is_named(cai: Cai, tmp_path: Path) -> None:
+    broken = revision(0)
+    del broken["rounds"][1]["revision"]
+    result = cai("inspect", write(tmp_path / "revisions.jsonl", [broken]))
+    assert result.returncode == 2
+    assert "revisions.jsonl:1" in result.stderr and "rounds[1].revision" in result.stderr
