@@ -266,7 +266,7 @@ def test_prompts_by_columns():
     rows = [{"x": "q"}, {"x": [USER, *reply("a")]}, {"x": "Human: q\n\nAssistant: a"}, {"x": ""}, {"x": reply("a")}, {}]
     items = outcome(preferences.import_prompts(enumerate(rows, 1), Columns(prompt="x"), kind="helpful", source="s"))
     assert items[:3] == [Prompt(prompt_id([USER]), [USER], "helpful", "s")] * 3
-    assert items[3:] == [(4, "malformed"), (5, "malformed"), (6, "missing_field")]
+    assert items[3:] == [(4, "malformed"), (5, "no_human_turn"), (6, "missing_field")]
     [named] = preferences.import_prompts([(1, {"x": "q", "n": "id-1"})], Columns(prompt="x", id="n"))
     assert named.id == "id-1"
 
