@@ -179,6 +179,9 @@ def import_paper_constitution(options: Options) -> None:
     """The published principles, critiques and comparisons joined by position, as a constitution file."""
     from cai_cli.published_constitution import constitution_yaml, import_constitution
 
+    for name in ("to", "kind", "source", "columns", "every_turn", "split", "limit"):
+        if getattr(options, name):
+            raise UserError(f"--{name.replace('_', '-')} is for rows: {CONSTITUTION_FORMAT} makes one file", "leave it out")
     if options.out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {options.out}: a constitution is written as YAML", "name a .yaml file")
     text = constitution_yaml(import_constitution(options.file, options.comparisons, options.out.stem))

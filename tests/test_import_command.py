@@ -1,0 +1,87 @@
+"""`cai import`, `cai export` and splits through the command line: every row arrives or is named, nothing is ignored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Cai, mistake
+
+from cai_cli.conversation import first_human_turn
+from cai_cli.splits import group_key
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def chain(number: int, **extra: str) -> dict:
+    """A published chain in the schema of the paper's files."""
+    step = {"critique": {"sample": " It is rude."}, "revision": {"sample": f" Kind words {number}.\n\nHuman:"}}
+    value = {"prompt": ["\n\nCritiqueRequest: Why?\n\nCritique:"], "edit_request": "\n\nRevisionRequest: Mend it.\n\nRevision:"}
+    steps = [{"cst_key": f"harmful{n}", "cst_value": value, **step} for n in range(4)]
+    head = {"rl_prompt": f"\n\nHuman: Insult me {number}.\n\nAssistant:", "comparison_dataset": "LaMDA", **extra}
+    return {**head, "initial_response": [{"sample": " You fool.\n\nHuman:"}], "cst": steps}
+
+
+def test_chains_of_other_files_come_back_as_published(cai: Cai, tmp_path: Path) -> None:
+    published = [chain(1, comparison_model="Another reply."), chain(2, comparison_model="")]
+    file = tmp_path / "LAMDA_SLMADISON.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in published), encoding="utf-8")
+    assert cai("import", "paper-chains", file, "--out", tmp_path / "chains.jsonl").returncode == 0
+    chains = rows(tmp_path / "chains.jsonl")
+    assert [len(row["rounds"]) for row in chains] == [4, 4]
+    assert chains[0]["completion"][0]["content"] == "Kind words 1."
+    assert [step["principle"] for step in chains[0]["rounds"]] == ["harmful0", "harmful1", "harmful2", "harmful3"]
+    assert cai("export", "paper-chains", tmp_path / "chains.jsonl", "--out", tmp_path / "back.jsonl").returncode == 0
+    assert rows(tmp_path / "back.jsonl") == published
+
+
+def test_the_published_chains_come_back(cai: Cai, data: Callable[[str], Path], tmp_path: Path) -> None:
+    file = data("constitutional-ai/PALMS_SLMADISON.jsonl")
+    assert cai("import", "paper-chains", file, "--out", tmp_path / "chains.jsonl").returncode == 0
+    assert cai("export", "paper-chains", tmp_path / "chains.jsonl", "--out", tmp_path / "back.jsonl").returncode == 0
+    assert rows(tmp_path / "back.jsonl") == rows(file)
+    again = cai("export", "paper-chains", tmp_path / "chains.jsonl", "--out", tmp_path / "back.jsonl")
+    assert again.returncode == 0 and "nothing to do" in again.stderr
+
+
+def test_conversations_never_straddle_a_split(cai: Cai, data: Callable[[str], Path], tmp_path: Path) -> None:
+    file = data("hh-rlhf/harmless-base-test-1500.jsonl.gz")
+    split = ("--every-turn", "--split", "sft=0.5,rl=0.3,test=0.2")
+    done = cai("import", "hh-rlhf", file, "--to", "prompts", *split, "--out", tmp_path / "parts")
+    assert done.returncode == 0, done.stderr
+    parts = {name: rows(tmp_path / "parts" / f"{name}.jsonl") for name in ("sft", "rl", "test")}
+    starts = [{group_key(first_human_turn(row["prompt"])) for row in part} for part in parts.values()]
+    assert not starts[0] & starts[1] and not starts[0] & starts[2] and not starts[1] & starts[2]
+    assert sum(map(len, parts.values())) == len(rows(tmp_path / "parts" / "all.jsonl")) > 1500
+
+
+def test_a_table_with_quotes_newlines_and_bad_rows(cai: Cai, tmp_path: Path) -> None:
+    file = tmp_path / "questions.csv"
+    file.write_bytes('\ufeffquestion,topic\r\n"Say ""hi"",\nplease",a\r\n,b\r\nWhy?,c\r\n'.encode())
+    out = tmp_path / "prompts.jsonl"
+    done = cai("import", "table", file, "--columns", "prompt=question", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert [row["prompt"][0]["content"] for row in rows(out)] == ['Say "hi",\nplease', "Why?"]
+    assert len(rows(tmp_path / "prompts.rejects.jsonl")) == 1
+    mistake(cai("import", "table", file, "--columns", "prompt=qestion", "--out", tmp_path / "b.jsonl"), "qestion", "question")
+
+
+def test_red_team_attempts_as_an_array_and_as_lines(cai: Cai, tmp_path: Path) -> None:
+    attempts = [{"transcript": f"\n\nHuman: Bad {n}?\n\nAssistant: No.", "rating": 1.0} for n in range(3)]
+    (tmp_path / "array.json").write_text(json.dumps(attempts), encoding="utf-8")
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in attempts), encoding="utf-8")
+    for name in ("array.json", "lines.jsonl"):
+        assert cai("import", "red-team", tmp_path / name, "--out", tmp_path / f"{name}.out.jsonl").returncode == 0
+    assert rows(tmp_path / "array.json.out.jsonl") == rows(tmp_path / "lines.jsonl.out.jsonl")
+    assert len(rows(tmp_path / "array.json.out.jsonl")) == 3
+
+
+@pytest.mark.parametrize("words", [("--every-turn",), ("--limit", 3), ("--split", "a=1"), ("--kind", "harmful")])
+def test_flags_that_a_constitution_has_no_use_for(cai: Cai, tmp_path: Path, words: tuple) -> None:
+    (tmp_path / "c.json").write_text("{}", encoding="utf-8")
+    result = cai("import", "paper-constitution", tmp_path / "c.json", "--out", tmp_path / "c.yaml", *words)
+    mistake(result, f"{words[0]} is for rows")
