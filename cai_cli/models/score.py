@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cai_cli.errors import UserError
+from cai_cli.models.adapters import is_peft
 
 HEAD_NAMES = ("score", "classifier")
 
@@ -45,7 +46,7 @@ def right_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Ten
 
 def transformer(model: Any) -> Any:
     """The classifier itself, without the shell that peft puts around it."""
-    return model.base_model.model if hasattr(model, "peft_config") else model
+    return model.base_model.model if is_peft(model) else model
 
 
 def hidden_states(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
