@@ -48,7 +48,7 @@ def put(path: Path, *rows: object) -> Path:
         (b'{"prompt": "q"}\n{"promt": "r"}\n', "prompts.jsonl:2: field `prompt`: missing (fields here: promt)"),
         (b'{"prompt": [{"role": "user"}]}\n', "prompts.jsonl:1: field `prompt[0].content`"),
         (b'{"prompt": "q"}\n{"prompt": "\xe9"}\n', "prompts.jsonl:2: not UTF-8 text"),
-        (gzip.compress(b'{"prompt": "q"}\n' * 99)[:-20], "broken gzip data"),
+        (gzip.compress(b'{"prompt": "q"}\n' * 99, mtime=0)[:-20], "broken gzip data"),
         (b"", "prompts.jsonl: no prompts in it"),
         (b"\n\n", "prompts.jsonl: no prompts in it"),
     ],
