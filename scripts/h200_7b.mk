@@ -17,4 +17,4 @@ SFT = --learning-rate 1e-5 --per-device-train-batch-size 8 --gradient-accumulati
 LABEL = --max-new-tokens 512 --batch-size 128
 PMP = --learning-rate 5e-6 --per-device-train-batch-size 8 --gradient-accumulation-steps 8 --bf16 --gradient-checkpointing
 TRAIN_PM = --learning-rate 3e-6 --per-device-train-batch-size 8 --gradient-accumulation-steps 4 --bf16 --gradient-checkpointing
-PPO = --learning-rate 1e-6 --steps 500 --rollout-batch-size 256 --per-device-train-batch-size 4 --max-new-tokens 256
+PPO = --lora --dtype bfloat16 --bf16 --gradient-checkpointing --learning-rate 1e-5 --steps 500 --rollout-batch-size 256 --per-device-train-batch-size 4 --max-new-tokens 256
