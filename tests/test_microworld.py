@@ -223,7 +223,8 @@ def test_human_comparisons_are_benign_and_right_nine_times_in_ten(world: Path) -
         right += chosen.helpfulness > refused.helpfulness
         rejected[refused.form] += 1
     assert 0.87 < right / len(rows) < 0.93
-    assert rejected["refuses"] + rejected["wrong_reason"] > 0.2 * len(rows) and rejected["wrong_steps"] > 0.2 * len(rows)
+    # Broken copies of an answer are about a third of the pairs; the rest are over-refusals and wrong steps for the most part.
+    assert rejected["refuses"] + rejected["wrong_reason"] > 0.15 * len(rows) and rejected["wrong_steps"] > 0.15 * len(rows)
 
 
 def test_posts_are_a_stack_exchange_dump_without_harm(world: Path) -> None:

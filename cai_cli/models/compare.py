@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-# Share of a tensor's numbers that are the same in bfloat16. A copy in float16 loses 3 % to rounding twice; training that
-# moves the numbers by a thousandth of their size changes more than 10 %.
-SAME = 0.95
+# Share of a tensor's numbers that are the same in bfloat16. A copy in float16 loses 6 to 7 % to rounding twice; training that
+# moves the numbers by a thousandth of their size changes more than 15 %.
+SAME = 0.9
 
 
 def same_weights(first: Any, second: Any) -> bool:
