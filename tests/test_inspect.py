@@ -56,6 +56,7 @@ def test_a_chain_in_plain_text(cai: Cai, tmp_path: Path) -> None:
         ({"id": "p", "prompt": PROMPT}, "How do I pick a lock?"),
         ({"id": "s", "prompt": PROMPT, "completion": reply("No."), "finish_reason": "stop"}, "stop"),
         ({"id": "r", "reason": "empty", "detail": "nothing", "row": {"line": 3}}, "rejected: empty"),
+        ({"reason": "not_json", "detail": "", "line": 7, "row": "{broken \u202e"}, "line: 7\n  row: {broken \\u202e"),
         (
             {"id": "c", "prompt": PROMPT, "chosen": reply("No way."), "rejected": reply("Sure way."), "probability": 0.75}
             | {"origin": "human"},

@@ -28,7 +28,8 @@ from cai_cli.options import flag
 from cai_cli.records import Comparison, Prompt, Revision, Sample
 
 WORD = re.compile(r"\S+\s*|\s+")  # with the white space after it, so that neighbouring changes are one
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Control characters, and the invisible ones that turn, hide or break what a reader sees.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]")
 PLAIN, LOST, GAINED, TITLE, NOTE, FAULT = "", "red strike", "green bold", "bold cyan", "dim", "red"
 MARKS = {LOST: ("[-", "-]"), GAINED: ("{+", "+}")}
 
@@ -125,9 +126,13 @@ def rejected_page(row: dict[str, Any]) -> Page:
         (f"rejected: {printable(str(row['reason']))}\n", FAULT),
         (f"  {printable(str(row.get('detail', '')))}\n", PLAIN),
     ]
+    if "line" in row:
+        page.append((f"  line: {row['line']}\n", NOTE))
     inner = row.get("row")
     if isinstance(inner, dict):
         page += [(f"  {printable(name)}: {printable(str(value))}\n", NOTE) for name, value in inner.items()]
+    elif inner is not None:  # a line that was no JSON, as it stands in the file
+        page.append((f"  row: {printable(str(inner))}\n", NOTE))
     return page
 
 
