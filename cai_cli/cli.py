@@ -67,19 +67,27 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise UserError(f"{path}: expected a mapping of flags to values", "for example `seed: 3`")
     from difflib import get_close_matches
 
-    known = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
+    known = {
+        name.lstrip("-").replace("-", "_"): parameter
+        for parameter in context.command.params
+        if parameter.name != "config"
+        for name in (*parameter.opts, str(parameter.name))
+    }
     for key in settings:
         name = str(key).replace("-", "_")
         if name not in known:
             near = get_close_matches(name, list(known), n=1)
             hint = f"did you mean `{near[0].replace('_', '-')}`?" if near else f"see `{context.command_path} --help`"
             raise UserError(f"{path}: unknown key `{key}`", hint)
-    defaults = {str(key).replace("-", "_"): value for key, value in settings.items()}
-    for name, value in defaults.items():
-        if known[name].multiple and not isinstance(value, list):
-            defaults[name] = [value]
+    defaults: dict[str, Any] = {}
+    for key, value in settings.items():
+        parameter = known[str(key).replace("-", "_")]
+        several = getattr(parameter, "multiple", False) or parameter.nargs == -1
+        if several and not isinstance(value, list):
+            value = [value]
         elif isinstance(value, dict):  # a flag that takes a JSON object
-            defaults[name] = json.dumps(value)
+            value = json.dumps(value)
+        defaults[str(parameter.name)] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 

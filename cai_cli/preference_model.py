@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cai_cli.artifact import ModelArtifact, Rejected
-from cai_cli.conversation import Conversation, first_human_turn
+from cai_cli.conversation import Conversation
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
 from cai_cli.jsonl import write_atomically, write_rows
@@ -17,7 +17,7 @@ from cai_cli.manifest import MODEL_MANIFEST, read_manifest
 from cai_cli.models.load import check_model
 from cai_cli.prompts import question_answer
 from cai_cli.records import Comparison
-from cai_cli.splits import assign
+from cai_cli.splits import is_held_out
 from cai_cli.talk import say, table
 from cai_cli.training.preference_card import preference_model_card
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from cai_cli.training.pairwise import TokenPair
 
-TRAIN, HELD_OUT = "train", "held_out"
 Format = Literal["qa", "chat"]
 Encode = Callable[[Conversation, Conversation], list[int]]
 
@@ -68,38 +67,33 @@ class PreferenceModel:
     tokenizer: PreTrainedTokenizerBase
     encode: Encode
     pad: int
-    score_mean: float | None
-    score_deviation: float | None
 
 
-def open_reading(path: str, max_length: int | None = None) -> tuple[PreTrainedTokenizerBase, Encode]:
-    """The tokenizer of a preference model and how it reads a conversation; `max_length` is its context unless given.
+def open_reading(path: str, flag: str = "--pm") -> tuple[PreTrainedTokenizerBase, Encode]:
+    """The tokenizer of a preference model and how it reads a conversation of at most its context.
 
     Raises UserError where the model is none, or has no chat template to read with.
     """
     from cai_cli.models.chat import require_template
     from cai_cli.models.load import context_length, is_preference_model, load_config, load_tokenizer
 
-    flag = "--pm"
     check_model(path, flag)
     if not is_preference_model(path):
-        raise UserError(f"{flag} {path}: is a language model, whose scores would be random", "train it with `cai train-pm`")
+        raise UserError(f"{flag} {path}: is a language model without a score head", "train it with `cai train-pm`")
     tokenizer = load_tokenizer(path, flag)
     form = format_of(path)
     if form == "chat":
         require_template(tokenizer, f"{flag} {path}")
-    return tokenizer, reading(tokenizer, form, max_length or context_length(load_config(path, flag)))
+    return tokenizer, reading(tokenizer, form, context_length(load_config(path, flag)))
 
 
-def open_preference_model(path: str, device: str = "auto", dtype: str = "auto", max_length: int | None = None) -> PreferenceModel:
+def open_preference_model(path: str, device: str = "auto", dtype: str = "auto", flag: str = "--pm") -> PreferenceModel:
     """Load a preference model to score with. Raises UserError as `open_reading` does."""
     from cai_cli.models.load import load_pm
 
-    tokenizer, encode = open_reading(path, max_length)
-    model = load_pm(path, device, dtype, "--pm", tokenizer)
-    manifest = read_manifest(Path(path) / MODEL_MANIFEST) or {}
-    scale = manifest.get("score_mean"), manifest.get("score_deviation")
-    return PreferenceModel(model, tokenizer, encode, int(tokenizer.pad_token_id), *scale)
+    tokenizer, encode = open_reading(path, flag)
+    model = load_pm(path, device, dtype, flag, tokenizer)
+    return PreferenceModel(model, tokenizer, encode, int(tokenizer.pad_token_id))
 
 
 def tokenise(
@@ -122,11 +116,11 @@ def tokenise(
 
 def split_held_out(pairs: list[tuple[Comparison, TokenPair]], share: float, seed: int) -> tuple[list[TokenPair], list[TokenPair]]:
     """Divide by a hash of the first human turn, so that no prompt is on both sides."""
-    parts: dict[str, list[TokenPair]] = {TRAIN: [], HELD_OUT: []}
+    training: list[TokenPair] = []
+    held_out: list[TokenPair] = []
     for comparison, pair in pairs:
-        side = assign(first_human_turn(comparison.prompt), {TRAIN: 1 - share, HELD_OUT: share}, seed) if share else TRAIN
-        parts[side].append(pair)
-    return parts[TRAIN], parts[HELD_OUT]
+        (held_out if is_held_out(comparison.prompt, share, seed) else training).append(pair)
+    return training, held_out
 
 
 def run_pairwise_stage(

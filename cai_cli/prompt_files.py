@@ -11,6 +11,7 @@ from typing import Any
 
 from cai_cli.conversation import HUMAN, Conversation, TranscriptError, check_conversation, from_transcript, message
 from cai_cli.errors import RecordError, UserError
+from cai_cli.hub import read_hub
 from cai_cli.jsonl import read_lines, read_rows
 from cai_cli.manifest import parse_weight
 from cai_cli.records import Prompt
@@ -46,7 +47,7 @@ def read_prompts(sources: list[str], limit: int | None = None) -> list[Prompt]:
 def rows_of(source: str) -> Iterator[tuple[str, Prompt]]:
     """Yield (place, prompt) of one source."""
     if source.startswith("hf:"):
-        yield from hub_rows(source)
+        yield from hub_prompts(source)
         return
     path = Path(source)
     if path.name.removesuffix(".gz").endswith(".txt"):
@@ -62,21 +63,12 @@ def rows_of(source: str) -> Iterator[tuple[str, Prompt]]:
             raise error.at(place) from None
 
 
-def hub_rows(source: str) -> Iterator[tuple[str, Prompt]]:
-    import datasets
-
-    name, _, split = source.removeprefix("hf:").partition(":")
-    try:
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
-    except Exception as error:  # the library raises many types; each is a user's mistake or a missing network
-        raise UserError(
-            f"{source}: cannot be loaded: {' '.join(str(error).split())[:300]}", "check the name, the split and the network"
-        ) from None
-    for number, row in enumerate(rows):
+def hub_prompts(source: str) -> Iterator[tuple[str, Prompt]]:
+    for place, row in read_hub(source):
         try:
-            yield f"{source}[{number}]", prompt_from_row(row)
+            yield place, prompt_from_row(row)
         except RecordError as error:
-            raise error.at(f"{source}[{number}]") from None
+            raise error.at(place) from None
 
 
 def prompt_from_row(row: dict[str, Any]) -> Prompt:

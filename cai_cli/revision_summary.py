@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cai_cli.evaluation.refusals import is_refusal
 from cai_cli.hygiene import RULES, read_note
 from cai_cli.jsonl import read_rows
 from cai_cli.records import Revision
 from cai_cli.talk import say, table
-from cai_cli.text_rates import MOST_TEXTS, has_refusal_phrase, phrase_rates
+from cai_cli.text_rates import MOST_TEXTS, phrase_rates
 
 
 @dataclass
@@ -32,7 +33,7 @@ class RoundSums:
         self.texts += 1
         self.characters += len(text)
         self.unchanged += text == before
-        self.refusals += has_refusal_phrase(text)
+        self.refusals += is_refusal(text)
         if len(self.first) < MOST_TEXTS:
             self.first.append(text)
 

@@ -47,6 +47,11 @@ def assign_prompt(prompt: Conversation, parts: Mapping[str, float], seed: int) -
     return assign(first_human_turn(prompt), parts, seed)
 
 
+def is_held_out(prompt: Conversation, share: float, seed: int) -> bool:
+    """Whether a trainer keeps this prompt for measuring, by its first human turn: prompts of one conversation stay together."""
+    return share > 0 and assign_prompt(prompt, {"train": 1 - share, "held_out": share}, seed) == "held_out"
+
+
 def parse_parts(text: str) -> dict[str, float]:
     """`sft=0.5,rl=0.4,test=0.1` -> proportions. Raises UserError."""
     parts: dict[str, float] = {}

@@ -1,7 +1,7 @@
-"""What generated texts have in common: refusal phrases, phrases that recur from text to text, texts that loop. Pure functions.
+"""What generated texts have in common: phrases that recur from text to text, texts that loop. Pure functions.
 
 Over-trained models answer in boilerplate ("you are valid, valued, and cared for": arXiv 2212.08073, section 4.3), which these
-rates show without a model. The refusal phrases are English.
+rates show without a model.
 """
 
 from __future__ import annotations
@@ -17,12 +17,6 @@ SHARE, FEWEST = 0.05, 3  # a phrase recurs when it is in this share of the texts
 LOOP = 3  # times that a phrase is in one text when the text loops
 MOST_TEXTS = 5000  # phrases are counted over the first texts only, so that memory stays small
 WORD = re.compile(r"\w+(?:['’]\w+)*")
-REFUSAL = re.compile(
-    r"\b(?:i(?:'m|’m| am)\s+(?:really\s+|very\s+)?(?:sorry|afraid)\b|i(?:'m|’m| am)\s+(?:unable|not\s+able|not\s+going)\s+to\b"
-    r"|i\s+(?:can(?:'t|’t|not)|can\s+not|won(?:'t|’t)|will\s+not|must\s+decline|have\s+to\s+decline|refuse)\b"
-    r"|sorry,\s+(?:but\s+)?i\b|as\s+an\s+ai\b|i\s+do(?:n't|n’t|\s+not)\s+feel\s+comfortable\b)",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +26,6 @@ class PhraseRates:
     recurring: float
     looping: float
     commonest: str
-
-
-def has_refusal_phrase(text: str) -> bool:
-    return REFUSAL.search(text) is not None
 
 
 def phrases(text: str) -> Iterator[str]:

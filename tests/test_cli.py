@@ -172,6 +172,17 @@ def test_a_bad_config_is_one_line(cai, tmp_path, prompts, text, parts):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_config_takes_flags_by_their_names_and_one_value_for_several(cai, tmp_path, prompts):
+    config = tmp_path / "one.yaml"
+    config.write_text("from: 2\nlimit: 1")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": [{"role": "user", "content": f"q{n}"}]}) + "\n" for n in range(3)))
+    shown = cai("inspect", rows, "--config", config)
+    assert shown.returncode == 0 and shown.stdout.startswith("row 2"), shown.stderr
+    config.write_text(f"prompts: {prompts}\nparts: a=1")
+    assert cai("split", "--config", config, "--out", tmp_path / "out").returncode == 0
+
+
 def test_a_missing_config_is_named(cai, tmp_path, prompts):
     mistake(cai("split", prompts, "--config", tmp_path / "nix.yaml"), "nix.yaml: no such file")
 

@@ -165,7 +165,7 @@ def test_mistakes_are_one_line(cai, data, hhh, base, pm, tmp_path):
     done = cai("evaluate", "hhh", short, "--pm", pm, *out)
     assert done.returncode == 2 and "short.jsonl:1: field `text_correct`: missing" in done.stderr
     mistake(cai("evaluate", "hhh", hhh, *out), "give either --model or --pm")
-    mistake(cai("evaluate", "hhh", hhh, "--pm", base, *out), "is a language model and has no trained score")
+    mistake(cai("evaluate", "hhh", hhh, "--pm", base, *out), "is a language model without a score head")
     mistake(cai("evaluate", "hhh", hhh, "--pm", pm, "--cot", *out), "--pm reads scores")
     mistake(cai("evaluate", "hhh", hhh, "--model", base, "--cot", "--few-shot", "2", *out), "shows no reasoning")
     mistake(cai("evaluate", "hhh", hhh, "--model", base, "--out", tmp_path / "x.txt"), "results are written as .json")

@@ -137,7 +137,7 @@ def test_hub_data_sets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert len(read_prompts(["hf:org/name:test"])) == len(read_prompts(["hf:org/name"])) == 1
     assert asked == [("org/name", "test", True), ("org/name", "train", True)]
-    with pytest.raises(RecordError, match=r"^hf:org/bad\[1\]: field `prompt`: missing"):
+    with pytest.raises(RecordError, match=r"^hf:org/bad: row 2: field `prompt`: missing"):
         read_prompts(["hf:org/bad"])
     with pytest.raises(UserError, match=r"^hf:org/nix: cannot be loaded: offline more \(check"):
         read_prompts(["hf:org/nix"])

@@ -15,8 +15,9 @@ from cai_cli.artifact import Rejected
 from cai_cli.conversation import message
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.splits import is_held_out
 from cai_cli.stages import sft
-from cai_cli.training.sft_data import TokenRow, dataset_of, is_held_out, packed_dataset, read_targets
+from cai_cli.training.sft_data import TokenRow, dataset_of, packed_dataset, read_targets
 from cai_cli.training.sft_trainer import check_isolation, make_trainer
 
 PROMPT = [message("user", "How do I open it?")]

@@ -7,9 +7,20 @@ from typing import Any
 
 import matplotlib
 
+from cai_cli.feedback.diagnostics import diagnose
+from cai_cli.jsonl import read_records
+from cai_cli.records import Comparison
+
 matplotlib.use("Agg")
 COLOUR, MUTED = "#3b6ea5", "#b8c7d9"
 MOST_PRINCIPLES = 20
+
+
+def summarise_labels(rows: Path, out: Path) -> dict[str, Any]:
+    """The diagnostics of the comparisons in `rows` for the manifest of `out`, drawn beside it as a PNG."""
+    facts = diagnose(read_records(rows, Comparison.from_row))
+    draw_diagnostics(facts, out.with_suffix(".png"))
+    return facts
 
 
 def draw_diagnostics(facts: dict[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whether a reply refuses, told by its opening words: cheap enough to run on every held-out reply while a policy trains.
+"""Whether a reply refuses, told by its opening words: cheap enough to run on every generated text.
 
 A phrase list errs both ways; it is for trends on one model, not for a verdict. English only.
 """

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 from cai_cli.errors import UserError
+from cai_cli.hub import read_hub
 from cai_cli.importers.posts import LICENSE, Answer, Question, Site, Skip, site_of_url, valid_id
 
 SCORE_LIMIT = 1000  # of |pm_score|, which is a logarithm: beyond it the row is garbage
@@ -49,19 +50,9 @@ def read_parquet_rows(path: Path, site: Site) -> Iterator[Question | Answer | Sk
 
 
 def read_hub_rows(source: str) -> Iterator[Question | Answer | Skip]:
-    """The same from `hf:org/name[:split]`, streamed by `datasets`."""
-    from datasets import load_dataset
-
-    name, _, split = source.removeprefix("hf:").partition(":")
-    number = 0
-    try:
-        for number, row in enumerate(load_dataset(name, split=split or "train", streaming=True), 1):
-            yield from posts_of(row, f"{source}: row {number}", Site("stack-exchange"))
-    except Exception as error:  # the library raises many types; each is a user's mistake or a missing network
-        problem = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{source}: cannot be read after row {number}: {problem}", "check the name, the split and the network"
-        ) from None
+    """The same from `hf:org/name[:split]`."""
+    for place, row in read_hub(source):
+        yield from posts_of(row, place, Site("stack-exchange"))
 
 
 def posts_of(row: dict[str, Any], place: str, file_site: Site) -> Iterator[Question | Answer | Skip]:

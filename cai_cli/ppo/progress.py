@@ -35,16 +35,14 @@ class Progress:
         self.step = 0
         self.best, self.guard = Best(), Guard()
         self.window: list[Episode] = []  # Rollouts since the last measurement, where there are no held-out prompts.
+        self.samples: list[Episode] = []  # of the last measurement on held-out prompts
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.stopped: str | None = None
 
     def resume(self) -> None:
-        """Take up the last complete checkpoint, if any. The first process removes what a kill left half-written."""
-        for turn in (True, False):
-            if is_main() == turn:
-                found = load_checkpoint(self.folder)
-            barrier()
+        """Take up the last complete checkpoint, if any."""
+        found = load_checkpoint(self.folder)
         if found is None:
             return
         self.step, state = found

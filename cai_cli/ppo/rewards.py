@@ -10,9 +10,9 @@ from cai_cli.conversation import Conversation, message
 from cai_cli.engines.base import LENGTH, Completion
 from cai_cli.errors import UserError
 from cai_cli.manifest import MODEL_MANIFEST, read_manifest
-from cai_cli.models.chat import UnfitRow, close_with_eos, encode_scored, require_template, stop_ids
-from cai_cli.models.load import context_length, is_preference_model, load_pm, load_tokenizer
+from cai_cli.models.chat import UnfitRow, close_with_eos
 from cai_cli.models.score import score_all
+from cai_cli.preference_model import open_preference_model
 
 if TYPE_CHECKING:
     from cai_cli.stages.ppo import Options
@@ -60,14 +60,8 @@ class GoldPM:
     """A second preference model that only measures. It may have another vocabulary and template: it gets the text anew."""
 
     def __init__(self, path: str, device: str, dtype: str, batch_size: int) -> None:
-        flag = f"--gold-pm {path}"
-        if not is_preference_model(path):
-            raise UserError(f"{flag}: is a language model without a score head", "train one with `cai train-pm`")
-        self.tokenizer = load_tokenizer(path, "--gold-pm")
-        require_template(self.tokenizer, flag)
-        self.model = load_pm(path, device, dtype, "--gold-pm", self.tokenizer).requires_grad_(False)
-        self.stops = stop_ids(self.tokenizer)
-        self.context = context_length(self.model.config)
+        self.pm = open_preference_model(path, device, dtype, "--gold-pm")
+        self.pm.model.requires_grad_(False)
         self.batch_size = batch_size
 
     def score(self, prompts: list[Conversation], replies: list[str]) -> list[float | None]:
@@ -75,13 +69,12 @@ class GoldPM:
         rows: dict[int, list[int]] = {}
         for n, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
             try:
-                turns = [message("assistant", reply)]
-                rows[n] = encode_scored(self.tokenizer, prompt, turns, self.stops, self.context)
+                rows[n] = self.pm.encode(prompt, [message("assistant", reply)])
             except UnfitRow:
                 continue
         found: list[float | None] = [None] * len(prompts)
         if rows:
-            scores = score_all(self.model, list(rows.values()), int(self.tokenizer.pad_token_id), self.batch_size)
+            scores = score_all(self.pm.model, list(rows.values()), self.pm.pad, self.batch_size)
             for n, score in zip(rows, scores, strict=True):
                 found[n] = score
         return found

@@ -24,6 +24,7 @@ from cai_cli.choices import FORMS, PLAIN, Form
 from cai_cli.engines.base import Engine, OptionRequest
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.multiple_choice import Item, item_prompt, measure, option_bins, read_items, softmax
+from cai_cli.evaluation.overlap import find_overlap, tell_overlap
 from cai_cli.evaluation.results_file import ResultsFile
 from cai_cli.evaluation.solved_items import Examples
 from cai_cli.few_shot import NONE
@@ -41,6 +42,7 @@ from cai_cli.options import (
     flag,
     template_kwargs,
 )
+from cai_cli.preference_model import open_preference_model
 from cai_cli.talk import progress, say, table
 
 CHUNK = 256
@@ -106,12 +108,16 @@ def run(options: Options) -> None:
         raise RunError(f"none of the {len(items)} items could be asked: {whole['skipped']}", "take a model with a longer context")
     draw(results.picture, options, groups, whole)
     rows = [item.to_row() for item in items]
+    model = str(options.model or options.pm)
+    overlap = find_overlap((item.replies[0] for item in items if item.replies), model)
     results.finish(
-        {"model": options.model or options.pm, "all": whole, "files": measured, "items": rows},
+        {"model": model, "overlap": overlap.to_row(), "all": whole, "files": measured, "items": rows},
         {"in": len(items), "out": whole["scored"], "rejected": whole["skipped"]},
         **facts,
     )
     show(measured, whole)
+    if overlap.prompts:  # files without transcripts hold no prompts to compare
+        tell_overlap(overlap, model)
 
 
 # Language models
@@ -194,36 +200,27 @@ def reason(engine: Engine, options: Options, examples: Examples, questions: list
 def score_replies(options: Options, items: list[Item]) -> dict[str, Any]:
     """Probabilities by the difference of the two scores, as the preference model was trained to mean them."""
     from cai_cli.manifest import device_facts
-    from cai_cli.models.chat import UnfitRow, encode_scored, require_template, stop_ids, template_hash
-    from cai_cli.models.load import context_length, is_preference_model, load_pm, load_tokenizer
+    from cai_cli.models.chat import UnfitRow, template_hash
     from cai_cli.models.score import score_all
 
-    path = str(options.pm)
-    if not is_preference_model(path):
-        raise UserError(
-            f"--pm {path}: is a language model and has no trained score", "give a model of `cai train-pm`, or --model"
-        )
-    tokenizer = load_tokenizer(path, "--pm")
-    require_template(tokenizer, "--pm")
-    model = load_pm(path, options.device, options.dtype, "--pm", tokenizer)
-    stops, longest = stop_ids(tokenizer), context_length(model.config)
+    pm = open_preference_model(str(options.pm), options.device, options.dtype)
     rows: list[list[int]] = []
     scored: list[Item] = []
     for item in items:
         prompt, right, wrong = item.replies or ([], [], [])
         try:
-            encoded = [encode_scored(tokenizer, prompt, reply, stops, longest) for reply in (right, wrong)]
+            encoded = [pm.encode(prompt, reply) for reply in (right, wrong)]
         except UnfitRow as error:
             item.skipped = error.reason
             continue
         rows += encoded
         scored.append(item)
-    scores = score_all(model, rows, int(tokenizer.pad_token_id), options.batch_size)
+    scores = score_all(pm.model, rows, pm.pad, options.batch_size)
     for n, item in enumerate(scored):
         item.options, item.correct = ("text_correct", "text_incorrect"), frozenset([0])
         item.probabilities = softmax([scores[2 * n], scores[2 * n + 1]])
-    dtype = str(model.dtype).removeprefix("torch.")
-    return {**device_facts(str(model.device), dtype), "chat_template": template_hash(tokenizer)}
+    dtype = str(pm.model.dtype).removeprefix("torch.")
+    return {**device_facts(str(pm.model.device), dtype), "chat_template": template_hash(pm.tokenizer)}
 
 
 # Showing

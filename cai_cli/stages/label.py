@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cai_cli.choices import FORMS, PLAIN, option_labels
+from cai_cli.choices import FORMS, PLAIN, Form, option_labels
 from cai_cli.constitution import load_constitution
 from cai_cli.errors import RunError, UserError
-from cai_cli.feedback.diagnostics import diagnose, show
+from cai_cli.feedback.diagnostics import show
 from cai_cli.feedback.judge import Inquiry, judge_pairs, masses_by_format, mean_mass
 from cai_cli.feedback.labels import Pair, Rule, parse_clamp
 from cai_cli.feedback.pairs import read_pairs
@@ -27,7 +26,6 @@ from cai_cli.feedback.replies import draw_replies
 from cai_cli.feedback.self_judge import check_author, check_two_models
 from cai_cli.few_shot import NONE
 from cai_cli.generation import SegmentSettings, attempts_at, chunks
-from cai_cli.jsonl import read_records
 from cai_cli.models.load import check_model
 from cai_cli.options import (
     CONSTITUTION,
@@ -43,7 +41,6 @@ from cai_cli.options import (
 )
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompts import TRANSCRIPT_STOPS
-from cai_cli.records import Comparison
 from cai_cli.row_artifact import RowArtifact
 from cai_cli.solved_questions import load_comparison_demonstrations
 from cai_cli.talk import progress, say
@@ -135,7 +132,7 @@ class Options(RowOptions, GenerationOptions):
     ] = 3
 
     @property
-    def form(self) -> Any:
+    def form(self) -> Form:
         return FORMS[self.cot_form] if self.cot else PLAIN
 
     @property
@@ -188,7 +185,9 @@ def run(options: Options) -> None:
             artifact.flush()
             advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
     facts = (writer or judge).facts()
-    if artifact.finish(feedback=judge.facts(), summary=lambda rows, _: summarise(rows, options.out), **facts):
+    from cai_cli.evaluation.label_plot import summarise_labels
+
+    if artifact.finish(feedback=judge.facts(), summary=lambda rows, _: summarise_labels(rows, options.out), **facts):
         show(artifact.manifest["summary"])
 
 
@@ -286,15 +285,6 @@ def check_preflight(judge: TransformersEngine, options: Options, inquiry: Inquir
         f"{options.feedback_model}: over the first {len(pairs)} pairs only {mass:.2g} of the probability is on the options",
         f"{hint}; --min-mass 0 labels all the same",
     )
-
-
-def summarise(rows: Path, out: Path) -> dict[str, Any]:
-    """The diagnostics for the manifest, drawn beside the artifact too."""
-    from cai_cli.evaluation.label_plot import draw_diagnostics
-
-    facts = diagnose(read_records(rows, Comparison.from_row))
-    draw_diagnostics(facts, out.with_name(f"{out.name.removesuffix(out.suffix)}.png"))
-    return facts
 
 
 def dry_run(options: Options, inquiry: Inquiry, pair: Pair, remaining: int) -> None:

@@ -33,7 +33,18 @@ from cai_cli.revision_summary import summarise
 from cai_cli.shards import lines_by_id, parse_shard
 from cai_cli.talk import say
 
-SUMMARIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {"revise": summarise}
+
+def label_summary(rows: Path, rejects: Path, out: Path) -> dict[str, Any]:
+    from cai_cli.evaluation.label_plot import summarise_labels  # draws: matplotlib is loaded here only
+
+    return summarise_labels(rows, out)
+
+
+# What a stage's manifest says of all rows together: (rows, rejects, out) -> `summary`. A shard's own would be of its part.
+SUMMARIES: dict[str, Callable[[Path, Path, Path], dict[str, Any]]] = {
+    "revise": lambda rows, rejects, out: summarise(rows, rejects),
+    "label": label_summary,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +90,7 @@ def run(options: Options) -> None:
     temporary = options.out.with_name(options.out.name + ".partial")
     write_lines(temporary, (line for shard in shards for _, line in read_lines(shard.path)))
     if summary := SUMMARIES.get(manifest["stage"]):
-        manifest["summary"] = summary(temporary, rejects)
+        manifest["summary"] = summary(temporary, rejects, options.out)
     write_manifest(manifest_path(options.out), manifest)
     temporary.replace(options.out)
     say(f"{options.out}: {manifest['counts']['out']} rows of {len(shards)} shards")
@@ -150,6 +161,7 @@ def joined_manifest(shards: list[Shard], options: Options, mine: Manifest) -> Ma
         "counts": {"in": total(shards, "in"), "out": total(shards, "out"), "rejected": dict(sorted(rejected.items()))},
         "merged": mine["inputs"],
     }
+    manifest.pop("summary", None)  # the first shard's
     for name in ("tokens", "seconds", "generation_seconds"):
         if name in first:
             manifest[name] = round(sum(shard.manifest[name] for shard in shards), 3)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from cai_cli.ranks import barrier, is_main
+
 MARK, STATE = "complete", "state.pt"
 
 
@@ -42,13 +44,13 @@ def load_weights(target: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """The last complete checkpoint as (step, state), or None. What a kill left half-written is removed."""
-    found = None
-    for path in sorted(folder.glob("step-*")):
-        if (path / MARK).exists():
-            found = path
-        else:
-            shutil.rmtree(path)
+    """The last complete checkpoint as (step, state), or None. The first process removes what a kill left half-written."""
+    if is_main():
+        for path in folder.glob("step-*"):
+            if not (path / MARK).exists():
+                shutil.rmtree(path)
+    barrier()
+    found = max(folder.glob("step-*"), default=None)
     if found is None:
         return None
     return int(found.name.removeprefix("step-")), load_weights(found)

@@ -27,7 +27,7 @@ from cai_cli.models.adapters import load_trainable_state, trainable_state
 from cai_cli.models.language_head import language_loss
 from cai_cli.models.score import hidden_states, last_scores, right_pad, score_all
 from cai_cli.options import PairwiseOptions, TrainingOptions
-from cai_cli.ranks import barrier, is_main, rank, world_size
+from cai_cli.ranks import is_main, rank, world_size
 from cai_cli.talk import progress, say
 from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint
 from cai_cli.training.collective import gathered, own_part, sum_gradients, total
@@ -203,10 +203,7 @@ def judge(model: Any, pairs: list[TokenPair], pad: int, batch_size: int) -> tupl
 
 def resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> int:
     """Take up the last complete checkpoint, if any; returns the step to go on from."""
-    found = load_checkpoint(folder / "checkpoints") if is_main() else None  # removes what a kill left half-written
-    barrier()
-    if not is_main():
-        found = load_checkpoint(folder / "checkpoints")
+    found = load_checkpoint(folder / "checkpoints")
     if found is None:
         return 0
     step, state = found

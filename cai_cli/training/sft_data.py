@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.artifact import Rejected
-from cai_cli.conversation import Conversation, first_human_turn, message
+from cai_cli.conversation import Conversation, message
 from cai_cli.errors import RecordError, UserError
 from cai_cli.hygiene import UNREVISED, same_text
 from cai_cli.jsonl import read_rows
-from cai_cli.keys import shuffled, uniform
+from cai_cli.keys import shuffled
 from cai_cli.manifest import parse_weight
 from cai_cli.records import Revision, Sample
-from cai_cli.splits import group_key
+from cai_cli.splits import is_held_out
 from cai_cli.thinking import join_thinking
 
 if TYPE_CHECKING:
@@ -91,11 +91,6 @@ def sample_targets(row: dict[str, Any], thinking: bool) -> Iterator[Target]:
     text = sample.completion[0]["content"]
     text = join_thinking(sample.thinking, text) if thinking else text
     yield Target(sample.id, sample.prompt, [message("assistant", text)], sample.kind or OTHER)
-
-
-def is_held_out(prompt: Conversation, share: float, seed: int) -> bool:
-    """Whether a prompt is kept for measuring, by its first human turn alone: prompts of one conversation stay together."""
-    return uniform("held-out", seed, group_key(first_human_turn(prompt))) < share
 
 
 def tokenise(
