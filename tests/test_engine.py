@@ -12,6 +12,7 @@ from tiny import make_model
 
 from cai_cli.conversation import message
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, OptionRequest, Request
+from cai_cli.engines.decoding import packed
 from cai_cli.engines.option_scores import shared_length
 from cai_cli.engines.sampling import inverse_cdf, uniforms
 from cai_cli.engines.transformers_engine import TransformersEngine
@@ -21,6 +22,7 @@ from cai_cli.models.chat import encode_text
 from cai_cli.models.load import load_lm, load_tokenizer
 
 CPU = torch.device("cpu")
+DEMONSTRATION = "How can I water a daisy? Fill a can with water. Pour it slowly on the soil of the daisy. "
 REQUESTS = [
     f"{opening} {verb} {thing}?"
     for opening in ("How can I", "Tell me how to", "What is the best way to")
@@ -98,6 +100,63 @@ def test_streams_are_a_function_of_the_key_alone():
 
 
 # Generation
+
+
+def small(architecture: str):
+    """A random model without weights on disk, with the micro-world's tokenizer."""
+    import transformers
+
+    tokenizer = load_tokenizer(str(checkpoint("helpful-only")))
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "head_dim": 8}
+    more = {
+        "Llama": heads,
+        "Mistral": {**heads, "sliding_window": 8},
+        "Gemma2": {**heads, "sliding_window": 8},
+        "Lfm2": {**heads, "layer_types": ["conv", "full_attention"]},
+        "Mamba": {},
+        "GPTNeoX": {"num_attention_heads": 4, "intermediate_size": 64},
+    }
+    torch.manual_seed(1)
+    model = getattr(transformers, f"{architecture}ForCausalLM")(
+        getattr(transformers, f"{architecture}Config")(**sizes, **more[architecture])
+    )
+    for weight in model.parameters():
+        weight.data.mul_(3)  # otherwise every text repeats one token
+    return TransformersEngine(model.eval(), tokenizer, temperature=0, batch_size=8)
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Mistral", "Gemma2", "Lfm2", "Mamba", "GPTNeoX"])
+def test_every_sort_of_cache_gives_transformers_own_greedy_texts(architecture):
+    """Rows of other lengths that end at other times, a start that all share: full and sliding attention, recurrent states."""
+    engine = small(architecture)
+    prompts = [f"How do I {'water a daisy ' * n}?" for n in (1, 5, 3, 9, 2)]
+    for some in (prompts, [DEMONSTRATION + prompt for prompt in prompts], [prompts[0]] * 4):
+        requests = [Request(prompt, n, 4 + 3 * n) for n, prompt in enumerate(some)]
+        for request, completion in zip(requests, engine.generate(requests), strict=True):
+            ids = torch.tensor([completion.prompt_ids])
+            plain = engine.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_new_tokens, do_sample=False
+            )
+            assert completion.token_ids == plain[0, ids.size(1) :].tolist()
+            assert len(set(completion.token_ids)) > 1 or request.max_new_tokens < 8
+
+
+def test_a_start_that_all_share_is_computed_once(helpful, monkeypatch):
+    fed = []
+    forward = helpful.model.forward
+    monkeypatch.setattr(helpful.model, "forward", lambda **inputs: fed.append(inputs["input_ids"].numel()) or forward(**inputs))
+    helpful.generate([Request(DEMONSTRATION * 6 + text, key("shared", n), 1) for n, text in enumerate(REQUESTS[:20])])
+    length = len(encode_text(helpful.tokenizer, DEMONSTRATION * 6))
+    assert length > 100
+    assert sum(fed) < length + 20 * 25
+
+
+def test_places_of_ended_rows_are_filled_from_the_end():
+    assert packed([0, 2, 3, 5]) == [0, 5, 2, 3]
+    assert packed([0, 1, 2]) == [0, 1, 2]
+    assert packed([4]) == [4]
+    assert packed([1, 2, 5, 6, 7]) == [5, 1, 2, 6, 7]
 
 
 def test_texts_do_not_depend_on_the_batch(helpful):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig
 
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, OptionRequest, Request
 from cai_cli.engines.batches import left_pad, like_length
-from cai_cli.engines.option_scores import OptionScorer
-from cai_cli.engines.sampling import KeyedSampler, StopStrings
+from cai_cli.engines.decoding import KeyedDecoding, prefill
+from cai_cli.engines.option_scores import OptionScorer, shares_prefixes
 from cai_cli.manifest import device_facts
 from cai_cli.models.chat import Renderer, stop_ids, template_hash, turn_start_ids
 from cai_cli.models.load import context_length, load_lm, load_tokenizer
@@ -32,7 +32,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.batch_size = batch_size
-        self.prefix_cache = True  # whether prompts that start alike share the work on their start when options are scored
+        self.prefix_cache = True  # whether questions that start alike share the work on their start when options are scored
         self.renderer = Renderer(tokenizer, flag, template_kwargs)
         self.stop_ids = stop_ids(tokenizer, getattr(model, "generation_config", None))
         self.turn_start_ids = turn_start_ids(tokenizer) - set(self.stop_ids)
@@ -68,31 +68,19 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _generate_batch(self, requests: list[Request], prompts: list[list[int]]) -> list[Completion]:
-        ids, mask = left_pad(prompts, self.tokenizer.pad_token_id, self.model.device)
-        longest = max(request.max_new_tokens for request in requests)
-        sampler = KeyedSampler([request.key for request in requests], longest, self.temperature, self.model.device)
-        stops = StopStrings(self.tokenizer, [request.stop for request in requests], ids.size(1))
-        criteria = StoppingCriteriaList([stops] if any(request.stop for request in requests) else [])
-        output = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=longest,
-            do_sample=False,
-            logits_processor=LogitsProcessorList([sampler]),
-            stopping_criteria=criteria,
-        )
-        # A row that met its stop string is padded while others go on.
-        tails = [tail[:end] for tail, end in zip(output[:, ids.size(1) :].tolist(), stops.ends, strict=True)]
-        logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
-        return [self._completion(*row) for row in zip(requests, prompts, tails, logprobs, strict=True)]
+        decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.temperature, self.model.device)
+        pad = int(self.tokenizer.pad_token_id)
+        if shares_prefixes(self.model):
+            inputs = prefill(self.model, prompts, pad, decoding.longest)
+        else:
+            inputs = dict(zip(("input_ids", "attention_mask"), left_pad(prompts, pad, self.model.device), strict=True))
+        self.model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
+        return [self._completion(*row) for row in zip(requests, prompts, decoding.tokens, decoding.logprobs, strict=True)]
 
-    def _completion(self, request: Request, prompt: list[int], tail: list[int], logprobs: list[float]) -> Completion:
-        """Cut a generated row at its first stop token, its stop string, another turn's start, or its length limit."""
-        tail = tail[: request.max_new_tokens]
-        end = next((n for n, index in enumerate(tail) if index in self.stop_ids), None)
-        reason = LENGTH if end is None else STOP
-        tokens = tail if end is None else tail[: end + 1]
-        spoken = tokens if end is None else tokens[:-1]
+    def _completion(self, request: Request, prompt: list[int], tokens: list[int], logprobs: list[float]) -> Completion:
+        """Text of the tokens drawn for a request, cut at its stop string or another turn's start."""
+        reason = STOP if tokens[-1] in self.stop_ids else LENGTH
+        spoken = tokens[:-1] if reason == STOP else tokens
         stop = None
         if (other := next((n for n, index in enumerate(spoken) if index in self.turn_start_ids), None)) is not None:
             stop, spoken = self.tokenizer.convert_ids_to_tokens(spoken[other]), spoken[:other]
@@ -103,7 +91,7 @@ class TransformersEngine:
         if cuts:
             at, stop = min(cuts)
             text, reason = text[:at], STOP
-        return Completion(text, reason, prompt, tokens, logprobs[: len(tokens)], stop, thinking)
+        return Completion(text, reason, prompt, tokens, logprobs, stop, thinking)
 
     def _opens_thinking(self, prompt: list[int]) -> bool:
         """Whether the template has opened the thought already, so that the text starts inside it."""

@@ -1,11 +1,12 @@
 """Chains of critique and revision per second against a loop of `generate`, in one run: `python scripts/bench/revise.py`.
 
-The loop: transformers' own `generate` for one prompt at a time, sampled at temperature 1 and ended by the end-of-turn token
-or our stop strings (by our criterion, since transformers' own is slower), nothing checked. Ours: what `cai revise` does once
-its model is loaded, up to the rows in memory (`revise_chunk` on chunks of batches), with its checks and redraws; segments
-that were drawn and chains that were kept are counted. Both in float32 on the micro-world's helpful-only checkpoint, or on
---model, with the same prompts, principles, rounds and threads. The loop takes the first few of the prompts, since it is slow;
-rates are compared. Each way runs a few prompts unmeasured first.
+The loop: transformers' own `generate` for one prompt at a time, sampled at temperature 1 and ended by the end-of-turn
+token or our stop strings (a criterion that looks at the decoded tail, since transformers' own is slower), nothing
+checked. Ours: what `cai revise` does once its model is loaded, up to the rows in memory (`revise_chunk` on chunks of
+batches), with its checks and redraws; segments that were drawn and chains that were kept are counted. Both in float32
+on the micro-world's helpful-only checkpoint, or on --model, with the same prompts, principles, rounds and threads.
+The loop takes the first few of the prompts, since it is slow; rates are compared. Each way runs a few prompts
+unmeasured first.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from cai_cli.constitution import Constitution, load_constitution
-from cai_cli.engines.sampling import StopStrings
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.generation import chunks
 from cai_cli.hygiene import EMPTY, ROLE_CONFUSED, TRUNCATED, UNREVISED
@@ -32,6 +32,21 @@ from cai_cli.records import Prompt
 from cai_cli.stages.revise import CHUNK_BATCHES, Chain, Options, Texts, revise_chunk
 
 REDRAWN = (EMPTY, TRUNCATED, ROLE_CONFUSED, UNREVISED)
+
+
+class StopStrings(StoppingCriteria):
+    """Ends a single row once its decoded tail holds a stop string."""
+
+    def __init__(self, tokenizer: Any, stops: tuple[str, ...], prompt_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.stops = stops
+        self.prompt_length = prompt_length
+        self.window = max(map(len, stops), default=0) + 1
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        start = max(self.prompt_length, input_ids.size(1) - self.window)
+        tail = self.tokenizer.decode(input_ids[0, start:], skip_special_tokens=True)
+        return torch.tensor([any(stop in tail for stop in self.stops)])  # type: ignore[return-value]
 
 
 def loop(model: Any, texts: Texts, options: Options, constitution: Constitution, prompts: list[Prompt]) -> tuple[int, int, int]:
@@ -51,7 +66,7 @@ def loop(model: Any, texts: Texts, options: Options, constitution: Constitution,
     def generate(prompt: Any) -> str:
         nonlocal segments, tokens
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        criteria = StoppingCriteriaList([StopStrings(tokenizer, [texts.stops], ids.size(1))])
+        criteria = StoppingCriteriaList([StopStrings(tokenizer, texts.stops, ids.size(1))])
         with torch.inference_mode():
             output = model.generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=sampling, stopping_criteria=criteria

@@ -1,0 +1,209 @@
+"""The decoding loop of a batch: keyed draws, rows that have ended leave the batch, the cache is allocated once.
+
+transformers' own loop computes every row until the last one has ended and copies all keys and values at every token. This one
+takes its place through `generate(custom_generate=...)`, so that preparing positions, masks and caches for each architecture
+stays with transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from cai_cli.engines.base import Request
+from cai_cli.engines.batches import BATCH_TOKENS, CPU_PREFILL_TOKENS, left_pad, like_length
+from cai_cli.engines.option_scores import LEAST_SAVING, shared_length
+from cai_cli.engines.sampling import inverse_cdf, uniforms
+
+FULL = 15 / 16  # Ended rows are dropped once fewer than this share of a batch goes on.
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values (B, H, T, D) of a layer in memory for `room` tokens: new ones are written, and the others stay."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.memory: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        begin = self.get_seq_length()
+        self.write(slice(None), begin, key_states, value_states, len(key_states))
+        self.show(begin + key_states.size(-2))
+        return self.keys, self.values
+
+    def write(self, rows: Any, begin: int, keys: Tensor, values: Tensor, count: int) -> None:
+        """Keys and values of some of the `count` rows, from the token `begin` on; what nobody writes is zero."""
+        if not self.memory:
+            self.lazy_initialization(keys, values)
+            _, heads, _, size = keys.shape
+            self.memory = [states.new_zeros(count, heads, self.room, size) for states in (keys, values)]
+        for memory, states in zip(self.memory, (keys, values), strict=True):
+            memory[rows, :, begin : begin + states.size(-2)] = states
+
+    def show(self, end: int) -> None:
+        """From here on this layer holds the tokens before `end`."""
+        if self.memory:
+            self.keys, self.values = (memory[:, :, :end] for memory in self.memory)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows of the batch, each once. Only those are copied that change their place."""
+        count, end = len(beam_idx), self.get_seq_length()
+        moved = (beam_idx != torch.arange(count, device=beam_idx.device)).nonzero().squeeze(-1)
+        for memory in self.memory:
+            memory[moved, :, :end] = memory[beam_idx[moved], :, :end]
+        self.memory = [memory[:count] for memory in self.memory]
+        self.show(end)
+
+
+def make_room(cache: Any, room: int) -> Any:
+    """Give the layers of a fresh cache that keep all tokens memory for `room` of them; others stay as they are."""
+    if isinstance(cache, DynamicCache):
+        cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
+    """What `generate` takes for a batch of prompts whose tokens but the last have been through the model.
+
+    What all prompts start with goes through it once, the rest in passes of like length. In the cache a shared start stands in
+    front of the padding, since keys and values do not depend on where in it they lie. For models that `shares_prefixes` allows.
+    """
+    shared = min(shared_length(prompts), min(map(len, prompts)) - 1)
+    if shared * (len(prompts) - 1) < LEAST_SAVING:
+        shared = 0
+    ids, mask = left_pad([prompt[shared:] for prompt in prompts], pad, model.device)
+    start = torch.tensor([prompts[0][:shared]], dtype=ids.dtype, device=model.device)
+    end = shared + ids.size(1) - 1
+    cache = make_room(DynamicCache(config=model.config), end + 1 + new_tokens)
+    common = DynamicCache(config=model.config)
+    if shared:
+        model(input_ids=start, past_key_values=common, use_cache=True, logits_to_keep=1)
+        for layer, part in zip(cache.layers, common.layers, strict=True):
+            layer.write(slice(None), 0, part.keys, part.values, len(prompts))
+    rests = [prompt[shared:-1] for prompt in prompts]
+    filled = [n for n, rest in enumerate(rests) if rest]
+    most_tokens = CPU_PREFILL_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
+    for places in like_length([len(rests[n]) for n in filled], len(prompts), shared, most_tokens):
+        rows = [filled[place] for place in places]
+        past = pass_over(model, [rests[n] for n in rows], pad, common, shared)
+        for layer, part in zip(cache.layers, past.layers, strict=True):
+            keys, values = part.keys[:, :, shared:], part.values[:, :, shared:]
+            layer.write(rows, end - keys.size(-2), keys, values, len(prompts))
+    for layer in cache.layers:
+        layer.show(end)
+    return {
+        "input_ids": torch.cat([start.expand(len(prompts), -1), ids], dim=-1),
+        "attention_mask": torch.cat([mask.new_ones(len(prompts), shared), mask], dim=-1),
+        "past_key_values": cache,
+    }
+
+
+def pass_over(model: Any, rows: list[list[int]], pad: int, common: Any, shared: int) -> Any:
+    """The cache of some rows (left-padded) after the `shared` tokens in `common`."""
+    ids, mask = left_pad(rows, pad, model.device)
+    whole = torch.cat([mask.new_ones(len(rows), shared), mask], dim=-1)
+    past = DynamicCache(config=model.config)
+    if shared:
+        past = DynamicCache([tuple(s.expand(len(rows), -1, -1, -1) for s in (part.keys, part.values)) for part in common.layers])
+    position_ids = (whole.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+    model(
+        input_ids=ids,
+        attention_mask=whole,
+        position_ids=position_ids,
+        past_key_values=past,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return past
+
+
+class KeyedDecoding:
+    """Continues each prompt of a batch until a stop token, a stop string or its length limit.
+
+    Called by `generate` with the prompts' ids (B, T) and what it prepared. `tokens`, `logprobs`: what was drawn for each row,
+    the stop token included, and its log-probabilities under the sampling temperature.
+    """
+
+    def __init__(self, requests: list[Request], tokenizer: Any, stop_ids: list[int], temperature: float, device: Any) -> None:
+        self.requests = requests
+        self.tokenizer = tokenizer
+        self.stop_ids = set(stop_ids)
+        self.temperature = temperature
+        self.longest = max(request.max_new_tokens for request in requests)
+        self.uniforms = uniforms([request.key for request in requests], self.longest, device)
+        # A stop string of n characters spans at most n tokens plus one that starts before it.
+        self.window = max((len(stop) for request in requests for stop in request.stop), default=0) + 1
+        self.last = {stop[-1] for request in requests for stop in request.stop}
+        self.endings: dict[int, bool] = {}
+        self.tokens: list[list[int]] = [[] for _ in requests]
+        self.logprobs: list[list[float]] = [[] for _ in requests]
+
+    def __call__(self, model: Any, input_ids: Tensor, **inputs: Any) -> Tensor:
+        for name in ("logits_processor", "stopping_criteria", "generation_config", "synced_gpus", "streamer", "assistant_model"):
+            inputs.pop(name, None)  # of the loop that this one replaces
+        # The cache of a model without attention layers comes as cache_params, and has no length.
+        cache = inputs.get("past_key_values", inputs.get("cache_params"))
+        computed = cache.get_seq_length() if inputs.get("past_key_values") is not None else 0
+        if not computed:
+            make_room(cache, input_ids.size(1) + self.longest)
+        rows, going = torch.arange(len(self.requests), device=input_ids.device), list(range(len(self.requests)))
+        ids, length, first = input_ids, input_ids.size(1) - computed, True
+        for step in range(self.longest):
+            prepared = model.prepare_inputs_for_generation(ids, next_sequence_length=length, is_first_iteration=first, **inputs)
+            output = model(**prepared, return_dict=True)
+            inputs = model._update_model_kwargs_for_generation(output, inputs)
+            token, logprob = inverse_cdf(output.logits[:, -1].float(), self.uniforms[rows, step], self.temperature)
+            going = self.take(rows.tolist(), going, token.tolist(), logprob.tolist())
+            if not going:
+                break
+            if isinstance(cache, Cache) and len(going) <= FULL * len(rows):
+                kept = torch.tensor(packed(going), device=rows.device)
+                cache.reorder_cache(kept)
+                rows, token, going = rows[kept], token[kept], list(range(len(going)))
+                inputs = {name: self.select(value, kept) for name, value in inputs.items()}
+            ids, length, first = token.unsqueeze(-1), 1, False
+        return input_ids
+
+    def take(self, rows: list[int], going: list[int], tokens: list[int], logprobs: list[float]) -> list[int]:
+        """Add what was drawn to the rows that go on; returns the places of those that still do."""
+        still = []
+        for place in going:
+            row = rows[place]
+            self.tokens[row].append(tokens[place])
+            self.logprobs[row].append(logprobs[place])
+            if tokens[place] not in self.stop_ids and len(self.tokens[row]) < self.requests[row].max_new_tokens:
+                still.append(place)
+        checked = [place for place in still if self.requests[rows[place]].stop and self.may_end(tokens[place])]
+        if not checked:
+            return still
+        tails = self.tokenizer.batch_decode([self.tokens[rows[n]][-self.window :] for n in checked], skip_special_tokens=True)
+        ended = {n for n, tail in zip(checked, tails, strict=True) if any(stop in tail for stop in self.requests[rows[n]].stop)}
+        return [place for place in still if place not in ended]
+
+    def may_end(self, token: int) -> bool:
+        """Whether a stop string may end with this token: it has the last character of one, or a part of a character.
+
+        White space at a token's edge is not seen when it is decoded alone.
+        """
+        if token not in self.endings:
+            text = self.tokenizer.decode([token])
+            self.endings[token] = "\ufffd" in text or any(last.isspace() or last in text for last in self.last)
+        return self.endings[token]
+
+    @staticmethod
+    def select(value: Any, rows: Tensor) -> Any:
+        """Masks and positions are (B, T), or (3, B, T) where positions have three axes."""
+        return value.index_select(-2, rows) if isinstance(value, Tensor) and value.dim() >= 2 else value
+
+
+def packed(places: list[int]) -> list[int]:
+    """The same places, in an order in which as many as can be stay where they are: the n-th is n, or one from beyond the end."""
+    count = len(places)
+    beyond = iter([place for place in places if place >= count])
+    staying = set(places)
+    return [n if n in staying else next(beyond) for n in range(count)]
