@@ -1,20 +1,21 @@
 """Does preference-model pretraining help where human comparisons are few? `python scripts/study_pmp.py --out DIR`.
 
 For each seed: the world's posts train `pmp` from the base model; then 50, 200 and 1,000 of the world's human helpfulness
-comparisons train a preference model from the base model (without PMP) and from that checkpoint (with PMP), `--draws` times,
-each draw with other comparisons. Both arms have settings of their own at each size: the best of the same grid, by accuracy on
+comparisons train a preference model from the base model (without PMP) and from that checkpoint (with PMP), several times,
+each time on other comparisons. Both arms have settings of their own at each size: the best of the same grid, by accuracy on
 `human` pairs of the validation split of seed 0. The test split is read once, with those settings.
 
 Test pairs are answers to requests of held-out combinations, new ones for each seed, and the oracle says which is better:
 
 human   drawn as the raters' comparisons are, but without their errors. This is what the model is trained for, as in Askell et
         al., whose finetuning sets are tested in-distribution; the settings are chosen on it, and it decides the question.
-graded  two of five forms, equally often: what the other studies report. Three quarters of them set a refusal, a bare sorry or
-        a lone step beside an answer, which looks alone tell apart.
-wrong   the right steps and wrong ones of any sort: what votes can teach and 50 comparisons hardly can. A third of `human`.
+        Three in ten are right against wrong steps, four in ten a text and a broken copy of it.
+graded  two of five forms, equally often, as study_pm.py reports them: nine in ten differ in what they look like (a refusal, a
+        bare sorry, a lone step), which a few comparisons teach by themselves.
+wrong   right against wrong steps: what votes can teach and 50 comparisons hardly can.
 
-The PMP data is honest: votes are noisy, a quarter of the accepted answers or fewer being wrong, and all of it is about requests
-that deserve an answer; `facts.json` counts harmful requests among it (none) and pairs on which the oracle disagrees.
+The PMP data is honest: votes are noisy, one accepted answer in ten is drawn blindly, and all of it is about requests that deserve
+an answer. pmp.json counts the harmful requests in it (none) and the pairs on which the oracle is of another mind.
 Every finetuning is kept as its hits in DIR/hits, so that the same command continues. Out: pmp.json, pmp.png, pmp.md.
 """
 
@@ -42,8 +43,11 @@ from cai_cli.records import Comparison
 SIZES = (50, 200, 1000)
 ARMS = ("without", "with")
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+BEYOND = 1e-2  # tried where the best of those is the highest
 EPOCHS = {50: (2.0, 4.0, 16.0), 200: (1.0, 3.0, 10.0), 1000: (1.0, 3.0)}
 LM_COEFS = (0.5, 0.0)  # the second one is tried with the best of the others
+DRAWS = {50: 6, 200: 4, 1000: 2}  # training sets for each seed; small ones differ more and cost less
+TUNING_DRAWS, FINALISTS = {50: 4, 200: 3, 1000: 1}, 4  # on one set of 50 a setting may be best by luck
 TUNED_ON = 0  # the seed of the grid
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5 % quantile of t by number of seeds
 TESTS = ("human", "graded", "wrong")
@@ -55,7 +59,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--draws", type=int, default=3, help="training sets for each seed and size")
     parser.add_argument("--pairs", type=int, default=600, help="test pairs of each set and seed")
     parser.add_argument("--grid-only", action="store_true", help="stop before the test split is read")
     arguments = parser.parse_args()
@@ -70,7 +73,7 @@ def main() -> None:
         alone = kept(out / "hits" / f"pmp-{seed}.json", lambda s=seed, t=tests: hits(pretrained(out, s), t))
         cells.setdefault("PMP alone", []).append([alone])
         for (arm, size), setting in chosen.items():
-            runs = [run(out, "test", seed, arm, size, draw, setting, tests) for draw in range(arguments.draws)]
+            runs = [run(out, "test", seed, arm, size, draw, setting, tests) for draw in range(DRAWS[size])]
             cells.setdefault(f"{arm} {size}", []).append(runs)
     facts = {str(seed): pmp_facts(pretrained(out, seed)) for seed in arguments.seeds}
     report(out, cells, chosen, facts)
@@ -110,14 +113,21 @@ def hits(model: Path, tests: dict[str, list[Texts]]) -> Hits:
 
 
 def best_setting(out: Path, arm: str, size: int, pairs: int) -> Setting:
-    """The setting that is most often right on validation pairs; of equals the first."""
+    """The setting that is most often right on validation pairs: all are tried on one training set, the best few on more."""
     tests = {"human": rated_pairs("validation", TUNED_ON, 2 * pairs)}
 
-    def accuracy(setting: Setting) -> float:
-        return mean(run(out, "validation", TUNED_ON, arm, size, 0, setting, tests)["human"])
+    def accuracy(setting: Setting, draw: int = 0) -> float:
+        return mean(run(out, "validation", TUNED_ON, arm, size, draw, setting, tests)["human"])
 
-    best = max(product(LEARNING_RATES, EPOCHS[size], LM_COEFS[:1]), key=accuracy)
-    best = max(((*best[:2], lm_coef) for lm_coef in LM_COEFS), key=accuracy)
+    tried = {setting: accuracy(setting) for setting in product(LEARNING_RATES, EPOCHS[size], LM_COEFS[:1])}
+    best = max(tried, key=tried.__getitem__)
+    if best[0] == LEARNING_RATES[-1]:
+        tried |= {setting: accuracy(setting) for setting in product((BEYOND,), EPOCHS[size], LM_COEFS[:1])}
+        best = max(tried, key=tried.__getitem__)
+    tried |= {setting: accuracy(setting) for setting in product(best[:1], best[1:2], LM_COEFS[1:])}
+    finalists = sorted(tried, key=tried.__getitem__, reverse=True)[:FINALISTS]
+    found = {setting: mean(accuracy(setting, draw) for draw in range(TUNING_DRAWS[size])) for setting in finalists}
+    best = max(found, key=found.__getitem__)
     print(f"{arm} PMP, {size}: learning rate {best[0]:g}, {best[1]:g} epochs, language loss {best[2]:g}", flush=True)
     return best
 
