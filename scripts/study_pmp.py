@@ -9,7 +9,7 @@ Test pairs are answers to requests of held-out combinations, new ones for each s
 
 human   drawn as the raters' comparisons are, but without their errors. This is what the model is trained for, as in Askell et
         al., whose finetuning sets are tested in-distribution; the settings are chosen on it, and it decides the question.
-        Three in ten are right against wrong steps, four in ten a text and a broken copy of it.
+        Three in ten are right against wrong steps, four in ten a text and a broken copy of it; each part is counted too.
 graded  two of five forms, equally often, as study_pm.py reports them: nine in ten differ in what they look like (a refusal, a
         bare sorry, a lone step), which a few comparisons teach by themselves.
 wrong   right against wrong steps: what votes can teach and 50 comparisons hardly can.
@@ -50,7 +50,8 @@ DRAWS = {50: 6, 200: 4, 1000: 2}  # training sets for each seed; small ones diff
 TUNING_DRAWS, FINALISTS = {50: 4, 200: 3, 1000: 1}, 4  # on one set of 50 a setting may be best by luck
 TUNED_ON = 0  # the seed of the grid
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5 % quantile of t by number of seeds
-TESTS = ("human", "graded", "wrong")
+PARTS = ("broken copies", "right or wrong steps", "other forms")  # of the human pairs
+TESTS = ("human", *PARTS, "graded", "wrong")
 Setting = tuple[float, float, float]  # learning rate, epochs, language loss
 Hits = dict[str, list[float]]  # test set -> 1 for each pair in which the better answer has the higher score
 
@@ -71,10 +72,11 @@ def main() -> None:
     for seed in arguments.seeds:
         tests = test_pairs("test", seed, arguments.pairs)
         alone = kept(out / "hits" / f"pmp-{seed}.json", lambda s=seed, t=tests: hits(pretrained(out, s), t))
-        cells.setdefault("PMP alone", []).append([alone])
+        parts = [part_of(*pair) for pair in tests["human"]]
+        cells.setdefault("PMP alone", []).append([with_parts(alone, parts)])
         for (arm, size), setting in chosen.items():
             runs = [run(out, "test", seed, arm, size, draw, setting, tests) for draw in range(DRAWS[size])]
-            cells.setdefault(f"{arm} {size}", []).append(runs)
+            cells.setdefault(f"{arm} {size}", []).append([with_parts(found, parts) for found in runs])
     facts = {str(seed): pmp_facts(pretrained(out, seed)) for seed in arguments.seeds}
     report(out, cells, chosen, facts)
 
@@ -145,6 +147,19 @@ def rated_pairs(split: str, seed: int, count: int) -> list[Texts]:
     rng = Random(key(seed, "rated", split))
     requests = [answers.random_request(HELPFUL[n % 2], split, rng) for n in range(count)]
     return [(request.text, *files.rated_pair(request, rng)) for request in requests]
+
+
+def part_of(request: str, better: str, worse: str) -> str:
+    """Which of PARTS a pair is in."""
+    forms = [verdict.form for text in (better, worse) if (verdict := oracle.classify(request, text))]
+    if forms[1] == "nonsense":
+        return PARTS[0]
+    return PARTS[1] if forms == ["complies", "wrong_steps"] else PARTS[2]
+
+
+def with_parts(found: Hits, parts: list[str]) -> Hits:
+    by_part = {name: [hit for hit, part in zip(found["human"], parts, strict=True) if part == name] for name in PARTS}
+    return {**found, **by_part}
 
 
 def wrong_pairs(split: str, seed: int, count: int) -> list[Texts]:
@@ -225,7 +240,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
         axes.minorticks_off()
     panels[0].set(ylabel="better answer scored higher, %")
-    panels[-1].legend(frameon=False, loc="lower right")
+    panels[1].legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
