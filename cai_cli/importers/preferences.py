@@ -1,6 +1,6 @@
 """Preference data of the Hugging Face hub, and tables with any column names -> prompts, comparisons and revisions.
 
-Rows come from `read_public_rows` (JSON lines, JSON array, CSV, TSV) or from `enumerate(dataset, 1)`. A cell with a conversation
+Rows come from `read_public_rows` or from `enumerate(dataset, 1)`. A cell with a conversation
 may be a list of {role, content} turns, the same as JSON text (in CSV), a transcript, or plain text. chosen and rejected may be
 a reply alone or the whole conversation with the reply last.
 Formats: HuggingFaceH4/ultrafeedback_binarized, HuggingFaceH4/cai-conversation-harmless (and its -old copy, whose texts are
