@@ -85,3 +85,17 @@ def test_flags_that_a_constitution_has_no_use_for(cai: Cai, tmp_path: Path, word
     (tmp_path / "c.json").write_text("{}", encoding="utf-8")
     result = cai("import", "paper-constitution", tmp_path / "c.json", "--out", tmp_path / "c.yaml", *words)
     mistake(result, f"{words[0]} is for rows")
+
+
+def test_a_constitution_is_written_once_and_anew_on_request(cai: Cai, tmp_path: Path) -> None:
+    value = {"prompt": ["\n\nCritiqueRequest: Why?\n\nCritique:"], "edit_request": "\n\nRevisionRequest: Mend it.\n\nRevision:"}
+    (tmp_path / "c.json").write_text(json.dumps({"a": value}), encoding="utf-8")
+    command = ("import", "paper-constitution", tmp_path / "c.json", "--out", tmp_path / "c.yaml")
+    assert "1 principles" in cai(*command).stderr and "nothing to do" in cai(*command).stderr
+    first = (tmp_path / "c.yaml").read_bytes()
+    (tmp_path / "c.json").write_text(json.dumps({"a": value, "b": value}), encoding="utf-8")
+    mistake(cai(*command), "c.yaml was made differently: --file has other content")
+    assert (tmp_path / "c.yaml").read_bytes() == first
+    assert "2 principles" in cai(*command, "--if-changed", "restart").stderr
+    assert (tmp_path / "c.yaml.bak").read_bytes() == first
+    assert "cai import" in cai("lineage", tmp_path / "c.yaml").stdout

@@ -6,7 +6,7 @@ paper-chains        the paper's *_SLMADISON.jsonl              -> revisions (`ca
 paper-constitution  the paper's principles, two JSON files     -> a constitution (YAML)
 cai-conversation    HuggingFaceH4/cai-conversation-harmless    -> revisions or comparisons
 ultrafeedback       HuggingFaceH4/ultrafeedback_binarized      -> comparisons
-table               CSV, TSV, JSON or JSON lines with --columns -> prompts, samples or comparisons
+table               CSV, TSV, JSON, JSON lines, parquet: --columns -> prompts, samples or comparisons
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cai_cli.artifact import Rejected, check_same
+from cai_cli.artifact import FileArtifact, Rejected
 from cai_cli.errors import UserError
-from cai_cli.jsonl import dump_row, read_lines, write_atomically
-from cai_cli.manifest import begin_manifest, manifest_path, read_manifest, write_manifest
+from cai_cli.jsonl import dump_row, read_lines
+from cai_cli.manifest import manifest_path, read_manifest
 from cai_cli.options import INPUT, RowOptions, flag
 from cai_cli.row_artifact import RowArtifact
 from cai_cli.split_files import SPLIT_MANIFEST, finish_parts, write_parts
@@ -43,7 +43,7 @@ class Options(RowOptions):
         Literal["hh-rlhf", "red-team", "paper-chains", "paper-constitution", "cai-conversation", "ultrafeedback", "table"],
         typer.Argument(help="What the file is."),
     ]
-    file: Annotated[Path, typer.Argument(help="The published file; .gz is read."), INPUT]
+    file: Annotated[Path, typer.Argument(help="The published file, in .gz too, as parquet, or hf:org/name[:split]."), INPUT]
     to: Annotated[
         Literal["prompts", "samples", "comparisons", "revisions"] | None,
         flag("Data", "What to make; the format's first by default."),
@@ -184,21 +184,16 @@ def import_paper_constitution(options: Options) -> None:
             raise UserError(f"--{name.replace('_', '-')} is for rows: {CONSTITUTION_FORMAT} makes one file", "leave it out")
     if options.out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {options.out}: a constitution is written as YAML", "name a .yaml file")
+    artifact = FileArtifact("import", options)
+    if artifact.done:
+        return
     text = constitution_yaml(import_constitution(options.file, options.comparisons, options.out.stem))
     if options.dry_run:
         print(text, end="")  # noqa: T201
         return
-    manifest = begin_manifest("import", options, options.out.parent)
-    place = options.out.with_name(f"{options.out.stem}.manifest.json")
-    old = read_manifest(place)
-    if old is None and options.out.exists():
-        raise UserError(f"{options.out} exists and has no manifest", "move it away, or choose another --out")
-    if old is not None and check_same(old, manifest, options) and options.out.exists():
-        say(f"{options.out}: already done; nothing to do")
-        return
     count = text.count("\n- id:")
-    write_manifest(place, {**manifest, "counts": {"in": count, "out": count, "rejected": {}}})
-    write_atomically(options.out, text)
+    artifact.start()
+    artifact.write(text, {"in": count, "out": count, "rejected": {}})
     say(f"{options.out}: {count} principles")
 
 

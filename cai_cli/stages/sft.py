@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
-from cai_cli.errors import RunError
+from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.models.load import check_model
 from cai_cli.options import (
@@ -28,7 +28,7 @@ from cai_cli.options import (
     flag,
     template_kwargs,
 )
-from cai_cli.ranks import is_main
+from cai_cli.ranks import by_fsdp, is_main
 from cai_cli.talk import say
 from cai_cli.training.sft_data import Target, TokenRow, dataset_of, packed_dataset, read_targets, tokenise
 
@@ -72,7 +72,9 @@ def run(options: Options) -> None:
     """
     check_model(options.model)
     options.check_adapters()
-    artifact = ModelArtifact("sft", options)
+    if options.quantize and by_fsdp():
+        raise UserError(f"--quantize {options.quantize}: FSDP cannot hold it in parts", "leave one of them out")
+    artifact = ModelArtifact("sft", options, fsdp=True)
     if artifact.done:
         return
     found = [
@@ -103,7 +105,7 @@ def run(options: Options) -> None:
     from cai_cli.models.adapters import save_trained
     from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints
     from cai_cli.training.facts import model_facts
-    from cai_cli.training.hf_trainer import TrainingLog
+    from cai_cli.training.hf_trainer import TrainingLog, whole_weights
     from cai_cli.training.sft_card import sft_card
     from cai_cli.training.sft_trainer import make_trainer
 
@@ -126,8 +128,10 @@ def run(options: Options) -> None:
         **model_facts(trainer.model, tokenizer),
     }
 
+    weights = whole_weights(trainer)
+
     def save(folder: Path) -> None:
-        save_trained(trainer.model, tokenizer, folder, options, options.model, "CAUSAL_LM")
+        save_trained(trainer.model, tokenizer, folder, options, options.model, "CAUSAL_LM", weights)
         write_atomically(folder / "README.md", sft_card(artifact.manifest | facts))
 
     artifact.finish(save, **facts)
