@@ -122,7 +122,8 @@ def importer(options: Options) -> Iterator[Any]:
 
     path, every_turn = options.file, options.every_turn
     kind = options.kind or hh_rlhf.kind_of_path(path)
-    named = {"source": options.source} if options.source else {}
+    sourced = {"source": options.source} if options.source else {}
+    named = sourced | ({"kind": options.kind} if options.kind else {})  # over what the format says
     columns = preferences.parse_columns(options.columns)
 
     def table() -> Iterator[Any]:
@@ -130,18 +131,16 @@ def importer(options: Options) -> Iterator[Any]:
         return check_columns(path, read_public_rows(path), asked)
 
     makers: dict[tuple[str, str], Callable[[], Iterator[Any]]] = {
-        ("hh-rlhf", "prompts"): lambda: hh_rlhf.import_prompts(path, every_turn=every_turn, kind=kind, **named),
-        ("hh-rlhf", "comparisons"): lambda: hh_rlhf.import_comparisons(path, kind=kind, **named),
-        ("red-team", "prompts"): lambda: red_team.import_prompts(
-            path, every_turn=every_turn, kind=options.kind or "harmful", **named
-        ),
-        ("paper-chains", "revisions"): lambda: paper_chains.import_chains(path, kind=options.kind or "harmful"),
-        ("cai-conversation", "revisions"): lambda: preferences.import_cai_revisions(read_public_rows(path)),
+        ("hh-rlhf", "prompts"): lambda: hh_rlhf.import_prompts(path, every_turn=every_turn, kind=kind, **sourced),
+        ("hh-rlhf", "comparisons"): lambda: hh_rlhf.import_comparisons(path, kind=kind, **sourced),
+        ("red-team", "prompts"): lambda: red_team.import_prompts(path, every_turn=every_turn, **named),
+        ("paper-chains", "revisions"): lambda: paper_chains.import_chains(path, **named),
+        ("cai-conversation", "revisions"): lambda: preferences.import_cai_revisions(read_public_rows(path), **named),
         ("cai-conversation", "comparisons"): lambda: preferences.import_cai_comparisons(read_public_rows(path), **named),
         ("ultrafeedback", "comparisons"): lambda: preferences.import_ultrafeedback(read_public_rows(path), **named),
-        ("table", "prompts"): lambda: preferences.import_prompts(table(), columns, every_turn=every_turn, kind=kind, **named),
+        ("table", "prompts"): lambda: preferences.import_prompts(table(), columns, every_turn=every_turn, kind=kind, **sourced),
         ("table", "samples"): lambda: preferences.import_samples(table(), columns, kind=kind),
-        ("table", "comparisons"): lambda: preferences.import_comparisons(table(), columns, kind=kind, **named),
+        ("table", "comparisons"): lambda: preferences.import_comparisons(table(), columns, kind=kind, **sourced),
     }
     kinds = [to for name, to in makers if name == options.format]
     to = options.to or kinds[0]
@@ -149,6 +148,8 @@ def importer(options: Options) -> Iterator[Any]:
         raise UserError(f"--to {to}: {options.format} makes {' or '.join(kinds)}", f"leave --to out for {kinds[0]}")
     if every_turn and (options.format, to) not in EVERY_TURN:
         raise UserError("--every-turn is for prompts of hh-rlhf, red-team and table", "leave it out")
+    if options.source and to not in ("prompts", "comparisons"):
+        raise UserError(f"--source is kept with prompts and comparisons: {to} have no place for it", "leave it out")
     if options.columns and options.format != "table":
         raise UserError(f"--columns is for table: {options.format} has columns of its own", "leave it out")
     if options.comparisons:

@@ -1,10 +1,14 @@
-"""base LM + revisions (harmless) + samples (helpful) -> SL-CAI: supervised fine-tuning on completions.
+r"""base LM + revisions (harmless) + samples (helpful) -> SL-CAI: supervised fine-tuning on completions.
 
     cai sft --model base/ --data revisions.jsonl --data samples.jsonl --out sl-cai/
 
 Paper section 3.2: the pretrained model is finetuned, not the helpful one; one epoch at a constant learning rate. The loss is
 on the completion only. A datapoint is a prompt and its final revision, as in the article; `--targets all` takes every
-revision, as section 3.1 has it. Trained by TRL's SFTTrainer.
+revision, as section 3.1 has it. Trained by TRL's SFTTrainer. On several GPUs, each with a copy of the model or a part of it:
+
+    torchrun --nproc-per-node 8 -m cai_cli sft ...
+    accelerate launch --num_processes 8 --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP \
+        -m cai_cli sft ...
 """
 
 from __future__ import annotations
