@@ -41,7 +41,12 @@ EVERY_TURN = (("hh-rlhf", "prompts"), ("red-team", "prompts"), ("table", "prompt
 class Options(RowOptions):
     format: Annotated[
         Literal["hh-rlhf", "red-team", "paper-chains", "paper-constitution", "cai-conversation", "ultrafeedback", "table"],
-        typer.Argument(help="What the file is."),
+        typer.Argument(
+            help="hh-rlhf: Anthropic's transcripts (makes prompts or comparisons). red-team: red_team_attempts (prompts). "
+            "paper-chains: the paper's *_SLMADISON.jsonl (revisions). paper-constitution: its principles (a constitution). "
+            "cai-conversation: of HuggingFaceH4 (revisions or comparisons). ultrafeedback: of HuggingFaceH4 (comparisons). "
+            "table: CSV, TSV, JSON lines or parquet with any --columns (prompts, samples or comparisons)."
+        ),
     ]
     file: Annotated[Path, typer.Argument(help="The published file, in .gz too, as parquet, or hf:org/name[:split]."), INPUT]
     to: Annotated[
