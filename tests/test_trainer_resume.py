@@ -58,6 +58,8 @@ COMMANDS = {
     " --lr-scheduler-type linear --learning-rate 1e-3 --gradient-accumulation-steps 2",
     "sft-packed": "sft --model lm --data samples.jsonl --num-train-epochs 3 --save-steps 5 --logging-steps 5"
     " --learning-rate 1e-3 --packing --max-length 192 --per-device-train-batch-size 2 --held-out 0.1",
+    "sft-lora": "sft --model lm --data samples.jsonl --num-train-epochs 2 --save-steps 10 --logging-steps 10 --learning-rate 1e-3"
+    " --lora --lora-r 4 --lora-dropout 0.1 --save-adapter --lr-scheduler-type cosine",
     "sft-qlora": "sft --model lm --data samples.jsonl --num-train-epochs 2 --save-steps 10 --logging-steps 10 --save-adapter"
     " --learning-rate 1e-3 --lora --lora-r 4 --lora-dropout 0.1 --quantize 4bit",
     "ppo": "ppo --model lm --pm pm --prompts prompts.jsonl --eval-prompts few.jsonl --eval-steps 20 --steps 24 --save-steps 3"
@@ -68,6 +70,7 @@ CHECKPOINTS = {
     "train-pm": "step-*",
     "sft": "checkpoint-*",
     "sft-packed": "checkpoint-*",
+    "sft-lora": "checkpoint-*",
     "sft-qlora": "checkpoint-*",
     "ppo": "step-*",
 }
