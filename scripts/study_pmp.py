@@ -49,7 +49,7 @@ LM_COEFS = (0.5, 0.0)  # the second one is tried with the best of the others
 DRAWS = {50: 6, 200: 4, 1000: 2}  # training sets for each seed; small ones differ more and cost less
 TUNING_DRAWS, FINALISTS = {50: 4, 200: 3, 1000: 1}, 4  # on one set of 50 a setting may be best by luck
 TUNED_ON = 0  # the seed of the grid
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5 % quantile of t by number of seeds
+STUDENT = dict(zip(range(2, 11), (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), strict=True))  # of t, by seeds
 PARTS = ("broken copies", "right or wrong steps", "other forms")  # of the human pairs
 TESTS = ("human", *PARTS, "graded", "wrong")
 Setting = tuple[float, float, float]  # learning rate, epochs, language loss
@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=600, help="test pairs of each set and seed")
     parser.add_argument("--grid-only", action="store_true", help="stop before the test split is read")
     arguments = parser.parse_args()
+    if len(arguments.seeds) not in STUDENT:
+        parser.error("--seeds: an interval over seeds needs two to ten")
     out: Path = arguments.out
     (out / "hits").mkdir(parents=True, exist_ok=True)
     chosen = {cell: best_setting(out, *cell, arguments.pairs) for cell in product(ARMS, SIZES)}
@@ -71,7 +73,7 @@ def main() -> None:
     cells: dict[str, Any] = {}
     for seed in arguments.seeds:
         tests = test_pairs("test", seed, arguments.pairs)
-        alone = kept(out / "hits" / f"pmp-{seed}.json", lambda s=seed, t=tests: hits(pretrained(out, s), t))
+        alone = kept(out / "hits" / f"pmp-{seed}-{arguments.pairs}.json", lambda s=seed, t=tests: hits(pretrained(out, s), t))
         parts = [part_of(*pair) for pair in tests["human"]]
         cells.setdefault("PMP alone", []).append([with_parts(alone, parts)])
         for (arm, size), setting in chosen.items():
@@ -99,7 +101,7 @@ def run(out: Path, split: str, seed: int, arm: str, size: int, draw: int, settin
         shutil.rmtree(folder)
         return found
 
-    return kept(out / "hits" / f"{name}.json", measure)
+    return kept(out / "hits" / f"{name}-{len(tests['human'])}.json", measure)
 
 
 def kept(path: Path, measure: Any) -> Hits:

@@ -137,7 +137,8 @@ def test_pmp_killed_three_times_ends_in_the_same_bytes(posts, world):
     """While it reads the dump, right after a checkpoint, and between two later ones with a half-written one in the way."""
     stage, whole, folder = "pmp", world / "pmp-whole", world / "pmp-cut"
     finish(stage, "pmp-whole", world)
-    kill_when(stage, "pmp-cut", world, (folder / "comparisons.jsonl.partial").exists)
+    partial = folder / "comparisons.jsonl.partial"
+    kill_when(stage, "pmp-cut", world, lambda: partial.exists() and time.time() - partial.stat().st_mtime > 0.1)
     assert sorted(file.name for file in folder.iterdir()) == READING
     kill_after_a_checkpoint(stage, "pmp-cut", world)
     pairs = folder / "comparisons.jsonl"
