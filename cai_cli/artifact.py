@@ -1,6 +1,7 @@
 """Artifacts that survive being killed: the same command again carries on, another command on the same --out stops.
 
 Rows     see `row_artifact`.
+Files    `FileArtifact`: written at once, with a manifest beside it.
 Models   `ModelArtifact`: a directory that is complete when its `cai.json` is there.
 """
 
@@ -15,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.errors import UserError
-from cai_cli.jsonl import Row
+from cai_cli.jsonl import Row, write_atomically
 from cai_cli.manifest import (
     MODEL_MANIFEST,
     Manifest,
     begin_manifest,
     differences,
+    manifest_path,
     noted_changes,
     read_manifest,
     write_manifest,
 )
-from cai_cli.ranks import barrier, is_main
+from cai_cli.ranks import barrier, check_sharding, is_main
 from cai_cli.talk import say, warn
 
 PARTIAL_MODEL_MANIFEST = "cai.partial.json"
@@ -79,11 +81,47 @@ def is_foreign(file: Path, beside: str | None) -> bool:
     return beside is None or not file.name.startswith(beside)
 
 
+class FileArtifact:
+    """A file that is written at once.
+
+    Usage: file = FileArtifact("export", options); if file.done: return; ...; file.start(); file.write(text, counts)
+    """
+
+    def __init__(self, stage: str, options: Any, *beside: Path) -> None:
+        """`beside`: files that are written with it, and move to .bak with it."""
+        self.out: Path = options.out
+        self.manifest_file = manifest_path(self.out)
+        self.beside = beside
+        self.manifest = begin_manifest(stage, options, self.out.parent)
+        self.started = time.monotonic()
+        self.done = False
+        if self.out.exists():
+            old = read_manifest(self.manifest_file)
+            if old is None:
+                raise UserError(f"{self.out} exists and has no manifest", "move it away, or choose another --out")
+            self.done = check_same(old, self.manifest, options)
+        if self.done:
+            say(f"{self.out}: already done; nothing to do")
+
+    def start(self) -> None:
+        """Make room: an old one, which is to be restarted, goes to .bak."""
+        if self.out.exists():
+            move_to_backup(self.out, self.manifest_file, *self.beside)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, text: str, counts: dict[str, Any], **facts: Any) -> None:
+        """The manifest, and then the file."""
+        self.manifest |= {"counts": counts, "seconds": round(time.monotonic() - self.started, 3), **facts}
+        write_manifest(self.manifest_file, self.manifest)
+        write_atomically(self.out, text)
+
+
 class ModelArtifact:
     """A model directory in the making. `folder` holds checkpoints while training; `finish` saves and marks it complete."""
 
-    def __init__(self, stage: str, options: Any, beside: str | None = None) -> None:
-        """`beside`: how the names of files begin that may lie there before a model is begun."""
+    def __init__(self, stage: str, options: Any, beside: str | None = None, fsdp: bool = False) -> None:
+        """`beside`: how the names of files begin that may lie there before a model is begun; `fsdp`: see `check_sharding`."""
+        check_sharding(fsdp)
         self.options = options
         self.folder: Path = options.out
         if self.folder.is_file():

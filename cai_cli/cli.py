@@ -6,8 +6,12 @@ Each stage module has a frozen dataclass `Options` (the flags) and `run(options)
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import json
+import os
+import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +58,10 @@ app = typer.Typer(
 )
 constitution_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Check and show constitutions.")
 evaluate_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Measure models and labels.")
+
+
+FLAG = re.compile(r"--[a-z][a-z-]*")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -113,15 +121,33 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
         parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
     parameters.append(inspect.Parameter("config", kind, default=None, annotation=Config))
     parameters.append(inspect.Parameter("debug", kind, default=False, annotation=Debug))
+    parameters.append(inspect.Parameter("context", kind, annotation=typer.Context))
 
-    def command(**values: Any) -> None:
+    def command(context: typer.Context, **values: Any) -> None:
         del values["config"], values["debug"]
-        run(options_type(**values))
+        try:
+            run(options_type(**values))
+            sys.stdout.flush()
+        except UserError as error:
+            error.message = place_of(context, FLAG.findall(error.message)) + error.message
+            raise
+        except BrokenPipeError:  # whoever read the output has seen enough: end as other tools do
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
 
     command.__doc__ = run.__doc__
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     where.command(name, cls=Command, rich_help_panel=panel or None)(command)
+
+
+def place_of(context: typer.Context, flags: list[str]) -> str:
+    """The --config file with a colon where one of the flags has its value from there, else nothing."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "DEFAULT_MAP" and set(flags) & set(parameter.opts):
+            return f"{context.params['config']}: "
+    return ""
 
 
 def show_version(value: bool) -> None:
@@ -181,9 +207,16 @@ def main() -> None:
         if message.startswith("Usage:"):  # a group alone: its help
             say(message)
         else:
-            problem = " ".join(message.split()).removesuffix(".")
+            parameter = getattr(error, "param", None)
+            place = place_of(context, parameter.opts) if context and parameter else ""
+            problem = place + " ".join(message.split()).removesuffix(".")
             fail(problem, f"see `{context.command_path if context else 'cai'} --help`")
         sys.exit(2)
+    except OSError as error:
+        if debug or error.errno not in DISK_ERRORS:
+            raise
+        fail(f"{error.filename or 'writing'}: {error.strerror}", "make room, or choose a place that can be written to")
+        sys.exit(1)
     except (typer.Abort, KeyboardInterrupt):
         fail("interrupted", "the same command continues where it stopped")
         sys.exit(130)

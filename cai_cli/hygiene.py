@@ -144,14 +144,3 @@ def check_revision(text: str, draft: str, critique: str) -> str | None:
 def same_text(one: str, other: str) -> bool:
     """Whether two texts are the same but for case, white space and punctuation."""
     return group_key(one) == group_key(other)
-
-
-def note(events: list[tuple[str, str]]) -> str:
-    """(rule, segment) pairs as a record keeps them: "truncated draft, lead_in revision 2"."""
-    return ", ".join(f"{rule} {segment}" for rule, segment in events)
-
-
-def read_note(text: str) -> list[tuple[str, str]]:
-    """The pairs of a `note`."""
-    pairs = [event.partition(" ") for event in text.split(", ")] if text else []
-    return [(rule, segment) for rule, _, segment in pairs]

@@ -19,6 +19,8 @@ from cai_cli.errors import RecordError, UserError
 Record = TypeVar("Record")
 Row = dict[str, Any]
 
+GZIP = b"\x1f\x8b"
+LFS_POINTER = b"version https://git-lfs"
 BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -32,10 +34,14 @@ def open_binary(path: Path) -> BinaryIO:
         stream = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
-    if stream.read(2) == b"\x1f\x8b":
+    start = stream.read(len(LFS_POINTER))
+    stream.seek(0)
+    if start == LFS_POINTER:
+        stream.close()
+        raise UserError(f"{path}: is a pointer of Git LFS, not the data", "fetch it with `git lfs pull`")
+    if start.startswith(GZIP):
         stream.close()
         return cast(BinaryIO, gzip.open(path))
-    stream.seek(0)
     return stream
 
 

@@ -29,7 +29,8 @@ WEIGHT = re.compile(r"^(?P<path>.+):(?P<weight>\d+(\.\d+)?|\.\d+)$")
 WHOLE_FILE_BYTES = 64 << 20
 SAMPLE_BYTES = 1 << 16
 SAMPLES = 64
-MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model")
+ADAPTER_CONFIG = "adapter_config.json"
+MODEL_FILES = ("*.safetensors", "config.json", ADAPTER_CONFIG, "tokenizer.json", "tokenizer.model")
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "bitsandbytes")
 
 
@@ -40,11 +41,17 @@ def parse_weight(text: str) -> tuple[str, float]:
 
 
 def manifest_path(out: Path) -> Path:
-    """Where the manifest of an artifact lies."""
+    """Where the manifest of an artifact lies; that of an adapter is the one of the model it was saved with."""
     if out.is_dir() or out.suffix == "":
-        return out / MODEL_MANIFEST
-    name = out.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
+        own, beside = out / MODEL_MANIFEST, out.parent / MODEL_MANIFEST
+        return beside if is_adapter(out) and beside.is_file() and not own.is_file() else own
+    name = re.sub(r"\.(jsonl?|ya?ml)$", "", out.name.removesuffix(".gz"))
     return out.with_name(f"{name}.manifest.json")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the directory holds low-rank adapters, to be put on a base model, instead of a model."""
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def rejects_path(out: Path) -> Path:
@@ -116,7 +123,7 @@ def describe_input(option: str, value: str, beside: Path) -> dict[str, Any]:
 
 def describe_model(option: str, value: str, beside: Path) -> dict[str, Any]:
     local = Path(value).is_dir()
-    parent = Path(value) / MODEL_MANIFEST
+    parent = manifest_path(Path(value))
     return {
         "option": option,
         "path": os.path.relpath(value, beside) if local else value,

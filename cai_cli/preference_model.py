@@ -13,7 +13,7 @@ from cai_cli.conversation import Conversation
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
 from cai_cli.jsonl import write_atomically, write_rows
-from cai_cli.manifest import MODEL_MANIFEST, read_manifest
+from cai_cli.manifest import manifest_path, read_manifest
 from cai_cli.models.load import check_model
 from cai_cli.prompts import question_answer
 from cai_cli.records import Comparison
@@ -55,7 +55,7 @@ def reading(tokenizer: PreTrainedTokenizerBase, form: Format, max_length: int) -
 
 def format_of(pm: str) -> Format:
     """How a preference model was taught to read: a `pmp` checkpoint says so in its cai.json, all others read chats."""
-    manifest = read_manifest(Path(pm) / MODEL_MANIFEST)
+    manifest = read_manifest(manifest_path(Path(pm)))
     return "qa" if manifest and manifest["stage"] == "pmp" and manifest["options"].get("format") == "qa" else "chat"
 
 

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import os
 
+from cai_cli.errors import UserError
+
+# What `accelerate launch` sets where a model is to be held in parts.
+SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_USE_FSDP": "FSDP",
+}
+DATA_PARALLEL = "launch it with torchrun, or with accelerate's --multi_gpu; --lora makes what each process holds smaller"
+
 
 def rank() -> int:
     """This process among all, counted from 0."""
@@ -45,3 +56,26 @@ def barrier() -> None:
 
         join_group()
         dist.barrier()
+
+
+def check_sharding(fsdp: bool = False) -> None:
+    """Raise UserError where the launcher asks for a model in parts and the stage would hold a copy in each process.
+
+    `fsdp`: the stage can do it by FSDP version 2.
+    """
+    asked = next((name for variable, name in SHARDING.items() if is_set(variable)), None)
+    if asked == "FSDP" and fsdp:
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise UserError("FSDP: only version 2 is supported", "launch it with --fsdp_version 2")
+    elif asked:
+        hint = "sft shards with --use_fsdp --fsdp_version 2" if fsdp else DATA_PARALLEL
+        raise UserError(f"the launcher asks for {asked}, which this stage cannot do", hint)
+
+
+def by_fsdp() -> bool:
+    """Whether the launcher asks for FSDP."""
+    return is_set("ACCELERATE_USE_FSDP")
+
+
+def is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")

@@ -71,6 +71,29 @@ def spare_text(row: dict[str, Any], name: str, prefix: str = "") -> str:
     return value or ""
 
 
+# A rule of `hygiene` and the segment that it applied to, such as ("truncated", "draft").
+Event = tuple[str, str]
+
+
+def events_text(events: list[Event]) -> str:
+    """Events as files keep them: "truncated draft, lead_in revision 2".
+
+    A list would be empty in most rows, and `datasets` cannot read a file whose first part has empty lists only.
+    """
+    return ", ".join(f"{rule} {segment}" for rule, segment in events)
+
+
+def events_field(row: dict[str, Any], name: str = "hygiene") -> list[Event]:
+    """What `events_text` wrote; a missing or empty text is no events."""
+    events = []
+    for event in filter(None, spare_text(row, name).split(", ")):
+        rule, _, segment = event.partition(" ")
+        if not segment:
+            raise RecordError(name, f"expected rules with their segments, got {event!r}")
+        events.append((rule, segment))
+    return events
+
+
 @dataclass(slots=True)
 class Prompt:
     id: str
@@ -106,7 +129,7 @@ class Round:
 
 @dataclass(slots=True)
 class Revision:
-    """A chain. `hygiene`: which rules of `hygiene` applied to which segment, as its `note` writes them."""
+    """A chain of `cai revise`: the draft, its rounds and the final revision."""
 
     id: str
     prompt: Conversation
@@ -115,7 +138,7 @@ class Revision:
     rounds: list[Round]
     kind: str | None = None
     initial_thinking: str = ""
-    hygiene: str = ""
+    hygiene: list[Event] = field(default_factory=list)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Revision:
@@ -146,11 +169,11 @@ class Revision:
             rounds=rounds,
             kind=optional_kind(row),
             initial_thinking=spare_text(row, "initial_thinking"),
-            hygiene=spare_text(row, "hygiene"),
+            hygiene=events_field(row),
         )
 
     def to_row(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "hygiene": events_text(self.hygiene)}
 
 
 @dataclass(slots=True)
@@ -161,7 +184,7 @@ class Sample:
     finish_reason: str
     kind: str | None = None
     thinking: str = ""
-    hygiene: str = ""
+    hygiene: list[Event] = field(default_factory=list)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Sample:
@@ -172,11 +195,11 @@ class Sample:
             finish_reason=choice_field(row, "finish_reason", FINISH_REASONS),
             kind=optional_kind(row),
             thinking=spare_text(row, "thinking"),
-            hygiene=spare_text(row, "hygiene"),
+            hygiene=events_field(row),
         )
 
     def to_row(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "hygiene": events_text(self.hygiene)}
 
 
 @dataclass(slots=True)

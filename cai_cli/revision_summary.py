@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.evaluation.refusals import is_refusal
-from cai_cli.hygiene import RULES, read_note
+from cai_cli.hygiene import RULES
 from cai_cli.jsonl import read_rows
-from cai_cli.records import Revision
+from cai_cli.records import Event, Revision, events_field
 from cai_cli.talk import say, table
 from cai_cli.text_rates import MOST_TEXTS, phrase_rates
 
@@ -68,13 +68,13 @@ def summarise(rows: Path, rejects: Path) -> dict[str, Any]:
             before = step.revision
         count_events(hygiene, revision.hygiene)
     for _, row in read_rows(rejects) if rejects.exists() else ():
-        count_events(hygiene, (row["row"] or {}).get("hygiene", ""))
+        count_events(hygiene, events_field(row["row"] or {}))
     counted = {rule: dict(hygiene[rule]) for rule in RULES if rule in hygiene}
     return {"chains": chains, "rounds": [item.to_row() for item in sums], "hygiene": counted}
 
 
-def count_events(hygiene: dict[str, Counter[str]], text: str) -> None:
-    for rule, segment in read_note(text):
+def count_events(hygiene: dict[str, Counter[str]], events: list[Event]) -> None:
+    for rule, segment in events:
         hygiene.setdefault(rule, Counter())[segment] += 1
 
 

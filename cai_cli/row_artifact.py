@@ -19,7 +19,7 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.hygiene import ADVICE
 from cai_cli.jsonl import Row, dump_row, read_rows, repair_tail, write_atomically
 from cai_cli.manifest import Manifest, begin_manifest, manifest_path, read_manifest, rejects_path, write_manifest
-from cai_cli.ranks import barrier, is_main, rank, world_size
+from cai_cli.ranks import barrier, check_sharding, is_main, rank, world_size
 from cai_cli.shards import block, parse_shard, put_in_order, rank_file, rank_files
 from cai_cli.talk import say
 
@@ -50,6 +50,7 @@ class RowArtifact:
     """
 
     def __init__(self, stage: str, options: Any, limit: int | None = None) -> None:
+        check_sharding()
         self.options = options
         self.out: Path = options.out
         self.limit = limit
@@ -263,8 +264,7 @@ class RowArtifact:
             raise RunError(f"{self.out}: there was nothing to work on", "the inputs hold no rows")
         if accepted == 0 or rejected / total > rate:
             why = reasons_text(self.reject_reasons)
-            look = "" if self.streaming else f"look at {self.rejects}; what is done is kept, "
-            hint = f"{look}--max-reject-rate raises the bar (now {rate:g})"
-            if advice := ADVICE.get(self.reject_reasons.most_common(1)[0][0]):
-                hint = f"{advice}; {hint}"
-            raise RunError(f"{self.out}: {rejected} of {total} rows were rejected ({why})", hint)
+            hints = [ADVICE.get(self.reject_reasons.most_common(1)[0][0], "")]
+            hints += [] if self.streaming else [f"look at {self.rejects}; what is done is kept"]
+            hints += [f"--max-reject-rate raises the bar (now {rate:g})"] if accepted else []
+            raise RunError(f"{self.out}: {rejected} of {total} rows were rejected ({why})", "; ".join(filter(None, hints)))

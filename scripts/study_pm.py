@@ -1,6 +1,5 @@
-"""Studies of the preference model on the micro-world: `python scripts/study_pm.py pmp|mix|soft|wrong --out DIR`.
+"""Studies of the preference model on the micro-world: `python scripts/study_pm.py mix|soft|wrong --out DIR`.
 
-    pmp    accuracy after 50, 200 and 1,000 human comparisons, with and without pretraining on votes
     mix    AI-harmless and human-helpful comparisons at loss weights 1:1 and 3:1; `--comparisons` are those of a demo run
     soft   labels of a noisy oracle: its probability, one vote drawn from it, and the side it is on; Brier, calibration error
     wrong  `--pm DIR`: right against wrong steps on held-out combinations, by sort of mistake
@@ -15,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from random import Random
 from statistics import mean, pstdev
@@ -22,10 +22,9 @@ from typing import Any
 
 import jsonlines
 import numpy as np
-from matplotlib import pyplot
 
 from cai_cli.conversation import Conversation, message, prompt_id
-from cai_cli.evaluation.calibration import brier, calibration_error, reliability_bins
+from cai_cli.evaluation.calibration import accuracy, brier, calibration_error, reliability_bins
 from cai_cli.evaluation.comparisons import sigmoid
 from cai_cli.evaluation.plots import draw_reliability
 from cai_cli.keys import key
@@ -37,8 +36,6 @@ from cai_cli.models.score import score_all
 from cai_cli.preference_model import reading
 from cai_cli.stages import pmp, train_pm
 
-SIZES = (50, 200, 1000)
-EPOCHS = {50: 12.0, 200: 6.0, 1000: 2.0}
 HELPFUL = (BENIGN, OWN)
 ANSWERS = ("complies", "wrong_steps", "partial", "evasive", "over_refusal")
 HARMFUL_ANSWERS = ("refuses", "wrong_reason", "evasive", "partial", "complies")
@@ -50,12 +47,13 @@ MISTAKES: dict[str, Callable[[Request, Random], list[str]]] = {
     "steps of another action": answers.other_action,
 }
 SHARPNESS = 0.8  # of the noisy oracle: log-odds of preferring an answer for each grade that it is better
+RESAMPLES = 400
 Texts = tuple[str, str, str]  # request, better answer, worse answer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("study", choices=("pmp", "mix", "soft", "wrong"))
+    parser.add_argument("study", choices=("mix", "soft", "wrong"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pairs", type=int, default=400, help="test pairs of each kind")
@@ -64,7 +62,7 @@ def main() -> None:
     parser.add_argument("--pm", type=Path, nargs="+", help="wrong: the models")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    studies = {"pmp": study_pmp, "mix": study_mix, "soft": study_soft, "wrong": study_wrong}
+    studies = {"mix": study_mix, "soft": study_soft, "wrong": study_wrong}
     results = studies[arguments.study](arguments)
     (arguments.out / f"{arguments.study}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -93,16 +91,10 @@ def pretrained(out: Path, seed: int) -> Path:
     return folder
 
 
-def finetuned(model: Path, comparisons: list[str], out: Path, seed: int, epochs: float) -> Path:
-    common = settings(out, seed, lm_coef=0.5, per_device_train_batch_size=16, lr_scheduler_type="linear")
+def finetuned(model: Path, comparisons: list[str], out: Path, seed: int, epochs: float, **more: Any) -> Path:
+    common = settings(out, seed, per_device_train_batch_size=16, lr_scheduler_type="linear", **{"lm_coef": 0.5, **more})
     train_pm.run(train_pm.Options(model=str(model), comparisons=comparisons, num_train_epochs=epochs, **common))
     return out
-
-
-def first_rows(source: Path, count: int, target: Path) -> str:
-    with source.open(encoding="utf-8") as lines:
-        target.write_text("".join(line for _, line in zip(range(count), lines, strict=False)), encoding="utf-8")
-    return str(target)
 
 
 # Test pairs, by the oracle and without noise
@@ -157,34 +149,6 @@ def share_right(model: Path, pairs: list[Texts]) -> float:
 # The studies
 
 
-def study_pmp(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Accuracy by number of human comparisons, with and without PMP."""
-    out, results = arguments.out, {}
-    pairs = graded_pairs(HELPFUL, ANSWERS, arguments.split, 2 * arguments.pairs, 0)
-    for seed in arguments.seeds:
-        starts = {"without PMP": checkpoint("base"), "with PMP": pretrained(out, seed)}
-        human = world(out, seed) / "human-helpfulness.jsonl"
-        for size in SIZES:
-            rows = [first_rows(human, size, out / f"human-{seed}-{size}.jsonl")]
-            for name, model in starts.items():
-                folder = finetuned(model, rows, out / f"pm-{seed}-{size}-{name.split()[0]}", seed, EPOCHS[size])
-                results.setdefault(name, {}).setdefault(str(size), []).append(share_right(folder, pairs))
-        results.setdefault("PMP alone", {}).setdefault("0", []).append(share_right(starts["with PMP"], pairs))
-    print("accuracy on test pairs, mean and deviation over seeds")
-    for name, by_size in results.items():
-        print(name, {size: f"{mean(values):.1%} ± {pstdev(values):.1%}" for size, values in by_size.items()}, flush=True)
-    figure, axes = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
-    for name in ("without PMP", "with PMP"):
-        values = [results[name][str(size)] for size in SIZES]
-        axes.errorbar(SIZES, [mean(v) for v in values], yerr=[pstdev(v) for v in values], marker="o", capsize=3, label=name)
-    axes.axhline(mean(results["PMP alone"]["0"]), color="0.5", linestyle="--", linewidth=1, label="PMP alone")
-    axes.set(xscale="log", xticks=SIZES, xlabel="human comparisons", ylabel="accuracy on test comparisons")
-    axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
-    axes.legend(frameon=False)
-    figure.savefig(out / "pmp.png", dpi=150)
-    return results
-
-
 def study_mix(arguments: argparse.Namespace) -> dict[str, Any]:
     """Accuracy on harmless and helpful test pairs, and train-pm's own by origin, at two weights of the AI's comparisons."""
     out, results = arguments.out, {}
@@ -212,28 +176,50 @@ def study_mix(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def study_soft(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Three sorts of labels of the same noisy oracle; what was learned against the oracle's own probabilities."""
-    out, predicted, target = arguments.out, {}, {}
-    for seed in arguments.seeds:
-        training = oracle_pairs("train", 1000, seed)
-        test = oracle_pairs(arguments.split, 2 * arguments.pairs, seed)
-        for name in ("soft", "drawn", "side"):
-            source = out / f"labels-{seed}-{name}.jsonl"
-            write_labels(source, training, name, Random(key(seed, "labels", name)))
-            folder = finetuned(checkpoint("base"), [str(source)], out / f"soft-{seed}-{name}", seed, 3.0)
-            found = differences(folder, [texts for texts, _ in test])
-            predicted.setdefault(name, []).extend(map(sigmoid, found))
-            target.setdefault(name, []).extend(p for _, p in test)
-    results: dict[str, Any] = {}
-    for name in predicted:
-        results[name] = {"pairs": len(predicted[name])}
+    """Three sorts of labels of one noisy oracle, after one epoch and three: what was learned against its own probabilities.
+
+    The Brier score is one of the oracle's probabilities; against votes drawn from them it is higher by `floor`, whatever is
+    predicted. Each seed has pairs and models of its own. Intervals are bootstrapped over test pairs, the same resampled ones
+    for every model, so that differences to soft labels are paired; how models of one sort differ is seen from `by seed`.
+    """
+    seeds = [soft_models(arguments, seed) for seed in arguments.seeds]
+    target = np.concatenate([probabilities for probabilities, _ in seeds])
+    predicted = {name: np.concatenate([models[name] for _, models in seeds]) for name in seeds[0][1]}
+    picks = np.random.default_rng(0).integers(0, len(target), (RESAMPLES, len(target)))
+    results: dict[str, Any] = {"pairs": len(target), "floor": float((target * (1 - target)).mean())}
+    for name, values in predicted.items():
+        row: dict[str, Any] = {"accuracy": accuracy(values.tolist(), target.tolist())}
+        base = predicted["soft, " + name.split(", ")[1]]
         for measure in (brier, calibration_error):
-            low, high = resampled(measure, predicted[name], target[name])
-            results[name][measure.__name__] = [measure(predicted[name], target[name]), low, high]
-        print(name, {k: v if isinstance(v, int) else [round(x, 4) for x in v] for k, v in results[name].items()}, flush=True)
-    curves = {name: reliability_bins(predicted[name], target[name]) for name in predicted}
-    draw_reliability(curves, out / "soft.png", "learned from labels of a noisy oracle")
+            drawn = [[measure(p[pick].tolist(), target[pick].tolist()) for p in (values, base)] for pick in picks]
+            row[measure.__name__] = {
+                "value": measure(values.tolist(), target.tolist()),
+                "interval": interval([one for one, _ in drawn]),
+                "more than soft": interval([one - other for one, other in drawn]),
+                "by seed": [measure(models[name].tolist(), probabilities.tolist()) for probabilities, models in seeds],
+            }
+        results[name] = row
+        print(name, json.dumps(row), flush=True)
+    curves = {name: reliability_bins(values.tolist(), target.tolist()) for name, values in predicted.items() if "1 epoch" in name}
+    draw_reliability(curves, arguments.out / "soft.png", "learned from labels of a noisy oracle")
     return results
+
+
+def soft_models(arguments: argparse.Namespace, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The oracle's probabilities of the test pairs, and those that models of each sort of labels give them."""
+    training, test = oracle_pairs("train", 1000, seed), oracle_pairs(arguments.split, 2 * arguments.pairs, seed)
+    models: dict[str, np.ndarray] = {}
+    for name, epochs in product(("soft", "drawn", "side"), (1, 3)):
+        source = arguments.out / f"labels-{seed}-{name}.jsonl"
+        write_labels(source, training, name, Random(key(seed, "labels", name)))
+        folder = finetuned(checkpoint("base"), [str(source)], arguments.out / f"soft-{seed}-{name}-{epochs}", seed, epochs)
+        found = differences(folder, [texts for texts, _ in test])
+        models[f"{name}, {epochs} {'epoch' if epochs == 1 else 'epochs'}"] = np.array([sigmoid(value) for value in found])
+    return np.array([p for _, p in test]), models
+
+
+def interval(values: list[float]) -> list[float]:
+    return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 
 def oracle_pairs(split: str, count: int, seed: int) -> list[tuple[Texts, float]]:
@@ -259,13 +245,6 @@ def write_labels(path: Path, pairs: list[tuple[Texts, float]], sort: str, rng: R
             row = {"id": str(n), "prompt": turn("user", request), "chosen": turn("assistant", chosen), "origin": "ai"}
             row |= {"rejected": turn("assistant", rejected), "probability": max(p, 1 - p) if sort == "soft" else 1.0}
             writer.write({**row, "prompt_id": prompt_id(row["prompt"])})
-
-
-def resampled(measure: Callable[[list[float], list[float]], float], predicted: list[float], target: list[float]) -> list[float]:
-    """95 % bootstrap interval over pairs."""
-    data, rng = np.array([predicted, target]), np.random.default_rng(0)
-    draws = [data[:, rng.integers(0, data.shape[1], data.shape[1])] for _ in range(400)]
-    return [float(value) for value in np.percentile([measure(d[0].tolist(), d[1].tolist()) for d in draws], [2.5, 97.5])]
 
 
 def study_wrong(arguments: argparse.Namespace) -> dict[str, Any]:

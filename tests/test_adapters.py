@@ -81,6 +81,19 @@ def test_saved_is_the_merged_model(helpful: Path, tmp_path: Path, quantize: str 
     assert not torch.allclose(outputs(loaded), outputs(load_lm(str(helpful))), atol=1e-1)
 
 
+def test_an_adapter_of_a_model_that_got_a_pad_token_fits_its_base(llama: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(llama))
+    tokenizer.add_tokens(["<more>"])
+    model = add_lora(load_lm(str(llama), tokenizer=tokenizer), options(save_adapter=True), "CAUSAL_LM", seed=0)
+    nudge(model)
+    merged = outputs(model)
+    save_trained(model, tokenizer, tmp_path, options(save_adapter=True), str(llama), "CAUSAL_LM")
+    for folder in (tmp_path, tmp_path / "adapter"):
+        loaded = load_lm(str(folder), tokenizer=load_tokenizer(str(folder)))
+        assert loaded.get_input_embeddings().num_embeddings == len(tokenizer)
+        assert torch.allclose(outputs(loaded)[..., :-1], merged[..., :-1], atol=1e-4)
+
+
 def test_a_score_head_learns_in_full_and_is_saved(llama: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(llama))
     chosen = options(quantize="4bit")

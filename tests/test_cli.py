@@ -147,7 +147,9 @@ def test_a_config_gives_flags_and_the_command_line_wins(cai, tmp_path, prompts):
 def test_a_single_value_serves_a_repeatable_flag(cai, tmp_path, prompts):
     config = tmp_path / "sample.yaml"
     config.write_text(f"model: {tmp_path / 'nix'}\nprompts: {prompts}\nout: {tmp_path / 'out.jsonl'}\nnum_samples: 1\n")
-    mistake(cai("sample", "--config", config), f"--model {tmp_path / 'nix'}: no such directory")
+    mistake(cai("sample", "--config", config), f"{config}: --model {tmp_path / 'nix'}: no such directory")
+    line = mistake(cai("sample", "--config", config, "--model", "nix/"), "--model nix/: no such directory")
+    assert "sample.yaml" not in line
 
 
 @pytest.mark.parametrize(
@@ -157,8 +159,8 @@ def test_a_single_value_serves_a_repeatable_flag(cai, tmp_path, prompts):
         ("if_chnaged: restart", ["unknown key `if_chnaged`", "did you mean `if-changed`?"]),
         ("zzz: 3", ["unknown key `zzz`", "see `cai split --help`"]),
         ("config: x", ["unknown key `config`"]),
-        ("seed: many", ["--seed", "valid integer"]),
-        ("if-changed: maybe", ["--if-changed", "'maybe' is not one of"]),
+        ("seed: many", ["split.yaml: ", "--seed", "valid integer"]),
+        ("if-changed: maybe", ["split.yaml: ", "--if-changed", "'maybe' is not one of"]),
         ("- a\n- b", ["expected a mapping of flags to values"]),
         ("seed: [1\nparts: x", ["split.yaml:2: not valid YAML"]),
         ("seed: \xff".encode("latin-1"), ["split.yaml: not valid YAML"]),
@@ -195,6 +197,21 @@ def test_data_goes_to_stdout_and_talk_to_stderr(cai):
     assert shown.returncode == 0 and shown.stderr == "" and shown.stdout.startswith("name: article")
     checked = cai("constitution", "check", "article")
     assert checked.stdout == "" and "article: 9 principles" in checked.stderr
+
+
+def test_a_full_disk_is_one_line(cai, tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "cai_cli", "constitution", "show", "article"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "No space left on device — make room" in done.stderr
+    (tmp_path / "file").write_text("")
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("one\ntwo\n")
+    done = cai("split", prompts, "--parts", "a=1", "--out", tmp_path / "file/deeper")
+    assert done.returncode == 1 and "Not a directory" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_paths_are_told_as_they_are(cai, tmp_path):

@@ -85,3 +85,32 @@ def test_flags_that_a_constitution_has_no_use_for(cai: Cai, tmp_path: Path, word
     (tmp_path / "c.json").write_text("{}", encoding="utf-8")
     result = cai("import", "paper-constitution", tmp_path / "c.json", "--out", tmp_path / "c.yaml", *words)
     mistake(result, f"{words[0]} is for rows")
+
+
+def test_a_constitution_is_written_once_and_anew_on_request(cai: Cai, tmp_path: Path) -> None:
+    value = {"prompt": ["\n\nCritiqueRequest: Why?\n\nCritique:"], "edit_request": "\n\nRevisionRequest: Mend it.\n\nRevision:"}
+    (tmp_path / "c.json").write_text(json.dumps({"a": value}), encoding="utf-8")
+    command = ("import", "paper-constitution", tmp_path / "c.json", "--out", tmp_path / "c.yaml")
+    assert "1 principles" in cai(*command).stderr and "nothing to do" in cai(*command).stderr
+    first = (tmp_path / "c.yaml").read_bytes()
+    (tmp_path / "c.json").write_text(json.dumps({"a": value, "b": value}), encoding="utf-8")
+    mistake(cai(*command), "c.yaml was made differently: --file has other content")
+    assert (tmp_path / "c.yaml").read_bytes() == first
+    assert "2 principles" in cai(*command, "--if-changed", "restart").stderr
+    assert (tmp_path / "c.yaml.bak").read_bytes() == first
+    assert "cai import" in cai("lineage", tmp_path / "c.yaml").stdout
+
+
+def test_kind_and_source_are_kept_or_refused(cai: Cai, tmp_path: Path) -> None:
+    file = tmp_path / "chains.jsonl"
+    file.write_text(json.dumps(chain(1)) + "\n", encoding="utf-8")
+    command = ("import", "paper-chains", file, "--out", tmp_path / "out.jsonl", "--kind", "helpful")
+    mistake(cai(*command, "--source", "x"), "--source is kept with prompts and comparisons")
+    assert cai(*command).returncode == 0 and rows(tmp_path / "out.jsonl")[0]["kind"] == "helpful"
+    turns = [{"role": "user", "content": "q"}]
+    pair = {name: [*turns, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    file = tmp_path / "ultra.jsonl"
+    file.write_text(json.dumps({**pair, "prompt_id": "p", "score_chosen": 8, "score_rejected": 3}) + "\n", encoding="utf-8")
+    command = ("import", "ultrafeedback", file, "--out", tmp_path / "pairs.jsonl", "--kind", "harmful", "--source", "mine")
+    assert cai(*command).returncode == 0
+    assert [(row["kind"], row["source"], row["origin"]) for row in rows(tmp_path / "pairs.jsonl")] == [("harmful", "mine", "ai")]

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,21 @@ def test_a_misspelt_column_stops_before_the_first_row(tmp_path):
         list(check_columns(path, read_public_rows(path), ["promt"]))
     assert error.value.hint == "did you mean 'prompt'?"
     assert len(list(check_columns(path, read_public_rows(path), ["chosen"]))) == 1
+
+
+def test_a_pointer_in_place_of_a_file_of_git_lfs(tmp_path):
+    (tmp_path / "test.jsonl.gz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:39a4\nsize 1053578\n")
+    with pytest.raises(UserError, match="pointer of Git LFS") as error:
+        list(read_public_rows(tmp_path / "test.jsonl.gz"))
+    assert "git lfs pull" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("form", ["{row}\n", "[{row}]"])
+def test_numbers_that_are_no_json_are_missing_values(tmp_path, form):
+    row = '{"transcript": "Human: q", "rating": NaN, "score": -Infinity}'
+    items = list(read_public_rows(file(tmp_path, "x.json", form.format(row=row))))
+    assert items == [(1, {"transcript": "Human: q", "rating": None, "score": None})]
+    json.dumps(items[0][1], allow_nan=False)
 
 
 def test_missing_files(tmp_path):
@@ -260,6 +276,31 @@ def test_cai_conversations():
     assert other.rounds[0].principle != step.principle
     assert outcome(preferences.import_cai_revisions([(1, {**CAI, "critic_response": " "})])) == [(1, "empty_text")]
     assert outcome(preferences.import_cai_revisions([(1, {**CAI, "init_prompt": None})])) == [(1, "missing_field")]
+
+
+def test_parquet_and_the_hub_have_the_rows_as_they_are_published(tmp_path, monkeypatch):
+    """Lists of turns and structs, as datasets writes them; a row that is refused can be kept as JSON, times and all."""
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    when = datetime(2024, 2, 2, tzinfo=UTC)
+    rows = [{**ULTRA, "at": when}, {**ULTRA, "score_rejected": 8.5, "at": when}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test_prefs-00000-of-00001.parquet")
+    first, other = preferences.import_ultrafeedback(read_public_rows(tmp_path / "test_prefs-00000-of-00001.parquet"))
+    assert (first.id, first.chosen) == (f"{ULTRA['prompt_id']}/0", reply("a"))
+    assert (other.line, other.reason) == (2, "tied_scores") and json.dumps(other.row)
+    datasets.Dataset.from_list([{**CAI, "messages": CAI["chosen"]}]).to_parquet(tmp_path / "chains")
+    [chain] = preferences.import_cai_revisions(read_public_rows(tmp_path / "chains"))
+    [same] = preferences.import_cai_revisions([(1, CAI)])
+    assert chain == same
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(UserError, match="not a readable parquet file"):
+        list(read_public_rows(tmp_path / "bad.parquet"))
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: asked.append((name, split)) or [CAI])
+    [chain] = preferences.import_cai_revisions(read_public_rows(Path("hf:HuggingFaceH4/cai:test_sft")))
+    assert chain == same and asked == [("HuggingFaceH4/cai", "test_sft")]
 
 
 def test_prompts_by_columns():

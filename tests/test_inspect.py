@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +81,42 @@ def test_a_malformed_row_is_named(cai: Cai, tmp_path: Path) -> None:
     result = cai("inspect", write(tmp_path / "revisions.jsonl", [broken]))
     assert result.returncode == 2
     assert "revisions.jsonl:1" in result.stderr and "rounds[1].revision" in result.stderr
+
+
+def on_a_terminal(*args: object, columns: int) -> list[str]:
+    """The lines that `cai ARGS` writes to a terminal of so many columns, without colours."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PAGER": "cat", "COLUMNS": str(columns), "TERM": "xterm"}
+    command = [sys.executable, "-m", "cai_cli", *map(str, args)]
+    process = subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    written = b""
+    try:
+        while block := os.read(ours, 4096):
+            written += block
+    except OSError:  # the terminal was closed
+        pass
+    os.close(ours)
+    assert process.wait() == 0, written.decode()
+    return re.sub(r"\x1b\[[0-9;]*m", "", written.decode()).replace("\r", "").split("\n")
+
+
+def test_on_a_terminal_lines_that_are_broken_keep_their_indent(tmp_path: Path) -> None:
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    lines = on_a_terminal("inspect", write(tmp_path / "r.jsonl", [revision(0, f"{long}\n    code {long}")]), columns=40)
+    assert all(len(line) <= 40 for line in lines)
+    start = next(n for n, line in enumerate(lines) if line.startswith("  ") and "one two" in line)
+    assert all(line.startswith("  ") for line in lines[start : start + 2]) and "thirteen" in " ".join(lines[start : start + 4])
+    code = next(n for n, line in enumerate(lines) if line.startswith("      code"))
+    assert lines[code + 1].startswith("      ") and lines[code + 1].strip()
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
+    file = write(tmp_path / "revisions.jsonl", [revision(n) for n in range(400)])
+    command = [sys.executable, "-m", "cai_cli", "inspect", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    assert process.stdout.readline().startswith("row 1")
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 141 and said == ""  # 128 + SIGPIPE, as of `cat`

@@ -27,7 +27,7 @@ JUDGEMENT = {"principle": "p", "order": "chosen_first", "logprob_a": -0.5, "logp
 ROWS = {
     Prompt: {"id": "i", "prompt": USER, "kind": "harmful", "source": "s"},
     Revision: {"id": "i/0", "prompt": USER, "completion": REPLY, "initial": OTHER, "rounds": [ROUND], "kind": None}
-    | {"initial_thinking": "", "hygiene": "truncated draft"},
+    | {"initial_thinking": "", "hygiene": "truncated draft, lead_in revision 2"},
     Sample: {"id": "i/0", "prompt": USER, "completion": REPLY, "finish_reason": "stop", "kind": "helpful"}
     | {"thinking": "hm", "hygiene": ""},
     Comparison: {
@@ -78,6 +78,7 @@ def test_rows_read_back_as_written(kind):
         (Revision, {"rounds": [{**ROUND, "revision": ""}]}, "rounds[0].revision"),
         (Revision, {"completion": USER}, "completion[0].role"),
         (Revision, {"initial": [*REPLY, *OTHER]}, "initial"),
+        (Revision, {"hygiene": "truncated"}, "hygiene"),
         (Sample, {"finish_reason": "eos"}, "finish_reason"),
         (Sample, {"completion": None}, "completion"),
         (Comparison, {"probability": 0.4}, "probability"),

@@ -64,6 +64,25 @@ def test_a_revision_that_is_the_draft_is_never_a_target(tmp_path):
     assert completions(path, "all") == (["Don't.", "No, because.", "Don't.", "No."], ["b/2", "c/1"])
 
 
+def test_proportions_take_part_of_the_rows_or_take_them_again(tmp_path):
+    """Each copy has an id of its own; rejected rows are told once, whatever the proportion."""
+    rows = [chain(f"c{n}", "Do it.", f"No {n}.") for n in range(8)]
+    path = put(tmp_path / "r.jsonl", [*rows, chain("same", "Do it.", "Do it.")])
+
+    def ids(source: str) -> tuple[list[str], list[str]]:
+        found = list(read_targets(source, "final", 3))
+        return [item.id for item in found if not isinstance(item, Rejected)], [i.id for i in found if isinstance(i, Rejected)]
+
+    whole, rejected = ids(str(path))
+    assert (whole, rejected) == ([row["id"] for row in rows], ["same"])
+    half, rejected = ids(f"{path}:0.5")
+    assert len(half) == 4 and set(half) < set(whole) and rejected == ["same"]
+    more, rejected = ids(f"{path}:2.25")
+    assert more[:8] == whole and more[8:16] == [f"{name}#1" for name in whole] and rejected == ["same"]
+    assert len(more) == 18 and len(set(more)) == 18 and all(name.endswith("#2") for name in more[16:])
+    assert ids(f"{path}:2.25")[0] == more
+
+
 def test_thinking_is_trained_on_only_when_asked(tmp_path):
     row = chain("a", "Do it.", "No.")
     row["rounds"] = [round_of("No.", revision_thinking="It hurts.", critique_thinking="hm")]

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonlines
 import pytest
+from stack_exchange_dumps import answer, dump, question
 from tiny import make_model
 
 from cai_cli.conversation import message
 from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints, load_checkpoint, save_checkpoint
 
+READING = ["cai.partial.json", "comparisons.jsonl.partial", "comparisons.rejects.jsonl"]
 THINGS = ("bread", "a kite", "some soup", "a shelf", "a song", "a garden", "tea")
 
 
@@ -47,21 +50,27 @@ def world(tmp_path_factory) -> Path:
 
 
 COMMANDS = {
+    "pmp": "pmp --model lm --posts posts.xml --max-pairs 320 --num-train-epochs 2 --lm-coef 0.5"
+    " --save-steps 20 --logging-steps 5 --lr-scheduler-type cosine --learning-rate 1e-3",
     "train-pm": "train-pm --model lm --comparisons comparisons.jsonl --num-train-epochs 4"
     " --save-steps 10 --logging-steps 10 --lr-scheduler-type cosine --learning-rate 1e-3",
     "sft": "sft --model lm --data samples.jsonl --num-train-epochs 3 --save-steps 10 --logging-steps 10"
     " --lr-scheduler-type linear --learning-rate 1e-3 --gradient-accumulation-steps 2",
     "sft-packed": "sft --model lm --data samples.jsonl --num-train-epochs 3 --save-steps 5 --logging-steps 5"
     " --learning-rate 1e-3 --packing --max-length 192 --per-device-train-batch-size 2 --held-out 0.1",
+    "sft-lora": "sft --model lm --data samples.jsonl --num-train-epochs 2 --save-steps 10 --logging-steps 10 --learning-rate 1e-3"
+    " --lora --lora-r 4 --lora-dropout 0.1 --save-adapter --lr-scheduler-type cosine",
     "sft-qlora": "sft --model lm --data samples.jsonl --num-train-epochs 2 --save-steps 10 --logging-steps 10 --save-adapter"
     " --learning-rate 1e-3 --lora --lora-r 4 --lora-dropout 0.1 --quantize 4bit",
     "ppo": "ppo --model lm --pm pm --prompts prompts.jsonl --eval-prompts few.jsonl --eval-steps 20 --steps 24 --save-steps 3"
     " --rollout-batch-size 16 --max-new-tokens 12 --learning-rate 1e-3 --target-kl 1",
 }
 CHECKPOINTS = {
+    "pmp": "step-*",
     "train-pm": "step-*",
     "sft": "checkpoint-*",
     "sft-packed": "checkpoint-*",
+    "sft-lora": "checkpoint-*",
     "sft-qlora": "checkpoint-*",
     "ppo": "step-*",
 }
@@ -82,9 +91,14 @@ def finish(stage: str, out: str, world: Path) -> str:
 
 
 def kill_after_a_checkpoint(stage: str, out: str, world: Path) -> None:
+    kill_when(stage, out, world, lambda: any((world / out / "checkpoints").glob(f"{CHECKPOINTS[stage]}/complete")))
+
+
+def kill_when(stage: str, out: str, world: Path, seen: Callable[[], bool]) -> None:
+    """Start the stage and kill it as soon as something is seen of it."""
     process = start(stage, out, world)
     deadline = time.monotonic() + 120
-    while not list(world.glob(f"{out}/checkpoints/{CHECKPOINTS[stage]}/complete")):
+    while not seen():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -110,7 +124,40 @@ def metrics(folder: Path) -> list[dict]:
     return [{name: value for name, value in json.loads(line).items() if not name.startswith("seconds_")} for line in lines]
 
 
-@pytest.mark.parametrize("stage", list(COMMANDS))
+@pytest.fixture(scope="module")
+def posts(world) -> Path:
+    """A dump that takes a moment to read."""
+    rows = []
+    for number in range(1, 60_000, 3):
+        rows += [question(number), answer(number + 1, number, 9), answer(number + 2, number, 0, Body=f"<p>No {number}.</p>")]
+    return dump(world / "posts.xml", rows)
+
+
+def test_pmp_killed_three_times_ends_in_the_same_bytes(posts, world):
+    """While it reads the dump, right after a checkpoint, and between two later ones with a half-written one in the way."""
+    stage, whole, folder = "pmp", world / "pmp-whole", world / "pmp-cut"
+    finish(stage, "pmp-whole", world)
+    kill_when(stage, "pmp-cut", world, (folder / "comparisons.jsonl.partial").exists)
+    assert sorted(file.name for file in folder.iterdir()) == READING
+    kill_after_a_checkpoint(stage, "pmp-cut", world)
+    pairs = folder / "comparisons.jsonl"
+    assert pairs.read_bytes() == (whole / "comparisons.jsonl").read_bytes()
+    made = pairs.stat().st_mtime_ns
+    (kept,) = (folder / "checkpoints").glob("*/complete")
+    half = plant_half_written(stage, folder / "checkpoints")
+    later = int(kept.parent.name.removeprefix("step-")) + 10
+    kill_when(stage, "pmp-cut", world, lambda: any(row["step"] == later for row in metrics(folder)))
+    assert not half.exists()
+    said = finish(stage, "pmp-cut", world)
+    assert "continuing from step" in said
+    assert pairs.stat().st_mtime_ns == made, "the dump is not read again"
+    for name in ("model.safetensors", "metrics.jsonl", "README.md"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert sorted(file.name for file in folder.iterdir()) == sorted(file.name for file in whole.iterdir())
+    assert "already done" in finish(stage, "pmp-cut", world)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in COMMANDS if stage != "pmp"])
 def test_a_killed_trainer_ends_in_the_same_bytes(stage, world):
     whole, cut = f"{stage}-whole", f"{stage}-cut"
     finish(stage, whole, world)

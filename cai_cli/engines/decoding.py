@@ -34,6 +34,7 @@ class RoomyLayer(DynamicLayer):
         begin = self.get_seq_length()
         self.write(slice(None), begin, key_states, value_states, len(key_states))
         self.show(begin + key_states.size(-2))
+        assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
     def write(self, rows: Any, begin: int, keys: Tensor, values: Tensor, count: int) -> None:
@@ -80,7 +81,7 @@ def prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> 
     start = torch.tensor([prompts[0][:shared]], dtype=ids.dtype, device=model.device)
     end = shared + ids.size(1) - 1
     cache = make_room(DynamicCache(config=model.config), end + 1 + new_tokens)
-    common = DynamicCache(config=model.config)
+    common: Any = DynamicCache(config=model.config)
     if shared:
         model(input_ids=start, past_key_values=common, use_cache=True, logits_to_keep=1)
         for layer, part in zip(cache.layers, common.layers, strict=True):
@@ -109,7 +110,8 @@ def pass_over(model: Any, rows: list[list[int]], pad: int, common: Any, shared: 
     whole = torch.cat([mask.new_ones(len(rows), shared), mask], dim=-1)
     past = DynamicCache(config=model.config)
     if shared:
-        past = DynamicCache([tuple(s.expand(len(rows), -1, -1, -1) for s in (part.keys, part.values)) for part in common.layers])
+        layers: list[Any] = common.layers
+        past = DynamicCache([tuple(s.expand(len(rows), -1, -1, -1) for s in (part.keys, part.values)) for part in layers])
     position_ids = (whole.cumsum(-1) - 1).clamp(min=0)[:, shared:]
     model(
         input_ids=ids,
@@ -148,7 +150,7 @@ class KeyedDecoding:
             inputs.pop(name, None)  # of the loop that this one replaces
         # The cache of a model without attention layers comes as cache_params, and has no length.
         cache = inputs.get("past_key_values", inputs.get("cache_params"))
-        computed = cache.get_seq_length() if inputs.get("past_key_values") is not None else 0
+        computed = inputs["past_key_values"].get_seq_length() if inputs.get("past_key_values") is not None else 0
         if not computed:
             make_room(cache, input_ids.size(1) + self.longest)
         rows, going = torch.arange(len(self.requests), device=input_ids.device), list(range(len(self.requests)))
@@ -163,7 +165,7 @@ class KeyedDecoding:
                 break
             if isinstance(cache, Cache) and len(going) <= FULL * len(rows):
                 kept = torch.tensor(packed(going), device=rows.device)
-                cache.reorder_cache(kept)
+                cache.reorder_cache(kept)  # type: ignore[arg-type]
                 rows, token, going = rows[kept], token[kept], list(range(len(going)))
                 inputs = {name: self.select(value, kept) for name, value in inputs.items()}
             ids, length, first = token.unsqueeze(-1), 1, False

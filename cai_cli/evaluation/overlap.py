@@ -55,7 +55,7 @@ def find_overlap(prompts: Iterable[Conversation], *models: str) -> Overlap:
     seen: set[tuple[Path, bool]] = set()
     found: set[str] = set()
     for model in models:
-        if read_manifest(Path(model) / MODEL_MANIFEST) is None:
+        if read_manifest(manifest_path(Path(model))) is None:
             overlap.known = False
             continue
         for path, problem in sources_of(Path(model), seen):
@@ -91,7 +91,7 @@ def sources_of(artifact: Path, seen: set[tuple[Path, bool]], trained_on: bool = 
     for model in manifest["models"]:
         yield from sources_of(tidy(place.parent / model["path"]), seen)
     if place.name == MODEL_MANIFEST and manifest["stage"] == "pmp":  # its pairs are kept with it; a dump is no file of prompts
-        pairs = artifact / "comparisons.jsonl"
+        pairs = place.parent / "comparisons.jsonl"
         yield pairs, None if pairs.is_file() else f"{pairs} (gone)"
         return
     for item in manifest["inputs"]:

@@ -74,7 +74,9 @@ def chain_of_row(row: Row, kind: str | None) -> PublishedChain:
         prompt = parse_transcript(row["rl_prompt"].rstrip().removesuffix(ASSISTANT))
         initial, initial_shell = peel(row["initial_response"][0]["sample"])
         pairs = [round_of_step(step) for step in row["cst"]]
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except KeyError as error:
+        raise Refused("not_a_chain", f"no field `{error.args[0]}`") from None
+    except (TypeError, AttributeError, IndexError) as error:
         raise Refused("not_a_chain", f"{type(error).__name__}: {error}") from None
     if not pairs:
         raise Refused("not_a_chain", "field `cst`: no steps")

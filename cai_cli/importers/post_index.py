@@ -68,7 +68,7 @@ class PostIndex:
     def __init__(self, workdir: Path) -> None:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(prefix="posts-index-", dir=workdir)
+            self._folder = tempfile.TemporaryDirectory(prefix="comparisons.index-", dir=workdir)
         except OSError as error:
             raise UserError(f"{workdir}: {error.strerror or error}", "the index of posts is built there") from None
         file = Path(self._folder.name) / "posts.sqlite"

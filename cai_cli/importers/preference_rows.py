@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from cai_cli.errors import UserError
 from cai_cli.hub import read_hub
 from cai_cli.importers.posts import LICENSE, Answer, Question, Site, Skip, site_of_url, valid_id
+from cai_cli.importers.public_files import parquet_rows
 
 SCORE_LIMIT = 1000  # of |pm_score|, which is a logarithm: beyond it the row is garbage
 
@@ -37,16 +37,9 @@ def read_jsonl_rows(stream: BinaryIO, path: Path, site: Site) -> Iterator[Questi
 
 
 def read_parquet_rows(path: Path, site: Site) -> Iterator[Question | Answer | Skip]:
-    """The same from a parquet file, read batch by batch."""
-    from datasets import load_dataset  # takes a second to import
-
-    try:
-        rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        for number, row in enumerate(rows, 1):
-            yield from posts_of(row, f"{path}: row {number}", site)
-    except (OSError, ValueError, RuntimeError) as error:  # pyarrow's errors derive from these
-        problem = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a readable parquet file: {problem}", "download it again") from None
+    """The same from a parquet file."""
+    for number, row in parquet_rows(path):
+        yield from posts_of(row, f"{path}: row {number}", site)
 
 
 def read_hub_rows(source: str) -> Iterator[Question | Answer | Skip]:

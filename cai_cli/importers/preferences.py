@@ -1,6 +1,6 @@
 """Preference data of the Hugging Face hub, and tables with any column names -> prompts, comparisons and revisions.
 
-Rows come from `read_public_rows` (JSON lines, JSON array, CSV, TSV) or from `enumerate(dataset, 1)`. A cell with a conversation
+Rows come from `read_public_rows` or from `enumerate(dataset, 1)`. A cell with a conversation
 may be a list of {role, content} turns, the same as JSON text (in CSV), a transcript, or plain text. chosen and rejected may be
 a reply alone or the whole conversation with the reply last.
 Formats: HuggingFaceH4/ultrafeedback_binarized, HuggingFaceH4/cai-conversation-harmless (and its -old copy, whose texts are
@@ -77,9 +77,7 @@ def import_prompts(
     return convert(items, parse)
 
 
-def import_samples(
-    items: Iterable[Item], columns: Columns, *, kind: str | None = None, source: str | None = None
-) -> Iterator[Sample | Reject]:
+def import_samples(items: Iterable[Item], columns: Columns, *, kind: str | None = None) -> Iterator[Sample | Reject]:
     """One sample a row: the reply is in a column of its own, or ends the conversation in the prompt's."""
     counts: Counter[str] = Counter()
 
@@ -118,17 +116,21 @@ def import_comparisons(
     return number_comparisons(convert(items, parse))
 
 
-def import_ultrafeedback(items: Iterable[Item], source: str = "ultrafeedback") -> Iterator[Comparison | Reject]:
+def import_ultrafeedback(
+    items: Iterable[Item], kind: str = "helpful", source: str = "ultrafeedback"
+) -> Iterator[Comparison | Reject]:
     """ultrafeedback_binarized: labelled by a model, so origin "ai"; which pair was better by how much is not used."""
-    return import_comparisons(items, ULTRAFEEDBACK, kind="helpful", origin="ai", source=source)
+    return import_comparisons(items, ULTRAFEEDBACK, kind=kind, origin="ai", source=source)
 
 
-def import_cai_comparisons(items: Iterable[Item], source: str = "cai-conversation-harmless") -> Iterator[Comparison | Reject]:
+def import_cai_comparisons(
+    items: Iterable[Item], kind: str = "harmful", source: str = "cai-conversation-harmless"
+) -> Iterator[Comparison | Reject]:
     """cai-conversation-harmless: chosen is the revision, rejected the initial response; no judge was asked."""
-    return import_comparisons(items, CAI_HARMLESS, kind="harmful", origin="ai", source=source)
+    return import_comparisons(items, CAI_HARMLESS, kind=kind, origin="ai", source=source)
 
 
-def import_cai_revisions(items: Iterable[Item]) -> Iterator[Revision | Reject]:
+def import_cai_revisions(items: Iterable[Item], kind: str = "harmful") -> Iterator[Revision | Reject]:
     """cai-conversation-harmless: the one critique and revision behind each pair.
 
     The data does not name its principles: equal critique requests get the same id, made from their text.
@@ -145,7 +147,7 @@ def import_cai_revisions(items: Iterable[Item]) -> Iterator[Revision | Reject]:
         initial, final = [message("assistant", texts[1])], [message("assistant", texts[5])]
         identity = prompt_id(prompt)
         counts[identity] += 1
-        return [Revision(f"{identity}/{counts[identity] - 1}", prompt, final, initial, [step], "harmful")]
+        return [Revision(f"{identity}/{counts[identity] - 1}", prompt, final, initial, [step], kind)]
 
     return convert(items, parse)
 

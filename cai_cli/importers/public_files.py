@@ -1,4 +1,4 @@
-"""Stream the rows of public data files: JSON lines, a JSON array, CSV or TSV, each plain or gzipped.
+"""Stream the rows of public data: JSON lines, a JSON array, CSV or TSV, each plain or gzipped, parquet, data sets of the Hub.
 
 Unlike `cai_cli.jsonl`, which stops at the first broken line of a file of ours, a line that cannot be read is a Reject here and
 reading goes on. What cannot be gone on from (no such file, broken gzip, an array that stops being JSON) is a UserError.
@@ -17,27 +17,60 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from cai_cli.errors import UserError
-from cai_cli.importers.reject import Item, Reject
-from cai_cli.jsonl import open_text
+from cai_cli.hub import read_hub
+from cai_cli.importers.reject import Item, Reject, Row
+from cai_cli.jsonl import open_binary, open_text
 
 CHUNK = 1 << 16
 LONGEST_CELL = 1 << 27  # csv's own limit of 128 KiB is shorter than some transcripts
+PARQUET = b"PAR1"
 BOM = b"\xef\xbb\xbf"
+# NaN and Infinity are no JSON, and could not be written again; where tools write them, the value is missing.
+DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 TRUNCATED = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 def read_public_rows(path: Path) -> Iterator[Item]:
-    """Rows of a JSON-lines file, a JSON array, a CSV or a TSV, told apart by name and first character."""
+    """Rows of a JSON-lines file, a JSON array, a CSV or TSV, or parquet, told apart by name and first characters.
+
+    `hf:org/name[:split]` is a data set of the Hub.
+    """
     name = path.name.removesuffix(".gz").lower()
     try:
-        if name.endswith((".csv", ".tsv")):
+        if str(path).startswith("hf:"):
+            yield from enumerate((as_json(row) for _, row in read_hub(str(path))), start=1)
+        elif name.endswith((".csv", ".tsv")):
             yield from csv_rows(path, "\t" if name.endswith(".tsv") else ",")
+        elif is_parquet(path):
+            yield from ((number, as_json(row)) for number, row in parquet_rows(path))
         elif first_character(path) == "[":
             yield from array_rows(path)
         else:
             yield from line_rows(path)
     except TRUNCATED as error:
         raise UserError(f"{path}: broken gzip data: {error}", "download the file again") from None
+
+
+def is_parquet(path: Path) -> bool:
+    with open_binary(path) as stream:
+        return stream.read(len(PARQUET)) == PARQUET
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Rows of a parquet file with their numbers from 1, read batch by batch. Raises UserError."""
+    from datasets import load_dataset  # takes a second to import
+
+    try:
+        yield from enumerate(load_dataset("parquet", data_files=str(path), split="train", streaming=True), start=1)
+    except (OSError, ValueError, RuntimeError) as error:  # pyarrow's errors derive from these
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a readable parquet file: {problem}", "download it again") from None
+
+
+def as_json(row: Row) -> Row:
+    """The row with what JSON does not know, such as times, as text."""
+    plain: Row = DECODER.decode(json.dumps(row, default=str))
+    return plain
 
 
 def first_character(path: Path) -> str:
@@ -67,7 +100,7 @@ def line_rows(path: Path) -> Iterator[Item]:
                 yield Reject(number, "not_utf8", line.decode("utf-8", "replace"), f"byte {error.start + 1} of the line")
                 continue
             try:
-                value = json.loads(text)
+                value = DECODER.decode(text)
             except json.JSONDecodeError as error:
                 yield Reject(number, "not_json", text, f"{error.msg} at column {error.colno}")
             except (ValueError, RecursionError) as error:
@@ -136,7 +169,7 @@ class ArrayBuffer:
         self.peek()
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self.text, self.position)
+                value, end = DECODER.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
                 # An error far from the end of the buffer is an error; near it, or in an open string, more may mend it.
                 cut_off = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - 16

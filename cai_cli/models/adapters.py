@@ -63,26 +63,42 @@ def load_trainable_state(model: Any, state: dict[str, torch.Tensor]) -> None:
             weight.copy_(state[name])
 
 
-def save_trained(model: Any, tokenizer: Any, folder: Path, options: AdapterOptions, base: str, task: Task) -> None:
+def save_trained(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    options: AdapterOptions,
+    base: str,
+    task: Task,
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Save a trained model and its tokenizer so that `from_pretrained(folder)` loads them without peft.
 
     `base` is the directory or name the model was loaded from. With `--save-adapter` the adapter alone goes to
-    `folder/adapter`, to be used with that base.
+    `folder/adapter`, to be used with that base. `state`: the whole weights of a model that is held in parts.
     """
     if is_peft(model):
         adapter = folder / ADAPTER
         shutil.rmtree(adapter, ignore_errors=True)
-        model.save_pretrained(adapter)
-        if getattr(model.base_model.model, "is_quantized", False):
-            model = merge_into_base(base, adapter, tokenizer, task)
+        name_base(model, base)
+        # Embeddings are frozen; peft would save those of a base whose vocabulary has a pad token more now.
+        model.save_pretrained(adapter, state_dict=state, save_embedding_layers=False)
+        if state is not None or getattr(model.base_model.model, "is_quantized", False):
+            model, state = merge_into_base(base, adapter, tokenizer, task), None
         else:
             model = model.merge_and_unload()
         if options.save_adapter:
             tokenizer.save_pretrained(adapter)
         else:
             shutil.rmtree(adapter)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
+
+
+def name_base(model: Any, base: str) -> None:
+    """Let the adapter name a local base so that it is found from any directory."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
 def merge_into_base(base: str, adapter: Path, tokenizer: Any, task: Task) -> Any:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.errors import UserError
+from cai_cli.manifest import ADAPTER_CONFIG, is_adapter
 from cai_cli.ranks import local_rank
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ADAPTER_CONFIG = "adapter_config.json"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
 # bitsandbytes warns of an optional 4-bit CPU kernel when peft imports it (peft comes with any import of the Trainer), and of
@@ -43,10 +43,11 @@ def check_model(path: str, flag: str = "--model") -> None:
         raise UserError(f"{flag} {path}: is a file", "a model is a directory with config.json and *.safetensors")
     if folder.is_dir():
         # A stage writes cai.json last: before that, even saved weights may be half a model.
-        if (folder / "cai.partial.json").is_file() and not (folder / "cai.json").is_file():
+        stage = folder.parent if is_adapter(folder) else folder
+        if (stage / "cai.partial.json").is_file() and not (stage / "cai.json").is_file():
             hint = "its training has not finished: run the same command again"
             raise UserError(f"{flag} {path}: is not a model directory", hint)
-        if not (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
+        if not (folder / "config.json").is_file() and not is_adapter(folder):
             raise UserError(f"{flag} {path}: is not a model directory", "no config.json in it")
         return
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or path.endswith("/"):
@@ -77,10 +78,15 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
 
 
 def load_tokenizer(path: str, flag: str = "--model") -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, padding on the left, with a pad token that is not the EOS token."""
+    """The tokenizer of a model, padding on the left, with a pad token that is not the EOS token.
+
+    An adapter saved without one has that of its base model.
+    """
     from transformers import AutoTokenizer
 
     check_model(path, flag)
+    if is_adapter(Path(path)) and not (Path(path) / "tokenizer_config.json").is_file():
+        path, _ = base_and_adapters(path, flag)
     quiet_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
@@ -125,14 +131,30 @@ def training_dtype(dtype: str) -> str:
 def load_config(path: str, flag: str = "--model") -> Any:
     from transformers import AutoConfig
 
-    check_model(path, flag)
-    folder = Path(path)
-    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
-        path = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base, _ = base_and_adapters(path, flag)
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(base)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{flag} {path}: no usable config.json: {first_line(error)}") from None
+
+
+def base_and_adapters(path: str, flag: str) -> tuple[str, list[str]]:
+    """The model below an adapter directory, and the adapters to put on it in their order; a model is its own base."""
+    adapters: list[str] = []
+    where = flag
+    while True:
+        check_model(path, where)
+        if not is_adapter(Path(path)):
+            return path, adapters[::-1]
+        config = Path(path) / ADAPTER_CONFIG
+        adapters.append(path)
+        where = f"{flag} {path}: its base model"
+        try:
+            path = str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{config}: no base_model_name_or_path in it", "it says which model the adapter belongs to") from None
+        if path in adapters:
+            raise UserError(f"{config}: the adapter is its own base model", "name the model that it was trained on")
 
 
 def load_lm(
@@ -198,28 +220,24 @@ def quantisation(quantize: str, place: torch.device) -> dict[str, Any]:
 def _load(
     auto: Any, path: str, device: str, dtype: str, flag: str, tokenizer: Any, quantize: str | None = None, **settings: Any
 ) -> PreTrainedModel:
-    check_model(path, flag)
+    base, adapters = base_and_adapters(path, flag)
     place = pick_device(device)
     if place.type == "cpu":
         keep_freed_memory()
     settings |= {"dtype": pick_dtype(dtype, place), "use_safetensors": True}
-    folder, base = Path(path), path
-    adapter = (folder / ADAPTER_CONFIG).is_file()
-    if quantize and adapter:
+    if quantize and adapters:
         raise UserError(
             f"{flag} {path}: --quantize cannot hold an adapter's merged weights", "name the merged model instead of the adapter"
         )
     if quantize:
         settings |= quantisation(quantize, place)
-    if adapter:
-        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        check_model(base, f"{flag} {path}: its base model")
     try:
         model = auto.from_pretrained(base, **settings)
-        if adapter:
+        for adapter in adapters:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, path).merge_and_unload()
+            # peft leaves what it merged frozen, as if there were adapters still.
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload().requires_grad_(True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{flag} {path}: cannot be loaded: {first_line(error)}") from None
     if tokenizer is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cai_cli.conversation import Conversation, message
 from cai_cli.engines.base import LENGTH, Completion
 from cai_cli.errors import UserError
-from cai_cli.manifest import MODEL_MANIFEST, read_manifest
+from cai_cli.manifest import manifest_path, read_manifest
 from cai_cli.models.chat import UnfitRow, close_with_eos
 from cai_cli.models.score import score_all
 from cai_cli.preference_model import open_preference_model
@@ -46,7 +46,7 @@ def reward_shape(options: Options) -> RewardShape:
     mean: Any = 0.0
     deviation: Any = 1.0
     if options.normalise_scores:
-        facts = read_manifest(Path(options.pm) / MODEL_MANIFEST) or {}
+        facts = read_manifest(manifest_path(Path(options.pm))) or {}
         mean, deviation = facts.get("score_mean"), facts.get("score_deviation")
         if mean is None or not deviation:
             raise UserError(

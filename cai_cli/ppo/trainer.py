@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,7 +175,8 @@ class Trainer:
         """This process's part of one reply to each prompt, keyed by (seed, purpose, place in the batch)."""
         seed, length = self.options.seed, self.options.max_new_tokens
         requests = [Request(prompt, key(seed, *purpose, n), length) for n, prompt in enumerate(prompts)]
-        with self.autocast():
+        # On a CPU the small products of single tokens are faster in float32.
+        with nullcontext() if self.policy.learner.device.type == "cpu" else self.autocast():
             return self.engine.generate(own_part(requests))
 
     def scores(self, completions: list[Completion]) -> list[float]:

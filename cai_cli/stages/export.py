@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from cai_cli.artifact import check_same, move_to_backup
+from cai_cli.artifact import FileArtifact
 from cai_cli.errors import UserError
-from cai_cli.jsonl import read_records, write_rows
-from cai_cli.manifest import begin_manifest, manifest_path, read_manifest, write_manifest
+from cai_cli.jsonl import dump_row, read_records
 from cai_cli.options import INPUT, OutputOptions
 from cai_cli.talk import say
 
@@ -35,14 +34,8 @@ def run(options: Options) -> None:
     """
     from cai_cli.importers.paper_chains import PublishedChain, export_chain
 
-    manifest = begin_manifest("export", options, options.out.parent)
-    place = manifest_path(options.out)
-    old: dict[str, Any] | None = read_manifest(place)
-    if old is None and options.out.exists():
-        raise UserError(f"{options.out} exists and has no manifest", "move it away, or choose another --out")
-    same = old is not None and check_same(old, manifest, options)
-    if same and options.out.exists():
-        say(f"{options.out}: already done; nothing to do")
+    artifact = FileArtifact("export", options)
+    if artifact.done:
         return
     rows = [export_chain(chain) for chain in read_records(options.file, PublishedChain.from_row)]
     if not rows:
@@ -50,8 +43,6 @@ def run(options: Options) -> None:
     if options.dry_run:
         say(f"{len(rows)} chains")
         return
-    if old is not None:
-        move_to_backup(options.out, place)
-    write_manifest(place, {**manifest, "counts": {"in": len(rows), "out": len(rows), "rejected": {}}})
-    write_rows(options.out, rows)
+    artifact.start()
+    artifact.write("".join(f"{dump_row(row)}\n" for row in rows), {"in": len(rows), "out": len(rows), "rejected": {}})
     say(f"{options.out}: {len(rows)} chains")

@@ -6,7 +6,7 @@ paper-chains        the paper's *_SLMADISON.jsonl              -> revisions (`ca
 paper-constitution  the paper's principles, two JSON files     -> a constitution (YAML)
 cai-conversation    HuggingFaceH4/cai-conversation-harmless    -> revisions or comparisons
 ultrafeedback       HuggingFaceH4/ultrafeedback_binarized      -> comparisons
-table               CSV, TSV, JSON or JSON lines with --columns -> prompts, samples or comparisons
+table               CSV, TSV, JSON, JSON lines, parquet: --columns -> prompts, samples or comparisons
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cai_cli.artifact import Rejected, check_same
+from cai_cli.artifact import FileArtifact, Rejected
 from cai_cli.errors import UserError
-from cai_cli.jsonl import dump_row, read_lines, write_atomically
-from cai_cli.manifest import begin_manifest, manifest_path, read_manifest, write_manifest
+from cai_cli.jsonl import dump_row, read_lines
+from cai_cli.manifest import manifest_path, read_manifest
 from cai_cli.options import INPUT, RowOptions, flag
 from cai_cli.row_artifact import RowArtifact
 from cai_cli.split_files import SPLIT_MANIFEST, finish_parts, write_parts
@@ -41,9 +41,14 @@ EVERY_TURN = (("hh-rlhf", "prompts"), ("red-team", "prompts"), ("table", "prompt
 class Options(RowOptions):
     format: Annotated[
         Literal["hh-rlhf", "red-team", "paper-chains", "paper-constitution", "cai-conversation", "ultrafeedback", "table"],
-        typer.Argument(help="What the file is."),
+        typer.Argument(
+            help="hh-rlhf: Anthropic's transcripts (makes prompts or comparisons). red-team: red_team_attempts (prompts). "
+            "paper-chains: the paper's *_SLMADISON.jsonl (revisions). paper-constitution: its principles (a constitution). "
+            "cai-conversation: of HuggingFaceH4 (revisions or comparisons). ultrafeedback: of HuggingFaceH4 (comparisons). "
+            "table: CSV, TSV, JSON lines or parquet with any --columns (prompts, samples or comparisons)."
+        ),
     ]
-    file: Annotated[Path, typer.Argument(help="The published file; .gz is read."), INPUT]
+    file: Annotated[Path, typer.Argument(help="The published file, in .gz too, as parquet, or hf:org/name[:split]."), INPUT]
     to: Annotated[
         Literal["prompts", "samples", "comparisons", "revisions"] | None,
         flag("Data", "What to make; the format's first by default."),
@@ -122,7 +127,8 @@ def importer(options: Options) -> Iterator[Any]:
 
     path, every_turn = options.file, options.every_turn
     kind = options.kind or hh_rlhf.kind_of_path(path)
-    named = {"source": options.source} if options.source else {}
+    sourced = {"source": options.source} if options.source else {}
+    named = sourced | ({"kind": options.kind} if options.kind else {})  # over what the format says
     columns = preferences.parse_columns(options.columns)
 
     def table() -> Iterator[Any]:
@@ -130,18 +136,16 @@ def importer(options: Options) -> Iterator[Any]:
         return check_columns(path, read_public_rows(path), asked)
 
     makers: dict[tuple[str, str], Callable[[], Iterator[Any]]] = {
-        ("hh-rlhf", "prompts"): lambda: hh_rlhf.import_prompts(path, every_turn=every_turn, kind=kind, **named),
-        ("hh-rlhf", "comparisons"): lambda: hh_rlhf.import_comparisons(path, kind=kind, **named),
-        ("red-team", "prompts"): lambda: red_team.import_prompts(
-            path, every_turn=every_turn, kind=options.kind or "harmful", **named
-        ),
-        ("paper-chains", "revisions"): lambda: paper_chains.import_chains(path, kind=options.kind or "harmful"),
-        ("cai-conversation", "revisions"): lambda: preferences.import_cai_revisions(read_public_rows(path)),
+        ("hh-rlhf", "prompts"): lambda: hh_rlhf.import_prompts(path, every_turn=every_turn, kind=kind, **sourced),
+        ("hh-rlhf", "comparisons"): lambda: hh_rlhf.import_comparisons(path, kind=kind, **sourced),
+        ("red-team", "prompts"): lambda: red_team.import_prompts(path, every_turn=every_turn, **named),
+        ("paper-chains", "revisions"): lambda: paper_chains.import_chains(path, **named),
+        ("cai-conversation", "revisions"): lambda: preferences.import_cai_revisions(read_public_rows(path), **named),
         ("cai-conversation", "comparisons"): lambda: preferences.import_cai_comparisons(read_public_rows(path), **named),
         ("ultrafeedback", "comparisons"): lambda: preferences.import_ultrafeedback(read_public_rows(path), **named),
-        ("table", "prompts"): lambda: preferences.import_prompts(table(), columns, every_turn=every_turn, kind=kind, **named),
+        ("table", "prompts"): lambda: preferences.import_prompts(table(), columns, every_turn=every_turn, kind=kind, **sourced),
         ("table", "samples"): lambda: preferences.import_samples(table(), columns, kind=kind),
-        ("table", "comparisons"): lambda: preferences.import_comparisons(table(), columns, kind=kind, **named),
+        ("table", "comparisons"): lambda: preferences.import_comparisons(table(), columns, kind=kind, **sourced),
     }
     kinds = [to for name, to in makers if name == options.format]
     to = options.to or kinds[0]
@@ -149,6 +153,8 @@ def importer(options: Options) -> Iterator[Any]:
         raise UserError(f"--to {to}: {options.format} makes {' or '.join(kinds)}", f"leave --to out for {kinds[0]}")
     if every_turn and (options.format, to) not in EVERY_TURN:
         raise UserError("--every-turn is for prompts of hh-rlhf, red-team and table", "leave it out")
+    if options.source and to not in ("prompts", "comparisons"):
+        raise UserError(f"--source is kept with prompts and comparisons: {to} have no place for it", "leave it out")
     if options.columns and options.format != "table":
         raise UserError(f"--columns is for table: {options.format} has columns of its own", "leave it out")
     if options.comparisons:
@@ -184,21 +190,16 @@ def import_paper_constitution(options: Options) -> None:
             raise UserError(f"--{name.replace('_', '-')} is for rows: {CONSTITUTION_FORMAT} makes one file", "leave it out")
     if options.out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {options.out}: a constitution is written as YAML", "name a .yaml file")
+    artifact = FileArtifact("import", options)
+    if artifact.done:
+        return
     text = constitution_yaml(import_constitution(options.file, options.comparisons, options.out.stem))
     if options.dry_run:
         print(text, end="")  # noqa: T201
         return
-    manifest = begin_manifest("import", options, options.out.parent)
-    place = options.out.with_name(f"{options.out.stem}.manifest.json")
-    old = read_manifest(place)
-    if old is None and options.out.exists():
-        raise UserError(f"{options.out} exists and has no manifest", "move it away, or choose another --out")
-    if old is not None and check_same(old, manifest, options) and options.out.exists():
-        say(f"{options.out}: already done; nothing to do")
-        return
     count = text.count("\n- id:")
-    write_manifest(place, {**manifest, "counts": {"in": count, "out": count, "rejected": {}}})
-    write_atomically(options.out, text)
+    artifact.start()
+    artifact.write(text, {"in": count, "out": count, "rejected": {}})
     say(f"{options.out}: {count} principles")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +25,11 @@ from cai_cli.conversation import Conversation
 from cai_cli.errors import RecordError, UserError
 from cai_cli.jsonl import read_rows
 from cai_cli.options import flag
-from cai_cli.records import Comparison, Prompt, Revision, Sample
+from cai_cli.records import Comparison, Prompt, Revision, Sample, events_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 WORD = re.compile(r"\S+\s*|\s+")  # with the white space after it, so that neighbouring changes are one
 # Control characters, and the invisible ones that turn, hide or break what a reader sees.
@@ -104,6 +108,8 @@ def revision_page(row: dict[str, Any]) -> Page:
         same = "  (unchanged)" if step.revision == before else ""
         page += [(f"revision{same}\n", NOTE), *indented(difference(before, step.revision))]
         before = step.revision
+    if revision.hygiene:
+        page.append((f"trimmed or drawn again: {printable(events_text(revision.hygiene))}\n", NOTE))
     return page
 
 
@@ -182,8 +188,16 @@ def show_in_pager(pages: Iterator[Page]) -> None:
 
     coloured = not os.environ.get("NO_COLOR")
     os.environ.setdefault("LESS", "-RFX")
-    console = Console(highlight=False, emoji=False, soft_wrap=False)
+    console = Console(highlight=False, emoji=False)
     with console.pager(styles=coloured):
         for page in pages:
             parts = page if coloured else [(plain(text, style), PLAIN) for text, style in page]
-            console.print(Text.assemble(*((text, style) for text, style in parts)))
+            for line in Text.assemble(*parts).split("\n", allow_blank=True):
+                print_line(console, line)
+
+
+def print_line(console: Console, line: Text) -> None:
+    """A line, broken where the terminal ends; what goes on below keeps the line's indent."""
+    indent = min(len(line.plain) - len(line.plain.lstrip(" ")), console.width // 2)
+    for piece in line[indent:].wrap(console, console.width - indent):
+        console.print(" " * indent, piece, sep="")

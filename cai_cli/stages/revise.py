@@ -27,7 +27,7 @@ from cai_cli.few_shot import (
     without_critique,
 )
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, note, same_text
+from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, same_text
 from cai_cli.models.load import check_model
 from cai_cli.options import (
     CONSTITUTION,
@@ -50,7 +50,7 @@ from cai_cli.prompts import (
     revision_chat,
     revision_prompt,
 )
-from cai_cli.records import Prompt, Revision, Round
+from cai_cli.records import Event, Prompt, Revision, Round, events_text
 from cai_cli.revision_summary import show, summarise
 from cai_cli.row_artifact import RowArtifact
 from cai_cli.talk import progress, say
@@ -107,7 +107,7 @@ class Chain:
     principle: Principle | None = None  # of the round under way
     critique: str = ""  # of the round under way; empty where critiques are skipped
     rounds: list[Round] = field(default_factory=list)
-    events: list[tuple[str, str]] = field(default_factory=list)  # hygiene rules, each with its segment
+    events: list[Event] = field(default_factory=list)
     thinking: dict[str, str] = field(default_factory=dict)  # by segment
     rejected: Rejected | None = None
     tokens: int = 0
@@ -213,7 +213,7 @@ def sample_alive(engine: Engine, chains: list[Chain], segment: Segment[Chain]) -
             kept.append((chain, sampled.text))
             chain.thinking[segment.name] = sampled.thinking
         else:
-            row = {"prompt": chain.prompt.prompt, "rounds_done": len(chain.rounds), "hygiene": note(chain.events)}
+            row = {"prompt": chain.prompt.prompt, "rounds_done": len(chain.rounds), "hygiene": events_text(chain.events)}
             detail = f"{segment.name}: last attempt {sampled.text[:200]!r}"
             chain.rejected = Rejected(chain.id, sampled.reason, detail, row)
     return kept
@@ -266,7 +266,7 @@ def to_record(chain: Chain) -> Revision:
         rounds=chain.rounds,
         kind=chain.prompt.kind,
         initial_thinking=chain.thinking["draft"],
-        hygiene=note(chain.events),
+        hygiene=chain.events,
     )
 
 

@@ -13,12 +13,11 @@ from typing import Annotated, Literal
 from cai_cli.artifact import Rejected
 from cai_cli.conversation import Conversation, message
 from cai_cli.generation import Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.hygiene import note
 from cai_cli.models.load import check_model
 from cai_cli.options import MODEL, GenerationOptions, Prompts, RowOptions, flag, template_kwargs
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompts import TRANSCRIPT_STOPS, reply_prompt
-from cai_cli.records import Prompt, Sample
+from cai_cli.records import Event, Prompt, Sample, events_text
 from cai_cli.row_artifact import RowArtifact
 from cai_cli.talk import progress, say
 
@@ -73,7 +72,7 @@ def run(options: Options) -> None:
             for slot, sampled in zip(chunk, sample_segment(engine, chunk, segment), strict=True):
                 artifact.tokens += sampled.tokens
                 if sampled.reason:
-                    row = {"prompt": slot.prompt.prompt, "hygiene": hygiene_of(sampled)}
+                    row = {"prompt": slot.prompt.prompt, "hygiene": events_text(events_of(sampled))}
                     artifact.reject(Rejected(slot.id, sampled.reason, f"last attempt {sampled.text[:200]!r}", row))
                 else:
                     artifact.accept(to_record(slot, sampled).to_row())
@@ -90,12 +89,12 @@ def to_record(slot: Slot, sampled: Sampled) -> Sample:
         finish_reason=sampled.finish_reason,
         kind=slot.prompt.kind,
         thinking=sampled.thinking,
-        hygiene=hygiene_of(sampled),
+        hygiene=events_of(sampled),
     )
 
 
-def hygiene_of(sampled: Sampled) -> str:
-    return note([(rule, "reply") for rule in sampled.events])
+def events_of(sampled: Sampled) -> list[Event]:
+    return [(rule, "reply") for rule in sampled.events]
 
 
 def reply_segment(options: Options, chat: bool) -> Segment[Slot]:

@@ -1,10 +1,14 @@
-"""base LM + revisions (harmless) + samples (helpful) -> SL-CAI: supervised fine-tuning on completions.
+r"""base LM + revisions (harmless) + samples (helpful) -> SL-CAI: supervised fine-tuning on completions.
 
     cai sft --model base/ --data revisions.jsonl --data samples.jsonl --out sl-cai/
 
 Paper section 3.2: the pretrained model is finetuned, not the helpful one; one epoch at a constant learning rate. The loss is
 on the completion only. A datapoint is a prompt and its final revision, as in the article; `--targets all` takes every
-revision, as section 3.1 has it. Trained by TRL's SFTTrainer.
+revision, as section 3.1 has it. Trained by TRL's SFTTrainer. On several GPUs, each with a copy of the model or a part of it:
+
+    torchrun --nproc-per-node 8 -m cai_cli sft ...
+    accelerate launch --num_processes 8 --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP \
+        -m cai_cli sft ...
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
-from cai_cli.errors import RunError
+from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.models.load import check_model
 from cai_cli.options import (
@@ -28,7 +32,7 @@ from cai_cli.options import (
     flag,
     template_kwargs,
 )
-from cai_cli.ranks import is_main
+from cai_cli.ranks import by_fsdp, is_main
 from cai_cli.talk import say
 from cai_cli.training.sft_data import Target, TokenRow, dataset_of, packed_dataset, read_targets, tokenise
 
@@ -72,7 +76,9 @@ def run(options: Options) -> None:
     """
     check_model(options.model)
     options.check_adapters()
-    artifact = ModelArtifact("sft", options)
+    if options.quantize and by_fsdp():
+        raise UserError(f"--quantize {options.quantize}: FSDP cannot hold it in parts", "leave one of them out")
+    artifact = ModelArtifact("sft", options, fsdp=True)
     if artifact.done:
         return
     found = [
@@ -103,7 +109,7 @@ def run(options: Options) -> None:
     from cai_cli.models.adapters import save_trained
     from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints
     from cai_cli.training.facts import model_facts
-    from cai_cli.training.hf_trainer import TrainingLog
+    from cai_cli.training.hf_trainer import TrainingLog, whole_weights
     from cai_cli.training.sft_card import sft_card
     from cai_cli.training.sft_trainer import make_trainer
 
@@ -126,8 +132,10 @@ def run(options: Options) -> None:
         **model_facts(trainer.model, tokenizer),
     }
 
+    weights = whole_weights(trainer)
+
     def save(folder: Path) -> None:
-        save_trained(trainer.model, tokenizer, folder, options, options.model, "CAUSAL_LM")
+        save_trained(trainer.model, tokenizer, folder, options, options.model, "CAUSAL_LM", weights)
         write_atomically(folder / "README.md", sft_card(artifact.manifest | facts))
 
     artifact.finish(save, **facts)

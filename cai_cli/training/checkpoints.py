@@ -70,11 +70,10 @@ def mark_hf_checkpoint(folder: Path, step: int) -> None:
 
 
 def drop_unmarked_hf_checkpoints(folder: Path) -> Path | None:
-    """The newest marked checkpoint of a Hugging Face Trainer; half-written ones are removed."""
-    found = None
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1])):
-        if (path / MARK).exists():
-            found = path
-        else:
-            shutil.rmtree(path)
-    return found
+    """The newest marked checkpoint of a Hugging Face Trainer. The first process removes half-written ones."""
+    if is_main():
+        for path in folder.glob("checkpoint-*"):
+            if not (path / MARK).exists():
+                shutil.rmtree(path)
+    barrier()
+    return max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)

@@ -100,3 +100,11 @@ class TrainingLog(TrainerCallback):
         args.distributed_state.wait_for_everyone()
         if state.is_world_process_zero:
             mark_hf_checkpoint(Path(args.output_dir), state.global_step)
+
+
+def whole_weights(trainer: Trainer) -> dict[str, Any] | None:
+    """Name -> tensor of a model that FSDP holds in parts, on the first process; None where each process has it whole.
+
+    Every process takes part.
+    """
+    return trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None

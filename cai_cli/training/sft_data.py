@@ -6,7 +6,7 @@ Loss is on the completion only: labels are -100 on the prompt. What cannot be tr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +62,18 @@ def read_targets(source: str, which: str, seed: int, thinking: bool = False) -> 
             raise error.at(f"{path}:{line}") from None
     if not found:
         raise UserError(f"{path}: no rows in it", "its stage may have rejected everything")
+    yield from (item for item in found if isinstance(item, Rejected))
+    targets = [item for item in found if isinstance(item, Target)]
     whole = int(proportion)
     for times in range(whole):
-        for target in found:
-            if times == 0 or isinstance(target, Rejected):
-                yield target
-            else:
-                yield Target(f"{target.id}#{times}", target.prompt, target.completion, target.kind)
-    yield from shuffled(found, seed, "proportion", path)[: round((proportion - whole) * len(found))]
+        yield from (again(target, times) for target in targets)
+    part = shuffled(targets, seed, "proportion", path)[: round((proportion - whole) * len(targets))]
+    yield from (again(target, whole) for target in part)
+
+
+def again(target: Target, times: int) -> Target:
+    """The target as it is taken for another time, under an id of its own."""
+    return replace(target, id=f"{target.id}#{times}") if times else target
 
 
 def revision_targets(row: dict[str, Any], which: str, thinking: bool) -> Iterator[Target | Rejected]:
@@ -113,7 +117,8 @@ def tokenise(
             if length > max_length:
                 raise UnfitRow("too_long", f"{length} tokens, --max-length is {max_length}")
         except UnfitRow as error:
-            rejected.append(Rejected(target.id, error.reason, error.detail))
+            row = {"prompt": target.prompt, "completion": target.completion}
+            rejected.append(Rejected(target.id, error.reason, error.detail, row))
             continue
         labels = [-100] * len(prompt_ids) + completion_ids
         apart = is_held_out(target.prompt, held_out, seed)

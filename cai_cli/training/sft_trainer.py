@@ -63,6 +63,7 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=model.device.type == "cuda",
+        ddp_find_unused_parameters=False,
     )
     before = {name: weight.clone() for name, weight in trainable_state(model).items()} if options.quantize else {}
     trainer = SFTTrainer(model=model, args=config, train_dataset=train, eval_dataset=held_out or None, processing_class=tokenizer)

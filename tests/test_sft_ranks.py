@@ -1,0 +1,142 @@
+"""Finetuning in two processes: data parallel, and with the model held in parts by FSDP; what a launcher asks for and cannot have.
+
+accelerate itself takes FSDP to GPUs only; `ON_A_CPU` tells it that the processes on this CPU are such. What shards, trains,
+gathers and saves is the real thing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import mistake, run_cai
+from safetensors.torch import load_file
+from tiny import make_model
+
+from cai_cli.conversation import message
+from cai_cli.models.load import load_lm
+
+ON_A_CPU = """
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
+start = PartialState.__init__
+
+def start_on_a_cpu(self, *args, **settings):
+    first = not self.initialized
+    start(self, *args, **settings)
+    if first and self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+
+PartialState.__init__ = start_on_a_cpu
+from cai_cli.cli import main
+main()
+"""
+FLAGS = (
+    "sft --model lm --data samples.jsonl --device cpu --learning-rate 1e-3 --logging-steps 8 --save-steps 8 "
+    "--num-train-epochs 6 --held-out 0.1 --gradient-checkpointing"
+)
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cai_cli"]
+# As for `accelerate launch --use_fsdp ... -m cai_cli`, with what runs on a CPU.
+ACCELERATE = [
+    *("-m", "accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"),
+    *("--dynamo_backend=no", "--main_process_port=0", "--use_fsdp", "--fsdp_version=2"),
+    *("--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "fsdp.py"),
+]
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+THINGS = ("bread", "a kite", "some soup", "a shelf", "a song", "a garden", "tea")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sft-ranks")
+    make_model(folder / "lm")
+    rows = []
+    for n in range(140):
+        prompt = [message("user", f"How do I make {THINGS[n % 7]}, {'please, ' * (n % 5)}number {n}?")]
+        reply = [message("assistant", "First, mix it. " * (1 + n % 3))]
+        rows.append({"id": f"p{n}/0", "prompt": prompt, "completion": reply, "finish_reason": "stop"})
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "fsdp.py").write_text(ON_A_CPU)
+    return folder
+
+
+def start(folder: Path, out: str, fsdp: bool, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, *(ACCELERATE if fsdp else TORCHRUN), *FLAGS.split(), *flags, "--out", out]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(folder: Path, out: str, fsdp: bool, *flags: str) -> str:
+    process = start(folder, out, fsdp, *flags)
+    said = process.communicate(timeout=280)[1]
+    assert process.returncode == 0, said
+    return said
+
+
+def kill(process: subprocess.Popen) -> None:
+    """The launcher and the processes that it started, which have sessions of their own."""
+    workers = psutil.Process(process.pid).children(recursive=True)
+    for each in (process, *workers):
+        each.kill()
+    psutil.wait_procs(workers)
+    process.communicate()
+
+
+def losses(folder: Path, out: str) -> list[float]:
+    rows = [json.loads(line) for line in (folder / out / "metrics.jsonl").read_text().splitlines()]
+    return [row.get("loss", row.get("held_out_loss")) for row in rows]
+
+
+def test_a_model_in_parts_is_trained_and_saved_as_one_in_copies(folder: Path) -> None:
+    """The whole is the data-parallel run up to rounding; killed and continued it is the same."""
+    finish(folder, "copies", False)
+    process = start(folder, "parts", True)
+    deadline = time.monotonic() + 200
+    while not list((folder / "parts").glob("checkpoints/checkpoint-*/complete")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.005)
+    kill(process)
+    assert not (folder / "parts/cai.json").exists()
+    assert "continuing from" in finish(folder, "parts", True)
+    assert losses(folder, "parts") == pytest.approx(losses(folder, "copies"), abs=1e-4)
+    before, copies, parts = (load_file(folder / name / "model.safetensors") for name in ("lm", "copies", "parts"))
+    assert parts.keys() == copies.keys()
+    for name, weight in copies.items():
+        assert torch.allclose(parts[name], weight, atol=5e-5), name
+    assert max((parts[name] - before[name]).abs().max() for name in parts) > 1e-3
+    assert json.loads((folder / "parts/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_adapters_on_a_model_in_parts_are_saved_merged(folder: Path) -> None:
+    finish(folder, "lora", True, "--lora", "--save-adapter", "--packing", "--max-length", "128", "--bf16")
+    merged, adapter, base = (load_lm(str(folder / name)) for name in ("lora", "lora/adapter", "lm"))
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(merged(ids).logits, adapter(ids).logits)
+        assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("command", "asked", "told"),
+    [
+        (FLAGS, {"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
+        (FLAGS, FSDP | {"FSDP_VERSION": "1"}, "only version 2"),
+        (FLAGS + " --lora --quantize 4bit", FSDP, "--quantize 4bit: FSDP cannot hold it in parts"),
+        ("train-pm --model lm --comparisons samples.jsonl", FSDP, "asks for FSDP, which this stage cannot do"),
+        ("sample --model lm --prompts samples.jsonl", FSDP, "asks for FSDP, which this stage cannot do"),
+    ],
+)
+def test_what_cannot_be_had_is_told_at_once(folder, monkeypatch, command, asked, told) -> None:
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    out = "out.jsonl" if command.startswith("sample") else "out"
+    mistake(run_cai(*command.split(), "--out", out, cwd=folder), told)
+    assert not (folder / out).exists()
