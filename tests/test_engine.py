@@ -13,7 +13,7 @@ from tiny import make_model
 from cai_cli.conversation import message
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, OptionRequest, Request
 from cai_cli.engines.decoding import packed
-from cai_cli.engines.option_scores import shared_length
+from cai_cli.engines.prefix_tree import shared_length
 from cai_cli.engines.sampling import inverse_cdf, uniforms
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.keys import key

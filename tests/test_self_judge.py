@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import mistake
 from tiny import make_model
 
-from cai_cli.errors import UserError
+from cai_cli.conversation import message
+from cai_cli.errors import RunError, UserError
+from cai_cli.feedback.judge import judge_pairs
+from cai_cli.feedback.labels import Pair
 from cai_cli.feedback.self_judge import check_author, check_two_models
+from cai_cli.generation import SegmentSettings
 from cai_cli.models.compare import same_weights
 from cai_cli.models.load import load_lm
+from cai_cli.stages.label import Options, check_preflight, inquiry_of
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -90,3 +97,26 @@ def test_the_preflight_stops_before_anything_is_written_and_says_what_to_try(cai
         (("--hard", "--clamp", "0.4:0.6"), "--hard makes labels"),
     ):
         mistake(cai("label", "--pairs", pairs, "--feedback-model", judge, *words, "--out", tmp_path / "x.jsonl"), problem)
+
+
+class FormatJudge:
+    """Answers with an option only where options are marked as `likes`."""
+
+    def __init__(self, likes: str) -> None:
+        self.likes = likes
+        self.renderer = SimpleNamespace(has_own_template=False)
+
+    def score(self, requests):
+        return [[math.log(0.4 if request.options[0] == self.likes else 0.01)] * 2 for request in requests]
+
+
+@pytest.mark.parametrize("likes", [" A.", " Z"])
+def test_the_preflight_names_the_option_format_that_does_better(tmp_path, likes):
+    options = Options(feedback_model="judge", pairs=["pairs.jsonl"], out=tmp_path / "out.jsonl")
+    judge, inquiry = FormatJudge(likes), inquiry_of(options)
+    pairs = [Pair(f"{n}/0", str(n), [message("user", f"question {n}")], replies=["yes", "no"]) for n in range(3)]
+    judge_pairs(judge, inquiry, pairs, False, SegmentSettings(1))
+    with pytest.raises(RunError, match="over the first 3 pairs only") as caught:
+        check_preflight(judge, options, inquiry, pairs)
+    advice = "--option-format 'A.' puts 0.8 on them" if likes == " A." else "no option format does better"
+    assert advice in str(caught.value.hint)

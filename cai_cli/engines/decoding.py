@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from cai_cli.engines.base import Request
 from cai_cli.engines.batches import BATCH_TOKENS, CPU_PREFILL_TOKENS, left_pad, like_length
-from cai_cli.engines.option_scores import LEAST_SAVING, shared_length
+from cai_cli.engines.prefix_tree import LEAST_SAVING, shared_length
 from cai_cli.engines.sampling import inverse_cdf, uniforms
 
 FULL = 15 / 16  # Ended rows are dropped once fewer than this share of a batch goes on.

@@ -228,10 +228,26 @@ class Renderer:
         """As `encode_text` where they are plain, else as `encode_rendered`."""
         if not texts:
             return []
-        rows = self.tokenizer(texts, add_special_tokens=plain, return_attention_mask=False)["input_ids"]
+        rows = self._ids_of_texts(texts, add_special_tokens=plain)
         eos, word = self.tokenizer.eos_token_id, str(self.tokenizer.eos_token)
         if not plain:
-            return list(rows)
+            return rows
         return [
             row[:-1] if row and row[-1] == eos and not text.endswith(word) else row for row, text in zip(rows, texts, strict=True)
         ]
+
+    def _ids_of_texts(self, texts: list[str], **settings: Any) -> list[list[int]]:
+        """What the tokenizer gives, from the library below it where that gives the same: without the tokens' places in the
+        text it takes two thirds of the time.
+        """
+        from tokenizers import Tokenizer
+
+        def ids_of(some: list[str]) -> list[list[int]]:
+            return list(self.tokenizer(some, return_attention_mask=False, **settings)["input_ids"])
+
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            return ids_of(texts)
+        first = ids_of(texts[:1])  # this call also undoes the backend's padding and truncation
+        rows = [row.ids for row in backend.encode_batch_fast(texts, **settings)]
+        return rows if rows[:1] == first else ids_of(texts)

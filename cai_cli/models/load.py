@@ -5,8 +5,10 @@ Only safetensors are read and no code from a model repository is run.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from cai_cli.ranks import local_rank
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
 # bitsandbytes warns of an optional 4-bit CPU kernel when peft imports it (peft comes with any import of the Trainer), and of
 # the half precision of its 8-bit products at each of them.
@@ -218,6 +222,8 @@ def _load(
 ) -> PreTrainedModel:
     base, adapters = base_and_adapters(path, flag)
     place = pick_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
     settings |= {"dtype": pick_dtype(dtype, place), "use_safetensors": True}
     if quantize and adapters:
         raise UserError(
@@ -242,6 +248,20 @@ def _load(
         keep_unpacked(model)
         return model.eval()
     return model.to(place).eval()
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 256 MiB that tensors have freed, and take blocks up to 64 MiB from there.
+
+    Left alone, glibc hands the activations of a pass back to the system and gets them again, page by page, in the next one: a
+    sixth of the time of a small model's pass over 2,000 tokens.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter, value in ((M_TRIM_THRESHOLD, 256 << 20), (M_MMAP_THRESHOLD, 64 << 20)):
+            libc.mallopt(parameter, value)
 
 
 def keep_unpacked(model: Any) -> None:

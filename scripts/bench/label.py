@@ -73,6 +73,8 @@ def loop(model: Any, tokenizer: Any, inquiry: Inquiry, pairs: list[Pair], batch_
 def ours(engine: TransformersEngine, inquiry: Inquiry, pairs: list[Pair]) -> list[float]:
     fresh = [Pair(pair.id, pair.prompt_id, pair.prompt, pair.kind, pair.replies) for pair in pairs]
     judge_pairs(engine, inquiry, fresh, chat=False, thinking=SegmentSettings(1))
+    if reasons := {pair.rejected.reason for pair in fresh if pair.rejected}:
+        raise SystemExit(f"{', '.join(sorted(reasons))}: the model's context is {engine.context} tokens")
     return [pair.probability_first for pair in fresh]
 
 
