@@ -80,6 +80,8 @@ def read_items(path: Path, with_replies: bool = False) -> Iterator[Item]:
     for line, row in read_rows(path):
         try:
             item = parse_item(path, line, row)
+            if with_replies and "text_correct" not in row:
+                raise RecordError("text_correct", "missing", "a preference model scores transcripts: ask this file of a --model")
             if with_replies or "text_correct" in row:
                 item.replies = parse_replies(row)
         except RecordError as error:
