@@ -116,6 +116,17 @@ def small(architecture: str):
         "Lfm2": {**heads, "layer_types": ["conv", "full_attention"]},
         "Mamba": {},
         "GPTNeoX": {"num_attention_heads": 4, "intermediate_size": 64},
+        "DeepseekV3": {  # its keys are wider than its values
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "intermediate_size": 64,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+            "first_k_dense_replace": 2,
+        },
     }
     torch.manual_seed(1)
     model = getattr(transformers, f"{architecture}ForCausalLM")(
@@ -126,7 +137,7 @@ def small(architecture: str):
     return TransformersEngine(model.eval(), tokenizer, temperature=0, batch_size=8)
 
 
-@pytest.mark.parametrize("architecture", ["Llama", "Mistral", "Gemma2", "Lfm2", "Mamba", "GPTNeoX"])
+@pytest.mark.parametrize("architecture", ["Llama", "Mistral", "Gemma2", "Lfm2", "Mamba", "GPTNeoX", "DeepseekV3"])
 def test_every_sort_of_cache_gives_transformers_own_greedy_texts(architecture):
     """Rows of other lengths that end at other times, a start that all share: full and sliding attention, recurrent states."""
     engine = small(architecture)

@@ -41,8 +41,8 @@ class RoomyLayer(DynamicLayer):
         """Keys and values of some of the `count` rows, from the token `begin` on; what nobody writes is zero."""
         if not self.memory:
             self.lazy_initialization(keys, values)
-            _, heads, _, size = keys.shape
-            self.memory = [states.new_zeros(count, heads, self.room, size) for states in (keys, values)]
+            shapes = ((count, states.size(1), self.room, states.size(3)) for states in (keys, values))
+            self.memory = [keys.new_zeros(shape) for shape in shapes]
         for memory, states in zip(self.memory, (keys, values), strict=True):
             memory[rows, :, begin : begin + states.size(-2)] = states
 
