@@ -29,7 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEED_BAR, MEMORY_BAR = 2.5, 0.5
-HELD_OUT = 256
+HELD_OUT = 768
 VOCABULARY = 32_000
 RANDOM = {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 22, "num_attention_heads": 20}
 
@@ -177,7 +177,8 @@ def measure_policy(o: argparse.Namespace) -> dict[str, float]:
     logprobs = over_episodes(
         episodes, lambda part: response_logprobs(reference, part.ids, part.prompt_lengths, part.mask, 1.0), 128
     )
-    return {"kl": sequence_kl(episodes.logprobs, logprobs, episodes.mask).mean().item(), "score": statistics.fmean(scores)}
+    kl = sequence_kl(episodes.logprobs, logprobs, episodes.mask).mean().item()
+    return {"kl": kl, "score": statistics.fmean(scores), "error": statistics.stdev(scores) / len(scores) ** 0.5}
 
 
 MEASURES = {"trl": measure_trl, "cai": measure_cai, "policy": measure_policy}
@@ -259,7 +260,7 @@ def compare(o: argparse.Namespace, folder: Path) -> bool:
         kl, score = full["curve"][-1]
         ours = at_kl(full["curve"], theirs["kl"])
         print(f"held out, at the start {full['curve'][0][1]:.3f}; after {o.steps} steps: TRL {theirs['score']:.3f}", end=" ")
-        print(f"at KL {theirs['kl']:.3f}; ours {score:.3f} at KL {kl:.3f}, and {ours:.3f} at TRL's KL")
+        print(f"(± {theirs['error']:.3f}) at KL {theirs['kl']:.3f}; ours {score:.3f} at KL {kl:.3f}, and {ours:.3f} at TRL's KL")
     print(f"bars: {'reached' if reached else 'MISSED'}")
     return reached
 
@@ -284,14 +285,14 @@ def main() -> int:
     parser.add_argument("--anchor-python", help="Python of an environment that holds TRL 1.12")
     parser.add_argument("--chain", type=Path, default=Path("runs/demo"), help="a directory that `cai demo` wrote")
     parser.add_argument("--random", action="store_true", help="about 0.5B random weights instead of the micro-world")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--microbatch", type=int, default=48, help="ours alone: most episodes per forward and backward pass")
     parser.add_argument("--max-new-tokens", type=int, default=60)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--kl-coef", type=float, default=0.05)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--bf16", action="store_true", help="mixed precision on both sides")
     for name in ("--measure", "--out", "--model", "--pm", "--prompts", "--eval-prompts"):
         parser.add_argument(name, help=argparse.SUPPRESS)
