@@ -11,6 +11,11 @@ BATCH_TOKENS = 1 << 15  # Rows times length of one forward pass: attention's mem
 CPU_PREFILL_TOKENS = 1 << 11  # Where a pass is no step of a generation: enough for a CPU, and its caches hold what they can.
 
 
+def prefill_tokens(device: torch.device) -> int:
+    """Most tokens of a pass over prompts."""
+    return CPU_PREFILL_TOKENS if device.type == "cpu" else BATCH_TOKENS
+
+
 def like_length(lengths: Sequence[int], batch_size: int, before: int = 0, most_tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
     """Batches of indices, longest first: little padding, and memory runs out at once or never.
 

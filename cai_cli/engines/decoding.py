@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from cai_cli.engines.base import Request
-from cai_cli.engines.batches import BATCH_TOKENS, CPU_PREFILL_TOKENS, left_pad, like_length
+from cai_cli.engines.batches import left_pad, like_length, prefill_tokens
 from cai_cli.engines.prefix_tree import LEAST_SAVING, shared_length
 from cai_cli.engines.sampling import inverse_cdf, uniforms
 
@@ -88,8 +88,7 @@ def prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> 
             layer.write(slice(None), 0, part.keys, part.values, len(prompts))
     rests = [prompt[shared:-1] for prompt in prompts]
     filled = [n for n, rest in enumerate(rests) if rest]
-    most_tokens = CPU_PREFILL_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
-    for places in like_length([len(rests[n]) for n in filled], len(prompts), shared, most_tokens):
+    for places in like_length([len(rests[n]) for n in filled], len(prompts), shared, prefill_tokens(model.device)):
         rows = [filled[place] for place in places]
         past = pass_over(model, [rests[n] for n in rows], pad, common, shared)
         for layer, part in zip(cache.layers, past.layers, strict=True):
@@ -148,9 +147,9 @@ class KeyedDecoding:
     def __call__(self, model: Any, input_ids: Tensor, **inputs: Any) -> Tensor:
         for name in ("logits_processor", "stopping_criteria", "generation_config", "synced_gpus", "streamer", "assistant_model"):
             inputs.pop(name, None)  # of the loop that this one replaces
-        # The cache of a model without attention layers comes as cache_params, and has no length.
-        cache = inputs.get("past_key_values", inputs.get("cache_params"))
-        computed = inputs["past_key_values"].get_seq_length() if inputs.get("past_key_values") is not None else 0
+        past = inputs.get("past_key_values")
+        cache = inputs.get("cache_params") if past is None else past  # without attention layers it has no length
+        computed = 0 if past is None else past.get_seq_length()
         if not computed:
             make_room(cache, input_ids.size(1) + self.longest)
         rows, going = torch.arange(len(self.requests), device=input_ids.device), list(range(len(self.requests)))

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from cai_cli.engines.base import OptionRequest
-from cai_cli.engines.batches import BATCH_TOKENS, CPU_PREFILL_TOKENS, like_length
+from cai_cli.engines.batches import like_length, prefill_tokens
 from cai_cli.engines.prefix_tree import Row, Sequence, Stretch, alone, grow, row_of, shared_length
 from cai_cli.models.chat import Renderer
 from cai_cli.models.score import right_pad
@@ -52,7 +52,7 @@ class OptionScorer:
         self.pad = int(renderer.tokenizer.pad_token_id)
         self.context = context
         self.batch_size = batch_size
-        self.most_tokens = CPU_PREFILL_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
+        self.most_tokens = prefill_tokens(model.device)
         self.share = share and shares_prefixes(model)
         self.row_tokens = ROW_TOKENS if self.share and takes_tree_masks(model) else 0
 

@@ -19,8 +19,9 @@ from cai_cli.importers.posts_xml import Item, read_posts
 from cai_cli.importers.preference_rows import read_hub_rows, read_jsonl_rows, read_parquet_rows
 from cai_cli.importers.public_files import PARQUET
 from cai_cli.importers.seven_zip import open_posts
+from cai_cli.jsonl import GZIP
 
-GZIP, SEVEN_ZIP, ZIP = b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"PK\x03\x04"
+SEVEN_ZIP, ZIP = b"7z\xbc\xaf\x27\x1c", b"PK\x03\x04"
 BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 TOLD = 5000  # items between two words on progress
 Advance = Callable[[int], None]

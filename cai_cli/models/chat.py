@@ -249,5 +249,7 @@ class Renderer:
         if not isinstance(backend, Tokenizer):
             return ids_of(texts)
         first = ids_of(texts[:1])  # this call also undoes the backend's padding and truncation
+        if len(texts) == 1:
+            return first
         rows = [row.ids for row in backend.encode_batch_fast(texts, **settings)]
         return rows if rows[:1] == first else ids_of(texts)

@@ -43,14 +43,19 @@ def load_weights(target: Path) -> dict[str, Any]:
     return state
 
 
-def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """The last complete checkpoint as (step, state), or None. The first process removes what a kill left half-written."""
+def marked(folder: Path, pattern: str) -> list[Path]:
+    """The complete checkpoints of that name. The first process removes the others, and all wait for it."""
     if is_main():
-        for path in folder.glob("step-*"):
+        for path in folder.glob(pattern):
             if not (path / MARK).exists():
                 shutil.rmtree(path)
     barrier()
-    found = max(folder.glob("step-*"), default=None)
+    return list(folder.glob(pattern))
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """The last complete checkpoint as (step, state), or None. The first process removes what a kill left half-written."""
+    found = max(marked(folder, "step-*"), default=None)
     if found is None:
         return None
     return int(found.name.removeprefix("step-")), load_weights(found)
@@ -71,9 +76,4 @@ def mark_hf_checkpoint(folder: Path, step: int) -> None:
 
 def drop_unmarked_hf_checkpoints(folder: Path) -> Path | None:
     """The newest marked checkpoint of a Hugging Face Trainer. The first process removes half-written ones."""
-    if is_main():
-        for path in folder.glob("checkpoint-*"):
-            if not (path / MARK).exists():
-                shutil.rmtree(path)
-    barrier()
-    return max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    return max(marked(folder, "checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
