@@ -7,11 +7,12 @@ import torch
 from ppo_setup import PAD, make_pair, random_completions
 
 from cai_cli.engines.base import STOP, Completion
+from cai_cli.models import packed_attention
 from cai_cli.models.load import load_lm, load_pm
-from cai_cli.ppo import forward, packing
+from cai_cli.models.packing import can_pack, prepare, where_it_can
+from cai_cli.ppo import forward
 from cai_cli.ppo.episodes import like_length, make_episodes, over_episodes
 from cai_cli.ppo.forward import has_plain_head, response_logprobs, response_values
-from cai_cli.ppo.packing import can_pack, prepare, where_it_can
 from cai_cli.training.advantages import generalised_advantages, token_rewards
 
 
@@ -35,7 +36,7 @@ def test_a_batch_equals_each_row_alone(models, attention, temperature, monkeypat
     """Log-probabilities and values against plain forward passes of single rows, without padding."""
     policy, pm = models
     if attention == "packed-sdpa":
-        monkeypatch.setattr(packing, "SHORT", 0)
+        monkeypatch.setattr(packed_attention, "SHORT", 0)
     for model in models:
         model.set_attn_implementation("sdpa" if "packed" in attention else attention)
         has_plain_head(policy)

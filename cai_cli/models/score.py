@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cai_cli.errors import UserError
 from cai_cli.models.adapters import is_peft
+from cai_cli.models.packing import is_packed, packed_states
 
 HEAD_NAMES = ("score", "classifier")
 
@@ -76,6 +77,9 @@ def last_scores(model: Any, hidden: Tensor, mask: Tensor) -> Tensor:
 def final_scores(model: Any, rows: list[list[int]], pad: int) -> Tensor:
     """(B,) float32: the score of each sequence, read at its last token, which the caller has made EOS."""
     ids, mask = right_pad(rows, pad, model.device)
+    if is_packed(model):
+        lengths = mask.sum(-1)
+        return head_scores(model, packed_states(model, ids, lengths, torch.arange(len(ids), device=ids.device), lengths - 1))
     return last_scores(model, hidden_states(model, ids, mask), mask)
 
 

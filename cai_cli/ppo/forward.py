@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from cai_cli.models.packing import is_packed, packed_states, pick
 from cai_cli.models.score import score_head
-from cai_cli.ppo.packing import is_packed, packed_states, pick
 
 CHUNK_LOGITS = 1 << 24  # Logits held at once: 64 MiB in float32. Beyond, they are made again in the backward pass.
 
@@ -25,9 +25,8 @@ def response_states(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tenso
     rows, steps = mask.nonzero(as_tuple=True)
     columns = prompt_lengths[rows] + steps - 1
     if is_packed(model):
-        states, packed_ids, layout = packed_states(model, ids, prompt_lengths + mask.sum(-1).long())
-        places = layout.starts[rows] + columns
-        return pick(states, places), packed_ids[places + 1]
+        lengths = prompt_lengths + mask.sum(-1).long() - 1  # Nothing is read after the last token.
+        return packed_states(model, ids, lengths, rows, columns), ids[rows, columns + 1]
     hidden = hidden_states(model, ids)
     return pick(hidden.flatten(0, 1), rows * ids.size(1) + columns), ids[rows, columns + 1]
 

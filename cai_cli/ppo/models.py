@@ -19,8 +19,9 @@ import torch
 from cai_cli.keys import key
 from cai_cli.models.adapters import Task, add_lora
 from cai_cli.models.load import load_config, load_lm, load_pm, training_dtype
+from cai_cli.models.packed_attention import SHORT
+from cai_cli.models.packing import prepare, where_it_can
 from cai_cli.ppo.forward import has_plain_head
-from cai_cli.ppo.packing import SHORT, prepare, where_it_can
 from cai_cli.training.pairwise import disable_dropout
 
 if TYPE_CHECKING:

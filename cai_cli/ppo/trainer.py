@@ -19,11 +19,11 @@ from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, save_trained, trainable_state
 from cai_cli.models.chat import require_template, template_hash, vocabulary_hash
 from cai_cli.models.load import load_tokenizer
+from cai_cli.models.packing import where_it_can
 from cai_cli.ppo.episodes import Episodes, make_episodes, over_episodes, with_passes
 from cai_cli.ppo.forward import response_logprobs, response_values
 from cai_cli.ppo.measures import Episode, mean_rows
 from cai_cli.ppo.models import load_pair
-from cai_cli.ppo.packing import where_it_can
 from cai_cli.ppo.rewards import GoldPM, reward_shape, score_completions
 from cai_cli.ppo.update import Learner, UpdateSettings, update
 from cai_cli.records import Prompt
@@ -180,7 +180,7 @@ class Trainer:
             return self.engine.generate(own_part(requests))
 
     def scores(self, completions: list[Completion]) -> list[float]:
-        with self.value.frozen() as pm, self.autocast():
+        with self.value.frozen() as pm, where_it_can(pm), self.autocast():
             return score_completions(pm, completions, self.eos, self.pad, self.size)
 
     def gold_scores(self, prompts: list[Prompt], completions: list[Completion]) -> list[float | None]:
