@@ -13,6 +13,7 @@ from ppo_setup import EOS, PAD, make_pair, options_for, write_prompts
 from cai_cli.engines.base import LENGTH, STOP, Completion
 from cai_cli.errors import RunError
 from cai_cli.models.score import final_scores
+from cai_cli.ppo import update as update_module
 from cai_cli.ppo.trainer import Clock, Trainer
 from cai_cli.ppo.update import update
 from cai_cli.prompt_files import read_prompts
@@ -220,3 +221,36 @@ def test_in_mixed_precision_old_log_probabilities_are_those_of_the_trained_pass(
     row = trainer.learn(0, rollout, Clock())
     assert 0 < row["logprob_gap"] < 0.02
     assert row["first_log_ratio"] < 0.02
+
+
+WHOLE = {"rollout_batch_size": 12, "per_device_train_batch_size": 12, "num_mini_batches": 1, "num_ppo_epochs": 2}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_micro_batch_takes_over_the_passes_of_the_scoring(files, tmp_path, monkeypatch, bf16, checkpointing):
+    """The values', and the log-probabilities' where they are computed again: the same weights as without."""
+    calls = []
+    for name in ("response_values", "response_logprobs"):
+        whole = getattr(update_module, name)
+        monkeypatch.setattr(update_module, name, lambda *args, name=name, whole=whole: (calls.append(name), whole(*args))[1])
+    weights, stats = [], []
+    for kept in (True, False):
+        trainer = make_trainer(files, tmp_path, bf16=bf16, gradient_checkpointing=checkpointing, **WHOLE)
+        rollout = trainer.rollout(0, read_prompts([str(files[2])]), Clock())
+        assert set(rollout.graphs) == ({"value", "policy"} if bf16 else {"value"})
+        calls.clear()
+        stats.append(trainer.learn(0, rollout if kept else replace(rollout, graphs={}), Clock()))
+        assert calls.count("response_values") == (1 if kept else 2)
+        assert calls.count("response_logprobs") == (1 if kept and bf16 else 2)
+        weights.append(weights_of(trainer))
+    assert torch.allclose(*weights, atol=1e-5 if not bf16 else 1e-3)
+    assert stats[0]["value_loss"] == pytest.approx(stats[1]["value_loss"], rel=1e-2 if bf16 else 1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"per_device_train_batch_size": 11}, {"num_mini_batches": 2}])
+def test_no_graph_is_kept_for_micro_batches_that_differ(files, tmp_path, changes):
+    trainer = make_trainer(files, tmp_path, **{**WHOLE, **changes})
+    rollout = trainer.rollout(0, read_prompts([str(files[2])]), Clock())
+    assert rollout.graphs == {}
+    assert not rollout.episodes.values.requires_grad

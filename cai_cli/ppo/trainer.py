@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from cai_cli.models.packing import where_it_can
 from cai_cli.ppo.episodes import Episodes, make_episodes, over_episodes, with_passes
 from cai_cli.ppo.forward import response_logprobs, response_values
 from cai_cli.ppo.measures import Episode, mean_rows
-from cai_cli.ppo.models import load_pair
+from cai_cli.ppo.models import load_pair, training_pass
 from cai_cli.ppo.rewards import GoldPM, reward_shape, score_completions
 from cai_cli.ppo.update import Learner, UpdateSettings, update
 from cai_cli.records import Prompt
@@ -44,13 +45,15 @@ FLOAT32_RATIO, GAP_WARNING, GAP_STOP = 1e-4, 0.02, 0.1
 class Rollout:
     """Sampled replies of this process, and what is known of each episode of all processes (`table`, in batch order).
 
-    `gap`: mean |log π - log π_rollout| where old log-probabilities were computed again.
+    `gap`: mean |log π - log π_rollout| where old log-probabilities were computed again. `graphs`: what the learners ("policy",
+    "value") gave, still to be differentiated, where their first minibatch can take it from here.
     """
 
     completions: list[Completion]
     episodes: Episodes
     table: list[Episode]
     gap: float | None = None
+    graphs: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def kl(self) -> float:
@@ -126,13 +129,16 @@ class Trainer:
         episodes = make_episodes(completions, rewards, self.pad, self.policy.learner.device)
         with self.autocast():
             reference = self.reference_logprobs(episodes)
-            values = over_episodes(episodes, self.value_of, self.size)
-            again = over_episodes(episodes, self.logprobs_of, self.size) if self.recompute else None
+            passes = {"value": self.first_pass(episodes, self.value.learner, self.value_of)}
+            if self.recompute:
+                passes["policy"] = self.first_pass(episodes, self.policy.learner, self.logprobs_of)
+        values, again = passes["value"].detach(), passes["policy"].detach() if self.recompute else None
         gap = None if again is None else self.gap(episodes, again)
         episodes = with_passes(episodes, reference, values, again)
         kls = sequence_kl(episodes.logprobs, episodes.reference_logprobs, episodes.mask).tolist()
         clock.lap("score")
-        return Rollout(completions, episodes, self.table(own_part(prompts), completions, scores, kls, golds), gap)
+        graphs = {name: tensor for name, tensor in passes.items() if tensor.requires_grad}
+        return Rollout(completions, episodes, self.table(own_part(prompts), completions, scores, kls, golds), gap, graphs)
 
     def learn(self, number: int, rollout: Rollout, clock: Clock) -> dict[str, float]:
         """Steps 3 to 5: policy and value improve on the rollout. Returns what goes into metrics.jsonl."""
@@ -154,7 +160,7 @@ class Trainer:
         policy = self.learners["policy"] if warm else None
         rate = self.learners["policy"].learning_rate
         batch = (episodes, advantages, returns, len(rollout.table))
-        stats = update(policy, self.learners["value"], *batch, number, self.settings, self.check_ratio)
+        stats = update(policy, self.learners["value"], *batch, number, self.settings, self.check_ratio, rollout.graphs)
         clock.lap("update")
 
         row = {
@@ -191,6 +197,16 @@ class Trainer:
     def reference_logprobs(self, episodes: Episodes) -> Tensor:
         with self.policy.frozen() as reference:
             return over_episodes(episodes, lambda part: self.logprobs_of(part, reference), self.size)
+
+    def first_pass(self, episodes: Episodes, model: Any, compute: Callable[[Episodes], Tensor]) -> Tensor:
+        """(B, T) of what a learner gives before the update; with its graph where one micro-batch is the whole minibatch.
+
+        The first epoch then has it already.
+        """
+        if self.settings.minibatches > 1 or len(episodes.ids) > self.settings.microbatch:
+            return over_episodes(episodes, compute, self.size)
+        with training_pass(model):
+            return compute(episodes)
 
     def logprobs_of(self, part: Episodes, model: Any = None) -> Tensor:
         model = model or self.policy.learner

@@ -87,12 +87,14 @@ def update(
     step: int,
     s: UpdateSettings,
     check_ratio: Callable[[float], None] | None = None,
+    graphs: dict[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """Improve policy and value in place; means of what was measured. Without a policy, the value alone learns.
 
     episodes, advantages and returns (B, T) are this process's part of the `count` episodes of all. `first_log_ratio`: largest
-    |log π - log π_old| of the first minibatch, before any change; `check_ratio` sees it and may stop. Raises RunError where a
-    loss or gradient is not finite; the weights are then as before that minibatch.
+    |log π - log π_old| of the first minibatch, before any change; `check_ratio` sees it and may stop. `graphs`: log-probabilities
+    ("policy") and values (B, T) that the first minibatch need not compute. Raises RunError where a loss or gradient is not
+    finite; the weights are then as before that minibatch.
     """
     measured: dict[str, list[float]] = defaultdict(list)
     first_log_ratio: float | None = None
@@ -108,13 +110,16 @@ def update(
             if width == 0:
                 continue  # Not one response token among them.
             share = part.mask.sum() / real
-            value_stats = value_backward(value.model, part, returns[where, :width], share, s)
+            known = {name: graph[where, :width] for name, graph in (graphs or {}).items()}
+            value_stats = value_backward(value.model, part, returns[where, :width], share, s, known.get("value"))
             policy_stats = torch.zeros(3, device=device)
             if policy is not None:
-                policy_stats, log_ratio = policy_backward(policy.model, part, advantages[where, :width], share, s)
+                batch = (part, advantages[where, :width], share, s, known.get("policy"))
+                policy_stats, log_ratio = policy_backward(policy.model, *batch)
                 largest = torch.maximum(largest, log_ratio)
             sums[:3] += policy_stats
             sums[3:] += value_stats
+        graphs = None
         numbers = dict(zip(NAMES, total(sums).tolist(), strict=True))
         if policy is None:
             numbers = {name: number for name, number in numbers.items() if name.startswith("value")}
@@ -150,14 +155,17 @@ def minibatches(count: int, step: int, s: UpdateSettings, device: Any) -> Iterat
             yield (mine // world_size()).to(device)
 
 
-def policy_backward(model: Any, part: Episodes, advantages: Tensor, share: Tensor, s: UpdateSettings) -> tuple[Tensor, Tensor]:
+def policy_backward(
+    model: Any, part: Episodes, advantages: Tensor, share: Tensor, s: UpdateSettings, logprobs: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Add the policy's gradients of one micro-batch, weighted by its `share` of the minibatch's response tokens.
 
     Returns its part of the minibatch's (loss, clipped, KL to the old policy), and its largest |log π - log π_old|.
     """
     with training_pass(model):
-        with autocast(part.ids.device.type, s.bf16):
-            logprobs = response_logprobs(model, part.ids, part.prompt_lengths, part.mask, s.temperature)
+        if logprobs is None:
+            with autocast(part.ids.device.type, s.bf16):
+                logprobs = response_logprobs(model, part.ids, part.prompt_lengths, part.mask, s.temperature)
         loss, clipped = clipped_policy_loss(logprobs, part.logprobs, advantages, part.mask, s.clip_range)
         (share * loss).backward()
     with torch.no_grad():
@@ -166,11 +174,14 @@ def policy_backward(model: Any, part: Episodes, advantages: Tensor, share: Tenso
         return share * torch.stack([loss, clipped, moved]), log_ratio.abs().max()
 
 
-def value_backward(model: Any, part: Episodes, returns: Tensor, share: Tensor, s: UpdateSettings) -> Tensor:
+def value_backward(
+    model: Any, part: Episodes, returns: Tensor, share: Tensor, s: UpdateSettings, values: Tensor | None = None
+) -> Tensor:
     """The same for the value: its part of the minibatch's (loss, clipped)."""
     with training_pass(model):
-        with autocast(part.ids.device.type, s.bf16):
-            values = response_values(model, part.ids, part.prompt_lengths, part.mask)
+        if values is None:
+            with autocast(part.ids.device.type, s.bf16):
+                values = response_values(model, part.ids, part.prompt_lengths, part.mask)
         loss, clipped = clipped_value_loss(values, part.values, returns, part.mask, s.value_clip_range)
         (share * s.value_coef * loss).backward()
     with torch.no_grad():
