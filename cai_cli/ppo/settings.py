@@ -70,7 +70,14 @@ class PPOOptions:
     rollout_batch_size: Annotated[int, flag("Optimisation", "Episodes a step, of all processes together.", min=1)] = 128
     num_ppo_epochs: Annotated[int, flag("Optimisation", "Passes over each rollout (paper's K: 1 to 4).", min=1)] = 2
     num_mini_batches: Annotated[int, flag("Optimisation", "Optimiser steps a pass.", min=1)] = 2
-    per_device_train_batch_size: Annotated[int, flag("Optimisation", "Most episodes per forward and backward pass.", min=1)] = 32
+    per_device_train_batch_size: Annotated[
+        int,
+        flag(
+            "Optimisation",
+            "Most episodes per forward and backward pass; where one holds all of a step, the value makes one less.",
+            min=1,
+        ),
+    ] = 32
     learning_rate: Annotated[float, flag("Optimisation", "Of the policy, at its peak.", min=0.0)] = 1e-6
     value_learning_rate: Annotated[
         float | None, flag("Optimisation", "Of the value function; --learning-rate if not given.", min=0.0)
