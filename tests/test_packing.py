@@ -109,6 +109,10 @@ def test_the_last_mlp_computes_what_is_read(checkpointing):
     whole = int((lengths - len(START)).sum()) + len(START)
     assert seen == [whole, whole if checkpointing else len(rows)]
     assert "forward" not in vars(last_mlp(model))
+    last_mlp(model).forward = hooked = last_mlp(model).forward
+    with packed_rows(model):
+        packed_states(model, ids, lengths, rows, columns)
+    assert vars(last_mlp(model))["forward"] is hooked
 
 
 def test_a_last_mlp_of_another_kind_is_left_whole(monkeypatch):

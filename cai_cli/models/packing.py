@@ -82,7 +82,7 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
     if mlp is None:
         yield
         return
-    whole = mlp.forward
+    whole, replaced = mlp.forward, vars(mlp).get("forward")  # accelerate's hooks put theirs into the module itself
 
     def part(hidden: Tensor) -> Tensor:
         found = whole(pick(hidden[0], places).unsqueeze(0))
@@ -95,6 +95,8 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
         yield
     finally:
         del mlp.forward
+        if replaced is not None:
+            mlp.forward = replaced
 
 
 def last_mlp(model: Any) -> Any | None:
