@@ -6,7 +6,9 @@ for transformers' attention interface; its tables (B, H, W, D) are padded on the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 PLAIN = {"dropout", "scaling", "sliding_window", "position_ids", "is_causal", "use_cache", "cache_position", "past_key_values"}
+Map = Callable[[Tensor], Tensor]
 SHORT = 512  # Tokens up to which attention written out is the faster one on a CPU.
 
 
@@ -52,9 +55,9 @@ class Layout:
         table = packed.new_empty(self.rows * heads * self.width, size)
         table.index_copy_(0, slots, packed[self.shared :].reshape(-1, size)).index_fill_(0, gaps, 0)
         table = table.view(self.rows, heads, self.width, size)
-        if self.shared:
-            table[:, :, : self.shared] = packed[: self.shared].transpose(0, 1) if every else 0
-            table[0, :, : self.shared] = packed[: self.shared].transpose(0, 1)
+        start = packed[: self.shared].transpose(0, 1)
+        table[0, :, : self.shared] = start
+        table[1:, :, : self.shared] = start if every else 0
         return table
 
     def collect(self, table: Tensor, every: bool) -> Tensor:
@@ -67,30 +70,17 @@ class Layout:
         return packed
 
 
-class Spread(torch.autograd.Function):
-    """What attention reads: packed (N, H, D) -> tables (B, H, W, D)."""
+class Linear(torch.autograd.Function):
+    """A linear map `there`, whose transpose `back` is known: autograd's own would scatter sums where copies do."""
 
     @staticmethod
-    def forward(context: Any, packed: Tensor, layout: Layout) -> Tensor:
-        context.layout = layout
-        return layout.spread(packed, every=True)
+    def forward(context: Any, values: Tensor, there: Map, back: Map) -> Tensor:
+        context.back = back
+        return there(values)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return context.layout.collect(gradient, every=True), None
-
-
-class Collect(torch.autograd.Function):
-    """What attention gives: tables (B, H, W, D) -> packed (N, H, D). The rows' shared tokens are all the same."""
-
-    @staticmethod
-    def forward(context: Any, table: Tensor, layout: Layout) -> Tensor:
-        context.layout = layout
-        return layout.collect(table, every=False)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return context.layout.spread(gradient, every=False), None
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return context.back(gradient), None, None
 
 
 class ShortAttention(torch.autograd.Function):
@@ -161,7 +151,10 @@ def packed_attention(
         scaling = q.size(-1) ** -0.5 if scaling is None else scaling
         result = ShortAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), packed_layout, scaling)
     else:
-        q, k, v = (Spread.apply(states, packed_layout) for states in (q, k, v))
+        spread, collect = packed_layout.spread, packed_layout.collect
+        read = (partial(spread, every=True), partial(collect, every=True))
+        given = (partial(collect, every=False), partial(spread, every=False))  # a shared token's rows all give the same
+        q, k, v = (Linear.apply(states, *read) for states in (q, k, v))
         attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        result = Collect.apply(attended, packed_layout)
+        result = Linear.apply(attended, *given)
     return result.unsqueeze(0), None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cai_cli.models.packed_attention import pack, packed_attention
+from cai_cli.models.packed_attention import Linear, Map, pack, packed_attention
 
 NAME = "cai_packed_rows"
 
@@ -88,7 +88,7 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
         found = whole(pick(hidden[0], places).unsqueeze(0))
         if not isinstance(found, Tensor) or found.shape[:2] != (1, len(places)):
             raise TypeError("an MLP that gives more than a state for each token")
-        return Put.apply(found[0], places, hidden.size(1)).unsqueeze(0)
+        return put(found[0], places, hidden.size(1)).unsqueeze(0)
 
     mlp.forward = part
     try:
@@ -128,34 +128,19 @@ def can_pack(model: Any, longest: int) -> bool:
     return bool((states.float() - expected).abs().max() <= close * expected.abs().max())
 
 
-class Pick(torch.autograd.Function):
-    """(count, D) -> (N, D): the rows at distinct `places`; unlike indexing, its gradient is a copy, not a sum."""
-
-    @staticmethod
-    def forward(context: Any, values: Tensor, places: Tensor) -> Tensor:
-        context.save_for_backward(places)
-        context.count = values.size(0)
-        return values.index_select(0, places)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        table = gradient.new_zeros(context.count, *gradient.shape[1:])
-        return table.index_copy_(0, context.saved_tensors[0], gradient), None
-
-
 def pick(values: Tensor, places: Tensor) -> Tensor:
     """The rows of (count, D) at distinct places (N,)."""
-    return Pick.apply(values, places)
+    return Linear.apply(values, taking(places), putting(places, len(values)))
 
 
-class Put(torch.autograd.Function):
-    """(N, D) -> (count, D): the rows at distinct `places`, zeros elsewhere."""
+def put(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """(N, D) -> (count, D): the rows at distinct places, zeros elsewhere."""
+    return Linear.apply(values, putting(places, count), taking(places))
 
-    @staticmethod
-    def forward(context: Any, values: Tensor, places: Tensor, count: int) -> Tensor:
-        context.save_for_backward(places)
-        return values.new_zeros(count, *values.shape[1:]).index_copy_(0, places, values)
 
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient.index_select(0, context.saved_tensors[0]), None, None
+def taking(places: Tensor) -> Map:
+    return lambda values: values.index_select(0, places)
+
+
+def putting(places: Tensor, count: int) -> Map:
+    return lambda values: values.new_zeros(count, *values.shape[1:]).index_copy_(0, places, values)

@@ -132,7 +132,8 @@ class Trainer:
             passes = {"value": self.first_pass(episodes, self.value.learner, self.value_of)}
             if self.recompute:
                 passes["policy"] = self.first_pass(episodes, self.policy.learner, self.logprobs_of)
-        values, again = passes["value"].detach(), passes["policy"].detach() if self.recompute else None
+        values = passes["value"].detach()
+        again = passes["policy"].detach() if self.recompute else None
         gap = None if again is None else self.gap(episodes, again)
         episodes = with_passes(episodes, reference, values, again)
         kls = sequence_kl(episodes.logprobs, episodes.reference_logprobs, episodes.mask).tolist()

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SPEED_BAR, MEMORY_BAR = 2.5, 0.5
 HELD_OUT = 768
 LATER_STEPS = 8
+TITLES = {"trl": "TRL 1.12", "full": "cai ppo", "lora": "cai --lora"}
 VOCABULARY = 32_000
 RANDOM = {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 22, "num_attention_heads": 20}
 
@@ -243,16 +244,14 @@ def at_kl(curve: list[tuple[float, float]], kl: float) -> float:
 def compare(o: argparse.Namespace, folder: Path) -> bool:
     """Print the table; True when every bar is reached."""
     sides = {
-        "TRL 1.12": ("trl",),
-        "cai ppo": ("cai", f"--microbatch={o.microbatch}"),
-        "cai --lora": ("cai", f"--microbatch={o.lora_microbatch}", "--lora"),
+        "trl": ("trl",),
+        "full": ("cai", f"--microbatch={o.microbatch}"),
+        "lora": ("cai", f"--microbatch={o.lora_microbatch}", "--lora"),
     }
     rounds = []
     for n in range(o.rounds):
         more = () if n == 0 else (f"--steps={min(o.steps, LATER_STEPS)}", "--eval-prompts=")
-        rounds.append(
-            {name: child(o, words[0], folder / f"{n}-{words[0]}{len(words)}", *words[1:], *more) for name, words in sides.items()}
-        )
+        rounds.append({name: child(o, kind, folder / f"{n}-{name}", *words, *more) for name, (kind, *words) in sides.items()})
     trl, full, lora = rounds[0].values()
     precision = "bfloat16 mixed precision" if o.bf16 else "float32"
     print(f"batch {o.batch}, {o.epochs} epochs of 1 minibatch, replies of at most {o.max_new_tokens} tokens,", end=" ")
@@ -260,18 +259,18 @@ def compare(o: argparse.Namespace, folder: Path) -> bool:
     print(f"{'':12}{'s/step':>8}{'episodes/s':>12}{'ratio':>7}{'MB above bare':>15}{'ratio':>7}   generate / score / update")
     for times in rounds:
         for name, side in times.items():
-            speed, memory = times["TRL 1.12"]["seconds"] / side["seconds"], side["above_mb"] / trl["above_mb"]
+            speed, memory = times["trl"]["seconds"] / side["seconds"], side["above_mb"] / trl["above_mb"]
             split = " / ".join(f"{value:.3f}" for value in side["phases"].values()) if "phases" in side else ""
             rate = o.batch / side["seconds"]
             held = f"{side['above_mb']:15.1f}{memory:7.2f}" if times is rounds[0] else " " * 22
-            print(f"{name:12}{side['seconds']:8.3f}{rate:12.1f}{speed:7.2f}{held}   {split}")
-    ratios = [times["TRL 1.12"]["seconds"] / times["cai ppo"]["seconds"] for times in rounds]
+            print(f"{TITLES[name]:12}{side['seconds']:8.3f}{rate:12.1f}{speed:7.2f}{held}   {split}")
+    ratios = [times["trl"]["seconds"] / times["full"]["seconds"] for times in rounds]
     speed, memory = statistics.median(ratios), lora["above_mb"] / trl["above_mb"]
     reached = speed >= SPEED_BAR and memory <= MEMORY_BAR
     print(f"full: {speed:.2f}x TRL's episodes/s ({min(ratios):.2f} to {max(ratios):.2f}; bar {SPEED_BAR});", end=" ")
     print(f"LoRA: {memory:.2f} of TRL's memory (bar {MEMORY_BAR})")
     if o.eval_prompts:
-        theirs = child(o, "policy", folder / "0-trl1")
+        theirs = child(o, "policy", folder / "0-trl")
         kl, score = full["curve"][-1]
         ours = at_kl(full["curve"], theirs["kl"])
         print(f"held out, at the start {full['curve'][0][1]:.3f}; after {o.steps} steps: TRL {theirs['score']:.3f}", end=" ")
