@@ -41,13 +41,30 @@ def read_places(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rows[kept], columns[kept]
 
 
+def tree_rows() -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, W) ids of three prompts, two of which start alike, with four replies to each; and their lengths."""
+    generator = torch.Generator().manual_seed(2)
+    prompts = [[*START, 20, 21, 22], [*START, 20, 23], [30, 31, 32]]
+    rows = [
+        [*prompt, *torch.randint(40, 99, (length,), generator=generator).tolist()]
+        for prompt in prompts
+        for length in (3, 1, 7, 2)
+    ]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return ids, torch.tensor([len(row) for row in rows])
+
+
 @pytest.mark.parametrize("short", [512, 0])
 @pytest.mark.parametrize("kv_heads", [4, 1])
-def test_a_shared_start_is_computed_once_and_changes_nothing(monkeypatch, short, kv_heads):
-    """States and all gradients, with attention written out and by PyTorch's."""
+@pytest.mark.parametrize("table_rows", [5, 32])
+@pytest.mark.parametrize("make_rows", [ragged_rows, tree_rows])
+def test_shared_starts_are_computed_once_and_change_nothing(monkeypatch, short, kv_heads, table_rows, make_rows):
+    """States and all gradients, with attention written out and by PyTorch's, in one table and in several."""
     monkeypatch.setattr(packed_attention, "SHORT", short)
+    monkeypatch.setattr(packed_attention, "TABLE_ROWS", table_rows)
     model = small_lm(kv_heads)
-    ids, lengths = ragged_rows()
+    ids, lengths = make_rows()
     rows, columns = read_places(lengths)
     weight = torch.randn(len(rows), 32, generator=torch.Generator().manual_seed(1))
     packed_ids = []
@@ -63,27 +80,38 @@ def test_a_shared_start_is_computed_once_and_changes_nothing(monkeypatch, short,
                 states = model.model(input_ids=ids, use_cache=False)[0][rows, columns]
             (states * weight).sum().backward()
         found.append([states.detach(), *(parameter.grad.clone() for parameter in model.model.parameters())])
-    assert packed_ids[-1].shape == (1, int((lengths - len(START)).sum()) + len(START))
-    assert packed_ids[-1][0, : len(START)].tolist() == START
+    assert packed_ids[-1].shape == (1, distinct_tokens(ids, lengths, rows, columns))
     for padded, packed in zip(*found, strict=True):
         assert padded.abs().max() > 1e-3
         assert torch.allclose(padded, packed, atol=1e-5, rtol=1e-4)
 
 
+def distinct_tokens(ids: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> int:
+    """How many starts there are among rows, counting those which end at or after a row's first read token for each row."""
+    first = [min(columns[rows == row].tolist(), default=length) for row, length in enumerate(lengths.tolist())]
+    starts = {tuple(row[: n + 1].tolist()) for row, read in zip(ids, first, strict=True) for n in range(read)}
+    return len(starts) + int((lengths - torch.tensor(first)).sum())
+
+
 def test_packed_ids_and_positions_by_hand():
-    ids = torch.tensor([[5, 6, 7, 0], [5, 6, 8, 9]])
-    packed_ids, positions, layout = pack(ids, torch.tensor([3, 4]), shared=2)
-    assert packed_ids.tolist() == [[5, 6, 7, 8, 9]]
-    assert positions.tolist() == [[0, 1, 2, 2, 3]]
-    assert layout.places.tolist() == [2, 6, 7]
-    assert layout.gaps.tolist() == [3]
-    assert (layout.starts[torch.tensor([0, 1, 1])] + torch.tensor([2, 2, 3])).tolist() == [2, 3, 4]
-    packed = torch.arange(5.0).view(5, 1, 1)
-    table = layout.spread(packed, every=True)
-    assert table.flatten().tolist() == [0, 1, 2, 0, 0, 1, 3, 4]
-    assert layout.spread(packed, every=False).flatten().tolist() == [0, 1, 2, 0, 0, 0, 3, 4]
-    assert layout.collect(table, every=False).flatten().tolist() == [0, 1, 2, 3, 4]
-    assert layout.collect(table, every=True).flatten().tolist() == [0, 2, 2, 3, 4]
+    """Rows 5 6 7, 5 6 8 9, 5 6 8 and 4, of which the second and third share three tokens, and all but the last share two."""
+    ids = torch.tensor([[5, 6, 7, 0], [5, 6, 8, 9], [5, 6, 8, 1], [4, 0, 0, 0]])
+    packed_ids, positions, layout = pack(ids, torch.tensor([3, 4, 4, 1]), starts=torch.tensor([2, 3, 3, 0]))
+    assert packed_ids.tolist() == [[5, 6, 7, 9, 8, 1, 4]]
+    assert positions.tolist() == [[0, 1, 2, 3, 2, 3, 0]]
+    assert layout.tokens[1].tolist() == [0, 1, 4, 3]
+    assert layout.tokens[2].tolist() == [0, 1, 4, 5]
+    assert layout.shapes == [(4, 4)]
+    packed = torch.arange(10.0, 17).view(7, 1, 1)
+    (table,) = layout.tables(layout.read(packed))
+    assert table[0, 0, :1].tolist() == [[16]]
+    assert table[1, 0, :3].flatten().tolist() == [10, 11, 12]
+    assert table[2, 0].flatten().tolist() == [10, 11, 14, 13]
+    assert table[3, 0].flatten().tolist() == [10, 11, 14, 15]
+    (given,) = layout.tables(layout.give(packed))
+    assert given.flatten().tolist() == [16, 0, 0, 0, 10, 11, 12, 0, 0, 0, 0, 13, 0, 0, 14, 15]
+    assert layout.answer(layout.give(packed)).flatten().tolist() == packed.flatten().tolist()
+    assert layout.gather(layout.read(packed)).flatten().tolist() == [30, 33, 12, 13, 28, 15, 16]
 
 
 def seen_by_mlps(model) -> list[int]:

@@ -1,14 +1,14 @@
 """Attention of packed rows: rows of different lengths lie end to end, and meet as padded tables inside attention alone.
 
-A packed row is (1, N): what all rows start with, once, and then the rest of each of the B rows. `packed_attention` is a function
-for transformers' attention interface; its tables (B, H, W, D) are padded on the right, where causal attention needs no mask.
+A packed row is (1, N): the tokens of B rows, where what several rows start with is there once. `packed_attention` is a function
+for transformers' attention interface; its tables (R, H, W, D), of rows of like length, are padded on the right, where causal
+attention needs no mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,56 +18,76 @@ from torch.nn.functional import scaled_dot_product_attention
 PLAIN = {"dropout", "scaling", "sliding_window", "position_ids", "is_causal", "use_cache", "cache_position", "past_key_values"}
 Map = Callable[[Tensor], Tensor]
 SHORT = 512  # Tokens up to which attention written out is the faster one on a CPU.
+TABLE_ROWS = 32  # Rows of a table on a CPU, where padding costs more than another product.
 
 
 @dataclass(slots=True)
 class Layout:
-    """Where packed tokens lie in tables of B rows and W columns.
+    """Where the N packed tokens of B rows lie in tables of R rows and W columns, whose S slots are counted through.
 
-    The first `shared` packed tokens are the first columns of every row; the other N - shared ones are at `places` of the
-    flattened (B, W), padding at `gaps`. Row r's column c, not a shared one, is the packed token starts[r] + c.
+    `tokens` (B, W): the packed token at each place of the rows; anything at padding. `shapes`: (R, W) of each table.
+    `slots` (S,): the packed token that each slot reads; anything at padding. `homes` (N,): the one slot that answers for a
+    token. `copies` (C,): the other slots that read one.
     """
 
-    rows: int
-    width: int
-    shared: int
-    places: Tensor
-    starts: Tensor
-    gaps: Tensor
-    by_heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tokens: Tensor
+    shapes: list[tuple[int, int]]
+    slots: Tensor
+    homes: Tensor
+    copies: Tensor
+    by_heads: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def slots(self, heads: int) -> tuple[Tensor, Tensor]:
-        """Where each head of the tokens that are not shared lies in the flattened (B, H, W), in their order; and of the gaps."""
+    def indices(self, heads: int) -> tuple[Tensor, ...]:
+        """The same for each head: what slots read, homes, copies, and the tokens of the copies.
+
+        Tokens are (N, H) flattened, tables (R, H, W) flattened and end to end.
+        """
         if heads not in self.by_heads:
-
-            def of(places: Tensor) -> Tensor:
-                row, column = places // self.width, places % self.width
-                head = torch.arange(heads, device=places.device)
-                return ((row.unsqueeze(-1) * heads + head) * self.width + column.unsqueeze(-1)).flatten()
-
-            self.by_heads[heads] = of(self.places), of(self.gaps)
+            head = torch.arange(heads, device=self.slots.device)
+            tokens = self.slots.unsqueeze(-1) * heads + head
+            cells = torch.arange(tokens.numel(), device=head.device)
+            tables = zip(tokens.split(self.sizes()), cells.split(self.sizes(heads)), self.shapes, strict=True)
+            reads, places = [], []
+            for read, place, (rows, width) in tables:
+                reads.append(read.view(rows, width, heads).transpose(1, 2).flatten())
+                places.append(place.view(rows, heads, width).transpose(1, 2).flatten(0, 1))
+            place = torch.cat(places)
+            copied = tokens[self.copies].flatten()
+            self.by_heads[heads] = torch.cat(reads), place[self.homes].flatten(), place[self.copies].flatten(), copied
         return self.by_heads[heads]
 
-    def spread(self, packed: Tensor, every: bool) -> Tensor:
-        """(N, H, D) -> (B, H, W, D), zeros at padding; shared tokens in `every` row, or in the first alone."""
-        _, heads, size = packed.shape
-        slots, gaps = self.slots(heads)
-        table = packed.new_empty(self.rows * heads * self.width, size)
-        table.index_copy_(0, slots, packed[self.shared :].reshape(-1, size)).index_fill_(0, gaps, 0)
-        table = table.view(self.rows, heads, self.width, size)
-        start = packed[: self.shared].transpose(0, 1)
-        table[0, :, : self.shared] = start
-        table[1:, :, : self.shared] = start if every else 0
-        return table
+    def sizes(self, heads: int = 1) -> list[int]:
+        return [rows * heads * width for rows, width in self.shapes]
 
-    def collect(self, table: Tensor, every: bool) -> Tensor:
-        """(B, H, W, D) -> (N, H, D); shared tokens summed over `every` row, or those of the first alone."""
-        _, heads, _, size = table.shape
-        packed = table.new_empty(self.shared + len(self.places), heads, size)
-        torch.index_select(table.reshape(-1, size), 0, self.slots(heads)[0], out=packed[self.shared :].view(-1, size))
-        start = table[:, :, : self.shared].sum(0) if every else table[0, :, : self.shared]
-        packed[: self.shared] = start.transpose(0, 1)
+    def tables(self, cells: Tensor) -> list[Tensor]:
+        """Cells of all tables (S * H, D) -> each as (R, H, W, D)."""
+        heads = len(cells) // len(self.slots)
+        pieces = zip(cells.split(self.sizes(heads)), self.shapes, strict=True)
+        return [piece.view(rows, heads, width, -1) for piece, (rows, width) in pieces]
+
+    def read(self, packed: Tensor) -> Tensor:
+        """(N, H, D) -> (S * H, D): to every slot its token; to padding, any."""
+        return packed.reshape(-1, packed.size(-1)).index_select(0, self.indices(packed.size(1))[0])
+
+    def gather(self, cells: Tensor) -> Tensor:
+        """(S * H, D) -> (N, H, D): the transpose of `read`, with zeros at padding. Sums what copies of a token hold."""
+        packed = self.answer(cells)
+        _, _, copies, tokens = self.indices(packed.size(1))
+        if len(copies):
+            flat, copied = packed.view(-1, packed.size(-1)), cells.index_select(0, copies)
+            flat.scatter_add_(0, tokens.unsqueeze(-1).expand_as(copied), copied)
         return packed
+
+    def answer(self, cells: Tensor) -> Tensor:
+        """(S * H, D) -> (N, H, D): what the home of each token holds."""
+        heads = len(cells) // len(self.slots)
+        return cells.index_select(0, self.indices(heads)[1]).view(len(self.homes), heads, -1)
+
+    def give(self, packed: Tensor) -> Tensor:
+        """(N, H, D) -> (S * H, D): the transpose of `answer`. To each home its token, zeros elsewhere."""
+        _, heads, size = packed.shape
+        cells = packed.new_zeros(len(self.slots) * heads, size)
+        return cells.index_copy_(0, self.indices(heads)[1], packed.reshape(-1, size))
 
 
 class Linear(torch.autograd.Function):
@@ -91,42 +111,77 @@ class ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float) -> Tensor:
-        q, k, v = (layout.spread(packed, every=True).flatten(0, 1) for packed in (query, key, value))
-        later = torch.full((layout.width, layout.width), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
-        scores = torch.baddbmm(later, q, k.transpose(1, 2), alpha=scaling)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
-        context.save_for_backward(q, k, v, weights)
+        read = [layout.read(packed) for packed in (query, key, value)]
+        attended = torch.empty_like(read[0])
+        kept = []
+        for q, k, v, out in batches(layout, *read, attended):
+            later = torch.full((q.size(1), q.size(1)), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
+            weights = torch.softmax(torch.baddbmm(later, q, k.transpose(1, 2), alpha=scaling), dim=-1, dtype=torch.float32)
+            torch.bmm(weights.to(v.dtype), v, out=out)
+            kept.append(weights)
+        context.save_for_backward(*read, *kept)
         context.layout, context.scaling = layout, scaling
-        return layout.collect(torch.bmm(weights.to(v.dtype), v).unflatten(0, (layout.rows, -1)), every=False)
+        return layout.answer(attended)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, weights = context.saved_tensors
+        query, key, value, *kept = context.saved_tensors
         layout, scaling = context.layout, context.scaling
-        given = layout.spread(gradient, every=False).flatten(0, 1)
-        for_value = torch.bmm(weights.to(v.dtype).transpose(1, 2), given)
-        for_weights = torch.bmm(given, v.transpose(1, 2)).float()
-        # Of softmax, in one pass: weights * (for_weights - sum(weights * for_weights)).
-        for_scores = torch._softmax_backward_data(for_weights, weights, -1, torch.float32).to(q.dtype)
-        for_query = torch.baddbmm(q, for_scores, k, beta=0, alpha=scaling)
-        for_key = torch.baddbmm(k, for_scores.transpose(1, 2), q, beta=0, alpha=scaling)
-        tables = (for_query, for_key, for_value)
-        return *(layout.collect(table.unflatten(0, (layout.rows, -1)), every=True) for table in tables), None, None
+        found = [torch.empty_like(query) for _ in range(3)]
+        tables = batches(layout, query, key, value, layout.give(gradient), *found)
+        for weights, (q, k, v, given, for_query, for_key, for_value) in zip(kept, tables, strict=True):
+            torch.bmm(weights.to(v.dtype).transpose(1, 2), given, out=for_value)
+            for_weights = torch.bmm(given, v.transpose(1, 2)).float()
+            # Of softmax, in one pass: weights * (for_weights - sum(weights * for_weights)).
+            for_scores = torch._softmax_backward_data(for_weights, weights, -1, torch.float32).to(q.dtype)
+            torch.baddbmm(q, for_scores, k, beta=0, alpha=scaling, out=for_query)
+            torch.baddbmm(k, for_scores.transpose(1, 2), q, beta=0, alpha=scaling, out=for_key)
+        return *(layout.gather(cells) for cells in found), None, None
 
 
-def pack(ids: Tensor, lengths: Tensor, shared: int = 0) -> tuple[Tensor, Tensor, Layout]:
+def batches(layout: Layout, *cells: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """For each table, its part of each of the cells as (R * H, W, D)."""
+    return zip(*([table.flatten(0, 1) for table in layout.tables(some)] for some in cells), strict=True)
+
+
+def pack(ids: Tensor, lengths: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Layout]:
     """Right-padded ids (B, W) with lengths (B,) -> packed ids (1, N), position_ids (1, N), and their layout.
 
-    `shared`: how many leading columns are the same in all rows, and to be computed once.
+    `starts` (B,): how many leading tokens of each row may be computed once for all rows that start with them.
     """
-    columns = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
+    count, width = ids.shape
+    columns = torch.arange(width, device=ids.device).expand_as(ids)
     real = columns < lengths.unsqueeze(-1)
-    rest = real & (columns >= shared)
-    places, gaps = (which.flatten().nonzero().squeeze(-1) for which in (rest, ~real))
-    starts = (lengths - shared).cumsum(0) - (lengths - shared)
-    layout = Layout(ids.size(0), ids.size(1), shared, places, starts, gaps)
-    packed_ids, positions = (torch.cat([of[0, :shared], of[rest]]).unsqueeze(0) for of in (ids, columns))
-    return packed_ids, positions, layout
+    holders = first_holders(ids, torch.minimum(starts, lengths))
+    own = real & (holders == torch.arange(count, device=ids.device).unsqueeze(-1))
+    numbers = (own.flatten().cumsum(0) - 1).clamp(min=0).view_as(own)
+    tokens = numbers.gather(0, holders)
+    size = TABLE_ROWS if ids.device.type == "cpu" else count
+    shapes, slots, kept = [], [], []
+    for rows in lengths.argsort(stable=True).split(size):
+        longest = int(lengths[rows[-1]])
+        shapes.append((len(rows), longest))
+        slots.append(tokens[rows, :longest].flatten())
+        kept.append(torch.stack([own[rows, :longest], real[rows, :longest]]).flatten(1))
+    read = torch.cat(slots)
+    held, holds = torch.cat(kept, dim=1)
+    at_home, copies = held.nonzero().squeeze(-1), (holds & ~held).nonzero().squeeze(-1)
+    homes = torch.empty_like(at_home).index_copy_(0, read[at_home], at_home)
+    layout = Layout(tokens, shapes, read, homes, copies)
+    return ids[own].unsqueeze(0), columns[own].unsqueeze(0), layout
+
+
+def first_holders(ids: Tensor, starts: Tensor) -> Tensor:
+    """(B, W): the row that holds the token of each place, for all rows which start alike up to there; `starts` as for `pack`."""
+    count, width = ids.shape
+    numbers = torch.arange(count, device=ids.device).unsqueeze(-1)
+    order = torch.unique(ids, dim=0, return_inverse=True)[1].argsort(stable=True)  # lexicographic
+    rows, may_share = ids[order], torch.arange(width, device=ids.device) < starts[order].unsqueeze(-1)
+    differs = (rows[1:] != rows[:-1]).long().cumsum(-1).clamp(max=1)  # from the row before, here or further left
+    first = (torch.cat([differs.new_ones(1, width), differs]) * numbers).cummax(0).values  # of the rows that are alike up to here
+    holders = torch.full_like(ids, count).scatter_reduce(0, first, torch.where(may_share, numbers, count), "amin")
+    holders = torch.where(may_share, holders.gather(0, first), numbers)
+    return torch.empty_like(ids).index_copy_(0, order, order[holders])
 
 
 def packed_attention(
@@ -145,16 +200,17 @@ def packed_attention(
         raise TypeError(f"attention with {', '.join(odd) or 'a mask'}")
     grouped = query.size(1) != key.size(1)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    if q.device.type == "cpu" and packed_layout.width <= SHORT:
+    if q.device.type == "cpu" and packed_layout.shapes[-1][1] <= SHORT:
         k, v = (states.repeat_interleave(q.size(1) // states.size(1), dim=1) if grouped else states for states in (k, v))
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else v.dtype
         scaling = q.size(-1) ** -0.5 if scaling is None else scaling
         result = ShortAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), packed_layout, scaling)
     else:
-        spread, collect = packed_layout.spread, packed_layout.collect
-        read = (partial(spread, every=True), partial(collect, every=True))
-        given = (partial(collect, every=False), partial(spread, every=False))  # a shared token's rows all give the same
-        q, k, v = (Linear.apply(states, *read) for states in (q, k, v))
-        attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        result = Linear.apply(attended, *given)
+        layout = packed_layout
+        tables = zip(*(layout.tables(Linear.apply(states, layout.read, layout.gather)) for states in (q, k, v)), strict=True)
+        attended = [
+            scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped).flatten(0, 2)
+            for q, k, v in tables
+        ]
+        result = Linear.apply(torch.cat(attended), layout.answer, layout.give)
     return result.unsqueeze(0), None

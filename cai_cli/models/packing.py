@@ -1,8 +1,8 @@
 """Rows of different lengths as one row without padding: linear layers meet real tokens alone, attention each row apart.
 
-What all rows start with is computed once, and the last layer's MLP only where a state is read. This works for every architecture
-that goes through transformers' attention interface and whose attention is plain and causal; `prepare` tries it, and the others
-get padded rows.
+What several rows start with is computed once, and the last layer's MLP only where a state is read. This works for every
+architecture that goes through transformers' attention interface and whose attention is plain and causal; `prepare` tries it, and
+the others get padded rows.
 """
 
 from __future__ import annotations
@@ -61,11 +61,10 @@ def is_packed(model: Any) -> bool:
 
 def packed_states(model: Any, ids: Tensor, lengths: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(M, D): last hidden states of right-padded ids (B, W) at M places (rows, columns). Inside `packed_rows` only."""
-    first = int(columns.min()) if len(columns) else 0
-    shared = int((ids[:, :first] == ids[:1, :first]).all(0).long().cumprod(0).sum())
+    starts = lengths.scatter_reduce(0, rows, columns, "amin")  # What is read of a row is its own.
     width = int(lengths.max())
-    packed_ids, positions, layout = pack(ids[:, :width], lengths, shared)
-    places = layout.starts[rows] + columns
+    packed_ids, positions, layout = pack(ids[:, :width], lengths, starts)
+    places = layout.tokens[rows, columns]
     with last_mlp_at(model, places):
         hidden = model.base_model(input_ids=packed_ids, position_ids=positions, use_cache=False, packed_layout=layout)[0]
     return pick(hidden[0], places)
