@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cai_cli.models.packed_attention import Linear, Map, pack, packed_attention
+from cai_cli.models.written_out import Parts, find, replaced, written_out
 
 NAME = "cai_packed_rows"
 
@@ -24,6 +25,7 @@ def prepare(model: Any, longest: int, packs: bool = True) -> None:
 
     And whether its last layer's MLP can leave out the tokens whose states nobody reads.
     """
+    model.cai_parts = find(model)
     model.cai_trims = True
     model.cai_packs = packs and can_pack(model, longest)
     if packs and not model.cai_packs:
@@ -48,7 +50,8 @@ def packed_rows(model: Any) -> Iterator[None]:
     for config in configs:
         config._attn_implementation = NAME
     try:
-        yield
+        with written_out(getattr(model, "cai_parts", Parts([], []))):
+            yield
     finally:
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = implementation
@@ -81,7 +84,7 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
     if mlp is None:
         yield
         return
-    whole, replaced = mlp.forward, vars(mlp).get("forward")  # accelerate's hooks put theirs into the module itself
+    whole = mlp.forward
 
     def part(hidden: Tensor) -> Tensor:
         found = whole(pick(hidden[0], places).unsqueeze(0))
@@ -89,13 +92,8 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
             raise TypeError("an MLP that gives more than a state for each token")
         return put(found[0], places, hidden.size(1)).unsqueeze(0)
 
-    mlp.forward = part
-    try:
+    with replaced(mlp, "forward", part):
         yield
-    finally:
-        del mlp.forward
-        if replaced is not None:
-            mlp.forward = replaced
 
 
 def last_mlp(model: Any) -> Any | None:
