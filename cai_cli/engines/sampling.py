@@ -22,7 +22,7 @@ def inverse_cdf(logits: torch.Tensor, uniform: torch.Tensor, temperature: float)
         logprobs = torch.log_softmax(logits.double(), dim=-1)
         token = logprobs.argmax(dim=-1, keepdim=True)
     else:
-        logprobs = torch.log_softmax(logits.double() / temperature, dim=-1)
+        logprobs = torch.log_softmax(logits.double() if temperature == 1 else logits.double() / temperature, dim=-1)
         cumulative = logprobs.exp().cumsum(dim=-1)
         draw = uniform.unsqueeze(-1) * cumulative[:, -1:]
         # right=True passes over tokens of probability 0, whose cumulative value equals their neighbour's.

@@ -14,6 +14,7 @@ from cai_cli.engines.option_scores import OptionScorer, shares_prefixes
 from cai_cli.manifest import device_facts
 from cai_cli.models.chat import Renderer, stop_ids, template_hash, turn_start_ids
 from cai_cli.models.load import context_length, load_lm, load_tokenizer
+from cai_cli.models.written_out import find, written_out
 from cai_cli.options import GenerationOptions, template_kwargs
 from cai_cli.thinking import OPEN, split_thinking
 
@@ -37,6 +38,7 @@ class TransformersEngine:
         self.stop_ids = stop_ids(tokenizer, getattr(model, "generation_config", None))
         self.turn_start_ids = turn_start_ids(tokenizer) - set(self.stop_ids)
         self.context = context_length(model.config)
+        self.parts = find(model)
         # The checkpoint's own sampling settings (top-p, penalties) would change the distribution: none is kept.
         model.generation_config = GenerationConfig(
             eos_token_id=self.stop_ids, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
@@ -51,7 +53,7 @@ class TransformersEngine:
 
     def generate(self, requests: list[Request]) -> list[Completion]:
         """Sampled continuations in the order of the requests."""
-        prompts = [self.renderer.encode(request.prompt) for request in requests]
+        prompts = [ids for (ids,) in self.renderer.encode_all([(request.prompt, [""]) for request in requests])]
         results: dict[int, Completion] = {}
         fitting = []
         for n, request in enumerate(requests):
@@ -70,11 +72,12 @@ class TransformersEngine:
     def _generate_batch(self, requests: list[Request], prompts: list[list[int]]) -> list[Completion]:
         decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.temperature, self.model.device)
         pad = int(self.tokenizer.pad_token_id)
-        if shares_prefixes(self.model):
-            inputs = prefill(self.model, prompts, pad, decoding.longest)
-        else:
-            inputs = dict(zip(("input_ids", "attention_mask"), left_pad(prompts, pad, self.model.device), strict=True))
-        self.model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
+        with written_out(self.parts):
+            if shares_prefixes(self.model):
+                inputs = prefill(self.model, prompts, pad, decoding.longest)
+            else:
+                inputs = dict(zip(("input_ids", "attention_mask"), left_pad(prompts, pad, self.model.device), strict=True))
+            self.model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
         return [self._completion(*row) for row in zip(requests, prompts, decoding.tokens, decoding.logprobs, strict=True)]
 
     def _completion(self, request: Request, prompt: list[int], tokens: list[int], logprobs: list[float]) -> Completion:
@@ -101,7 +104,8 @@ class TransformersEngine:
 
     def score(self, requests: list[OptionRequest]) -> list[list[float] | None]:
         """Log-probabilities of the options of each request, prompt and option encoded together."""
-        return OptionScorer(self.model, self.renderer, self.context, self.batch_size, self.prefix_cache).score(requests)
+        with written_out(self.parts):
+            return OptionScorer(self.model, self.renderer, self.context, self.batch_size, self.prefix_cache).score(requests)
 
 
 def open_engine(path: str, options: GenerationOptions, flag: str = "--model") -> TransformersEngine:

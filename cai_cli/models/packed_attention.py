@@ -199,7 +199,7 @@ def packed_attention(
     if odd or packed_layout is None or attention_mask is not None:
         raise TypeError(f"attention with {', '.join(odd) or 'a mask'}")
     grouped = query.size(1) != key.size(1)
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))  # [0] would pad its gradient with zeros
     if q.device.type == "cpu" and packed_layout.shapes[-1][1] <= SHORT:
         k, v = (states.repeat_interleave(q.size(1) // states.size(1), dim=1) if grouped else states for states in (k, v))
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else v.dtype

@@ -70,7 +70,7 @@ def packed_states(model: Any, ids: Tensor, lengths: Tensor, rows: Tensor, column
     places = layout.tokens[rows, columns]
     with last_mlp_at(model, places):
         hidden = model.base_model(input_ids=packed_ids, position_ids=positions, use_cache=False, packed_layout=layout)[0]
-    return pick(hidden[0], places)
+    return pick(hidden.squeeze(0), places)
 
 
 @contextmanager
@@ -87,10 +87,10 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
     whole = mlp.forward
 
     def part(hidden: Tensor) -> Tensor:
-        found = whole(pick(hidden[0], places).unsqueeze(0))
+        found = whole(pick(hidden.squeeze(0), places).unsqueeze(0))
         if not isinstance(found, Tensor) or found.shape[:2] != (1, len(places)):
             raise TypeError("an MLP that gives more than a state for each token")
-        return put(found[0], places, hidden.size(1)).unsqueeze(0)
+        return put(found.squeeze(0), places, hidden.size(1)).unsqueeze(0)
 
     with replaced(mlp, "forward", part):
         yield
