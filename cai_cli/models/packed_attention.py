@@ -36,6 +36,7 @@ class Layout:
     homes: Tensor
     copies: Tensor
     by_heads: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    masks: dict[int, Tensor] = field(default_factory=dict)
 
     def indices(self, heads: int) -> tuple[Tensor, ...]:
         """The same for each head: what slots read, homes, copies, and the tokens of the copies.
@@ -58,6 +59,13 @@ class Layout:
 
     def sizes(self, heads: int = 1) -> list[int]:
         return [rows * heads * width for rows, width in self.shapes]
+
+    def later(self, table: Tensor) -> Tensor:
+        """(W, W): -inf where a key comes after the query, else 0, for a table (R, W, D)."""
+        width = table.size(1)
+        if width not in self.masks:
+            self.masks[width] = torch.full((width, width), -torch.inf, dtype=table.dtype, device=table.device).triu_(1)
+        return self.masks[width]
 
     def tables(self, cells: Tensor) -> list[Tensor]:
         """Cells of all tables (S * H, D) -> each as (R, H, W, D)."""
@@ -115,8 +123,8 @@ class ShortAttention(torch.autograd.Function):
         attended = torch.empty_like(read[0])
         kept = []
         for q, k, v, out in batches(layout, *read, attended):
-            later = torch.full((q.size(1), q.size(1)), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
-            weights = torch.softmax(torch.baddbmm(later, q, k.transpose(1, 2), alpha=scaling), dim=-1, dtype=torch.float32)
+            scores = torch.baddbmm(layout.later(q), q, k.transpose(1, 2), alpha=scaling)
+            weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
             torch.bmm(weights.to(v.dtype), v, out=out)
             kept.append(weights)
         context.save_for_backward(*read, *kept)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from cai_cli.models.packing import is_packed, packed_states, pick
@@ -36,6 +35,22 @@ def hidden_states(model: Any, ids: Tensor) -> Tensor:
     return model.base_model(input_ids=ids, use_cache=False)[0]
 
 
+class LogProbability(torch.autograd.Function):
+    """log softmax(z)_t of logits z (N, V) at tokens t (N,): (N,). The derivative, e_t - softmax(z), needs no second (N, V)."""
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, tokens: Tensor) -> Tensor:
+        logprobs = torch.log_softmax(logits, dim=-1)
+        context.save_for_backward(logprobs, tokens)
+        return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logprobs, tokens = context.saved_tensors
+        gradient = gradient.unsqueeze(-1)
+        return logprobs.exp().mul_(-gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
+
+
 def token_logprobs(head: Any, states: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """(N,) float32 log-probabilities of tokens (N,) given states (N, D), under the sampling temperature."""
 
@@ -43,7 +58,7 @@ def token_logprobs(head: Any, states: Tensor, tokens: Tensor, temperature: float
         logits = head(some_states).float()
         if temperature not in (0, 1):
             logits = logits / temperature
-        return -cross_entropy(logits, some_tokens, reduction="none")
+        return LogProbability.apply(logits, some_tokens)
 
     rows = max(1, CHUNK_LOGITS // head.weight.size(0))
     if len(states) <= rows:
