@@ -23,7 +23,7 @@ PMP ?= --format chat --pairs-per-question 2 --min-score-gap 2 --lm-coef 1 --lear
 AI_WEIGHT ?= 3
 TRAIN_PM ?= --lm-coef 0.5 --learning-rate 1e-3 --lr-scheduler-type linear $(OPTIMISE)
 PPO ?= --steps 72 --rollout-batch-size 128 --num-ppo-epochs 1 --learning-rate 2e-4 --lr-scheduler-type cosine \
-  --value-learning-rate 5e-4 --kl-coef 0.15 --per-device-train-batch-size 64 --max-new-tokens 64 --batch-size 256
+  --value-learning-rate 5e-4 --kl-coef 0.25 --per-device-train-batch-size 64 --max-new-tokens 64 --batch-size 256
 
 WRITTEN := $(PROMPTS) $(HELPFUL_PROMPTS) $(LABEL_PROMPTS) $(RL_PROMPTS) $(POSTS) $(HUMAN) $(CONSTITUTION)
 $(WRITTEN) &: | setup

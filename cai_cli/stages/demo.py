@@ -45,7 +45,7 @@ STEPS = (
     "train-pm --model {out}/pmp --comparisons {out}/comparisons.jsonl:3 --comparisons {out}/world/human-helpfulness.jsonl"
     " --lm-coef 0.5 --learning-rate 1e-3 --lr-scheduler-type linear " + TRAIN + " --out {out}/pm",
     "ppo --model {out}/sl-cai --pm {out}/pm --prompts {out}/world/rl.jsonl --steps 72 --rollout-batch-size 128 --num-ppo-epochs 1"
-    " --learning-rate 2e-4 --lr-scheduler-type cosine --value-learning-rate 5e-4 --kl-coef 0.15 --per-device-train-batch-size 64"
+    " --learning-rate 2e-4 --lr-scheduler-type cosine --value-learning-rate 5e-4 --kl-coef 0.25 --per-device-train-batch-size 64"
     " --max-new-tokens 64 --batch-size 256 --out {out}/rl-cai",
 )
 COLUMNS = ("harmless", "evasive", "helpful", "helpful_dual", "over_refusal", "nonsense")
