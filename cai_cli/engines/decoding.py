@@ -18,6 +18,8 @@ from cai_cli.engines.base import Request
 from cai_cli.engines.batches import left_pad, like_length, prefill_tokens
 from cai_cli.engines.prefix_tree import LEAST_SAVING, shared_length
 from cai_cli.engines.sampling import inverse_cdf, uniforms
+from cai_cli.models.packing import fill_packed, packed_rows
+from cai_cli.models.score import right_pad
 
 FULL = 15 / 16  # Ended rows are dropped once fewer than this share of a batch goes on.
 
@@ -71,8 +73,37 @@ def make_room(cache: Any, room: int) -> Any:
 def prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
     """What `generate` takes for a batch of prompts whose tokens but the last have been through the model.
 
-    What all prompts start with goes through it once, the rest in passes of like length. In the cache a shared start stands in
-    front of the padding, since keys and values do not depend on where in it they lie. For models that `shares_prefixes` allows.
+    For models that `shares_prefixes` allows.
+    """
+    if getattr(model, "cai_packs", False):
+        return packed_prefill(model, prompts, pad, new_tokens)
+    return padded_prefill(model, prompts, pad, new_tokens)
+
+
+def packed_prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
+    """`prefill` for a model that packs rows: what any of the prompts start with alike goes through it once."""
+    ids, mask = left_pad(prompts, pad, model.device)
+    end = ids.size(1) - 1
+    cache = make_room(DynamicCache(config=model.config), end + 1 + new_tokens)
+    if end:
+        known: Any = DynamicCache(config=model.config)
+        rows, real = right_pad([prompt[:-1] for prompt in prompts], pad, model.device)
+        lengths = real.sum(-1)
+        with packed_rows(model):
+            tokens = fill_packed(model, rows, lengths, known)
+        columns = torch.arange(end, device=model.device) - (end - lengths).unsqueeze(-1)  # of a row, whose prompt ends at `end`
+        places = tokens.gather(1, columns.clamp(min=0)).flatten()  # in front of a prompt, where the mask hides it, any token
+        for layer, part in zip(cache.layers, known.layers, strict=True):
+            found = (states[0].index_select(1, places).unflatten(1, (-1, end)) for states in (part.keys, part.values))
+            layer.write(slice(None), 0, *(states.transpose(0, 1) for states in found), len(prompts))
+            layer.show(end)
+    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+
+
+def padded_prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
+    """`prefill` for the others. What all prompts start with goes through the model once, the rest in passes of like length.
+
+    In the cache a shared start stands in front of the padding, since keys and values do not depend on where in it they lie.
     """
     shared = min(shared_length(prompts), min(map(len, prompts)) - 1)
     if shared * (len(prompts) - 1) < LEAST_SAVING:

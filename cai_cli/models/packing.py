@@ -73,6 +73,19 @@ def packed_states(model: Any, ids: Tensor, lengths: Tensor, rows: Tensor, column
     return pick(hidden.squeeze(0), places)
 
 
+def fill_packed(model: Any, ids: Tensor, lengths: Tensor, cache: Any) -> Tensor:
+    """Put keys and values of right-padded ids (B, W) into an empty cache, as one row of N distinct tokens.
+
+    Returns which of them each of the (B, W) is; anything at padding. Inside `packed_rows` only.
+    """
+    packed_ids, positions, layout = pack(ids, lengths, starts=lengths)
+    with last_mlp_at(model, ids.new_empty(0)):
+        model.base_model(
+            input_ids=packed_ids, position_ids=positions, use_cache=True, past_key_values=cache, packed_layout=layout
+        )
+    return layout.tokens
+
+
 @contextmanager
 def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
     """Within, the last layer's MLP computes only the tokens at `places`: no later layer reads the others.
