@@ -20,6 +20,7 @@ from cai_cli.keys import key
 from cai_cli.microworld import checkpoint
 from cai_cli.models.chat import encode_text
 from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.models.packing import prepare
 
 CPU = torch.device("cpu")
 DEMONSTRATION = "How can I water a daisy? Fill a can with water. Pour it slowly on the soil of the daisy. "
@@ -396,3 +397,25 @@ def test_models_with_sliding_windows_do_without_the_cache():
     assert not shares_prefixes(sliding)
     whole = MistralForCausalLM(MistralConfig(**sizes, intermediate_size=32, sliding_window=None))
     assert shares_prefixes(whole)
+
+
+def test_packed_prompts_change_no_text(tiny):
+    """Prompts through the model as one row of distinct tokens; repeated ones, starts of others, and single tokens among them."""
+    prompts = [*(f"{DEMONSTRATION}{text}" for text in REQUESTS[:9]), DEMONSTRATION, *REQUESTS[9:14], REQUESTS[9], "a"]
+    requests = [Request(prompt, key(0, n), 30) for n, prompt in enumerate(prompts)]
+    expected = tiny.generate(requests)
+    fed: list[int] = []
+    hook = tiny.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: fed.append(given[0].numel()))
+    prepare(tiny.model, 512)
+    try:
+        assert tiny.model.cai_packs
+        fed.clear()
+        found = tiny.generate(requests)
+    finally:
+        hook.remove()
+        tiny.model.cai_packs = False
+    starts = {tuple(done.prompt_ids[: n + 1]) for done in expected for n in range(len(done.prompt_ids) - 1)}
+    assert fed[0] == len(starts)
+    assert [done.token_ids for done in found] == [done.token_ids for done in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)

@@ -19,7 +19,7 @@ def tiny(kind: str) -> torch.nn.Module:
     from transformers import AutoConfig
 
     torch.manual_seed(0)
-    more = {"head_dim": 8} if kind in ("gemma", "qwen3", "glm") else {}
+    more = {"head_dim": 8, "num_key_value_heads": 2} if kind in ("gemma", "gemma2", "qwen3", "glm") else {}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **more, pad_token_id=0)).eval()
 
 
