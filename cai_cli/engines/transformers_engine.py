@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from cai_cli.engines import one_token
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, OptionRequest, Request
 from cai_cli.engines.batches import left_pad, like_length
 from cai_cli.engines.decoding import KeyedDecoding, prefill
@@ -75,14 +73,11 @@ class TransformersEngine:
         decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.temperature, self.model.device)
         pad = int(self.tokenizer.pad_token_id)
         with written_out(self.parts):
-            attention: AbstractContextManager[None] = nullcontext()
             if shares_prefixes(self.model):
                 inputs = prefill(self.model, prompts, pad, decoding.longest)
-                attention = one_token.where_it_can(self.model)
             else:
                 inputs = dict(zip(("input_ids", "attention_mask"), left_pad(prompts, pad, self.model.device), strict=True))
-            with attention:
-                self.model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
+            self.model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
         return [self._completion(*row) for row in zip(requests, prompts, decoding.tokens, decoding.logprobs, strict=True)]
 
     def _completion(self, request: Request, prompt: list[int], tokens: list[int], logprobs: list[float]) -> Completion:

@@ -44,20 +44,14 @@ def packed_rows(model: Any) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)
-    with attention_of(model, NAME), written_out(getattr(model, "cai_parts", Parts([], []))):
-        yield
-
-
-@contextmanager
-def attention_of(model: Any, name: str) -> Iterator[None]:
-    """Within, the model takes the attention function of this name, which transformers knows."""
     held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(config): config for config in held if hasattr(config, "_attn_implementation")}.values()
     before = [config._attn_implementation for config in configs]
     for config in configs:
-        config._attn_implementation = name
+        config._attn_implementation = NAME
     try:
-        yield
+        with written_out(getattr(model, "cai_parts", Parts([], []))):
+            yield
     finally:
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = implementation
