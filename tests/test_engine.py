@@ -399,7 +399,8 @@ def test_models_with_sliding_windows_do_without_the_cache():
     assert shares_prefixes(whole)
 
 
-def test_packed_prompts_change_no_text(tiny):
+@pytest.mark.parametrize("most_tokens", [1 << 11, 150])
+def test_packed_prompts_change_no_text(tiny, monkeypatch, most_tokens):
     """Prompts through the model as one row of distinct tokens; repeated ones, starts of others, and single tokens among them."""
     prompts = [*(f"{DEMONSTRATION}{text}" for text in REQUESTS[:9]), DEMONSTRATION, *REQUESTS[9:14], REQUESTS[9], "a"]
     requests = [Request(prompt, key(0, n), 30) for n, prompt in enumerate(prompts)]
@@ -407,6 +408,7 @@ def test_packed_prompts_change_no_text(tiny):
     fed: list[int] = []
     hook = tiny.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: fed.append(given[0].numel()))
     prepare(tiny.model, 512)
+    monkeypatch.setattr("cai_cli.engines.batches.CPU_PREFILL_TOKENS", most_tokens)
     try:
         assert tiny.model.cai_packs
         fed.clear()
@@ -415,7 +417,7 @@ def test_packed_prompts_change_no_text(tiny):
         hook.remove()
         tiny.model.cai_packs = False
     starts = {tuple(done.prompt_ids[: n + 1]) for done in expected for n in range(len(done.prompt_ids) - 1)}
-    assert fed[0] == len(starts)
+    assert fed[0] == len(starts) if most_tokens == 1 << 11 else fed[0] < len(starts)
     assert [done.token_ids for done in found] == [done.token_ids for done in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)

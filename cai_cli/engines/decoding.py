@@ -7,6 +7,7 @@ stays with transformers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -81,23 +82,36 @@ def prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> 
 
 
 def packed_prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
-    """`prefill` for a model that packs rows: what any of the prompts start with alike goes through it once."""
+    """`prefill` for a model that packs rows: what any prompts of a pass start with alike goes through it once."""
     ids, mask = left_pad(prompts, pad, model.device)
     end = ids.size(1) - 1
     cache = make_room(DynamicCache(config=model.config), end + 1 + new_tokens)
-    if end:
-        known: Any = DynamicCache(config=model.config)
-        rows, real = right_pad([prompt[:-1] for prompt in prompts], pad, model.device)
-        lengths = real.sum(-1)
-        with packed_rows(model):
-            tokens = fill_packed(model, rows, lengths, known)
-        columns = torch.arange(end, device=model.device) - (end - lengths).unsqueeze(-1)  # of a row, whose prompt ends at `end`
-        places = tokens.gather(1, columns.clamp(min=0)).flatten()  # in front of a prompt, where the mask hides it, any token
-        for layer, part in zip(cache.layers, known.layers, strict=True):
-            found = (states[0].index_select(1, places).unflatten(1, (-1, end)) for states in (part.keys, part.values))
-            layer.write(slice(None), 0, *(states.transpose(0, 1) for states in found), len(prompts))
-            layer.show(end)
+    filled = [n for n, prompt in enumerate(prompts) if len(prompt) > 1]
+    lengths = [len(prompts[n]) - 1 for n in filled]
+    for places in like_length(lengths, len(prompts), 0, prefill_tokens(model.device)):
+        rows = [filled[place] for place in places]
+        keys_and_values = packed_pass_over(model, [prompts[n][:-1] for n in rows], pad)
+        for layer, (keys, values) in zip(cache.layers, keys_and_values, strict=True):
+            layer.write(rows, end - keys.size(-2), keys, values, len(prompts))
+    for layer in cache.layers:
+        layer.show(end)
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+
+
+def packed_pass_over(model: Any, rows: list[list[int]], pad: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each layer, keys and values (B, H, T, D) of rows that end at the same place; in front of a row, those of any token."""
+    ids, mask = right_pad(rows, pad, model.device)
+    known: Any = DynamicCache(config=model.config)
+    with packed_rows(model):
+        tokens = fill_packed(model, ids, mask.sum(-1), known)
+    columns = torch.arange(ids.size(1), device=model.device) - (ids.size(1) - mask.sum(-1)).unsqueeze(-1)
+    places = tokens.gather(1, columns.clamp(min=0)).flatten()
+    for part in known.layers:
+        keys, values = (
+            states.squeeze(0).index_select(1, places).unflatten(1, ids.shape).transpose(0, 1)
+            for states in (part.keys, part.values)
+        )
+        yield keys, values
 
 
 def padded_prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
