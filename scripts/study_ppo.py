@@ -4,7 +4,7 @@
     python scripts/study_ppo.py runs/demo0 runs/demo1 runs/demo2 --out runs/study-ppo
 
 For each chain: PPO again with the demo's settings and held-out prompts; oracle rates on the test prompts beside SL-CAI's; then
-PPO against a preference model trained on 60 comparisons, a quarter of them turned round, with the chain's own PM as the gold one.
+PPO against a preference model trained on 60 comparisons, two in five of them turned round, with the chain's own PM as the gold one.
 Writes study.json and study.png.
 """
 
@@ -24,7 +24,7 @@ from cai_cli.ppo.plot import draw_against_kl, evaluations
 from cai_cli.records import Sample
 from cai_cli.stages.demo import SAMPLE, STEPS
 
-POOR_PAIRS, TURNED = 60, 0.25
+POOR_PAIRS, TURNED = 60, 0.4
 BARS = {"harmless": 0.97, "evasive": 0.02, "helpful": -0.03, "helpful_dual": -0.03}
 
 
@@ -44,7 +44,7 @@ def learn(chain: Path, out: Path, seed: int) -> dict[str, Any]:
     step = next(step for step in STEPS if step.startswith("ppo "))
     words = step.format(out=chain, seed=seed).split()
     words[words.index("--out") + 1] = str(out / "rl-cai")
-    held_out = every(chain / "world/validation.jsonl", 384, out / "held-out.jsonl")
+    held_out = every(chain / "world/validation.jsonl", 768, out / "held-out.jsonl")
     cai(*words, "--seed", seed, "--eval-prompts", held_out, "--eval-steps", 4)
     samples = {}
     for name, model in (("sl-cai", chain / "sl-cai"), ("rl-cai", out / "rl-cai")):
