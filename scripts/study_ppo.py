@@ -4,8 +4,8 @@
     python scripts/study_ppo.py runs/demo0 runs/demo1 runs/demo2 --out runs/study-ppo
 
 For each chain: PPO again with the demo's settings and held-out prompts; oracle rates on the test prompts beside SL-CAI's; then
-PPO against a preference model trained on 60 comparisons, two in five of them turned round, with the chain's own PM as the gold one.
-Writes study.json and study.png.
+PPO against a preference model trained on 60 comparisons, two in five of them turned round, with the chain's own PM as the gold
+one. Writes study.json and study.png.
 """
 
 from __future__ import annotations
