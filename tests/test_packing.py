@@ -175,3 +175,15 @@ def test_packed_scores_are_those_of_padded_rows(tmp_path):
         packed = score_all(pm, rows, PAD, 4)
     assert packed == pytest.approx(padded, abs=1e-5)
     assert len(set(padded)) == len(rows)
+
+
+def test_values_narrower_than_queries_are_packed():
+    """Multi-head latent attention: heads of 16 for queries and keys, of 8 for values."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    model = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **ranks, num_key_value_heads=4, first_k_dense_replace=2)).eval()
+    prepare(model, 64)
+    assert model.cai_packs

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from cai_cli.models.written_out import ROTARY, RMSNorm, Rotary, find, replaced, rms_norm, rotary, written_out
+from cai_cli.models.written_out import ROTARY, RMSNorm, Rotary, find, is_same_norm, replaced, rms_norm, rotary, written_out
 
 LLAMA = "transformers.models.llama.modeling_llama"
 SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -92,6 +92,15 @@ def test_parts_are_found_by_what_they_compute(kind, norms, files):
     """Gemma's norm multiplies by 1 + w; GLM turns neighbours instead of halves, and only a part of them."""
     parts = find(tiny(kind))
     assert (len(parts.norms), len(parts.rotary)) == (norms, files)
+
+
+def test_a_norm_with_a_gate_is_left_alone():
+    class Gated(LlamaRMSNorm):
+        def forward(self, values: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+            return super().forward(values if gate is None else values * gate)
+
+    assert not is_same_norm(Gated(16))
+    assert is_same_norm(LlamaRMSNorm(16))
 
 
 def test_within_and_afterwards():

@@ -71,7 +71,7 @@ class Layout:
         """Cells of all tables (S * H, D) -> each as (R, H, W, D)."""
         heads = len(cells) // len(self.slots)
         pieces = zip(cells.split(self.sizes(heads)), self.shapes, strict=True)
-        return [piece.view(rows, heads, width, -1) for piece, (rows, width) in pieces]
+        return [piece.view(rows, heads, width, cells.size(-1)) for piece, (rows, width) in pieces]
 
     def read(self, packed: Tensor) -> Tensor:
         """(N, H, D) -> (S * H, D): to every slot its token; to padding, any."""
@@ -120,7 +120,7 @@ class ShortAttention(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float) -> Tensor:
         read = [layout.read(packed) for packed in (query, key, value)]
-        attended = torch.empty_like(read[0])
+        attended = torch.empty_like(read[2])
         kept = []
         for q, k, v, out in batches(layout, *read, attended):
             scores = torch.baddbmm(layout.later(q), q, k.transpose(1, 2), alpha=scaling)
@@ -135,7 +135,7 @@ class ShortAttention(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, *kept = context.saved_tensors
         layout, scaling = context.layout, context.scaling
-        found = [torch.empty_like(query) for _ in range(3)]
+        found = [torch.empty_like(cells) for cells in (query, key, value)]
         tables = batches(layout, query, key, value, layout.give(gradient), *found)
         for weights, (q, k, v, given, for_query, for_key, for_value) in zip(kept, tables, strict=True):
             torch.bmm(weights.to(v.dtype).transpose(1, 2), given, out=for_value)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -111,7 +112,9 @@ def find(model: Any) -> Parts:
 def is_same_norm(module: Any) -> bool:
     """Whether it is a norm that we know, by its attributes and by what it makes of random values."""
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if not isinstance(weight, Tensor) or not isinstance(epsilon, float) or weight.dim() != 1:
+    if not isinstance(weight, Tensor) or not isinstance(epsilon, float) or weight.dim() != 1 or weight.dtype != torch.float32:
+        return False
+    if len(signature(module.forward).parameters) != 1:  # one that takes a gate besides
         return False
     values = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0))
     return torch.allclose(module(values), normalised(values, epsilon)[0] * weight, atol=1e-5)
