@@ -116,7 +116,7 @@ def test_within_and_afterwards():
         return [parameter.grad.clone() for parameter in model.parameters()]
 
     expected = gradients()
-    with written_out(parts):
+    with written_out(model):
         assert all("forward" in vars(norm) for norm in parts.norms)
         assert getattr(file, ROTARY) is not own
         found = gradients()

@@ -14,7 +14,7 @@ from cai_cli.engines.option_scores import OptionScorer, shares_prefixes
 from cai_cli.manifest import device_facts
 from cai_cli.models.chat import Renderer, stop_ids, template_hash, turn_start_ids
 from cai_cli.models.load import context_length, load_lm, load_tokenizer
-from cai_cli.models.written_out import find, written_out
+from cai_cli.models.written_out import written_out
 from cai_cli.options import GenerationOptions, template_kwargs
 from cai_cli.thinking import OPEN, split_thinking
 
@@ -38,7 +38,6 @@ class TransformersEngine:
         self.stop_ids = stop_ids(tokenizer, getattr(model, "generation_config", None))
         self.turn_start_ids = turn_start_ids(tokenizer) - set(self.stop_ids)
         self.context = context_length(model.config)
-        self.parts = find(model)
         # The checkpoint's own sampling settings (top-p, penalties) would change the distribution: none is kept.
         model.generation_config = GenerationConfig(
             eos_token_id=self.stop_ids, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
@@ -72,7 +71,7 @@ class TransformersEngine:
     def _generate_batch(self, requests: list[Request], prompts: list[list[int]]) -> list[Completion]:
         decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.temperature, self.model.device)
         pad = int(self.tokenizer.pad_token_id)
-        with written_out(self.parts):
+        with written_out(self.model):
             if shares_prefixes(self.model):
                 inputs = prefill(self.model, prompts, pad, decoding.longest)
             else:
@@ -104,7 +103,7 @@ class TransformersEngine:
 
     def score(self, requests: list[OptionRequest]) -> list[list[float] | None]:
         """Log-probabilities of the options of each request, prompt and option encoded together."""
-        with written_out(self.parts):
+        with written_out(self.model):
             return OptionScorer(self.model, self.renderer, self.context, self.batch_size, self.prefix_cache).score(requests)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cai_cli.models.packed_attention import Linear, Map, pack, packed_attention
-from cai_cli.models.written_out import Parts, find, replaced, written_out
+from cai_cli.models.written_out import replaced, written_out
 
 NAME = "cai_packed_rows"
 
@@ -25,7 +25,6 @@ def prepare(model: Any, longest: int, packs: bool = True) -> None:
 
     And whether its last layer's MLP can leave out the tokens whose states nobody reads.
     """
-    model.cai_parts = find(model)
     model.cai_trims = True
     model.cai_packs = packs and can_pack(model, longest)
     if packs and not model.cai_packs:
@@ -50,7 +49,7 @@ def packed_rows(model: Any) -> Iterator[None]:
     for config in configs:
         config._attn_implementation = NAME
     try:
-        with written_out(getattr(model, "cai_parts", Parts([], []))):
+        with written_out(model):
             yield
     finally:
         for config, implementation in zip(configs, before, strict=True):

@@ -125,17 +125,22 @@ def is_same_rotary(file: Any) -> bool:
     generator = torch.Generator().manual_seed(0)
     query, key, angle = (torch.randn(shape, generator=generator) for shape in ((1, 4, 3, 8), (1, 2, 3, 8), (1, 3, 4)))
     cos, sin = angle.cos().repeat(1, 1, 2), angle.sin().repeat(1, 1, 2)
+    own = getattr(file, ROTARY)
     try:
-        theirs = getattr(file, ROTARY)(query, key, cos, sin)
-    except (TypeError, RuntimeError):  # one that takes other arguments, or other shapes
+        pairs = list(zip(own(query, key, cos, sin), rotary(own, query, key, cos, sin), strict=True))
+        return all(torch.allclose(theirs, ours, atol=1e-5) for theirs, ours in pairs)
+    except (TypeError, ValueError, RuntimeError):  # one that takes or gives something else, or other shapes
         return False
-    ours = rotary(getattr(file, ROTARY), query, key, cos, sin)
-    return all(torch.allclose(*pair, atol=1e-5) for pair in zip(theirs, ours, strict=True))
 
 
 @contextmanager
-def written_out(parts: Parts) -> Iterator[None]:
-    """Within, the parts are computed as above. Around the backward pass too, where activations are made again."""
+def written_out(model: Any) -> Iterator[None]:
+    """Within, the model's parts, found out once, are computed as above. Around the backward pass too, where activations are
+    made again.
+    """
+    if not hasattr(model, "cai_parts"):
+        model.cai_parts = find(model)
+    parts: Parts = model.cai_parts
     with ExitStack() as stack:
         for norm in parts.norms:
             stack.enter_context(replaced(norm, "forward", partial(rms_norm, norm, norm.forward)))
