@@ -14,6 +14,7 @@ from tiny import make_model
 from cai_cli.engines.base import LENGTH, STOP
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.ppo.critic import Critic
 from cai_cli.ppo.trainer import Clock, Trainer
 from cai_cli.prompt_files import read_prompts
 from cai_cli.stages import ppo
@@ -102,7 +103,7 @@ def test_a_template_with_several_stop_ids(folder, options, tmp_path):
     assert ended
     for n, completion in enumerate(rollout.completions):
         assert (completion.finish_reason == STOP) == (completion.token_ids[-1] in (2, second))
-        assert (rollout.episodes.rewards[n] < -50) == (completion.finish_reason == LENGTH)
+        assert (rollout.rewards[n] < -50) == (completion.finish_reason == LENGTH)
 
 
 # Prompts and replies at the edge
@@ -194,7 +195,7 @@ def test_the_gold_guard_stops_and_saves_the_best(folder, options, monkeypatch):
         kl_coef=0.0,
     )
     words = lambda text: float(len(text.split(" ")))  # noqa: E731
-    monkeypatch.setattr(Trainer, "scores", lambda self, completions: [words(c.text) for c in completions])
+    monkeypatch.setattr(Critic, "score", lambda self, completions: [words(c.text) for c in completions])
     monkeypatch.setattr(Trainer, "gold_scores", lambda self, prompts, completions: [-words(c.text) for c in completions])
     ppo.run(settings)
     told = facts(settings)

@@ -11,7 +11,7 @@ from cai_cli.models import packed_attention
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.packing import can_pack, prepare, where_it_can
 from cai_cli.ppo import forward
-from cai_cli.ppo.episodes import like_length, make_episodes, over_episodes
+from cai_cli.ppo.episodes import like_length, make_episodes, over_episodes, sampled_logprobs
 from cai_cli.ppo.forward import LogProbability, has_plain_head, response_logprobs, response_values
 from cai_cli.training.advantages import generalised_advantages, token_rewards
 
@@ -43,7 +43,8 @@ def test_a_batch_equals_each_row_alone(models, attention, temperature, monkeypat
         prepare(model, 64, packs="packed" in attention)
         assert model.cai_packs == ("packed" in attention)
     completions = random_completions(13)
-    episodes = make_episodes(completions, [0.0] * 13, PAD, "cpu")
+    episodes = make_episodes(completions, PAD, "cpu")
+    sampled = sampled_logprobs(completions, episodes)
     for batch_size in (1, 4, 64):
         with where_it_can(policy), where_it_can(pm):
             logprobs = over_episodes(episodes, lambda part: logprobs_of(policy, part, temperature), batch_size)
@@ -60,7 +61,7 @@ def test_a_batch_equals_each_row_alone(models, attention, temperature, monkeypat
             for got, wanted in (
                 (logprobs[n], expected.tolist()),
                 (values[n], expected_values.tolist()),
-                (episodes.logprobs[n], completion.logprobs),
+                (sampled[n], completion.logprobs),
             ):
                 assert got[:length].tolist() == pytest.approx(wanted, abs=1e-5)
                 assert not got[length:].any()
@@ -68,7 +69,7 @@ def test_a_batch_equals_each_row_alone(models, attention, temperature, monkeypat
 
 def test_selected_episodes_lose_only_padding():
     completions = random_completions(9)
-    episodes = make_episodes(completions, [float(n) for n in range(9)], PAD, "cpu")
+    episodes = make_episodes(completions, PAD, "cpu")
     part = episodes.select(torch.tensor([7, 2]))
     chosen = [completions[7], completions[2]]
     assert part.ids.size(1) == max(len(c.prompt_ids) + len(c.token_ids) for c in chosen)
@@ -77,8 +78,7 @@ def test_selected_episodes_lose_only_padding():
         row = completion.prompt_ids + completion.token_ids
         assert part.ids[n, : len(row)].tolist() == row
         assert part.prompt_lengths[n] == len(completion.prompt_ids)
-        assert part.logprobs[n, : len(completion.token_ids)].tolist() == pytest.approx(completion.logprobs)
-    assert part.rewards.tolist() == [7.0, 2.0]
+        assert part.mask[n].sum() == len(completion.token_ids)
     nothing = episodes.select(torch.tensor([], dtype=torch.long))
     assert nothing.ids.shape == (0, 0) and nothing.mask.shape == (0, 0)
 
@@ -96,7 +96,7 @@ def test_micro_batches_hold_every_row_once_longest_first(batch_size):
 def test_chunks_of_the_vocabulary_change_nothing(models, monkeypatch):
     """Values and gradients, with 7 rows of logits at a time instead of all."""
     policy, _ = models
-    episodes = make_episodes(random_completions(6), [0.0] * 6, PAD, "cpu")
+    episodes = make_episodes(random_completions(6), PAD, "cpu")
     found = []
     for chunk in (1 << 24, 7 * policy.config.vocab_size):
         monkeypatch.setattr(forward, "CHUNK_LOGITS", chunk)
@@ -115,7 +115,7 @@ def test_chunks_of_the_vocabulary_change_nothing(models, monkeypatch):
 
 def test_packed_rows_give_the_gradients_of_padded_ones(models):
     policy, pm = models
-    episodes = make_episodes(random_completions(7), [0.0] * 7, PAD, "cpu")
+    episodes = make_episodes(random_completions(7), PAD, "cpu")
     weight = torch.randn(episodes.mask.shape, generator=torch.Generator().manual_seed(0))
     for model, compute in ((policy, logprobs_of), (pm, values_of)):
         found = []
@@ -149,7 +149,7 @@ def test_an_architecture_that_caps_its_logits_is_read_through_its_own_head():
     torch.nn.init.normal_(model.lm_head.weight)
     assert not has_plain_head(model) and not can_pack(model, 64)
     completion = random_completions(1)[0]
-    episodes = make_episodes([completion], [0.0], PAD, "cpu")
+    episodes = make_episodes([completion], PAD, "cpu")
     with torch.no_grad():
         got = logprobs_of(model, episodes)[0]
         logits = model(episodes.ids).logits[0, len(completion.prompt_ids) - 1 : -1]
@@ -161,19 +161,21 @@ def test_replies_without_a_token_are_inert(models):
     """Another engine may return them: no reward, no advantage, nothing to learn from."""
     policy, pm = models
     completions = [Completion("", STOP, [5, 6, 7], [], []), *random_completions(2)]
-    episodes = make_episodes(completions, [9.0, 1.0, 2.0], PAD, "cpu")
+    episodes = make_episodes(completions, PAD, "cpu")
     assert not episodes.mask[0].any()
     assert not logprobs_of(policy, episodes)[0].any() and not values_of(pm, episodes)[0].any()
-    rewards = token_rewards(episodes.rewards, episodes.logprobs, episodes.logprobs, episodes.mask, 0.1)
+    sampled, scores = sampled_logprobs(completions, episodes), torch.tensor([9.0, 1.0, 2.0])
+    rewards = token_rewards(scores, sampled, sampled, episodes.mask, 0.1)
     assert rewards.sum(-1).tolist() == [0.0, 1.0, 2.0]
-    advantages, returns = generalised_advantages(rewards, episodes.values, episodes.mask, 1.0, 0.95)
+    advantages, returns = generalised_advantages(rewards, torch.zeros_like(sampled), episodes.mask, 1.0, 0.95)
     assert not advantages[0].any() and not returns[0].any()
 
 
 def test_the_score_lands_on_the_last_generated_token():
     completions = random_completions(5)
-    episodes = make_episodes(completions, [10.0 * n for n in range(5)], PAD, "cpu")
-    rewards = token_rewards(episodes.rewards, episodes.logprobs, episodes.logprobs, episodes.mask, 0.1)
+    episodes = make_episodes(completions, PAD, "cpu")
+    sampled = sampled_logprobs(completions, episodes)
+    rewards = token_rewards(10 * torch.arange(5.0), sampled, sampled, episodes.mask, 0.1)
     for n, completion in enumerate(completions):
         expected = [0.0] * rewards.size(1)
         expected[len(completion.token_ids) - 1] = 10.0 * n

@@ -9,9 +9,9 @@ from ppo_setup import PAD, make_pair, options_for, random_completions, write_pro
 from cai_cli.models.load import load_lm, load_pm, load_tokenizer
 from cai_cli.ppo.episodes import make_episodes
 from cai_cli.ppo.forward import response_logprobs, response_values
+from cai_cli.ppo.learner import PolicyLearner, ValueLearner
 from cai_cli.ppo.models import checkpointed_layers, load_pair, training_pass
 from cai_cli.ppo.trainer import Clock, Trainer
-from cai_cli.ppo.update import Learner, UpdateSettings, update
 from cai_cli.prompt_files import read_prompts
 
 
@@ -23,7 +23,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def episodes():
-    return make_episodes(random_completions(6), [0.0] * 6, PAD, "cpu")
+    return make_episodes(random_completions(6), PAD, "cpu")
 
 
 def outputs(task, model, e):
@@ -87,10 +87,10 @@ def test_attention_is_eager_where_rows_are_short_on_a_cpu(files, tmp_path):
 @pytest.mark.parametrize("lora", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(files, episodes, tmp_path, lora):
     found = []
-    settings = UpdateSettings(0, 1, 1, 4, 0.2, 0.2, 0.1, 0.0, 1.0)
+    once = {"num_ppo_epochs": 1, "num_mini_batches": 1, "per_device_train_batch_size": 4, "max_grad_norm": 0.0}
     advantages = torch.randn(episodes.mask.shape, generator=torch.Generator().manual_seed(0)) * episodes.mask
     for checkpointing in (False, True):
-        options = options_for(*files, tmp_path, lora=lora, gradient_checkpointing=checkpointing)
+        options = options_for(*files, tmp_path, lora=lora, gradient_checkpointing=checkpointing, **once)
         tokenizer = load_tokenizer(str(files[0]))
         pairs = [load_pair(options, task, tokenizer, 64) for task in ("CAUSAL_LM", "SEQ_CLS")]
         assert bool(checkpointed_layers(pairs[0].learner)) == checkpointing
@@ -98,9 +98,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(files, episodes, tmp_pa
             layer = pairs[0].learner.model.layers[0]
             assert layer.training == checkpointing and not layer.mlp.training
         assert not layer.training
-        learners = [Learner(pair.learner, 1e-3, "linear", 0, 10) for pair in pairs]
-        stats = update(*learners, episodes, advantages, advantages, 6, 0, settings)
-        assert stats["policy_grad_norm"] > 0
+        for pair, kind in zip(pairs, (PolicyLearner, ValueLearner), strict=True):
+            stats = kind(options, pair, 1e-3, 10).improve(episodes, torch.zeros_like(advantages), advantages, 6, 0)
+            assert stats[f"{kind.name}_grad_norm"] > 0
         found.append(torch.cat([w.detach().flatten() for pair in pairs for w in pair.parameters()]))
     assert torch.allclose(*found, atol=1e-6)
 

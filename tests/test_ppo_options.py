@@ -169,6 +169,15 @@ CHANGES = {
     "temperature": ({"temperature": 0.2}, changed("score")),
     "batch_size": ({"batch_size": 3}, lambda b, o: o.steps[0]["score"] == pytest.approx(b.steps[0]["score"], abs=1e-4)),
     "device": ({"device": "auto"}, lambda b, o: o.facts["device"].split(":")[0] in ("cpu", "cuda")),
+    "value_device": (  # with a thread each, as here, the same numbers
+        {"value_device": "cpu"},
+        lambda b, o: (
+            o.weights == b.weights
+            and o.rows() == b.rows()
+            and [set(other) - set(row) for row, other in zip(b.rows("timings"), o.rows("timings"), strict=True)]
+            == [{"critic_peak_mb"}] * 2
+        ),
+    ),
     "gold_pm": (
         {"gold_pm": "gold", "eval_prompts": "held"},
         lambda b, o: o.rows()[0]["eval_gold_score"] != o.rows()[0]["eval_score"],

@@ -13,9 +13,9 @@ from ppo_setup import EOS, PAD, make_pair, options_for, write_prompts
 from cai_cli.engines.base import LENGTH, STOP, Completion
 from cai_cli.errors import RunError
 from cai_cli.models.score import final_scores
-from cai_cli.ppo import update as update_module
+from cai_cli.ppo import learner as learner_module
+from cai_cli.ppo.learner import Learner
 from cai_cli.ppo.trainer import Clock, Trainer
-from cai_cli.ppo.update import update
 from cai_cli.prompt_files import read_prompts
 
 
@@ -29,7 +29,7 @@ def make_trainer(files, tmp_path, score=None, **changes) -> Trainer:
     """A trainer whose preference model is the function `score(token_ids)` where one is given."""
     trainer = Trainer(options_for(*files, tmp_path / "out", **changes), 64)
     if score is not None:
-        trainer.scores = lambda completions: [score(completion.token_ids) for completion in completions]
+        trainer.critic.critic.score = lambda completions: [score(completion.token_ids) for completion in completions]
     return trainer
 
 
@@ -47,8 +47,12 @@ def steps(trainer: Trainer, files, count: int) -> list[tuple[float, float]]:
     return history
 
 
-def weights_of(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([w.detach().flatten() for pair in (trainer.policy, trainer.value) for w in pair.parameters()])
+def learners_of(trainer: Trainer) -> tuple[Learner, Learner]:
+    return trainer.learner, trainer.critic.critic.learner
+
+
+def weights_of(*learners: Learner) -> torch.Tensor:
+    return torch.cat([w.detach().flatten() for learner in learners for w in learner.parameters])
 
 
 FAST = {"rollout_batch_size": 64, "learning_rate": 3e-3, "lr_scheduler_type": "constant", "missing_eos_penalty": 0.0}
@@ -117,8 +121,9 @@ def test_the_pm_reads_the_reply_closed_by_eos_and_a_cut_one_pays(files, tmp_path
     trainer = make_trainer(files, tmp_path, missing_eos_penalty=1.5)
     ended = Completion("", STOP, [5, 6], [7, 8, EOS], [0.0] * 3)
     cut = Completion("", LENGTH, [5, 6], [7, 8], [0.0] * 2)
-    scores = trainer.scores([ended, cut])
-    with torch.no_grad(), trainer.value.frozen() as pm:
+    critic = trainer.critic.critic
+    scores = critic.score([ended, cut])
+    with torch.no_grad(), critic.pair.frozen() as pm:
         expected = final_scores(pm, [[5, 6, 7, 8, EOS]], PAD).item()
     assert scores == pytest.approx([expected, expected], abs=1e-5)
     assert trainer.shape(2.0, ended.finish_reason) == 2.0
@@ -129,57 +134,58 @@ def test_the_pm_reads_the_reply_closed_by_eos_and_a_cut_one_pays(files, tmp_path
 
 
 def rolled(files, tmp_path, **changes):
-    trainer = make_trainer(files, tmp_path, say_this(77), rollout_batch_size=24, **changes)
+    """A trainer, its rollout, and something random to learn from it: advantages, returns."""
+    trainer = make_trainer(files, tmp_path, say_this(77), rollout_batch_size=24, num_ppo_epochs=1, num_mini_batches=1, **changes)
     rollout = trainer.rollout(0, (read_prompts([str(files[2])]) * 2), Clock())
     generator = torch.Generator().manual_seed(0)
     shape = rollout.episodes.mask.shape
     advantages, returns = (torch.randn(shape, generator=generator) * rollout.episodes.mask for _ in range(2))
-    return trainer, rollout.episodes, advantages, returns
+    return trainer, rollout, advantages, returns
 
 
-def run_update(trainer, episodes, advantages, returns, **changes):
-    settings = replace(trainer.settings, epochs=1, minibatches=1, **changes)
-    learners = trainer.learners
-    return update(learners["policy"], learners["value"], episodes, advantages, returns, len(episodes.ids), 0, settings)
+def improve(trainer, rollout, advantages, returns) -> dict[str, float]:
+    policy, value = learners_of(trainer)
+    batch = (rollout.episodes, rollout.logprobs, advantages, len(rollout.table), 0)
+    return policy.improve(*batch) | value.improve(rollout.episodes, rollout.values, returns, len(rollout.table), 0)
 
 
 @pytest.mark.parametrize("microbatch", [1, 7, 32])
 def test_the_first_log_ratio_is_rounding_and_the_largest_of_all_micro_batches(files, tmp_path, microbatch):
-    trainer, episodes, advantages, returns = rolled(files, tmp_path, learning_rate=0.0)
-    stats = run_update(trainer, episodes, advantages, returns, microbatch=microbatch)
-    assert stats["first_log_ratio"] <= 1e-4
-    spoiled = episodes.logprobs.clone()
+    changes = {"learning_rate": 0.0, "per_device_train_batch_size": microbatch}
+    trainer, rollout, advantages, returns = rolled(files, tmp_path, **changes)
+    improve(trainer, rollout, advantages, returns)
+    assert trainer.learner.first_gap <= 1e-4
+    spoiled = rollout.logprobs.clone()
     spoiled[3, 0] -= 0.05
-    other = replace(episodes, logprobs=spoiled)
-    assert run_update(trainer, other, advantages, returns, microbatch=microbatch)["first_log_ratio"] == pytest.approx(
-        0.05, abs=1e-3
-    )
+    improve(trainer, replace(rollout, logprobs=spoiled), advantages, returns)
+    assert trainer.learner.first_gap == pytest.approx(0.05, abs=1e-3)
 
 
 def test_micro_batches_change_nothing_but_rounding(files, tmp_path):
     """The same gradients and the same measures from micro-batches of 1, 5 and all."""
     found = []
     for microbatch in (32, 5, 1):
-        trainer, *batch = rolled(files, tmp_path)
-        for learner in trainer.learners.values():
+        trainer, *batch = rolled(files, tmp_path, per_device_train_batch_size=microbatch, max_grad_norm=0.0)
+        for learner in learners_of(trainer):
             learner.optimizer = torch.optim.SGD(learner.parameters, lr=0.1)
             learner.schedule = torch.optim.lr_scheduler.ConstantLR(learner.optimizer, 1.0)
-        found.append((run_update(trainer, *batch, microbatch=microbatch, max_grad_norm=0.0), weights_of(trainer)))
+        found.append((improve(trainer, *batch), weights_of(*learners_of(trainer))))
     for stats, weights in found[1:]:
         assert torch.allclose(weights, found[0][1], atol=1e-5)
         for name in ("policy_loss", "value_loss", "policy_grad_norm", "value_grad_norm", "value_clipped", "update_kl"):
             assert stats[name] == pytest.approx(found[0][0][name], abs=1e-4), name
 
 
-@pytest.mark.parametrize("spoil", ["advantages", "returns"])
+@pytest.mark.parametrize("spoil", ["policy", "value"])
 def test_what_is_not_finite_stops_before_the_step(files, tmp_path, spoil):
     """A NaN in any micro-batch, not only in the last."""
-    trainer, episodes, advantages, returns = rolled(files, tmp_path)
-    {"advantages": advantages, "returns": returns}[spoil][5, 0] = math.nan
-    before = copy.deepcopy(weights_of(trainer))
-    with pytest.raises(RunError, match="nan at step 0"):
-        run_update(trainer, episodes, advantages, returns, microbatch=1)
-    assert torch.equal(before, weights_of(trainer))
+    trainer, rollout, advantages, returns = rolled(files, tmp_path, per_device_train_batch_size=1)
+    {"policy": advantages, "value": returns}[spoil][5, 0] = math.nan
+    learner = dict(zip(("policy", "value"), learners_of(trainer), strict=True))[spoil]
+    before = copy.deepcopy(weights_of(learner))
+    with pytest.raises(RunError, match=f"{spoil}_loss is nan at step 0"):
+        improve(trainer, rollout, advantages, returns)
+    assert torch.equal(before, weights_of(learner))
 
 
 def test_log_probabilities_that_disagree_warn_once_and_stop(files, tmp_path, capsys):
@@ -193,21 +199,20 @@ def test_log_probabilities_that_disagree_warn_once_and_stop(files, tmp_path, cap
     assert capsys.readouterr().err == ""
     with pytest.raises(RunError, match=r"rollout and update differ by 0\.2"):
         trainer.check_ratio(0.2)
-    rollout = trainer.rollout(0, read_prompts([str(files[2])])[:8], Clock())
-    again = rollout.episodes.logprobs + 0.05 * rollout.episodes.mask
-    assert trainer.gap(rollout.episodes, again) == pytest.approx(0.05, abs=1e-5)
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    sampled = -torch.ones(2, 3) * mask
+    assert trainer.gap(sampled, sampled + 0.05 * mask + (1 - mask), mask) == pytest.approx(0.05, abs=1e-5)
     with pytest.raises(RunError, match="on average over the tokens"):
-        trainer.gap(rollout.episodes, again + 0.06 * rollout.episodes.mask)
+        trainer.gap(sampled, sampled + 0.11 * mask, mask)
 
 
 def test_ratios_that_are_off_stop_before_the_step(files, tmp_path):
     trainer = make_trainer(files, tmp_path)
     rollout = trainer.rollout(0, read_prompts([str(files[2])])[:8], Clock())
-    before = weights_of(trainer)
-    spoiled = replace(rollout.episodes, logprobs=rollout.episodes.logprobs - 0.2)
+    before = weights_of(trainer.learner)
     with pytest.raises(RunError, match="at a token"):
-        trainer.learn(0, replace(rollout, episodes=spoiled), Clock())
-    assert torch.equal(before, weights_of(trainer))
+        trainer.learn(0, replace(rollout, logprobs=rollout.logprobs - 0.2), Clock())
+    assert torch.equal(before, weights_of(trainer.learner))
 
 
 def test_in_mixed_precision_old_log_probabilities_are_those_of_the_trained_pass(files, tmp_path):
@@ -216,7 +221,7 @@ def test_in_mixed_precision_old_log_probabilities_are_those_of_the_trained_pass(
     prompts = read_prompts([str(files[2])])[:8]
     rollout = trainer.rollout(0, prompts, Clock())
     sampled = [value for completion in rollout.completions for value in completion.logprobs]
-    used = rollout.episodes.logprobs[rollout.episodes.mask.bool()].tolist()
+    used = rollout.logprobs[rollout.episodes.mask.bool()].tolist()
     assert used != pytest.approx(sampled, abs=1e-7)
     row = trainer.learn(0, rollout, Clock())
     assert 0 < row["logprob_gap"] < 0.02
@@ -232,18 +237,22 @@ def test_one_micro_batch_takes_over_the_passes_of_the_scoring(files, tmp_path, m
     """The values', and the log-probabilities' where they are computed again: the same weights as without."""
     calls = []
     for name in ("response_values", "response_logprobs"):
-        whole = getattr(update_module, name)
-        monkeypatch.setattr(update_module, name, lambda *args, name=name, whole=whole: (calls.append(name), whole(*args))[1])
+        whole = getattr(learner_module, name)
+        monkeypatch.setattr(learner_module, name, lambda *args, name=name, whole=whole: (calls.append(name), whole(*args))[1])
     weights, stats = [], []
     for kept in (True, False):
         trainer = make_trainer(files, tmp_path, bf16=bf16, gradient_checkpointing=checkpointing, **WHOLE)
         rollout = trainer.rollout(0, read_prompts([str(files[2])]), Clock())
-        assert set(rollout.graphs) == ({"value", "policy"} if bf16 else {"value"})
+        policy, value = learners_of(trainer)
+        assert value.graph is not None and (policy.graph is not None) == bf16
+        if not kept:
+            policy.graph = value.graph = None
         calls.clear()
-        stats.append(trainer.learn(0, rollout if kept else replace(rollout, graphs={}), Clock()))
+        stats.append(trainer.learn(0, rollout, Clock()))
+        assert policy.graph is value.graph is None
         assert calls.count("response_values") == (1 if kept else 2)
         assert calls.count("response_logprobs") == (1 if kept and bf16 else 2)
-        weights.append(weights_of(trainer))
+        weights.append(weights_of(*learners_of(trainer)))
     assert torch.allclose(*weights, atol=1e-5 if not bf16 else 1e-3)
     assert stats[0]["value_loss"] == pytest.approx(stats[1]["value_loss"], rel=1e-2 if bf16 else 1e-4)
 
@@ -252,5 +261,5 @@ def test_one_micro_batch_takes_over_the_passes_of_the_scoring(files, tmp_path, m
 def test_no_graph_is_kept_for_micro_batches_that_differ(files, tmp_path, changes):
     trainer = make_trainer(files, tmp_path, **{**WHOLE, **changes})
     rollout = trainer.rollout(0, read_prompts([str(files[2])]), Clock())
-    assert rollout.graphs == {}
-    assert not rollout.episodes.values.requires_grad
+    assert all(learner.graph is None for learner in learners_of(trainer))
+    assert not rollout.values.requires_grad

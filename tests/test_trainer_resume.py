@@ -64,6 +64,8 @@ COMMANDS = {
     " --learning-rate 1e-3 --lora --lora-r 4 --lora-dropout 0.1 --quantize 4bit",
     "ppo": "ppo --model lm --pm pm --prompts prompts.jsonl --eval-prompts few.jsonl --eval-steps 20 --steps 24 --save-steps 3"
     " --rollout-batch-size 16 --max-new-tokens 12 --learning-rate 1e-3 --target-kl 1",
+    "ppo-critic-beside": "ppo --model lm --pm pm --prompts prompts.jsonl --steps 24 --save-steps 3 --rollout-batch-size 16"
+    " --max-new-tokens 12 --learning-rate 1e-3 --value-device cpu",
 }
 CHECKPOINTS = {
     "pmp": "step-*",
@@ -73,6 +75,7 @@ CHECKPOINTS = {
     "sft-lora": "checkpoint-*",
     "sft-qlora": "checkpoint-*",
     "ppo": "step-*",
+    "ppo-critic-beside": "step-*",
 }
 
 

@@ -54,16 +54,16 @@ def check_model(path: str, flag: str = "--model") -> None:
         raise UserError(f"{flag} {path}: no such directory", "give a model directory, or org/name of a model on the Hub")
 
 
-def pick_device(device: str) -> torch.device:
+def pick_device(device: str, flag: str = "--device") -> torch.device:
     import torch
 
     if device != "auto":
         try:
             chosen = torch.device(device)
         except RuntimeError:
-            raise UserError(f"--device {device}: unknown", "auto, cpu, cuda, cuda:1 or mps") from None
+            raise UserError(f"{flag} {device}: unknown", "auto, cpu, cuda, cuda:1 or mps") from None
         if chosen.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"--device {device}: no CUDA device here", "use --device cpu")
+            raise UserError(f"{flag} {device}: no CUDA device here", f"use {flag} cpu")
         return chosen
     return torch.device(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
 

@@ -1,7 +1,7 @@
 """What a run writes and shows as it goes.
 
     metrics.jsonl    a line a step; nothing in it depends on the clock, so a killed run ends in the same bytes
-    timings.jsonl    seconds of each phase of the same steps, episodes a second, peak memory
+    timings.jsonl    seconds of each phase of the same steps, episodes a second, peak memory of each process
     samples.jsonl    some replies each --sample-steps
     --report-to      the metrics to TensorBoard (OUT/tensorboard) or Weights & Biases, through accelerate's trackers
 
@@ -70,7 +70,7 @@ class RunLog:
             tracker.finish()
         self.opened.__exit__(*error)
 
-    def write(self, step: int, row: Row, seconds: dict[str, float] | None = None) -> None:
+    def write(self, step: int, row: Row, seconds: dict[str, float] | None = None, memory: dict[str, float] | None = None) -> None:
         """One line of metrics and, for a step that trained, one of timings."""
         row = {"step": step, **row}
         if self.files:
@@ -78,7 +78,7 @@ class RunLog:
             if seconds:
                 rate = self.options.rollout_batch_size / sum(seconds.values())
                 timings = {f"seconds_{name}": value for name, value in seconds.items()}
-                self.files["timings"].write({"step": step, **timings, "episodes_per_second": rate, "peak_mb": peak_memory()})
+                self.files["timings"].write({"step": step, **timings, "episodes_per_second": rate, **(memory or {})})
         for tracker in self.trackers:
             tracker.log({name: value for name, value in row.items() if name != "step"}, step=step)
         if seconds:
@@ -88,18 +88,6 @@ class RunLog:
         if self.files:
             for row in rows:
                 self.files["samples"].write(row)
-
-
-def peak_memory() -> float:
-    """Peak memory of this process in MiB: of its GPU where it has one."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    scale = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale, 1)
 
 
 # Trackers

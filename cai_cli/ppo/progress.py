@@ -19,7 +19,7 @@ from cai_cli.ppo.trainer import Rollout, Trainer
 from cai_cli.ranks import barrier, is_main
 from cai_cli.records import Prompt
 from cai_cli.talk import say
-from cai_cli.training.checkpoints import load_checkpoint, load_weights, save_checkpoint, save_weights
+from cai_cli.training.checkpoints import load_checkpoint, load_weights, save_checkpoint, save_weights, step_folder
 
 if TYPE_CHECKING:
     from cai_cli.stages.ppo import Options
@@ -46,7 +46,7 @@ class Progress:
         if found is None:
             return
         self.step, state = found
-        self.trainer.load(state["trainer"])
+        self.trainer.load(state["trainer"], step_folder(self.folder, self.step))
         self.best, self.guard = Best(**state["best"]), Guard.from_state(state["guard"])
         self.window = [Episode(**row) for row in state["window"]]
         self.first, self.last = state["first"], state["last"]
@@ -63,7 +63,7 @@ class Progress:
                 "first": self.first,
                 "last": self.last,
             }
-            save_checkpoint(self.folder, self.step, state)
+            save_checkpoint(self.folder, self.step, state, self.trainer.save_critic)
             for path in self.folder.glob("best-*"):
                 if path != self.best_folder:
                     shutil.rmtree(path)

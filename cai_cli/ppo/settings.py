@@ -17,6 +17,15 @@ from cai_cli.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, flag
 class ModelOptions(DeviceOptions, AdapterOptions):
     """How the four models are held."""
 
+    value_device: Annotated[
+        str | None,
+        flag(
+            "Model",
+            "Hold preference model and value function in a process of their own on this device (cuda:1, cpu), which works "
+            "at the same time as the policy; on one CPU each has half the threads.",
+        ),
+        RUNTIME,
+    ] = None
     bf16: Annotated[bool, flag("Model", "Mixed precision in bfloat16 (weights stay in --dtype).", "--bf16"), NOTED] = False
     frozen_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],

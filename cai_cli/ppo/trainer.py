@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +20,17 @@ from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, save_trained, trainable_state
 from cai_cli.models.chat import require_template, template_hash, vocabulary_hash
 from cai_cli.models.load import load_tokenizer
-from cai_cli.models.packing import where_it_can
-from cai_cli.ppo.episodes import Episodes, make_episodes, over_episodes, with_passes
-from cai_cli.ppo.forward import response_logprobs, response_values
+from cai_cli.ppo.critic import Beside, Here
+from cai_cli.ppo.episodes import Episodes, make_episodes, over_episodes, sampled_logprobs
+from cai_cli.ppo.learner import PolicyLearner
 from cai_cli.ppo.measures import Episode, mean_rows
-from cai_cli.ppo.models import load_pair, training_pass
-from cai_cli.ppo.rewards import GoldPM, reward_shape, score_completions
-from cai_cli.ppo.update import Learner, UpdateSettings, update
+from cai_cli.ppo.models import load_pair
+from cai_cli.ppo.rewards import GoldPM, reward_shape
 from cai_cli.records import Prompt
 from cai_cli.talk import warn
 from cai_cli.training.advantages import KLController, generalised_advantages, sequence_kl, token_rewards, whiten
 from cai_cli.training.collective import gathered, own_part, total
-from cai_cli.training.pairwise import autocast
+from cai_cli.training.facts import peak_memory
 
 if TYPE_CHECKING:
     from cai_cli.stages.ppo import Options
@@ -45,15 +44,18 @@ FLOAT32_RATIO, GAP_WARNING, GAP_STOP = 1e-4, 0.02, 0.1
 class Rollout:
     """Sampled replies of this process, and what is known of each episode of all processes (`table`, in batch order).
 
-    `gap`: mean |log π - log π_rollout| where old log-probabilities were computed again. `graphs`: what the learners ("policy",
-    "value") gave, still to be differentiated, where their first minibatch can take it from here.
+    logprobs, reference_logprobs, values: (B, T) of this process's episodes; rewards: (B,), before the KL penalty. `gap`: mean
+    |log π - log π_rollout| where old log-probabilities were computed again.
     """
 
     completions: list[Completion]
     episodes: Episodes
+    logprobs: Tensor
+    reference_logprobs: Tensor
+    values: Tensor
+    rewards: Tensor
     table: list[Episode]
     gap: float | None = None
-    graphs: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def kl(self) -> float:
@@ -62,7 +64,10 @@ class Rollout:
 
 
 class Trainer:
-    """Policy and value learn; reference and preference model are frozen. Every process of a launch has all four."""
+    """Policy and value learn; reference and preference model are frozen. Every process of a launch has all four.
+
+    The critic holds value and preference model, here or in a process of its own (--value-device).
+    """
 
     def __init__(self, options: Options, longest: int) -> None:
         """`longest`: tokens of the longest row there can be."""
@@ -70,37 +75,19 @@ class Trainer:
         self.tokenizer = load_tokenizer(options.model)
         require_template(self.tokenizer, f"--model {options.model}")
         self.check_agreement(load_tokenizer(options.pm, "--pm"))
-        self.pad, self.eos = int(self.tokenizer.pad_token_id), int(self.tokenizer.eos_token_id)
+        self.pad = int(self.tokenizer.pad_token_id)
         self.shape = reward_shape(options)
+        self.critic: Here | Beside = (Beside if options.value_device else Here)(options, longest)
         self.policy = load_pair(options, "CAUSAL_LM", self.tokenizer, longest)
-        self.value = load_pair(options, "SEQ_CLS", self.tokenizer, longest)
-        self.size = 4 * options.per_device_train_batch_size  # Rows of a pass without gradients.
-        self.gold = GoldPM(options.gold_pm, options.device, options.dtype, self.size) if options.gold_pm else None
+        policy_steps = max(1, options.steps - options.critic_warmup_steps)
+        self.learner = PolicyLearner(options, self.policy, options.learning_rate, policy_steps)
+        rows = self.learner.pass_rows
+        self.gold = GoldPM(options.gold_pm, options.device, options.dtype, rows) if options.gold_pm else None
         self.engine = TransformersEngine(self.policy.learner, self.tokenizer, options.temperature, options.batch_size)
         # A reply's log-probabilities are those of the pass that is trained only where both compute in float32.
         self.recompute = options.bf16 or self.policy.learner.dtype != torch.float32 or bool(options.quantize)
-        per_step = options.num_ppo_epochs * options.num_mini_batches
-        policy_steps = max(1, options.steps - options.critic_warmup_steps)
-        value_rate = options.learning_rate if options.value_learning_rate is None else options.value_learning_rate
-        schedule, warmup = options.schedule, options.warmup_steps * per_step
-        self.learners = {
-            "policy": Learner(self.policy.learner, options.learning_rate, schedule, warmup, policy_steps * per_step),
-            "value": Learner(self.value.learner, value_rate, schedule, warmup, options.steps * per_step),
-        }
         self.warned = False
         self.kl = KLController(options.kl_coef, options.target_kl, options.kl_horizon)
-        self.settings = UpdateSettings(
-            seed=options.seed,
-            epochs=options.num_ppo_epochs,
-            minibatches=options.num_mini_batches,
-            microbatch=options.per_device_train_batch_size,
-            clip_range=options.clip_range,
-            value_clip_range=options.value_clip_range,
-            value_coef=options.value_coef,
-            max_grad_norm=options.max_grad_norm,
-            temperature=options.temperature,
-            bf16=options.bf16,
-        )
 
     def check_agreement(self, pm_tokenizer: Any) -> None:
         """Policy and preference model read the same ids in the same template, or the scores mean nothing."""
@@ -122,58 +109,62 @@ class Trainer:
         completions = self.sample([prompt.prompt for prompt in prompts], ("rollout", number))
         clock.lap("generate")
 
-        # 2. Score: the PM reads prompt and reply closed by EOS; then the reference's log-probabilities, and the values.
-        scores = self.scores(completions)
-        golds = self.gold_scores(own_part(prompts), completions) if self.gold and not options.eval_prompts else []
-        rewards = [self.shape(score, c.finish_reason) for score, c in zip(scores, completions, strict=True)]
-        episodes = make_episodes(completions, rewards, self.pad, self.policy.learner.device)
-        with self.autocast():
+        # 2. Score: the PM reads prompt and reply closed by EOS, and the value function; then the reference's log-probabilities.
+        with self.sharing_threads():
+            judged = self.critic.call("judge", completions)
+            episodes = make_episodes(completions, self.pad, self.policy.learner.device)
             reference = self.reference_logprobs(episodes)
-            passes = {"value": self.first_pass(episodes, self.value.learner, self.value_of)}
-            if self.recompute:
-                passes["policy"] = self.first_pass(episodes, self.policy.learner, self.logprobs_of)
-        values = passes["value"].detach()
-        again = passes["policy"].detach() if self.recompute else None
-        gap = None if again is None else self.gap(episodes, again)
-        episodes = with_passes(episodes, reference, values, again)
-        kls = sequence_kl(episodes.logprobs, episodes.reference_logprobs, episodes.mask).tolist()
+            logprobs, gap = sampled_logprobs(completions, episodes), None
+            if self.recompute or self.critic.apart:  # Beside a critic there is time for what the update would begin with.
+                again = self.learner.first_outputs(episodes)
+                if self.recompute:
+                    logprobs, gap = again, self.gap(logprobs, again, episodes.mask)
+            golds = self.gold_scores(own_part(prompts), completions) if self.gold and not options.eval_prompts else []
+            scores, found = judged()
+        values = torch.from_numpy(found).to(episodes.mask.device)
+        shaped = [self.shape(score, c.finish_reason) for score, c in zip(scores, completions, strict=True)]
+        rewards = torch.tensor(shaped, dtype=torch.float32, device=episodes.mask.device)
+        kls = sequence_kl(logprobs, reference, episodes.mask).tolist()
         clock.lap("score")
-        graphs = {name: tensor for name, tensor in passes.items() if tensor.requires_grad}
-        return Rollout(completions, episodes, self.table(own_part(prompts), completions, scores, kls, golds), gap, graphs)
+        table = self.table(own_part(prompts), completions, scores, kls, golds)
+        return Rollout(completions, episodes, logprobs, reference, values, rewards, table, gap)
 
     def learn(self, number: int, rollout: Rollout, clock: Clock) -> dict[str, float]:
         """Steps 3 to 5: policy and value improve on the rollout. Returns what goes into metrics.jsonl."""
         options, episodes = self.options, rollout.episodes
-        mask = episodes.mask
+        mask, count = episodes.mask, len(rollout.table)
 
         # 3. KL penalty at each token, the reward at the last one.
-        rewards = token_rewards(episodes.rewards, episodes.logprobs, episodes.reference_logprobs, mask, self.kl.coefficient)
+        given = (rollout.rewards, rollout.logprobs, rollout.reference_logprobs, mask)
+        rewards = token_rewards(*given, self.kl.coefficient)
         if options.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
 
         # 4. Advantages.
-        advantages, returns = generalised_advantages(rewards, episodes.values, mask, options.gamma, options.lam)
-        explained = explained_variance(returns, episodes.values, mask)
+        advantages, returns = generalised_advantages(rewards, rollout.values, mask, options.gamma, options.lam)
+        explained = explained_variance(returns, rollout.values, mask)
         advantages = whiten(advantages, mask)
 
         # 5. Update policy and value; while the critic warms up, the value alone.
-        warm = number >= options.critic_warmup_steps
-        policy = self.learners["policy"] if warm else None
-        rate = self.learners["policy"].learning_rate
-        batch = (episodes, advantages, returns, len(rollout.table))
-        stats = update(policy, self.learners["value"], *batch, number, self.settings, self.check_ratio, rollout.graphs)
+        rate, stats = self.learner.learning_rate, dict[str, float]()
+        with self.sharing_threads():
+            learned = self.critic.call("learn", returns.cpu().numpy(), count, number)
+            if number >= options.critic_warmup_steps:
+                stats = self.learner.improve(episodes, rollout.logprobs, advantages, count, number, self.check_ratio)
+                stats["first_log_ratio"] = self.learner.first_gap
+            stats |= learned()
         clock.lap("update")
 
         row = {
             **mean_rows(rollout.table),
             "kl_coef": self.kl.coefficient,
-            "reward": total(episodes.rewards.sum()).item() / len(rollout.table),
+            "reward": total(rollout.rewards.sum()).item() / count,
             "explained_variance": explained,
             "learning_rate": rate,
             **({"logprob_gap": rollout.gap} if rollout.gap is not None else {}),
             **stats,
         }
-        self.kl.update(rollout.kl, len(rollout.table))
+        self.kl.update(rollout.kl, count)
         return row
 
     # What the steps are made of
@@ -183,43 +174,27 @@ class Trainer:
         seed, length = self.options.seed, self.options.max_new_tokens
         requests = [Request(prompt, key(seed, *purpose, n), length) for n, prompt in enumerate(prompts)]
         # On a CPU the small products of single tokens are faster in float32.
-        with nullcontext() if self.policy.learner.device.type == "cpu" else self.autocast():
+        with nullcontext() if self.policy.learner.device.type == "cpu" else self.learner.computing():
             return self.engine.generate(own_part(requests))
-
-    def scores(self, completions: list[Completion]) -> list[float]:
-        with self.value.frozen() as pm, where_it_can(pm), self.autocast():
-            return score_completions(pm, completions, self.eos, self.pad, self.size)
 
     def gold_scores(self, prompts: list[Prompt], completions: list[Completion]) -> list[float | None]:
         assert self.gold is not None
-        with self.autocast():
+        with self.learner.computing():
             return self.gold.score([prompt.prompt for prompt in prompts], [c.text for c in completions])
 
     def reference_logprobs(self, episodes: Episodes) -> Tensor:
         with self.policy.frozen() as reference:
-            return over_episodes(episodes, lambda part: self.logprobs_of(part, reference), self.size)
+            return over_episodes(episodes, lambda part: self.learner.outputs(part, reference), self.learner.pass_rows)
 
-    def first_pass(self, episodes: Episodes, model: Any, compute: Callable[[Episodes], Tensor]) -> Tensor:
-        """(B, T) of what a learner gives before the update; with its graph where one micro-batch is the whole minibatch.
-
-        The first epoch then has it already.
-        """
-        if self.settings.minibatches > 1 or len(episodes.ids) > self.settings.microbatch:
-            return over_episodes(episodes, compute, self.size)
-        with training_pass(model):
-            return compute(episodes)
-
-    def logprobs_of(self, part: Episodes, model: Any = None) -> Tensor:
-        model = model or self.policy.learner
-        with where_it_can(model):
-            return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.options.temperature)
-
-    def value_of(self, part: Episodes) -> Tensor:
-        with where_it_can(self.value.learner):
-            return response_values(self.value.learner, part.ids, part.prompt_lengths, part.mask)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return autocast(self.policy.learner.device.type, self.options.bf16)
+    @contextmanager
+    def sharing_threads(self) -> Iterator[None]:
+        """Within, threads of this CPU are left to a critic that computes on it in a process of its own."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads - self.critic.threads))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def table(
         self,
@@ -240,19 +215,20 @@ class Trainer:
         completions = self.sample([prompt.prompt for prompt in prompts], ("eval",))
         if not mine:
             return gathered([])
-        scores = self.scores(completions)
-        golds = self.gold_scores(mine, completions) if self.gold else []
-        episodes = make_episodes(completions, scores, self.pad, self.policy.learner.device)
-        with self.autocast():
-            kl = sequence_kl(episodes.logprobs, self.reference_logprobs(episodes), episodes.mask)
+        with self.sharing_threads():
+            scored = self.critic.call("score", completions)
+            golds = self.gold_scores(mine, completions) if self.gold else []
+            episodes = make_episodes(completions, self.pad, self.policy.learner.device)
+            logprobs, reference = sampled_logprobs(completions, episodes), self.reference_logprobs(episodes)
+            scores = scored()
+        kl = sequence_kl(logprobs, reference, episodes.mask)
         return self.table(mine, completions, scores, kl.tolist(), golds)
 
     # Checks
 
-    def gap(self, episodes: Episodes, again: Tensor) -> float:
+    def gap(self, sampled: Tensor, again: Tensor, mask: Tensor) -> float:
         """Rollout and update must agree on the log-probabilities, on average over the tokens, before anything is changed."""
-        differences = (episodes.logprobs - again).abs() * episodes.mask
-        gap = (total(differences.sum()) / total(episodes.mask.sum())).item()
+        gap = (total(((sampled - again).abs() * mask).sum()) / total(mask.sum())).item()
         self.judge(gap, "on average over the tokens", GAP_WARNING)
         return gap
 
@@ -274,20 +250,31 @@ class Trainer:
     # State
 
     def state(self) -> dict[str, Any]:
-        """Everything that training changed; draws and the data's order are functions of the step's number."""
+        """What training changed, but for the critic; draws and the data's order are functions of the step's number."""
         return {
             "policy": trainable_state(self.policy.learner),
-            "value": trainable_state(self.value.learner),
-            "learners": {name: learner.state() for name, learner in self.learners.items()},
+            "learner": self.learner.state(),
             "kl_coef": self.kl.coefficient,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def save_critic(self, folder: Path) -> None:
+        self.critic.call("save", folder)()
+
+    def load(self, state: dict[str, Any], folder: Path) -> None:
+        """Go on from this state and the critic's in `folder`."""
         self.load_policy(state["policy"])
-        load_trainable_state(self.value.learner, state["value"])
-        for name, learner in self.learners.items():
-            learner.load(state["learners"][name])
+        self.learner.load(state["learner"])
         self.kl.coefficient = state["kl_coef"]
+        self.critic.call("load", folder)()
+
+    def peak_memory(self) -> dict[str, float]:
+        """Of this process, and of the critic's if it has its own: MiB."""
+        of_critic = {"critic_peak_mb": self.critic.call("peak_memory")()} if self.critic.apart else {}
+        return {"peak_mb": peak_memory(self.policy.learner.device), **of_critic}
+
+    def close(self) -> None:
+        """End the critic's process, if it has one."""
+        self.critic.close()
 
     def load_policy(self, state: dict[str, Tensor]) -> None:
         load_trainable_state(self.policy.learner, state)

@@ -13,6 +13,7 @@ off by length pay `--missing-eos-penalty`; the run stops where the KL exceeds `-
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -102,7 +103,7 @@ def run(options: Options) -> None:
     progress.resume()
     texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
     resumed = progress.step
-    with RunLog(options, artifact.folder, progress.step) as log:
+    with closing(trainer), RunLog(options, artifact.folder, progress.step) as log:
         if eval_prompts and progress.step == 0:
             log.write(0, progress.measure(None))
             log.samples(sample_rows(0, progress.samples, texts, SAMPLES if options.sample_steps else 0))
@@ -117,7 +118,7 @@ def run(options: Options) -> None:
             row = trainer.learn(step, rollout, clock)
             progress.step = step = step + 1
             measured = progress.measure(rollout)
-            log.write(step, row | measured, clock.seconds)
+            log.write(step, row | measured, clock.seconds, trainer.peak_memory())
             if options.sample_steps and step % options.sample_steps == 0:
                 episodes = progress.samples if measured else rollout.table
                 log.samples(sample_rows(step, episodes, texts, SAMPLES))
@@ -144,6 +145,7 @@ def check_options(options: Options) -> None:
     if options.gold_pm:
         check_model(options.gold_pm, "--gold-pm")
     options.check_adapters()
+    check_value_device(options)
     if options.rollout_batch_size < world_size():
         told = f"--rollout-batch-size {options.rollout_batch_size}: there are {world_size()} processes"
         raise UserError(told, "give each at least one episode")
@@ -163,6 +165,18 @@ def check_options(options: Options) -> None:
     from cai_cli.ppo.log import check_trackers
 
     check_trackers(options.report_to)
+
+
+def check_value_device(options: Options) -> None:
+    """Raise UserError where the critic's process could not do its work."""
+    if options.value_device is None:
+        return
+    from cai_cli.models.load import pick_device
+
+    pick_device(options.value_device, "--value-device")
+    if world_size() > 1:
+        told = f"--value-device {options.value_device}: there are {world_size()} processes, each with a critic of its own"
+        raise UserError(told, "give it to a run of one process, or leave it out")
 
 
 def fitting(prompts: list[Prompt], renderer: Renderer, room: int, rejected: list[Rejected]) -> list[Prompt]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,43 @@ from cai_cli.ranks import barrier, is_main
 MARK, STATE = "complete", "state.pt"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write `folder/step-<n>` atomically, then drop the older ones."""
-    target = folder / f"step-{step:08d}"
-    save_weights(target, state)
+def step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], also: Callable[[Path], None] | None = None) -> None:
+    """Write `folder/step-<n>` atomically, then drop the older ones. `also` writes more into that directory."""
+    target = step_folder(folder, step)
+    save_weights(target, state, also)
     for other in folder.glob("step-*"):
         if other != target:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def save_weights(target: Path, state: dict[str, Any]) -> None:
+def save_weights(target: Path, state: dict[str, Any], also: Callable[[Path], None] | None = None) -> None:
     """Write one state into the directory `target`, marked complete last."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    with (target / STATE).open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_state(target / STATE, state)
+    if also is not None:
+        also(target)
     (target / MARK).touch()
 
 
 def load_weights(target: Path) -> dict[str, Any]:
     """What `save_weights` wrote."""
-    state: dict[str, Any] = torch.load(target / STATE, map_location="cpu", weights_only=True)
+    return read_state(target / STATE)
+
+
+def write_state(file: Path, state: dict[str, Any]) -> None:
+    with file.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return state
 
 

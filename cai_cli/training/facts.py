@@ -1,7 +1,9 @@
-"""What a trained model's cai.json keeps besides its manifest."""
+"""What a trained model's cai.json keeps besides its manifest, and what its run needed."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.manifest import device_facts
@@ -18,3 +20,13 @@ def model_facts(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any
         "chat_template": template_hash(tokenizer),
         "vocabulary": vocabulary_hash(tokenizer),
     }
+
+
+def peak_memory(device: Any) -> float:
+    """Peak memory of this process in MiB: on its GPU where it computes on one."""
+    if device.type == "cuda":
+        import torch
+
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale, 1)

@@ -6,7 +6,9 @@
     python scripts/bench/ppo.py --anchor-python anchor/bin/python --random          about 0.5B random weights, for a GPU
 
 Both sides get the same policy, preference model, prompts, batch, epochs (one minibatch each), longest reply, learning rate and
-KL coefficient; each runs in a process of its own. A step's seconds are the median without the first step; memory is the peak
+KL coefficient; each runs in a process of its own. "Critic beside" is `cai ppo --value-device`, the same full fine-tuning with
+preference model and value function in a second process (on a CPU each then has half of the threads; all memory of that process
+counts); the faster of the two is held against the bar. A step's seconds are the median without the first step; memory is the peak
 above what the process held after its imports (on a GPU: the peak allocated there). "LoRA" is `cai ppo --lora` beside TRL's full
 fine-tuning. The sides take turns for --rounds rounds, since a shared machine's speed drifts: each round gives a ratio, and their
 median counts; memory and scores are the first round's, the others are shorter. For the score at equal KL both policies write a
@@ -32,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SPEED_BAR, MEMORY_BAR = 2.5, 0.5
 HELD_OUT = 768
 LATER_STEPS = 8
-TITLES = {"trl": "TRL 1.12", "full": "cai ppo", "lora": "cai --lora"}
+TITLES = {"trl": "TRL 1.12", "full": "cai ppo", "beside": "cai, critic beside", "lora": "cai --lora"}
 VOCABULARY = 32_000
 RANDOM = {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 22, "num_attention_heads": 20}
 
@@ -143,6 +145,8 @@ def measure_cai(o: argparse.Namespace) -> dict[str, Any]:
     words += f" --sample-steps 0 --save-steps 100000{' --lora' if o.lora else ''}{' --bf16' if o.bf16 else ''}"
     if o.eval_prompts:
         words += f" --eval-prompts {o.eval_prompts} --eval-steps 2"
+    if o.value_device:
+        words += f" --value-device {o.value_device}"
     sys.argv = ["cai", "ppo", *words.split()]
     cli.main()
     steps = [json.loads(line) for line in (Path(o.out) / "timings.jsonl").read_text().splitlines()]
@@ -150,7 +154,8 @@ def measure_cai(o: argparse.Namespace) -> dict[str, Any]:
     seconds = statistics.median(sum(row[f"seconds_{name}"] for name in phases) for row in steps[1:])
     rows = [json.loads(line) for line in (Path(o.out) / "metrics.jsonl").read_text().splitlines()]
     curve = [(row["eval_kl"], row["eval_score"]) for row in rows if "eval_score" in row]
-    return {"seconds": seconds, "above_mb": peak_mb() - bare, "bare_mb": bare, "phases": phases, "curve": curve}
+    beside = steps[-1].get("critic_peak_mb", 0.0)  # All of that process: nobody needs it otherwise.
+    return {"seconds": seconds, "above_mb": peak_mb() - bare + beside, "bare_mb": bare, "phases": phases, "curve": curve}
 
 
 def measure_policy(o: argparse.Namespace) -> dict[str, float]:
@@ -162,7 +167,7 @@ def measure_policy(o: argparse.Namespace) -> dict[str, float]:
     from cai_cli.keys import key
     from cai_cli.models.load import load_lm, load_pm
     from cai_cli.options import GenerationOptions
-    from cai_cli.ppo.episodes import make_episodes, over_episodes
+    from cai_cli.ppo.episodes import make_episodes, over_episodes, sampled_logprobs
     from cai_cli.ppo.forward import response_logprobs
     from cai_cli.ppo.rewards import score_completions
     from cai_cli.prompt_files import read_prompts
@@ -176,11 +181,11 @@ def measure_policy(o: argparse.Namespace) -> dict[str, float]:
     completions = engine.generate(requests)
     scores = score_completions(load_pm(o.pm, dtype="float32", tokenizer=engine.tokenizer), completions, eos, pad, 128)
     reference = load_lm(o.model, dtype="float32", tokenizer=engine.tokenizer)
-    episodes = make_episodes(completions, scores, pad, reference.device)
+    episodes = make_episodes(completions, pad, reference.device)
     logprobs = over_episodes(
         episodes, lambda part: response_logprobs(reference, part.ids, part.prompt_lengths, part.mask, 1.0), 128
     )
-    kl = sequence_kl(episodes.logprobs, logprobs, episodes.mask).mean().item()
+    kl = sequence_kl(sampled_logprobs(completions, episodes), logprobs, episodes.mask).mean().item()
     return {"kl": kl, "score": statistics.fmean(scores), "error": statistics.stdev(scores) / len(scores) ** 0.5}
 
 
@@ -233,6 +238,14 @@ def make_random(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "policy", folder / "pm", prompts
 
 
+def second_device() -> str | None:
+    """Where the critic can work beside the policy: the other GPU, or the same CPU; None where there is one GPU."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return "cpu" if gpus == 0 else "cuda:1" if gpus > 1 else None
+
+
 def at_kl(curve: list[tuple[float, float]], kl: float) -> float:
     """Our score at a KL, by straight lines between measurements; the last one's beyond the end."""
     for (low, before), (high, after) in itertools.pairwise(curve):
@@ -243,37 +256,45 @@ def at_kl(curve: list[tuple[float, float]], kl: float) -> float:
 
 def compare(o: argparse.Namespace, folder: Path) -> bool:
     """Print the table; True when every bar is reached."""
+    device = second_device()
     sides = {
         "trl": ("trl",),
         "full": ("cai", f"--microbatch={o.microbatch}"),
+        **({"beside": ("cai", f"--microbatch={o.microbatch}", f"--value-device={device}")} if device else {}),
         "lora": ("cai", f"--microbatch={o.lora_microbatch}", "--lora"),
     }
     rounds = []
     for n in range(o.rounds):
         more = () if n == 0 else (f"--steps={min(o.steps, LATER_STEPS)}", "--eval-prompts=")
         rounds.append({name: child(o, kind, folder / f"{n}-{name}", *words, *more) for name, (kind, *words) in sides.items()})
-    trl, full, lora = rounds[0].values()
+    first = rounds[0]
     precision = "bfloat16 mixed precision" if o.bf16 else "float32"
     print(f"batch {o.batch}, {o.epochs} epochs of 1 minibatch, replies of at most {o.max_new_tokens} tokens,", end=" ")
     print(f"{precision}, {o.threads} threads")
-    print(f"{'':12}{'s/step':>8}{'episodes/s':>12}{'ratio':>7}{'MB above bare':>15}{'ratio':>7}   generate / score / update")
+    print(f"{'':20}{'s/step':>8}{'episodes/s':>12}{'ratio':>7}{'MB above bare':>15}{'ratio':>7}   generate / score / update")
     for times in rounds:
         for name, side in times.items():
-            speed, memory = times["trl"]["seconds"] / side["seconds"], side["above_mb"] / trl["above_mb"]
+            speed, memory = times["trl"]["seconds"] / side["seconds"], side["above_mb"] / first["trl"]["above_mb"]
             split = " / ".join(f"{value:.3f}" for value in side["phases"].values()) if "phases" in side else ""
             rate = o.batch / side["seconds"]
-            held = f"{side['above_mb']:15.1f}{memory:7.2f}" if times is rounds[0] else " " * 22
-            print(f"{TITLES[name]:12}{side['seconds']:8.3f}{rate:12.1f}{speed:7.2f}{held}   {split}")
-    ratios = [times["trl"]["seconds"] / times["full"]["seconds"] for times in rounds]
-    speed, memory = statistics.median(ratios), lora["above_mb"] / trl["above_mb"]
-    reached = speed >= SPEED_BAR and memory <= MEMORY_BAR
-    print(f"full: {speed:.2f}x TRL's episodes/s ({min(ratios):.2f} to {max(ratios):.2f}; bar {SPEED_BAR});", end=" ")
+            held = f"{side['above_mb']:15.1f}{memory:7.2f}" if times is first else " " * 22
+            print(f"{TITLES[name]:20}{side['seconds']:8.3f}{rate:12.1f}{speed:7.2f}{held}   {split}")
+    ratios = {name: [times["trl"]["seconds"] / times[name]["seconds"] for times in rounds] for name in sides}
+    speeds = {name: statistics.median(found) for name, found in ratios.items()}
+    memory = first["lora"]["above_mb"] / first["trl"]["above_mb"]
+    for name in ("full", *(["beside"] if device else [])):
+        low, high = min(ratios[name]), max(ratios[name])
+        print(f"{TITLES[name]}: {speeds[name]:.2f}x TRL's episodes/s ({low:.2f} to {high:.2f}; bar {SPEED_BAR})")
     print(f"LoRA: {memory:.2f} of TRL's memory (bar {MEMORY_BAR})")
+    reached = max(speeds["full"], speeds.get("beside", 0.0)) >= SPEED_BAR and memory <= MEMORY_BAR
     if o.eval_prompts:
         theirs = child(o, "policy", folder / "0-trl")
-        kl, score = full["curve"][-1]
-        ours = at_kl(full["curve"], theirs["kl"])
-        print(f"held out, at the start {full['curve'][0][1]:.3f}; after {o.steps} steps: TRL {theirs['score']:.3f}", end=" ")
+        kl, score = first["full"]["curve"][-1]
+        ours = at_kl(first["full"]["curve"], theirs["kl"])
+        print(
+            f"held out, at the start {first['full']['curve'][0][1]:.3f}; after {o.steps} steps: TRL {theirs['score']:.3f}",
+            end=" ",
+        )
         print(f"(± {theirs['error']:.3f}) at KL {theirs['kl']:.3f}; ours {score:.3f} at KL {kl:.3f}, and {ours:.3f} at TRL's KL")
     print(f"bars: {'reached' if reached else 'MISSED'}")
     return reached
@@ -313,6 +334,7 @@ def main() -> int:
     for name in ("--measure", "--out", "--model", "--pm", "--prompts", "--eval-prompts"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--lora", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--value-device", help=argparse.SUPPRESS)
     o = parser.parse_args()
     if o.measure:
         print(json.dumps(MEASURES[o.measure](o)))
