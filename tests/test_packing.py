@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, combinations, pairwise
+
 import pytest
 import torch
 from ppo_setup import PAD, make_pair
@@ -9,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cai_cli.models import packed_attention, packing
 from cai_cli.models.load import load_pm
-from cai_cli.models.packed_attention import pack
+from cai_cli.models.packed_attention import pack, table_sizes
 from cai_cli.models.packing import can_pack, last_mlp, packed_rows, packed_states, prepare, where_it_can
 from cai_cli.models.score import score_all
 
@@ -57,12 +59,12 @@ def tree_rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("short", [512, 0])
 @pytest.mark.parametrize("kv_heads", [4, 1])
-@pytest.mark.parametrize("table_rows", [5, 32])
+@pytest.mark.parametrize("table_cost", [1, 10**6])
 @pytest.mark.parametrize("make_rows", [ragged_rows, tree_rows])
-def test_shared_starts_are_computed_once_and_change_nothing(monkeypatch, short, kv_heads, table_rows, make_rows):
+def test_shared_starts_are_computed_once_and_change_nothing(monkeypatch, short, kv_heads, table_cost, make_rows):
     """States and all gradients, with attention written out and by PyTorch's, in one table and in several."""
     monkeypatch.setattr(packed_attention, "SHORT", short)
-    monkeypatch.setattr(packed_attention, "TABLE_ROWS", table_rows)
+    monkeypatch.setattr(packed_attention, "TABLE_COST", table_cost)
     model = small_lm(kv_heads)
     ids, lengths = make_rows()
     rows, columns = read_places(lengths)
@@ -91,6 +93,20 @@ def distinct_tokens(ids: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor
     first = [min(columns[rows == row].tolist(), default=length) for row, length in enumerate(lengths.tolist())]
     starts = {tuple(row[: n + 1].tolist()) for row, read in zip(ids, first, strict=True) for n in range(read)}
     return len(starts) + int((lengths - torch.tensor(first)).sum())
+
+
+def test_rows_are_parted_into_tables_at_the_least_cost(monkeypatch):
+    """Against every way to part them; the one long row of a batch does not widen the others."""
+    assert table_sizes([40, 300, 40, 41, 40]) == [4, 1]
+    monkeypatch.setattr(packed_attention, "TABLE_COST", 50)
+    for seed in range(5):
+        lengths = torch.randint(1, 12, (9,), generator=torch.Generator().manual_seed(seed)).sort().values.tolist()
+        cuts = [[0, *inner, 9] for count in range(9) for inner in combinations(range(1, 9), count)]
+        costs = [sum((end - begin) * lengths[end - 1] ** 2 + 50 for begin, end in pairwise(cut)) for cut in cuts]
+        ends = [0, *accumulate(table_sizes(lengths))]
+        assert ends[-1] == 9
+        found = sum((end - begin) * lengths[end - 1] ** 2 + 50 for begin, end in pairwise(ends))
+        assert found == min(costs)
 
 
 def test_packed_ids_and_positions_by_hand():

@@ -190,7 +190,8 @@ class Trainer:
     def sharing_threads(self) -> Iterator[None]:
         """Within, threads of this CPU are left to a critic that computes on it in a process of its own."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, threads - self.critic.threads))
+        if self.critic.threads:
+            torch.set_num_threads(max(1, threads - self.critic.threads))
         try:
             yield
         finally:
