@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 
 from cai_cli.evaluation.refusals import is_refusal, refusal_rate
-from cai_cli.ppo.best import Best, Guard
+from cai_cli.ppo.best import Best, Guard, error_of_difference
 from cai_cli.ppo.measures import Episode, correlation, held_out_row, mean_rows
 
 
@@ -45,7 +46,6 @@ def test_the_guard_stops_where_gold_falls_while_the_score_rises():
     "points",
     [
         [(0, 2.0), (-1, 1.0), (-2, 0.0)],  # both fall: the KL penalty or bad luck, not over-optimisation
-        [(0, 2.0), (1, 1.99), (2, 1.99)],  # within two standard errors
         [(0, 2.0), (1, 1.0), (2, 2.1), (3, 1.0)],  # not in a row
         [(0, None), (1, None), (2, None)],  # no gold score
     ],
@@ -53,6 +53,33 @@ def test_the_guard_stops_where_gold_falls_while_the_score_rises():
 def test_the_guard_lets_go_on(points):
     guard = Guard()
     assert [guard.watch(n, episodes(score, gold)) for n, (score, gold) in enumerate(points)] == [None] * len(points)
+
+
+def noisy(
+    score: float, gold: float, spread: float, noise: float, seed: int, prompts: str = "p", count: int = 200
+) -> list[Episode]:
+    """Prompts whose gold scores differ by ± `spread`, and replies to the same one by `noise` besides."""
+    rng = Random(seed)
+    golds = [gold + spread * (-1) ** n + rng.gauss(0, noise) for n in range(count)]
+    return [Episode(f"{prompts}{n}", None, "text", 5, "stop", score, 0.0, gold) for n, gold in enumerate(golds)]
+
+
+@pytest.mark.parametrize(
+    ("fall", "prompts", "stops"), [(0.1, "p", True), (0.02, "p", False), (0.1, "q", False), (1.0, "q", True)]
+)
+def test_a_fall_is_held_against_its_standard_error(fall, prompts, stops):
+    """Of the pairs where the prompts are the same: 0.014 sqrt(2); of both means where they are not: 0.14 sqrt(2)."""
+    guard = Guard()
+    assert guard.watch(0, noisy(0, 2.0, spread=2, noise=0.2, seed=0)) is None
+    told = [guard.watch(n, noisy(n, 2.0 - fall, spread=2, noise=0.2, seed=n, prompts=prompts)) for n in (1, 2)]
+    assert (told[1] is not None) == stops
+
+
+def test_the_standard_error_of_a_difference_by_hand():
+    one, other = {"a": [1.0, 3.0], "b": [4.0]}, {"a": [1.0], "b": [5.0]}
+    assert error_of_difference(one, other) == pytest.approx(1.0)  # differences 1 and -1
+    apart = {"c": [1.0], "d": [5.0]}
+    assert error_of_difference(one, apart) == pytest.approx(math.sqrt((7 / 3) / 3 + 8 / 2))
 
 
 def test_the_guard_goes_on_from_its_state():

@@ -131,7 +131,7 @@ def can_pack(model: Any, longest: int) -> bool:
     try:
         with packed_rows(model):
             states = packed_states(model, ids, lengths, rows, columns)
-    except TypeError:
+    except (TypeError, ValueError, RuntimeError):  # an architecture that takes or makes something else on the way
         return False
     close = 1e-3 if states.dtype == torch.float32 else 0.05
     return bool((states.float() - expected).abs().max() <= close * expected.abs().max())

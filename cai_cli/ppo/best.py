@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from statistics import fmean, variance
 from typing import Any
 
@@ -31,45 +32,37 @@ class Best:
 
 
 @dataclass(slots=True)
-class Level:
-    """A mean score with the variance of that mean."""
-
-    mean: float = -math.inf
-    error: float = 0.0
-
-    @classmethod
-    def of(cls, scores: list[float]) -> Level:
-        return cls(fmean(scores), variance(scores) / len(scores) if len(scores) > 1 else 0.0)
-
-
-@dataclass(slots=True)
 class Guard:
     """Over-optimisation: the gold score falls from its best while the trained-on PM's score is above what it was then.
 
-    A fall counts when it is larger than two standard errors, PATIENCE measurements in a row.
+    A fall counts when it is larger than two standard errors, PATIENCE measurements in a row. `golds`: the gold scores of each
+    prompt at the best measurement.
     """
 
-    gold: Level = field(default_factory=Level)
+    golds: dict[str, list[float]] = field(default_factory=dict)
     score: float = 0.0
     step: int = 0
     falls: int = 0
 
     def watch(self, step: int, episodes: list[Episode]) -> str | None:
         """Take in a measurement; returns why to stop, or None."""
-        known = [e for e in episodes if e.gold is not None]
-        if not known:
+        golds: dict[str, list[float]] = {}
+        for episode in episodes:
+            if episode.gold is not None:
+                golds.setdefault(episode.prompt_id, []).append(episode.gold)
+        if not golds:
             return None
-        gold = Level.of([e.gold for e in known if e.gold is not None])
-        score = fmean(e.score for e in known)
-        if gold.mean >= self.gold.mean:
-            self.gold, self.score, self.step, self.falls = gold, score, step, 0
+        score = fmean(e.score for e in episodes if e.gold is not None)
+        before, now = mean(self.golds), mean(golds)
+        if now >= before:
+            self.golds, self.score, self.step, self.falls = golds, score, step, 0
             return None
-        fallen = self.gold.mean - gold.mean > ERRORS * math.sqrt(gold.error + self.gold.error)
+        fallen = before - now > ERRORS * error_of_difference(self.golds, golds)
         self.falls = self.falls + 1 if fallen and score > self.score else 0
         if self.falls < PATIENCE:
             return None
         return (
-            f"the gold score fell from {self.gold.mean:.3f} (step {self.step}) to {gold.mean:.3f} "
+            f"the gold score fell from {before:.3f} (step {self.step}) to {now:.3f} "
             f"while the PM's rose from {self.score:.3f} to {score:.3f}"
         )
 
@@ -78,4 +71,23 @@ class Guard:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Guard:
-        return cls(**{**state, "gold": Level(**state["gold"])})
+        return cls(**state)
+
+
+def mean(scores: dict[str, list[float]]) -> float:
+    return fmean(chain(*scores.values())) if scores else -math.inf
+
+
+def error_of_difference(before: dict[str, list[float]], now: dict[str, list[float]]) -> float:
+    """Standard error of the difference of two means: between the replies to the same prompts where both measured the same ones.
+
+    What prompts are worth differs more than what two policies make of one, so that pairs show smaller falls.
+    """
+    if before.keys() == now.keys():
+        return error([fmean(before[prompt]) - fmean(now[prompt]) for prompt in now])
+    return math.hypot(*(error(list(chain(*scores.values()))) for scores in (before, now)))
+
+
+def error(values: list[float]) -> float:
+    """Standard error of their mean; 0 for one value."""
+    return math.sqrt(variance(values) / len(values)) if len(values) > 1 else 0.0
