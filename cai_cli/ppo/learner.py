@@ -73,9 +73,13 @@ class Learner(ABC):
     def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """The loss and what else is measured of (B, T): scalars, in the order of `measures`."""
 
+    def in_one_pass(self, episodes: Episodes) -> bool:
+        """Whether one micro-batch is a whole epoch: then the first takes over the pass of `first_outputs`, with its graph."""
+        return self.options.num_mini_batches == 1 and len(episodes.ids) <= self.options.per_device_train_batch_size
+
     def first_outputs(self, episodes: Episodes) -> Tensor:
-        """(B, T): the outputs before it improves. Where one micro-batch is the whole minibatch, the first epoch then has them."""
-        if self.options.num_mini_batches > 1 or len(episodes.ids) > self.options.per_device_train_batch_size:
+        """(B, T): the outputs before it improves."""
+        if not self.in_one_pass(episodes):
             return over_episodes(episodes, self.outputs, self.pass_rows)
         with training_pass(self.model):
             self.graph = self.outputs(episodes)

@@ -115,7 +115,9 @@ class Trainer:
             episodes = make_episodes(completions, self.pad, self.policy.learner.device)
             reference = self.reference_logprobs(episodes)
             logprobs, gap = sampled_logprobs(completions, episodes), None
-            if self.recompute or self.critic.apart:  # Beside a critic there is time for what the update would begin with.
+            # Beside a critic there is time for what the update would begin with.
+            begins = self.critic.apart and number >= options.critic_warmup_steps and self.learner.in_one_pass(episodes)
+            if self.recompute or begins:
                 again = self.learner.first_outputs(episodes)
                 if self.recompute:
                     logprobs, gap = again, self.gap(logprobs, again, episodes.mask)
