@@ -6,10 +6,8 @@ Each stage module has a frozen dataclass `Options` (the flags) and `run(options)
 from __future__ import annotations
 
 import dataclasses
-import errno
 import inspect
 import json
-import os
 import re
 import signal
 import sys
@@ -43,7 +41,8 @@ from cai_cli.stages import (
     split,
     train_pm,
 )
-from cai_cli.talk import fail, say
+from cai_cli.storage import read_input, storage_error
+from cai_cli.talk import discard_unwritten, fail, nobody_reads, open_closed_streams, say
 from cai_cli.yaml_text import load_yaml
 
 app = typer.Typer(
@@ -61,16 +60,13 @@ evaluate_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=Non
 
 
 FLAG = re.compile(r"--[a-z][a-z-]*")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Take defaults for this command's flags from a YAML file; the command line wins."""
     if path is None:
         return None
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", "--config takes a YAML file")
-    settings = load_yaml(path.read_bytes(), path) or {}
+    settings = load_yaml(read_input(path, "--config takes a YAML file"), path) or {}
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected a mapping of flags to values", "for example `seed: 3`")
     from difflib import get_close_matches
@@ -131,14 +127,22 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
         except UserError as error:
             error.message = place_of(context, FLAG.findall(error.message)) + error.message
             raise
-        except BrokenPipeError:  # whoever read the output has seen enough: end as other tools do
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + signal.SIGPIPE)
+        except Exception as error:
+            known = isinstance(error, CaiError) or has_seen_enough(error)
+            told = None if known else storage_error(error, values.get("out"))
+            if told is None:
+                raise
+            raise told from error
 
     command.__doc__ = run.__doc__
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     where.command(name, cls=Command, rich_help_panel=panel or None)(command)
+
+
+def has_seen_enough(error: BaseException) -> bool:
+    """Whether an error is no more than that the reader of stdout has gone. Typer makes a silent exit of it."""
+    return isinstance(error, BrokenPipeError | SystemExit) and nobody_reads()
 
 
 def place_of(context: typer.Context, flags: list[str]) -> str:
@@ -194,8 +198,10 @@ app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
 def main() -> None:
     """Entry point: a user's mistake is one line and exit 2, a run that fails is one line and exit 1."""
     debug = "--debug" in sys.argv
+    open_closed_streams()
     try:
         app(prog_name="cai", standalone_mode=False)
+        sys.stdout.flush()
     except CaiError as error:
         if debug:
             raise
@@ -205,18 +211,24 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         message = error.format_message()  # type: ignore[attr-defined]
         if message.startswith("Usage:"):  # a group alone: its help
-            say(message)
+            for line in message.splitlines():
+                say(line)
         else:
             parameter = getattr(error, "param", None)
             place = place_of(context, parameter.opts) if context and parameter else ""
             problem = place + " ".join(message.split()).removesuffix(".")
             fail(problem, f"see `{context.command_path if context else 'cai'} --help`")
         sys.exit(2)
-    except OSError as error:
-        if debug or error.errno not in DISK_ERRORS:
-            raise
-        fail(f"{error.filename or 'writing'}: {error.strerror}", "make room, or choose a place that can be written to")
-        sys.exit(1)
     except (typer.Abort, KeyboardInterrupt):
         fail("interrupted", "the same command continues where it stopped")
         sys.exit(130)
+    except (Exception, SystemExit) as error:
+        if has_seen_enough(error):
+            sys.exit(128 + signal.SIGPIPE)  # as other tools do
+        told = None if debug else storage_error(error)
+        if told is None:
+            raise
+        fail(told.message, told.hint)
+        sys.exit(told.exit_code)
+    finally:
+        discard_unwritten()

@@ -22,6 +22,7 @@ from typing import Any
 
 from cai_cli.errors import UserError
 from cai_cli.keys import uniform
+from cai_cli.storage import is_input, read_input
 from cai_cli.yaml_text import load_yaml
 
 TEXTS = ("critique", "revision", "comparison")
@@ -65,10 +66,10 @@ def shipped_names() -> list[str]:
 def find_constitution(name_or_path: str) -> Path:
     """The file behind `--constitution`: an existing path, else a shipped name."""
     path = Path(name_or_path)
-    if path.is_file():
+    if is_input(path):
         return path
     shipped = shipped_folder() / f"{name_or_path}.yaml"
-    if shipped.is_file():
+    if is_input(shipped):
         return shipped
     raise UserError(f"no constitution {name_or_path!r}", f"give a file, or one of the shipped: {', '.join(shipped_names())}")
 
@@ -81,7 +82,7 @@ def load_constitution(name_or_path: str, needs: tuple[str, ...] = ()) -> Constit
 
         constitution = read_published(path)
     else:
-        content = path.read_bytes()
+        content = read_input(path)
         sha256 = hashlib.sha256(content).hexdigest()
         constitution = parse_constitution(load_yaml(content, path), str(path), sha256, path.stem)
     for name in needs:

@@ -30,6 +30,7 @@ from cai_cli.prompts import (
     REVISION_REQUEST,
     revision_prompt,
 )
+from cai_cli.storage import is_input, read_input
 from cai_cli.yaml_text import load_yaml
 
 NONE = "none"
@@ -82,10 +83,10 @@ def shipped_demonstrations() -> Path:
 
 def find_demonstrations(name_or_path: str, default: str) -> Path:
     path = Path(name_or_path)
-    if path.is_file():
+    if is_input(path):
         return path
     shipped = shipped_demonstrations() / f"{default if name_or_path == DEFAULT else name_or_path}.yaml"
-    if shipped.is_file():
+    if is_input(shipped):
         return shipped
     raise UserError(f"no demonstrations {name_or_path!r}", f"give a YAML or JSON file, `{DEFAULT}` or `{NONE}`")
 
@@ -93,7 +94,7 @@ def find_demonstrations(name_or_path: str, default: str) -> Path:
 def numbered(path: Path) -> list[tuple[str, Any]]:
     """The demonstrations of a file, each with its place for errors."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_input(path).decode("utf-8-sig")
         # JSON apart from YAML: a JSON text may hold what YAML forbids, and its errors name the line just as well.
         data = json.loads(text) if path.suffix == ".json" else load_yaml(text, path)
     except UnicodeDecodeError:

@@ -11,10 +11,12 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from cai_cli.errors import RecordError, UserError
+from cai_cli.storage import open_input
 
 Record = TypeVar("Record")
 Row = dict[str, Any]
@@ -26,23 +28,17 @@ BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 def open_binary(path: Path) -> BinaryIO:
     """Open a file, gunzipping by its first two bytes."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file", "check the path; a stage's output exists once the stage has finished")
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory", "name a file")
-    try:
-        stream = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
+    stream = open_input(path)
     start = stream.read(len(LFS_POINTER))
     stream.seek(0)
     if start == LFS_POINTER:
         stream.close()
         raise UserError(f"{path}: is a pointer of Git LFS, not the data", "fetch it with `git lfs pull`")
-    if start.startswith(GZIP):
-        stream.close()
-        return cast(BinaryIO, gzip.open(path))
-    return stream
+    if not start.startswith(GZIP):
+        return stream
+    unpacked = gzip.GzipFile(fileobj=stream)
+    unpacked.myfileobj = cast(Any, stream)  # closed with it
+    return cast(BinaryIO, unpacked)
 
 
 def open_text(path: Path) -> IO[str]:
@@ -126,13 +122,25 @@ def repair_tail(path: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` in one step, so that a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
+    with replacing(path) as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.replace(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """A file to write that takes the place of `path` in one step at the end; what fails on the way leaves no trace."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            yield stream
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
@@ -142,12 +150,9 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
 
 def write_lines(path: Path, lines: Iterable[str]) -> int:
     """Write a whole file of lines atomically; returns their number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     count = 0
-    with temporary.open("w", encoding="utf-8") as stream:
+    with replacing(path) as stream:
         for line in lines:
             stream.write(line + "\n")
             count += 1
-    temporary.replace(path)
     return count

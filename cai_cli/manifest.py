@@ -20,9 +20,9 @@ from cai_cli import __version__
 from cai_cli.constitution import find_constitution
 from cai_cli.errors import UserError
 from cai_cli.jsonl import write_atomically
+from cai_cli.manifest_shape import Manifest, Misshapen, parse_manifest
 from cai_cli.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, NOTED, Part
-
-Manifest = dict[str, Any]
+from cai_cli.storage import check_input, is_input, open_input, read_input
 
 MODEL_MANIFEST = "cai.json"
 WEIGHT = re.compile(r"^(?P<path>.+):(?P<weight>\d+(\.\d+)?|\.\d+)$")
@@ -31,6 +31,7 @@ SAMPLE_BYTES = 1 << 16
 SAMPLES = 64
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_FILES = ("*.safetensors", "config.json", ADAPTER_CONFIG, "tokenizer.json", "tokenizer.model")
+LARGEST_MANIFEST = 16 << 20
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "bitsandbytes")
 
 
@@ -62,7 +63,7 @@ def rejects_path(out: Path) -> Path:
 
 def hash_file(path: Path) -> str:
     state = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_input(path) as stream:
         while block := stream.read(1 << 20):
             state.update(block)
     return state.hexdigest()
@@ -74,7 +75,7 @@ def fingerprint_file(path: Path) -> str:
     if size <= WHOLE_FILE_BYTES:
         return hash_file(path)
     state = hashlib.sha256(str(size).encode())
-    with path.open("rb") as stream:
+    with open_input(path) as stream:
         for n in range(SAMPLES):
             stream.seek((size - SAMPLE_BYTES) * n // (SAMPLES - 1))
             state.update(stream.read(SAMPLE_BYTES))
@@ -108,9 +109,7 @@ def describe_input(option: str, value: str, beside: Path) -> dict[str, Any]:
     file = input_file(path)
     if file is None:
         return {"option": option, "path": path, "weight": weight, "sha256": None}
-    if not file.is_file():
-        problem = "is a directory" if file.is_dir() else "no such file"
-        raise UserError(f"{file}: {problem}", "check the path; a stage's output exists once the stage has finished")
+    check_input(file)
     parent = manifest_path(file)
     return {
         "option": option,
@@ -212,12 +211,12 @@ def identity(manifest: Manifest, options_type: type) -> dict[str, Any]:
         named = DEMONSTRATIONS in marks and field.name not in described
         if named or not any(isinstance(mark, Part) for mark in marks):
             same[flag_name(field.name)] = manifest["options"].get(field.name)
+    contents: dict[str, list[Any]] = {}
     for item in manifest["inputs"]:
-        same.setdefault(flag_name(item["option"]), []).append([item["sha256"] or item["path"], item["weight"]])
+        contents.setdefault(flag_name(item["option"]), []).append([item["sha256"] or item["path"], item["weight"]])
     for item in manifest["models"]:
-        same.setdefault(flag_name(item["option"]), []).append(item["fingerprint"])
-    same["--constitution"] = (manifest["constitution"] or {}).get("sha256")
-    return same
+        contents.setdefault(flag_name(item["option"]), []).append(item.get("fingerprint"))
+    return {**same, **contents, "--constitution": (manifest["constitution"] or {}).get("sha256")}
 
 
 def differences(old: Manifest, new: Manifest, options_type: type) -> list[str]:
@@ -252,16 +251,29 @@ def noted_changes(old: Manifest, new: Manifest, options_type: type) -> list[str]
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    if not path.is_file():
+    """The manifest in the file, checked whole; None where there is none. Raises UserError that names file and field."""
+    if not is_input(path):
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or not {"stage", "options", "inputs", "models"} <= manifest.keys():
-            raise ValueError("not a manifest")
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise Misshapen("", f"is larger than {LARGEST_MANIFEST >> 20} MiB")
+        return parse_manifest(read_input(path))
+    except Misshapen as error:
+        raise UserError(f"{path}: {error}", "restore it, or move it away and make what it belongs to again") from None
     except ValueError:
         raise UserError(f"{path}: is not one of our manifests", "move it away, or choose another --out") from None
-    return manifest
+
+
+def rows_told(manifest: Manifest) -> str:
+    """How many rows a finished artifact holds, for a line of talk; nothing where its manifest does not say."""
+    counts = manifest.get("counts") or {}
+    return f" ({counts['out']} rows)" if "out" in counts else ""
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    write_atomically(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file's name that is not UTF-8
+        text = json.dumps(manifest, indent=2)
+    write_atomically(path, text + "\n")

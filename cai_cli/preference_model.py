@@ -18,7 +18,7 @@ from cai_cli.models.load import check_model
 from cai_cli.prompts import question_answer
 from cai_cli.records import Comparison
 from cai_cli.splits import is_held_out
-from cai_cli.talk import say, table
+from cai_cli.talk import say, show_text, table
 from cai_cli.training.preference_card import preference_model_card
 
 if TYPE_CHECKING:
@@ -182,6 +182,6 @@ def run_pairwise_stage(
 def dry_run(pairs: list[TokenPair], tokenizer: PreTrainedTokenizerBase, rejected: int) -> None:
     """Show the first pair as text, with the token that is scored."""
     for name, ids in (("chosen", pairs[0].chosen), ("rejected", pairs[0].rejected)):
-        print(f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}")  # noqa: T201
+        show_text(f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}")
     tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
     say(f"{len(pairs)} pairs, {tokens} tokens; {rejected} pairs would be rejected")

@@ -18,7 +18,7 @@ from cai_cli.artifact import Rejected, check_same, move_to_backup, reasons_text
 from cai_cli.errors import RunError, UserError
 from cai_cli.hygiene import ADVICE
 from cai_cli.jsonl import Row, dump_row, read_rows, repair_tail, write_atomically
-from cai_cli.manifest import Manifest, begin_manifest, manifest_path, read_manifest, rejects_path, write_manifest
+from cai_cli.manifest import Manifest, begin_manifest, manifest_path, read_manifest, rejects_path, rows_told, write_manifest
 from cai_cli.ranks import barrier, check_sharding, is_main, rank, world_size
 from cai_cli.shards import block, parse_shard, put_in_order, rank_file, rank_files
 from cai_cli.talk import say
@@ -112,7 +112,7 @@ class RowArtifact:
         self._check_shard(old)
         if self.out.exists() and not self._limit_raised(old):
             self.done = True
-            say(f"{self.out}: already done ({old['counts']['out']} rows); nothing to do")
+            say(f"{self.out}: already done{rows_told(old)}; nothing to do")
             return
         if is_main():
             for path in (self.partial, self.rejects, *rank_files(self.out), *rank_files(self.rejects)):

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from cai_cli.conversation import Conversation
+from cai_cli.jsonl import replacing
 from cai_cli.manifest import Manifest, write_manifest
 from cai_cli.splits import assign_prompt
 from cai_cli.talk import say
@@ -17,19 +18,13 @@ SPLIT_MANIFEST = "split.manifest.json"
 def write_parts(folder: Path, rows: Iterable[tuple[Conversation, str]], parts: Mapping[str, float], seed: int) -> dict[str, int]:
     """Write `folder/<part>.jsonl` from (prompt, line) pairs, each file atomically; returns their numbers of rows."""
     files = {name: folder / f"{name}.jsonl" for name in parts}
-    folder.mkdir(parents=True, exist_ok=True)
     counts = dict.fromkeys(parts, 0)
     with ExitStack() as stack:
-        streams = {
-            name: stack.enter_context(path.with_name(f".{path.name}.tmp").open("w", encoding="utf-8"))
-            for name, path in files.items()
-        }
+        streams = {name: stack.enter_context(replacing(path)) for name, path in files.items()}
         for prompt, line in rows:
             part = assign_prompt(prompt, parts, seed)
             streams[part].write(line + "\n")
             counts[part] += 1
-    for path in files.values():
-        path.with_name(f".{path.name}.tmp").replace(path)
     return counts
 
 

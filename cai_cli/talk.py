@@ -1,5 +1,7 @@
-"""What the command says to a person, on stderr: stdout is for data. Model text is escaped, never read as markup.
+"""What the command says to a person, on stderr: stdout is for data, or for text that was asked for (`show_text`).
 
+Whatever is in a name or in a model's text, it cannot steer the terminal: `visible` spells out what would. It is never read as
+markup. Nobody has to listen: where stderr is closed the work goes on.
 Of several processes that run a command together, the first one talks; each says its own errors.
 rich is loaded where a table or a bar is drawn; a line is written as it is.
 """
@@ -7,11 +9,13 @@ rich is loaded where a table or a bar is drawn; a line is written as it is.
 from __future__ import annotations
 
 import os
+import re
+import select
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from cai_cli.ranks import is_main
 
@@ -20,35 +24,112 @@ if TYPE_CHECKING:
 
 YELLOW, RED = "33", "1;31"
 PLAIN_SECONDS = 15.0  # Between progress lines in a log file.
+LONGEST = 500  # characters of an error or a warning
+# Control characters, halves of surrogate pairs, and the invisible ones that turn, hide or break what a reader sees. The joiners
+# of Persian and of emoji (U+200C, U+200D) are none of them.
+UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
+
+def visible(text: str, keep: str = "") -> str:
+    r"""The text with what would steer a terminal spelled out: `\x1b`, `\n`, `\u202e`. The characters of `keep` stay."""
+    return UNSEEN.sub(lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode(), text)
 
 
 def say(text: str) -> None:
+    """A line."""
     if is_main():
-        write_line(text)
-
-
-def write_line(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+        write_line(visible(text))
 
 
 def warn(text: str) -> None:
-    say(f"{coloured('warning:', YELLOW)} {text}")
+    """A line with the word in front, cut in its middle where it is too long."""
+    if is_main():
+        write_line(f"{coloured('warning:', YELLOW)} {shortened(visible(text), LONGEST - len('warning: '))}")
 
 
 def fail(text: str, hint: str | None = None) -> None:
-    """One line for the mistake; the next step on the same line, so that logs keep them together."""
-    tail = f" — {hint}" if hint else ""
-    write_line(f"{coloured('error:', RED)} {' '.join(f'{text}{tail}'.splitlines())}")
+    """One line for the mistake; the next step on the same line, so that logs keep them together.
+
+    Where it is too long, the mistake is cut in its middle rather than the step.
+    """
+    room = LONGEST - len("error: ")
+    tail = printable(f" — {shortened(visible(hint), room // 2)}") if hint else ""
+    write_line(f"{coloured('error:', RED)} {shortened(visible(text), room - len(tail))}{tail}")
+
+
+def shortened(text: str, room: int) -> str:
+    """The text in what the terminal can show, with `…` in its middle where it is longer than `room`."""
+    text, mark = printable(text), printable("…")
+    if len(text) <= room:
+        return text
+    end = (room - len(mark)) // 2
+    return text[: room - len(mark) - end] + mark + text[-end:]
+
+
+def write_line(text: str) -> None:
+    try:
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:  # nobody listens, or the log's disk is full: no reason to stop the work
+        discard(sys.stderr)
+
+
+def show_text(text: str, end: str = "\n") -> None:
+    """Text for a person, on stdout because it was asked for: a dry run's prompt, a tree. Its lines and tabs stay."""
+    print(printable(visible(text, keep="\n\t"), sys.stdout), end=end, flush=True)  # noqa: T201
 
 
 def coloured(word: str, colour: str) -> str:
     return f"\033[{colour}m{word}\033[0m" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else word
 
 
-def printable(text: str) -> str:
+def printable(text: str, stream: TextIO | None = None) -> str:
     """The text in what the terminal's encoding can show."""
-    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    encoding = getattr(stream or sys.stderr, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+# The streams themselves
+
+
+def open_closed_streams() -> None:
+    """Put /dev/null where the command was started without stdin, stdout or stderr.
+
+    Else print would do what it likes, and the next file that is opened would be taken for one of them by libraries.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def discard_unwritten() -> None:
+    """Drop what could not be written to stdout and stderr, which Python would try again at its end, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            discard(stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Let what goes to a standard stream go nowhere from here on."""
+    number = 1 if stream is sys.stdout else 2
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def console() -> Console:
@@ -63,12 +144,15 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    view = Table(title=escape(title), title_justify="left", title_style="bold")
+    view = Table(title=escape(visible(title)), title_justify="left", title_style="bold")
     for position, column in enumerate(columns):
-        view.add_column(escape(column), justify="left" if position == 0 else "right")
+        view.add_column(escape(visible(column, keep="\n")), justify="left" if position == 0 else "right")
     for row in rows:
-        view.add_row(*(escape(cell) for cell in row))
-    console().print(view)
+        view.add_row(*(escape(visible(cell)) for cell in row))
+    screen = console()
+    with screen.capture() as drawn:
+        screen.print(view)
+    write_line(drawn.get().removesuffix("\n"))
 
 
 @contextmanager
@@ -110,12 +194,12 @@ def terminal_bar(name: str, total: int, done: int) -> Iterator[Callable[[int, st
     )
     start, position = time.monotonic(), done
     with Progress(*columns, console=console()) as bars:
-        task = bars.add_task(escape(name), total=total, completed=done, rate="", note="")
+        task = bars.add_task(escape(visible(name)), total=total, completed=done, rate="", note="")
 
         def advance(steps: int, note: str = "") -> None:
             nonlocal position
             position += steps
             rate = (position - done) / max(time.monotonic() - start, 1e-9)
-            bars.update(task, advance=steps, rate=f"{rate:.3g}/s", note=escape(note))
+            bars.update(task, advance=steps, rate=f"{rate:.3g}/s", note=escape(visible(note)))
 
         yield advance

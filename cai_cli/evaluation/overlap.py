@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cai_cli.ancestry import source_path, unnested
 from cai_cli.conversation import Conversation, first_human_turn
 from cai_cli.errors import CaiError, RecordError
 from cai_cli.jsonl import read_lines, read_rows
 from cai_cli.manifest import MODEL_MANIFEST, fingerprint_file, input_file, manifest_path, read_manifest
 from cai_cli.prompt_files import conversation_of
 from cai_cli.splits import group_key
+from cai_cli.storage import is_input
 from cai_cli.talk import say, warn
 
+Source = tuple[Path, str | None]
 NAMED = 3  # files that a line of talk names
 NOT_TRAINED_ON = ("chat_template", "eval_prompts")  # inputs of trainers that are no training data
 
@@ -52,13 +55,13 @@ def find_overlap(prompts: Iterable[Conversation], *models: str) -> Overlap:
     """Compare the prompts of an evaluation with the files in the lineage of each of `models` (paths)."""
     wanted = {group_key(first_human_turn(prompt)) for prompt in prompts}
     overlap = Overlap(len(wanted))
-    seen: set[tuple[Path, bool]] = set()
+    seen: set[tuple[str, bool]] = set()
     found: set[str] = set()
     for model in models:
         if read_manifest(manifest_path(Path(model))) is None:
             overlap.known = False
             continue
-        for path, problem in sources_of(Path(model), seen):
+        for path, problem in unnested(sources_of(Path(model), seen)):
             if not problem:
                 try:
                     groups = wanted & {group_key(turn) for turn in first_turns(path)}
@@ -74,22 +77,23 @@ def find_overlap(prompts: Iterable[Conversation], *models: str) -> Overlap:
     return overlap
 
 
-def sources_of(artifact: Path, seen: set[tuple[Path, bool]], trained_on: bool = True) -> Iterator[tuple[Path, str | None]]:
-    """(file of prompts, None) or (file, why it cannot be compared), for all that the artifact comes from.
+def sources_of(artifact: Path, seen: set[tuple[str, bool]], trained_on: bool = True) -> Iterator[Source | Iterator[Any]]:
+    """(file of prompts, None) or (file, why it cannot be compared), for all that the artifact comes from (see `unnested`).
 
     `trained_on`: the artifact's inputs are to be compared, as those of a model are. A file that a model was trained on holds
     the prompts that got there, so what it was made from itself is compared only where it is not at hand; the models that made
     it are looked into either way.
     """
-    if (artifact.resolve(), trained_on) in seen:
+    known = (os.path.realpath(artifact), trained_on)
+    if known in seen:
         return
-    seen.add((artifact.resolve(), trained_on))
+    seen.add(known)
     place = manifest_path(artifact)
     manifest = read_manifest(place)
     if manifest is None:
         return
     for model in manifest["models"]:
-        yield from sources_of(tidy(place.parent / model["path"]), seen)
+        yield sources_of(source_path(artifact, model), seen)
     if place.name == MODEL_MANIFEST and manifest["stage"] == "pmp":  # its pairs are kept with it; a dump is no file of prompts
         pairs = place.parent / "comparisons.jsonl"
         yield pairs, None if pairs.is_file() else f"{pairs} (gone)"
@@ -101,24 +105,19 @@ def sources_of(artifact: Path, seen: set[tuple[Path, bool]], trained_on: bool = 
             if trained_on:
                 yield Path(item["path"]), f"{item['path']} (a data set on the Hub)"
             continue
-        path = tidy(place.parent / item["path"])
+        path = source_path(artifact, item)
         problem = None
         if trained_on:
             problem = problem_of(path, item["sha256"])
             yield path, problem
-        yield from sources_of(path, seen, trained_on=problem is not None)
+        yield sources_of(path, seen, trained_on=problem is not None)
 
 
 def problem_of(path: Path, sha256: str) -> str | None:
     """Why a file cannot be compared any more, if so."""
-    if not path.is_file():
+    if not is_input(path):
         return f"{path} (gone)"
     return None if fingerprint_file(path) == sha256 else f"{path} (has changed since)"
-
-
-def tidy(path: Path) -> Path:
-    """Without the `..` of manifests, whose paths are relative to where they lie."""
-    return Path(os.path.normpath(path))
 
 
 def first_turns(path: Path) -> Iterator[str]:

@@ -22,7 +22,7 @@ def check_author(model: str | None, pairs: list[str], judge: str) -> None:
     for source in pairs:
         path = Path(parse_weight(source)[0])
         for written in authors(path):
-            same = written["fingerprint"] == fingerprint_model(judge)
+            same = written.get("fingerprint") == fingerprint_model(judge)
             author = path.parent / written["path"]
             if same or (author.is_dir() and fingerprint_weights(str(author)) == fingerprint_weights(judge)):
                 raise UserError(f"--feedback-model {judge}: holds the weights of the model that wrote {path}", HINT)

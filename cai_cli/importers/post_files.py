@@ -20,6 +20,7 @@ from cai_cli.importers.preference_rows import read_hub_rows, read_jsonl_rows, re
 from cai_cli.importers.public_files import PARQUET
 from cai_cli.importers.seven_zip import open_posts
 from cai_cli.jsonl import GZIP
+from cai_cli.storage import open_input, unreadable
 
 SEVEN_ZIP, ZIP = b"7z\xbc\xaf\x27\x1c", b"PK\x03\x04"
 BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -42,7 +43,7 @@ def read_file(path: Path, advance: Advance = no_progress) -> Iterator[Item]:
     """The posts of one file. What it is shows from its first bytes: Posts.xml (or in .7z), JSONL, in gzip, or parquet."""
     with ExitStack() as stack:
         try:
-            raw = stack.enter_context(path.open("rb"))
+            raw = stack.enter_context(open_input(path))
             items = items_of(raw, path, stack)
             last = 0
             for number, item in enumerate(items, 1):
@@ -55,7 +56,7 @@ def read_file(path: Path, advance: Advance = no_progress) -> Iterator[Item]:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path}: damaged gzip: {error}", "download it again") from None
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}", "give a Posts.xml or preference rows") from None
+            raise unreadable(path, error) from None
 
 
 def items_of(raw: BufferedReader, path: Path, stack: ExitStack) -> Iterator[Item]:

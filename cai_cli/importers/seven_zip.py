@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from cai_cli.errors import UserError
+from cai_cli.storage import open_input
 
 POSTS = "posts.xml"
 
@@ -23,7 +24,7 @@ def open_posts(path: Path) -> Iterator[BinaryIO]:
     """The one Posts.xml of the archive, to be read from start to end. Raises UserError where there is none, or it is damaged."""
     import py7zr
 
-    with path.open("rb") as file:  # of a file object, py7zr unpacks one member after the other in one thread
+    with open_input(path) as file:  # of a file object, py7zr unpacks one member after the other in one thread
         try:
             archive = py7zr.SevenZipFile(file)
             names = [name for name in archive.getnames() if is_posts(name)]
@@ -109,5 +110,7 @@ class _Piped(io.RawIOBase):
 
 
 def damaged(path: Path, error: Exception) -> UserError:
+    if isinstance(error, UserError):  # it could not be read to its end
+        return error
     problem = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(f"{path}: damaged 7z archive: {problem}", "download it again")

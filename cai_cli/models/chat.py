@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_cli.conversation import HUMAN, Conversation, message, split_system, system_in_first_user_turn
 from cai_cli.errors import UserError
+from cai_cli.storage import read_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,9 +43,10 @@ class UnfitRow(ValueError):
 def install_template(tokenizer: PreTrainedTokenizerBase, file: Path | None = None) -> None:
     """Give the tokenizer the chat template of `file`, else the transcript template where it has none."""
     if file is not None:
-        if not file.is_file():
-            raise UserError(f"--chat-template {file}: no such file", "give a Jinja file")
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = read_input(file, "--chat-template takes a Jinja file").decode()
+        except UnicodeDecodeError:
+            raise UserError(f"--chat-template {file}: not UTF-8 text") from None
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = TRANSCRIPT_TEMPLATE
 

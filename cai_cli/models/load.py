@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cai_cli.errors import UserError
 from cai_cli.manifest import ADAPTER_CONFIG, is_adapter
 from cai_cli.ranks import local_rank
+from cai_cli.storage import read_input
 
 if TYPE_CHECKING:
     import torch
@@ -150,7 +151,7 @@ def base_and_adapters(path: str, flag: str) -> tuple[str, list[str]]:
         adapters.append(path)
         where = f"{flag} {path}: its base model"
         try:
-            path = str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+            path = str(json.loads(read_input(config))["base_model_name_or_path"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{config}: no base_model_name_or_path in it", "it says which model the adapter belongs to") from None
         if path in adapters:

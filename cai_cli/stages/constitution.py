@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cai_cli.constitution import find_constitution, load_constitution
-from cai_cli.talk import say
+from cai_cli.jsonl import open_binary
+from cai_cli.talk import say, show_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,9 @@ def show(options: Options) -> None:
     Example: cai constitution show article
     """
     load_constitution(options.constitution)
-    print(find_constitution(options.constitution).read_text(encoding="utf-8"), end="")  # noqa: T201
+    with open_binary(find_constitution(options.constitution)) as stream:
+        text = stream.read().decode("utf-8-sig", "backslashreplace")
+    show_text(text.replace("\r\n", "\n"), end="")
 
 
 def check(options: Options) -> None:

@@ -121,7 +121,8 @@ def run_command(step: str, options: Options, **names: str) -> float:
     of the stages themselves; otherwise each is what the printed command would start.
     """
     words = [*(word.format(out=options.out, **names) for word in step.split()), "--seed", str(options.seed)]
-    say(f"\n$ cai {shlex.join(words)}")
+    say("")
+    say(f"$ cai {shlex.join(words)}")
     start = time.monotonic()
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["cai_cli.preload"])

@@ -43,7 +43,7 @@ from cai_cli.options import (
     template_kwargs,
 )
 from cai_cli.preference_model import open_preference_model
-from cai_cli.talk import progress, say, table
+from cai_cli.talk import progress, say, show_text, table
 
 CHUNK = 256
 ATTEMPTS = 3
@@ -270,5 +270,5 @@ def dry_run(options: Options, examples: Examples, items: list[Item]) -> None:
 
     renderer = Renderer(load_tokenizer(str(options.model)), "--model", template_kwargs(options.chat_template_kwargs))
     chat = renderer.has_own_template
-    print(renderer.render(item_prompt(items[0], options.form, examples.before(items[0], chat), chat)))  # noqa: T201
+    show_text(renderer.render(item_prompt(items[0], options.form, examples.before(items[0], chat), chat)))
     say(f"{len(items)} items; options {', '.join(option.strip() for option in items[0].options)}")

@@ -27,7 +27,7 @@ from cai_cli.options import INPUT, RowOptions, flag
 from cai_cli.row_artifact import RowArtifact
 from cai_cli.split_files import SPLIT_MANIFEST, finish_parts, write_parts
 from cai_cli.splits import parse_parts
-from cai_cli.talk import say
+from cai_cli.talk import say, show_text
 
 if TYPE_CHECKING:
     from cai_cli.importers.reject import Tally
@@ -195,7 +195,7 @@ def import_paper_constitution(options: Options) -> None:
         return
     text = constitution_yaml(import_constitution(options.file, options.comparisons, options.out.stem))
     if options.dry_run:
-        print(text, end="")  # noqa: T201
+        show_text(text, end="")
         return
     count = text.count("\n- id:")
     artifact.start()
@@ -212,7 +212,7 @@ def dry_run(options: Options, items: Iterator[Any], tally: Tally) -> None:
         if isinstance(item, Reject):
             continue
         if records == 0:
-            print(dump_row(item.to_row()))  # noqa: T201
+            show_text(dump_row(item.to_row()))
         records += 1
         if records == options.limit:
             break

@@ -26,14 +26,13 @@ from cai_cli.errors import RecordError, UserError
 from cai_cli.jsonl import read_rows
 from cai_cli.options import flag
 from cai_cli.records import Comparison, Prompt, Revision, Sample, events_text
+from cai_cli.talk import show_text, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
 WORD = re.compile(r"\S+\s*|\s+")  # with the white space after it, so that neighbouring changes are one
-# Control characters, and the invisible ones that turn, hide or break what a reader sees.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]")
 PLAIN, LOST, GAINED, TITLE, NOTE, FAULT = "", "red strike", "green bold", "bold cyan", "dim", "red"
 MARKS = {LOST: ("[-", "-]"), GAINED: ("{+", "+}")}
 
@@ -59,7 +58,7 @@ def run(options: Options) -> None:
         show_in_pager(pages)
         return
     for page in pages:
-        print("".join(plain(text, style) for text, style in page), flush=True)  # noqa: T201
+        show_text("".join(plain(text, style) for text, style in page))
 
 
 def pages_of(options: Options) -> Iterator[Page]:
@@ -70,9 +69,10 @@ def pages_of(options: Options) -> Iterator[Page]:
             continue
         missing.discard(str(row.get("id")))
         try:
-            yield [(f"row {number}  {printable(str(row.get('id', '')))}\n", TITLE), *page_of(row)]
+            page = [(f"row {number}  {visible(str(row.get('id', '')))}\n", TITLE), *page_of(row)]
         except RecordError as error:
             raise error.at(f"{options.file}:{line}") from None
+        yield [(visible(text, keep="\n\t"), style) for text, style in page]
     if missing:
         raise UserError(f"{options.file}: no row with id {', '.join(sorted(missing))}", "see `cai inspect` without --id")
 
@@ -102,14 +102,14 @@ def revision_page(row: dict[str, Any]) -> Page:
     page = [*conversation_lines(revision.prompt), *titled("draft", revision.initial[0]["content"])]
     before = revision.initial[0]["content"]
     for number, step in enumerate(revision.rounds, start=1):
-        page.append((f"round {number}: {printable(step.principle)}\n", TITLE))
+        page.append((f"round {number}: {visible(step.principle)}\n", TITLE))
         if step.critique:
             page += titled("critique", step.critique)
         same = "  (unchanged)" if step.revision == before else ""
         page += [(f"revision{same}\n", NOTE), *indented(difference(before, step.revision))]
         before = step.revision
     if revision.hygiene:
-        page.append((f"trimmed or drawn again: {printable(events_text(revision.hygiene))}\n", NOTE))
+        page.append((f"trimmed or drawn again: {events_text(revision.hygiene)}\n", NOTE))
     return page
 
 
@@ -121,7 +121,7 @@ def comparison_page(row: dict[str, Any]) -> Page:
     page += indented(difference(other, chosen))
     for judgement in comparison.judgements:
         answer = f"P(chosen) {judgement.probability_chosen:.3f}, mass {judgement.mass:.3f}"
-        page.append((f"  {printable(judgement.principle)}, {judgement.order}: {answer}\n", NOTE))
+        page.append((f"  {visible(judgement.principle)}, {judgement.order}: {answer}\n", NOTE))
         if judgement.rationale:
             page += titled("rationale", judgement.rationale)
     return page
@@ -129,16 +129,16 @@ def comparison_page(row: dict[str, Any]) -> Page:
 
 def rejected_page(row: dict[str, Any]) -> Page:
     page: Page = [
-        (f"rejected: {printable(str(row['reason']))}\n", FAULT),
-        (f"  {printable(str(row.get('detail', '')))}\n", PLAIN),
+        (f"rejected: {visible(str(row['reason']))}\n", FAULT),
+        (f"  {row.get('detail', '')}\n", PLAIN),
     ]
     if "line" in row:
         page.append((f"  line: {row['line']}\n", NOTE))
     inner = row.get("row")
     if isinstance(inner, dict):
-        page += [(f"  {printable(name)}: {printable(str(value))}\n", NOTE) for name, value in inner.items()]
+        page += [(f"  {visible(name)}: {value}\n", NOTE) for name, value in inner.items()]
     elif inner is not None:  # a line that was no JSON, as it stands in the file
-        page.append((f"  row: {printable(str(inner))}\n", NOTE))
+        page.append((f"  row: {inner}\n", NOTE))
     return page
 
 
@@ -147,7 +147,7 @@ def conversation_lines(conversation: Conversation) -> Page:
 
 
 def titled(name: str, text: str) -> Page:
-    return [(f"{name}\n", NOTE), *indented([(printable(text), PLAIN)])]
+    return [(f"{name}\n", NOTE), *indented([(text, PLAIN)])]
 
 
 def indented(parts: Page) -> Page:
@@ -157,7 +157,7 @@ def indented(parts: Page) -> Page:
 
 def difference(before: str, after: str) -> Page:
     """The later text word by word: kept, gained, and what was lost where it stood."""
-    old, new = WORD.findall(printable(before)), WORD.findall(printable(after))
+    old, new = WORD.findall(before), WORD.findall(after)
     parts: Page = []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if kind == "equal":
@@ -165,11 +165,6 @@ def difference(before: str, after: str) -> Page:
             continue
         parts += [("".join(words), style) for words, style in ((old[a:b], LOST), (new[c:d], GAINED)) if words]
     return parts
-
-
-def printable(text: str) -> str:
-    """Control characters spelled out, so that model text cannot steer the terminal."""
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def plain(text: str, style: str) -> str:

@@ -43,7 +43,7 @@ from cai_cli.prompt_files import read_prompts
 from cai_cli.prompts import TRANSCRIPT_STOPS
 from cai_cli.row_artifact import RowArtifact
 from cai_cli.solved_questions import load_comparison_demonstrations
-from cai_cli.talk import progress, say
+from cai_cli.talk import progress, say, show_text
 
 if TYPE_CHECKING:
     from cai_cli.engines.transformers_engine import TransformersEngine
@@ -297,5 +297,5 @@ def dry_run(options: Options, inquiry: Inquiry, pair: Pair, remaining: int) -> N
     if not pair.replies[0]:
         pair.replies = ["[the model's first reply]", "[the model's second reply]"]
     questions = list(inquiry.questions(pair))
-    print(renderer.render(inquiry.prompt(questions[0], renderer.has_own_template)))  # noqa: T201
+    show_text(renderer.render(inquiry.prompt(questions[0], renderer.has_own_template)))
     say(f"{remaining} pairs, {len(questions)} questions each")

@@ -6,19 +6,30 @@ Stale: an input has another content now than when the artifact was made. Missing
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cai_cli.ancestry import source_path, unnested
 from cai_cli.errors import UserError
 from cai_cli.manifest import Manifest, fingerprint_file, fingerprint_model, hash_file, manifest_path, read_manifest
-from cai_cli.talk import say
+from cai_cli.storage import is_input
+from cai_cli.talk import say, show_text
 
 STALE, MISSING = "stale", "missing"
+INPUT, MODEL, CONSTITUTION = "input", "model", "constitution"
+# A constitution is hashed whole, an input by samples where it is large.
+HASHES: dict[str, Callable[[Path], str]] = {
+    INPUT: fingerprint_file,
+    MODEL: lambda path: fingerprint_model(str(path)),
+    CONSTITUTION: hash_file,
+}
+WIDEST = 200  # characters of an indent: of a chain of thousands the last levels are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,56 +47,70 @@ def run(options: Options) -> None:
         problem = "has no manifest" if options.artifact.exists() else "no such file or directory"
         hint = f"a stage writes {manifest_path(options.artifact).name} with its output"
         raise UserError(f"{options.artifact}: {problem}", hint)
-    states: Counter[str] = Counter()
-    print(label(shown(options.artifact), manifest))  # noqa: T201
-    for line in branches(options.artifact, manifest, states):
-        print(line)  # noqa: T201
-    if states:
-        say(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+    tree = Tree()
+    show_text(label(shown(options.artifact), manifest))
+    for line in unnested(tree.branches(options.artifact, manifest)):
+        show_text(line)
+    if tree.states:
+        say(", ".join(f"{count} {state}" for state, count in sorted(tree.states.items())))
 
 
-def branches(artifact: Path, manifest: Manifest, states: Counter[str], indent: str = "") -> Iterator[str]:
-    """A line for each thing the artifact was made from, its own sources below it. What is stale or missing is counted."""
-    folder = manifest_path(artifact).parent
-    items = manifest["inputs"] + manifest["models"]
-    if constitution := manifest.get("constitution"):
-        items = [*items, {**constitution, "option": "constitution"}]
-    for number, item in enumerate(items, start=1):
-        corner, below = ("└── ", "    ") if number == len(items) else ("├── ", "│   ")
-        if on_hub(item):
-            yield indent + corner + label(item["path"], None, item["option"])
-            continue
-        path = folder / item["path"]
-        state = state_of(path, item)
-        states.update([state] if state else [])
-        parent = read_manifest(manifest_path(path)) if path.exists() else None
-        yield indent + corner + label(shown(path), parent, item["option"], state)
-        if parent is not None:
-            yield from branches(path, parent, states, indent + below)
+class Tree:
+    """The lines of a tree, and how many things in it are stale or missing.
+
+    What an artifact was made from stands below it where it is met first; a manifest that leads back to itself ends there.
+    """
+
+    def __init__(self) -> None:
+        self.states: Counter[str] = Counter()
+        self.met: set[str] = set()
+        self.hashes: dict[tuple[str, Path], str] = {}
+
+    def branches(self, artifact: Path, manifest: Manifest, indent: str = "") -> Iterator[str | Iterator[Any]]:
+        """A line for each thing the artifact was made from, the walk over its own sources after it (see `unnested`)."""
+        self.met.add(os.path.realpath(artifact))
+        items = [(INPUT, item) for item in manifest["inputs"]] + [(MODEL, item) for item in manifest["models"]]
+        if constitution := manifest["constitution"]:
+            items.append((CONSTITUTION, {**constitution, "option": "constitution"}))
+        for number, (kind, item) in enumerate(items, start=1):
+            corner, below = ("└── ", "    ") if number == len(items) else ("├── ", "│   ")
+            if on_hub(kind, item):
+                yield indent + corner + label(item["path"], None, item["option"])
+                continue
+            path = source_path(artifact, item)
+            state = self.state_of(kind, path, item)
+            parent = None if state == MISSING else read_manifest(manifest_path(path))
+            again = parent is not None and os.path.realpath(path) in self.met
+            yield indent + corner + label(shown(path), parent, item["option"], state) + ("  (above)" if again else "")
+            if parent is not None and not again:
+                yield self.branches(path, parent, (indent + below)[-WIDEST:])
+
+    def state_of(self, kind: str, path: Path, item: dict[str, Any]) -> str | None:
+        """Whether a thing is stale or missing, which is counted."""
+        there = os.path.isdir(path) if kind == MODEL else is_input(path)  # noqa: PTH112 - False for what can be no path
+        state = None if there else MISSING
+        if there and self.hash_of(kind, path) != item.get("fingerprint" if kind == MODEL else "sha256"):
+            state = STALE
+        self.states.update([state] if state else [])
+        return state
+
+    def hash_of(self, kind: str, path: Path) -> str:
+        """What the content of a thing is now; it is read once."""
+        if (kind, path) not in self.hashes:
+            self.hashes[kind, path] = HASHES[kind](path)
+        return self.hashes[kind, path]
 
 
-def on_hub(item: dict[str, Any]) -> bool:
+def on_hub(kind: str, item: dict[str, Any]) -> bool:
     """Data sets and models on the Hub have no content here: the first no hash, the second the hash of its name."""
-    if "fingerprint" in item:
-        return item["fingerprint"] == hashlib.sha256(item["path"].encode()).hexdigest()
+    if kind == MODEL:
+        return bool(item.get("fingerprint") == hashlib.sha256(os.fsencode(item["path"])).hexdigest())
     return item["sha256"] is None
-
-
-def state_of(path: Path, item: dict[str, Any]) -> str | None:
-    if "fingerprint" in item:
-        if not path.is_dir():
-            return MISSING
-        return None if fingerprint_model(str(path)) == item["fingerprint"] else STALE
-    if not path.is_file():
-        return MISSING
-    # A constitution is hashed whole, an input by samples where it is large.
-    now = hash_file(path) if item["option"] == "constitution" else fingerprint_file(path)
-    return None if now == item["sha256"] else STALE
 
 
 def shown(path: Path) -> str:
     """The path from here, where it is below here."""
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # as `resolve`, which would not take a link that leads to itself
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 

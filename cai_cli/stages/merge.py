@@ -26,6 +26,7 @@ from cai_cli.manifest import (
     manifest_path,
     read_manifest,
     rejects_path,
+    rows_told,
     write_manifest,
 )
 from cai_cli.options import INPUT, OutputOptions
@@ -73,9 +74,11 @@ def run(options: Options) -> None:
     if old is None and options.out.exists():
         raise UserError(f"{options.out} exists and has no manifest", "move it away, or choose another --out")
     if old is not None:
-        before = {**mine, "inputs": old.get("merged", []), "stage": "merge" if "merged" in old else old["stage"]}
+        merged = old.get("merged")
+        of_shards = isinstance(merged, list)  # an import counts there what it found twice
+        before = {**mine, "inputs": merged if of_shards else [], "stage": "merge" if of_shards else old["stage"]}
         if check_same(before, mine, options):
-            say(f"{options.out}: already done ({old['counts']['out']} rows); nothing to do")
+            say(f"{options.out}: already done{rows_told(old)}; nothing to do")
             return
     if options.dry_run:
         check_overlap(shards)
@@ -99,7 +102,7 @@ def run(options: Options) -> None:
 def read_shard(path: Path) -> Shard:
     """A finished shard. Raises UserError for any other file."""
     manifest = read_manifest(manifest_path(path))
-    if manifest is None or "counts" not in manifest:
+    if manifest is None or not {"in", "out", "rejected"} <= manifest.get("counts", {}).keys() or "identity" not in manifest:
         raise UserError(f"{path}: has no finished manifest beside it", "only what a stage wrote with --shard can be merged")
     if not manifest["options"].get("shard"):
         raise UserError(f"{path}: was not made with --shard", "trainers take several files as they are: repeat the flag")
@@ -164,7 +167,7 @@ def joined_manifest(shards: list[Shard], options: Options, mine: Manifest) -> Ma
     manifest.pop("summary", None)  # the first shard's
     for name in ("tokens", "seconds", "generation_seconds"):
         if name in first:
-            manifest[name] = round(sum(shard.manifest[name] for shard in shards), 3)
+            manifest[name] = round(sum(shard.manifest.get(name) or 0 for shard in shards), 3)
     return manifest
 
 
@@ -175,4 +178,5 @@ def total(shards: list[Shard], name: str) -> int:
 def moved(item: dict[str, Any], beside: Path, out: Path) -> dict[str, Any]:
     """A source whose relative path starts at the merged file instead of the shard."""
     path = beside.parent / item["path"]
-    return {**item, "path": os.path.relpath(path, out.parent)} if path.exists() else item
+    there = os.path.exists(path)  # noqa: PTH110 - False for what can be no path
+    return {**item, "path": os.path.relpath(path, out.parent)} if there else item

@@ -29,7 +29,7 @@ from cai_cli.prompt_files import read_prompts
 from cai_cli.prompt_mix import mixed_prompts
 from cai_cli.ranks import is_main, world_size
 from cai_cli.records import Prompt
-from cai_cli.talk import say, table, warn
+from cai_cli.talk import say, show_text, table, warn
 
 if TYPE_CHECKING:
     from cai_cli.models.chat import Renderer
@@ -214,7 +214,7 @@ def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], reject
     """Show the first prompt exactly as the policy would get it, and the amount of work and memory."""
     from cai_cli.ppo.models import held_bytes
 
-    print(renderer.render(schedule[0].prompt))  # noqa: T201
+    show_text(renderer.render(schedule[0].prompt))
     tokens = sum(len(renderer.encode(prompt.prompt)) for prompt in schedule[: options.rollout_batch_size])
     most = options.rollout_batch_size * options.max_new_tokens
     say(

@@ -53,7 +53,7 @@ from cai_cli.prompts import (
 from cai_cli.records import Event, Prompt, Revision, Round, events_text
 from cai_cli.revision_summary import show, summarise
 from cai_cli.row_artifact import RowArtifact
-from cai_cli.talk import progress, say
+from cai_cli.talk import progress, say, show_text
 
 if TYPE_CHECKING:
     from cai_cli.engines.base import Engine
@@ -281,6 +281,6 @@ def dry_run(options: Options, constitution: Constitution, chains: list[Chain], r
     chain.principle = constitution.draw(options.seed, "principle", chain.id, 1)
     chain.response, chain.critique = "[the model's reply]", "[the model's critique]"
     shown = texts.critique(chain) if options.critique else texts.revision(chain)
-    print(renderer.render(shown))  # noqa: T201
+    show_text(renderer.render(shown))
     calls = remaining * (1 + options.rounds * (2 if options.critique else 1))
     say(f"{remaining} chains, {calls} requests of at most {options.max_new_tokens} tokens")

@@ -19,7 +19,7 @@ from cai_cli.prompt_files import read_prompts
 from cai_cli.prompts import TRANSCRIPT_STOPS, reply_prompt
 from cai_cli.records import Event, Prompt, Sample, events_text
 from cai_cli.row_artifact import RowArtifact
-from cai_cli.talk import progress, say
+from cai_cli.talk import progress, say, show_text
 
 CHUNK_BATCHES = 4
 
@@ -119,5 +119,5 @@ def dry_run(options: Options, slot: Slot, remaining: int) -> None:
 
     renderer = Renderer(load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs))
     chat = renderer.tokenizer.chat_template is not None
-    print(renderer.render(reply_segment(options, chat).prompt(slot)))  # noqa: T201
+    show_text(renderer.render(reply_segment(options, chat).prompt(slot)))
     say(f"{remaining} replies of at most {options.max_new_tokens} tokens")

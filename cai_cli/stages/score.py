@@ -35,7 +35,7 @@ from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOptions, fl
 from cai_cli.preference_model import open_preference_model, open_reading
 from cai_cli.prompt_files import conversation_of
 from cai_cli.row_artifact import RowArtifact
-from cai_cli.talk import progress, say
+from cai_cli.talk import progress, say, show_text
 
 CHUNK_BATCHES = 16
 
@@ -160,5 +160,5 @@ def dry_run(items: list[Item], tokenizer: Any, encode: Any) -> None:
     """Show the first row's texts exactly as the model reads them, with the token that is scored."""
     for name, (prompt, reply) in items[0].texts.items() if items else ():
         ids = encode(prompt, reply)
-        print(f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}")  # noqa: T201
+        show_text(f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}")
     say(f"{len(items)} rows, {sum(len(item.texts) for item in items)} texts to score")

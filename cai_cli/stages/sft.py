@@ -33,7 +33,7 @@ from cai_cli.options import (
     template_kwargs,
 )
 from cai_cli.ranks import by_fsdp, is_main
-from cai_cli.talk import say
+from cai_cli.talk import say, show_text
 from cai_cli.training.sft_data import Target, TokenRow, dataset_of, packed_dataset, read_targets, tokenise
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def dry_run(rows: list[TokenRow], tokenizer: PreTrainedTokenizerBase, rejected: 
     row = next(row for row in rows if not row.held_out)
     for index, label in zip(row.ids, row.labels, strict=True):
         mark = "loss" if label != -100 else "    "
-        print(f"{mark}  {index:>7}  {tokenizer.decode([index])!r}")  # noqa: T201
+        show_text(f"{mark}  {index:>7}  {tokenizer.decode([index])!r}")
     held_out = sum(row.held_out for row in rows)
     tokens = sum(len(row.ids) for row in rows)
     say(f"{len(rows)} rows, {held_out} of them held out, {tokens} tokens; {rejected} rows would be rejected")

@@ -53,7 +53,7 @@ def run(options: Options) -> None:
         say(", ".join(f"{name} {counts[name]}" for name in parts))
         return
     if old is not None:
-        move_to_backup(manifest_file, *part_files(options.out, parse_parts(old["options"]["parts"])))
+        move_to_backup(manifest_file, *part_files(options.out, parse_parts(old["options"].get("parts") or options.parts)))
     lines = ((prompt.prompt, dump_row(prompt.to_row())) for prompt in prompts)
     finish_parts(options.out, manifest, write_parts(options.out, lines, parts, options.seed))
 

@@ -1,0 +1,30 @@
+"""Walking over manifests that name each other: where their paths lead, and trees of any depth without recursion."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cai_cli.manifest import manifest_path
+
+Item = TypeVar("Item")
+
+
+def source_path(artifact: Path, item: dict[str, Any]) -> Path:
+    """The file or directory that an item of the artifact's manifest names, without the `..` of relative paths."""
+    return Path(os.path.normpath(manifest_path(artifact).parent / item["path"]))
+
+
+def unnested(walk: Iterator[Item | Iterator[Item]]) -> Iterator[Item]:
+    """What a walk yields; where it yields another walk, what that one does, as `yield from` would, at any depth."""
+    under_way: list[Iterator[Item | Iterator[Item]]] = [walk]
+    while under_way:
+        for item in under_way[-1]:
+            if isinstance(item, Iterator):
+                under_way.append(item)
+                break
+            yield item
+        else:
+            under_way.pop()
