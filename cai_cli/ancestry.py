@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cai_cli.manifest import manifest_path
-
-Item = TypeVar("Item")
 
 
 def source_path(artifact: Path, item: dict[str, Any]) -> Path:
@@ -17,9 +15,9 @@ def source_path(artifact: Path, item: dict[str, Any]) -> Path:
     return Path(os.path.normpath(manifest_path(artifact).parent / item["path"]))
 
 
-def unnested(walk: Iterator[Item | Iterator[Item]]) -> Iterator[Item]:
+def unnested(walk: Iterator[Any]) -> Iterator[Any]:
     """What a walk yields; where it yields another walk, what that one does, as `yield from` would, at any depth."""
-    under_way: list[Iterator[Item | Iterator[Item]]] = [walk]
+    under_way = [walk]
     while under_way:
         for item in under_way[-1]:
             if isinstance(item, Iterator):

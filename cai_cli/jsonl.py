@@ -128,6 +128,38 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
+class Appended:
+    """A file that whole lines are added to. Where the disk takes no more, it ends with the last one that it took."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stream = path.open("a", encoding="utf-8")
+
+    def write(self, lines: str) -> None:
+        with self._whole_lines():
+            self.stream.write(lines)
+
+    def flush(self) -> None:
+        with self._whole_lines():
+            self.stream.flush()
+
+    def close(self) -> None:
+        with self._whole_lines():
+            self.stream.close()
+
+    @contextmanager
+    def _whole_lines(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            if not self.stream.closed:  # what is still in memory goes nowhere, or it would come after the cut
+                with Path(os.devnull).open("w") as nowhere:
+                    os.dup2(nowhere.fileno(), self.stream.fileno())
+            with suppress(OSError):
+                repair_tail(self.path)
+            raise
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[str]]:
     """A file to write that takes the place of `path` in one step at the end; what fails on the way leaves no trace."""

@@ -20,7 +20,8 @@ from cai_cli import __version__
 from cai_cli.constitution import find_constitution
 from cai_cli.errors import UserError
 from cai_cli.jsonl import write_atomically
-from cai_cli.manifest_shape import Manifest, Misshapen, parse_manifest
+from cai_cli.manifest_shape import Manifest as Manifest
+from cai_cli.manifest_shape import Misshapen, parse_manifest
 from cai_cli.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, NOTED, Part
 from cai_cli.storage import check_input, is_input, open_input, read_input
 

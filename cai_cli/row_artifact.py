@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from cai_cli.artifact import Rejected, check_same, move_to_backup, reasons_text
 from cai_cli.errors import RunError, UserError
 from cai_cli.hygiene import ADVICE
-from cai_cli.jsonl import Row, dump_row, read_rows, repair_tail, write_atomically
+from cai_cli.jsonl import Appended, Row, dump_row, read_rows, repair_tail, write_atomically
 from cai_cli.manifest import Manifest, begin_manifest, manifest_path, read_manifest, rejects_path, rows_told, write_manifest
 from cai_cli.ranks import barrier, check_sharding, is_main, rank, world_size
 from cai_cli.shards import block, parse_shard, put_in_order, rank_file, rank_files
@@ -158,8 +158,7 @@ class RowArtifact:
         rows, rejects = self.partial, self.rejects
         if world_size() > 1:
             rows, rejects = rank_file(self.out, rank()), rank_file(self.rejects, rank())
-        self._rows = rows.open("a", encoding="utf-8")
-        self._rejects = rejects.open("a", encoding="utf-8")
+        self._rows, self._rejects = Appended(rows), Appended(rejects)
 
     def _prepare(self) -> None:
         """Make room: move what is restarted away, reopen what is continued, and say what is in the making."""

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cai_cli.errors import CaiError, RunError, UserError
 
@@ -41,7 +41,7 @@ GO_ON = "once that is mended, the same command goes on with what is done"
 NETWORK = (ConnectionError, TimeoutError)
 
 # What libraries say where they do not hand on the system's number, or hide it in their text.
-NUMBER = re.compile(r"(?:os error |[Ee]rrno:? )(\d+)|\bIO_(E[A-Z]+)\b")
+NUMBER = re.compile(r"(?:os error |[Ee]rrno:? )(\d{1,3})\b|\bIO_(E[A-Z]+)\b")
 FULL = re.compile(r"no space left|disk is full|not enough (free )?(disk )?space|quota exceeded|file too large", re.IGNORECASE)
 WRITING = re.compile(
     r"PytorchStreamWriter|inline_container\.cc|iostream error|file write failed|Parent directory .* does not exist"
@@ -114,7 +114,7 @@ class InputFile(io.FileIO):
             return super().readall()
 
 
-def open_input(path: Path, hint: str = MISSING) -> BinaryIO:
+def open_input(path: Path, hint: str = MISSING) -> io.BufferedReader:
     """Open a file that is given, to read its bytes. Raises UserError, here and where reading it fails later."""
     check_input(path, hint)
     with reading(path):

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from cai_cli.errors import RunError, UserError
 from cai_cli.importers.posts import ID_LIMIT, Answer, Question, Site
 from cai_cli.importers.votes import Ranked, full_score, opening
+from cai_cli.storage import MAKE_ROOM
 
 CACHE_KIB = 16 * 1024  # of pages in memory, whatever the size of the file
 PAGE_BYTES = 16 * 1024  # most posts fit a page without overflow
@@ -98,7 +99,7 @@ class PostIndex:
         with suppress(OSError):
             self._folder.cleanup()
         if isinstance(error, sqlite3.OperationalError):  # a full disk, most likely
-            advice = "it needs about as much space as the unpacked dump"
+            advice = f"{MAKE_ROOM}; it needs about as much space as the unpacked dump"
             raise RunError(f"the index of posts: {error}", advice) from error
 
     def add(self, posts: list[Question | Answer]) -> list[Question | Answer]:

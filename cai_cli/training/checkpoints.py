@@ -32,13 +32,17 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], also: Callab
 
 
 def save_weights(target: Path, state: dict[str, Any], also: Callable[[Path], None] | None = None) -> None:
-    """Write one state into the directory `target`, marked complete last."""
+    """Write one state into the directory `target`, marked complete last. What fails on the way leaves no half of it."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    write_state(target / STATE, state)
-    if also is not None:
-        also(target)
-    (target / MARK).touch()
+    try:
+        write_state(target / STATE, state)
+        if also is not None:
+            also(target)
+        (target / MARK).touch()
+    except Exception:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
 
 
 def load_weights(target: Path) -> dict[str, Any]:
@@ -61,11 +65,16 @@ def read_state(file: Path) -> dict[str, Any]:
 def marked(folder: Path, pattern: str) -> list[Path]:
     """The complete checkpoints of that name. The first process removes the others, and all wait for it."""
     if is_main():
-        for path in folder.glob(pattern):
-            if not (path / MARK).exists():
-                shutil.rmtree(path)
+        drop_half_written(folder, pattern)
     barrier()
     return list(folder.glob(pattern))
+
+
+def drop_half_written(folder: Path, pattern: str) -> None:
+    """Remove the checkpoints of that name that are not marked complete."""
+    for path in folder.glob(pattern):
+        if not (path / MARK).exists():
+            shutil.rmtree(path)
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:

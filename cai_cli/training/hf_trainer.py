@@ -12,7 +12,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from cai_cli.errors import RunError
 from cai_cli.ranks import is_main
 from cai_cli.talk import progress
-from cai_cli.training.checkpoints import mark_hf_checkpoint
+from cai_cli.training.checkpoints import drop_half_written, mark_hf_checkpoint
 from cai_cli.training.pairwise import MetricsFile
 
 # What a log line of the Trainer is called in metrics.jsonl; what starts anew on a resume (num_tokens) is left out.
@@ -49,7 +49,12 @@ class TrainingLog(TrainerCallback):
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         trainer.add_callback(self)
-        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception:
+            if is_main():  # a full disk, perhaps: half a checkpoint only takes room
+                drop_half_written(Path(trainer.args.output_dir), "checkpoint-*")
+            raise
 
     def evaluate(self, trainer: Trainer) -> dict[str, float] | None:
         """The held-out loss of each kind after training; None where nothing is held out."""
