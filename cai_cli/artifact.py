@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai_cli.errors import UserError
+from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import Row, write_atomically
 from cai_cli.manifest import (
     MODEL_MANIFEST,
@@ -28,6 +28,7 @@ from cai_cli.manifest import (
     write_manifest,
 )
 from cai_cli.ranks import barrier, check_sharding, is_main
+from cai_cli.storage import MAKE_ROOM
 from cai_cli.talk import say, warn
 
 PARTIAL_MODEL_MANIFEST = "cai.partial.json"
@@ -159,6 +160,8 @@ class ModelArtifact:
         """Save the model through `save(folder)`, write cai.json last, and drop the checkpoints; the first process does."""
         if not is_main():
             return
+        if not self.partial_manifest_file.exists():  # libraries would make the folder anew, with nothing else in it
+            raise RunError(f"{self.folder}: was removed while the run was under way", f"{MAKE_ROOM}, and start again")
         save(self.folder)
         self.manifest |= {"seconds": round(time.monotonic() - self.started, 3), **facts}
         write_manifest(self.manifest_file, self.manifest)

@@ -34,7 +34,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], also: Callab
 def save_weights(target: Path, state: dict[str, Any], also: Callable[[Path], None] | None = None) -> None:
     """Write one state into the directory `target`, marked complete last. What fails on the way leaves no half of it."""
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    target.parent.mkdir(exist_ok=True)  # its own parent is there, or was removed under the run
+    target.mkdir()
     try:
         write_state(target / STATE, state)
         if also is not None:
