@@ -186,7 +186,7 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
         (MODELS["train-pm"], 256),
         (MODELS["sft"], 256),
         ("pmp --model {}/lm --posts {}/posts.xml --data-only", 24),
-        ("pmp --model {}/lm --posts {}/posts.xml --save-steps 2 --max-length 4096", 400),
+        ("pmp --model {}/lm --posts {}/posts.xml --save-steps 2 --max-length 4096", 200),
         ("demo --inputs-only", 64),
     ],
 )
