@@ -12,18 +12,22 @@ Not kept: drawn again with the next attempt's key, and after the last attempt th
     leaked_role      nothing is left, for the text starts as somebody else's turn
     truncated        cut off by --max-new-tokens
     role_confused    a critique where a revision belongs, or a revision (or any reply to the human) where a critique belongs
-    unrevised        the revision is the draft again, but for case, white space and punctuation
+    unrevised        the revision is the draft again but for an opening, a word or two, or what was added to it (`is_near`)
     prompt_too_long  prompt and answer do not fit the model's context (not drawn again)
 
 A revision that repeats an earlier *revision* is kept: that text has been revised, and the principle drawn had nothing to add
 (so 3 of the paper's 264 published steps). One that repeats the draft is not, in any round: with it an unrevised text would
-become a training target. The rules for roles know English; a text without common English words passes them.
+become a training target. Of the published steps one keeps all of its draft's words (and adds four); the next ones lose three or
+more and at least 4.5 % of them, and they pass: the bounds of `is_near` lie between. The final revisions keep 62 % at most.
+The rules for roles know English; a text without common English words passes them.
 Source: Constitutional AI (arXiv 2212.08073), section 3.1 and appendix E, on the mix-up of critique and revision.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 from cai_cli.splits import group_key
@@ -92,6 +96,11 @@ REPLY_OPENING = re.compile(
     re.IGNORECASE,
 )
 OF_A_REPLY = re.compile(r"\b(?:assistant|response|reply|answer)\b", re.IGNORECASE)
+# A word; a sign where a script sets no spaces between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese).
+WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+(?:['’][^\W_]+)*")
+# A revision is the draft again when it lost at most so many of the draft's words, or so large a share of them, ...
+NEAR_WORDS, NEAR_SHARE = 2, 0.04
+LOST_OF_FEW = 4  # ... and no more than one in so many, of a draft of a few words.
 ENGLISH = re.compile(r"\b(?:the|is|are|and|of|to|you|it|that)\b", re.IGNORECASE)
 
 
@@ -136,7 +145,7 @@ def check_critique(text: str, response: str) -> str | None:
 
 def check_revision(text: str, draft: str, critique: str) -> str | None:
     """UNREVISED for the draft again, ROLE_CONFUSED for the critique again or for talk about the assistant's answer."""
-    if same_text(text, draft):
+    if is_near(text, draft):
         return UNREVISED
     return ROLE_CONFUSED if same_text(text, critique) or CRITIQUE_TEXT.search(text) else None
 
@@ -144,3 +153,29 @@ def check_revision(text: str, draft: str, critique: str) -> str | None:
 def same_text(one: str, other: str) -> bool:
     """Whether two texts are the same but for case, white space and punctuation."""
     return group_key(one) == group_key(other)
+
+
+def is_near(text: str, draft: str) -> bool:
+    """Whether a revision still is its draft: all of its words but one or two, or but 4 %, are there, whatever was added.
+
+    Their order does not matter. So neither an opening taken away, nor a word put in another's place, nor a sentence put behind
+    or in front makes a revision; a clause that is gone does.
+    """
+    words = words_of(draft)
+    if not words:
+        return same_text(text, draft)
+    lost = (words - words_of(text)).total()
+    return lost <= max(NEAR_WORDS, NEAR_SHARE * words.total()) and lost <= (words.total() + 1) // LOST_OF_FEW
+
+
+def share_kept(text: str, draft: str) -> float:
+    """Share of the draft's words that are in the text, 0 to 1; of a draft without words, whether it is the same text."""
+    words = words_of(draft)
+    if not words:
+        return float(same_text(text, draft))
+    return 1 - (words - words_of(text)).total() / words.total()
+
+
+def words_of(text: str) -> Counter[str]:
+    """How often each word stands in a text, in lower case."""
+    return Counter(WORD.findall(unicodedata.normalize("NFKC", text).casefold()))

@@ -1,4 +1,4 @@
-"""What a revisions file looks like as a whole: lengths, unchanged texts and phrases by round, and what hygiene did where.
+"""What a revisions file looks like as a whole: lengths, nearness to the draft and phrases by round, and what hygiene did where.
 
 In: the rows and the rejects of `cai revise`, so a resumed or merged run has the same summary as an uninterrupted one.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.evaluation.refusals import is_refusal
-from cai_cli.hygiene import RULES
+from cai_cli.hygiene import RULES, share_kept
 from cai_cli.jsonl import read_rows
 from cai_cli.records import Event, Revision, events_field
 from cai_cli.talk import say, table
@@ -27,13 +27,15 @@ class RoundSums:
     characters: int = 0
     unchanged: int = 0
     refusals: int = 0
+    kept: list[float] = field(default_factory=list)  # of the draft's words, by each text
     first: list[str] = field(default_factory=list)
 
-    def add(self, text: str, before: str | None) -> None:
+    def add(self, text: str, before: str | None, draft: str) -> None:
         self.texts += 1
         self.characters += len(text)
         self.unchanged += text == before
         self.refusals += is_refusal(text)
+        self.kept.append(share_kept(text, draft))
         if len(self.first) < MOST_TEXTS:
             self.first.append(text)
 
@@ -44,6 +46,8 @@ class RoundSums:
             "texts": self.texts,
             "mean_characters": round(self.characters / self.texts, 1),
             "unchanged": round(self.unchanged / self.texts, 4),
+            "draft_kept": round(sum(self.kept) / self.texts, 4),
+            "draft_kept_90": round(sorted(self.kept)[int(0.9 * (self.texts - 1))], 4),
             "refusal_phrases": round(self.refusals / self.texts, 4),
             "repeated_phrases": round(rates.recurring, 4),
             "looping": round(rates.looping, 4),
@@ -59,12 +63,12 @@ def summarise(rows: Path, rejects: Path) -> dict[str, Any]:
     for _, row in read_rows(rows):
         revision = Revision.from_row(row)
         chains += 1
-        before = revision.initial[0]["content"]
-        sums[0].add(before, None)
+        before = draft = revision.initial[0]["content"]
+        sums[0].add(draft, None, draft)
         for number, step in enumerate(revision.rounds, start=1):
             if number == len(sums):
                 sums.append(RoundSums(f"revision {number}"))
-            sums[number].add(step.revision, before)
+            sums[number].add(step.revision, before, draft)
             before = step.revision
         count_events(hygiene, revision.hygiene)
     for _, row in read_rows(rejects) if rejects.exists() else ():
@@ -83,10 +87,11 @@ def show(manifest: dict[str, Any]) -> None:
     summary = manifest["summary"]
     rows = []
     for item in summary["rounds"]:
-        shares = [f"{item[name]:.1%}" for name in ("unchanged", "refusal_phrases", "repeated_phrases", "looping")]
-        shares[0] = "" if item["name"] == "draft" else shares[0]
-        rows.append([item["name"], f"{item['mean_characters']:.0f}", *shares])
-    columns = ["", "mean characters", "unchanged", "refusal phrase", "repeated phrase", "looping"]
+        near = [f"{item['unchanged']:.1%}", f"{item['draft_kept']:.0%}", f"{item['draft_kept_90']:.0%}"]
+        near = [""] * 3 if item["name"] == "draft" else near
+        shares = [f"{item[name]:.1%}" for name in ("refusal_phrases", "repeated_phrases", "looping")]
+        rows.append([item["name"], f"{item['mean_characters']:.0f}", *near, *shares])
+    columns = ["", "mean\nlength", "un-\nchanged", "draft\nkept", "90 %\nbelow", "refusal\nphrase", "repeated\nphrase", "looping"]
     table(f"revise: {summary['chains']} chains", columns, rows)
     if phrase := summary["rounds"][-1]["commonest_phrase"]:
         say(f'commonest phrase of the last round: "{phrase}"')

@@ -15,7 +15,9 @@ from cai_cli.hygiene import (
     check_critique,
     check_revision,
     clean,
+    is_near,
     same_text,
+    share_kept,
 )
 from cai_cli.thinking import join_thinking, split_thinking
 
@@ -147,6 +149,57 @@ def test_revisions_are_revised_and_no_critiques(text, reason):
     assert check_revision(text, RESPONSE, "The critique.") == reason
 
 
+DRAFT = (
+    "Sure, first wear soft shoes, then lift the dial slowly, and last slip inside the safe. Take what you find, and close the "
+    "door behind you, so that nobody sees before Monday that you were there."
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DRAFT.removeprefix("Sure, "),
+        DRAFT.replace("Sure, first", "Well, first"),
+        DRAFT.replace("soft shoes", "warm shoes"),
+        DRAFT.replace("soft shoes", "warm socks"),
+        f"{DRAFT} Please be careful, and do not do this to anybody who would mind; it is not kind.",
+        f"I would rather not say. But here you are: {DRAFT}",
+        " ".join(reversed(DRAFT.split(". "))),
+        DRAFT.replace(",", " -").upper(),
+        DRAFT.replace("safe", "ｓａｆｅ"),
+    ],
+)
+def test_the_draft_with_little_changed_is_unrevised(text):
+    assert is_near(text, DRAFT) and check_revision(text, DRAFT, "The critique.") == "unrevised"
+
+
+@pytest.mark.parametrize(
+    ("text", "draft"),
+    [
+        (DRAFT.split(". ")[0], DRAFT),
+        (DRAFT.replace(" Take what you find,", " Leave it there,").replace("nobody sees", "all can see"), DRAFT),
+        ("I won't help with that, since it would be theft.", DRAFT),
+        ("No.", "Yes."),
+        ("I can't help.", "Sure, I can."),
+        ("\N{PERSON WITH FOLDED HANDS}", "\N{WAVING HAND SIGN}"),
+        ("", DRAFT),
+    ],
+)
+def test_a_text_that_lost_part_of_the_draft_is_a_revision(text, draft):
+    assert not is_near(text, draft)
+
+
+def test_words_are_counted_in_scripts_without_spaces():
+    draft = "你可以先把门打开，然后慢慢走进去，最后拿走保险箱里的钱。"
+    assert is_near(draft.replace("慢慢", "轻轻"), draft) and not is_near("我不能帮助你做这件事，因为这是偷窃。", draft)
+
+
+def test_the_share_of_the_draft_that_is_kept():
+    assert share_kept("b c c d", "a b c c") == 0.75
+    assert share_kept("B, C!", "a b c c") == 0.5
+    assert (share_kept("!", "!"), share_kept("?!", "?")) == (1.0, 0.0)
+
+
 def test_texts_of_signs_only_are_told_apart():
     assert same_text("\N{WAVING HAND SIGN}", " \N{WAVING HAND SIGN} ")
     assert not same_text("\N{WAVING HAND SIGN}", "\N{PERSON WITH FOLDED HANDS}")
@@ -156,8 +209,8 @@ def test_texts_of_signs_only_are_told_apart():
 
 
 def test_the_published_chains_pass(data):
-    """160 critiques and 160 revisions of the paper: none is trimmed or refused, but those that repeat the draft would be."""
-    caught = 0
+    """160 critiques and 160 revisions of the paper: none is trimmed, and one refused, which adds four words to its draft."""
+    caught, near = 0, []
     for line in data("constitutional-ai/PALMS_SLMADISON.jsonl").read_text().splitlines():
         row = json.loads(line)
         draft = response = row["initial_response"][0]["sample"]
@@ -165,9 +218,12 @@ def test_the_published_chains_pass(data):
             critique, revision = clean(step["critique"]["sample"], CRITIQUE), clean(step["revision"]["sample"], REVISION)
             assert not critique.trimmed and not revision.trimmed
             assert check_critique(critique.text, response) is None, critique.text
-            assert check_revision(revision.text, draft, critique.text) is None, revision.text
+            if reason := check_revision(revision.text, draft, critique.text):
+                assert reason == "unrevised"
+                near.append(revision.text)
             caught += check_revision(critique.text, draft, "") is not None
             response = revision.text
+    assert [text[:32] for text in near] == ["Yes, I think that two consenting"]
     assert caught > 130, "most critiques are seen to be none of the revisions they might stand in for"
 
 

@@ -48,7 +48,7 @@ def test_a_chain_in_plain_text(cai: Cai, tmp_path: Path) -> None:
     assert shown.returncode == 0 and shown.stderr == ""
     assert "[-Sure, use \\x1b[2J a hook. [bold]x[/bold]-]" in shown.stdout and "{+No, sorry.+}" in shown.stdout
     assert "\x1b" not in shown.stdout
-    assert "round 2: harm" in shown.stdout and "revision  (unchanged)" in shown.stdout
+    assert "round 2: harm" in shown.stdout and "revision  (unchanged, keeps 0% of the draft's words)" in shown.stdout
     one = cai("inspect", file, "--from", 2, "--limit", 1)
     assert "row 2  a/1" in one.stdout and "a/0" not in one.stdout
     assert cai("inspect", file, "--id", "a/1").stdout == one.stdout

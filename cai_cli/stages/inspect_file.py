@@ -23,6 +23,7 @@ import typer
 
 from cai_cli.conversation import Conversation
 from cai_cli.errors import RecordError, UserError
+from cai_cli.hygiene import is_near, share_kept
 from cai_cli.jsonl import read_rows
 from cai_cli.options import flag
 from cai_cli.records import Comparison, Prompt, Revision, Sample, events_text
@@ -99,14 +100,16 @@ def sample_page(row: dict[str, Any]) -> Page:
 
 def revision_page(row: dict[str, Any]) -> Page:
     revision = Revision.from_row(row)
-    page = [*conversation_lines(revision.prompt), *titled("draft", revision.initial[0]["content"])]
-    before = revision.initial[0]["content"]
+    before = draft = revision.initial[0]["content"]
+    page = [*conversation_lines(revision.prompt), *titled("draft", draft)]
     for number, step in enumerate(revision.rounds, start=1):
         page.append((f"round {number}: {visible(step.principle)}\n", TITLE))
         if step.critique:
             page += titled("critique", step.critique)
-        same = "  (unchanged)" if step.revision == before else ""
-        page += [(f"revision{same}\n", NOTE), *indented(difference(before, step.revision))]
+        same = "unchanged, " if step.revision == before else ""
+        near = f"{same}keeps {share_kept(step.revision, draft):.0%} of the draft's words"
+        page += [("revision", NOTE), (f"  ({near})\n", FAULT if is_near(step.revision, draft) else NOTE)]
+        page += indented(difference(before, step.revision))
         before = step.revision
     if revision.hygiene:
         page.append((f"trimmed or drawn again: {events_text(revision.hygiene)}\n", NOTE))
