@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from cai_cli.conversation import Conversation
-from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, Engine, Request
+from cai_cli.engines.base import LENGTH, OVERLONG, STOP, UNFIT, Completion, Engine, Request
 from cai_cli.hygiene import LEAKED_ROLE, OVERLONG_PROMPT, REPLY, STOP_STRING, TRUNCATED, clean
 from cai_cli.keys import key
 
@@ -58,6 +58,12 @@ class Sampled:
     reason: str | None = None
     events: tuple[str, ...] = ()
     thinking: str = ""
+    told: str = ""  # of a reason that is not in the text
+
+    @property
+    def detail(self) -> str:
+        """What is kept of a text that was not kept."""
+        return self.told or f"last attempt {self.text[:200]!r}"
 
 
 def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item]) -> list[Sampled]:
@@ -77,7 +83,7 @@ def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item]) ->
         ]
         for n, completion in zip(waiting, engine.generate(requests), strict=True):
             results[n] = judge(completion, items[n], segment, results.get(n))
-        waiting = [n for n in waiting if results[n].reason not in (None, OVERLONG_PROMPT)]
+        waiting = [n for n in waiting if results[n].reason and results[n].finish_reason not in (OVERLONG, UNFIT)]
         if not waiting:
             break
     return [results[n] for n in range(len(items))]
@@ -89,6 +95,9 @@ def judge(completion: Completion, item: Item, segment: Segment[Item], before: Sa
     events = before.events if before else ()
     if completion.finish_reason == OVERLONG:
         return Sampled("", OVERLONG, tokens, OVERLONG_PROMPT, (*events, OVERLONG_PROMPT))
+    if completion.fault:
+        reason, told = completion.fault
+        return Sampled(completion.text, completion.finish_reason, tokens, reason, (*events, reason), told=told)
     cleaned = clean(completion.text, segment.kind)
     trimmed = list(cleaned.trimmed)
     if completion.stop:

@@ -13,7 +13,10 @@ Not kept: drawn again with the next attempt's key, and after the last attempt th
     truncated        cut off by --max-new-tokens
     role_confused    a critique where a revision belongs, or a revision (or any reply to the human) where a critique belongs
     unrevised        the revision is the draft again but for an opening, a word or two, or what was added to it (`is_near`)
-    prompt_too_long  prompt and answer do not fit the model's context (not drawn again)
+    own_header       the model opens another turn of its own, as models do that do not know where theirs ends
+    prompt_too_long  prompt and answer do not fit the model's context (not drawn again, as the next two)
+    template_refused  the chat template does not take this conversation
+    control_token    a turn spells out a control token of the model's, which would be read as one
 
 A revision that repeats an earlier *revision* is kept: that text has been revised, and the principle drawn had nothing to add
 (so 3 of the paper's 264 published steps). One that repeats the draft is not, in any round: with it an unrevised text would
@@ -34,7 +37,20 @@ from cai_cli.splits import group_key
 
 EMPTY, TRUNCATED, ROLE_CONFUSED, UNREVISED = "empty", "truncated", "role_confused", "unrevised"
 STOP_STRING, LEAKED_ROLE, LEAD_IN, OVERLONG_PROMPT = "stop_string", "leaked_role", "lead_in", "prompt_too_long"
-RULES = (STOP_STRING, LEAKED_ROLE, LEAD_IN, EMPTY, TRUNCATED, ROLE_CONFUSED, UNREVISED, OVERLONG_PROMPT)
+OWN_HEADER, TEMPLATE_REFUSED, CONTROL_TOKEN = "own_header", "template_refused", "control_token"
+RULES = (
+    STOP_STRING,
+    LEAKED_ROLE,
+    LEAD_IN,
+    EMPTY,
+    TRUNCATED,
+    ROLE_CONFUSED,
+    UNREVISED,
+    OWN_HEADER,
+    OVERLONG_PROMPT,
+    TEMPLATE_REFUSED,
+    CONTROL_TOKEN,
+)
 
 # The next step for a run in which this is the commonest reason for rejects.
 ADVICE = {
@@ -43,6 +59,9 @@ ADVICE = {
     TRUNCATED: "raise --max-new-tokens, or pass --on-truncated keep",
     ROLE_CONFUSED: "the model mixes up critique and revision: give it --few-shot demonstrations, or --no-critique",
     UNREVISED: "the model repeats its draft: try another --constitution, --few-shot demonstrations, or a larger model",
+    OWN_HEADER: "the model does not end its turns: is its end of turn in generation_config's eos_token_id?",
+    TEMPLATE_REFUSED: "the chat template takes no such conversations: bring them into its form",
+    CONTROL_TOKEN: "the texts spell out tokens of the model's own: take them out, or take another model",
     OVERLONG_PROMPT: "lower --max-new-tokens, shorten --few-shot, or take a model with a longer context",
 }
 

@@ -36,7 +36,8 @@ def reading(tokenizer: PreTrainedTokenizerBase, form: Format, max_length: int) -
     "chat": the conversation through the chat template, template text after the end of turn cut. "qa": `Question: ...
     Answer: ...`. The function raises UnfitRow where the ids are more than `max_length`; nothing is ever cut.
     """
-    from cai_cli.models.chat import UnfitRow, close_with_eos, encode_scored, encode_text, stop_ids
+    from cai_cli.models.chat import close_with_eos, encode_scored, encode_text, stop_ids
+    from cai_cli.models.templates import UnfitRow
 
     stops = stop_ids(tokenizer)
     eos = int(tokenizer.eos_token_id)
@@ -74,8 +75,8 @@ def open_reading(path: str, flag: str = "--pm") -> tuple[PreTrainedTokenizerBase
 
     Raises UserError where the model is none, or has no chat template to read with.
     """
-    from cai_cli.models.chat import require_template
     from cai_cli.models.load import context_length, is_preference_model, load_config, load_tokenizer
+    from cai_cli.models.templates import require_template
 
     check_model(path, flag)
     if not is_preference_model(path):
@@ -100,7 +101,7 @@ def tokenise(
     weighted: Iterable[tuple[Comparison, float]], encode: Encode
 ) -> tuple[list[tuple[Comparison, TokenPair]], list[Rejected]]:
     """Both replies of each comparison as ids closed by EOS; pairs that do not fit are rejected by name, never cut."""
-    from cai_cli.models.chat import UnfitRow
+    from cai_cli.models.templates import UnfitRow
     from cai_cli.training.pairwise import TokenPair
 
     pairs, rejected = [], []

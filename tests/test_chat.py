@@ -11,20 +11,16 @@ from cai_cli.conversation import message
 from cai_cli.errors import UserError
 from cai_cli.models.chat import (
     Renderer,
-    UnfitRow,
     close_with_eos,
     encode_pair,
     encode_prompt,
     encode_scored,
     encode_text,
-    install_template,
-    render,
-    require_template,
     stop_ids,
-    template_hash,
     vocabulary_hash,
 )
 from cai_cli.models.load import separate_padding
+from cai_cli.models.templates import UnfitRow, install_template, render, require_template, template_hash
 
 PROMPT = [message("user", "How do I bake bread?")]
 REPLY = [message("assistant", "Mix flour and water.")]
@@ -90,7 +86,7 @@ def test_install_template_keeps_the_models_own(chatml, tmp_path):
     install_template(chatml)
     assert chatml.chat_template == CHATML
     file = tmp_path / "own.jinja"
-    file.write_text("{{ messages[0]['content'] }}")
+    file.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     install_template(chatml, file)
     assert render(chatml, PROMPT) == "How do I bake bread?"
     with pytest.raises(UserError, match="no such file"):

@@ -338,10 +338,10 @@ def test_whole_option_strings_are_scored(tiny):
     assert a < opening < -1
 
 
-def test_options_that_do_not_fit_give_none(helpful):
+def test_options_that_do_not_fit_say_so(helpful):
     fits = OptionRequest("water a daisy", (" now", " later"))
     results = helpful.score([OptionRequest("water a daisy " * 300, (" now", " later")), fits])
-    assert results[0] is None
+    assert results[0].reason == "question_too_long"
     assert results[1] == pytest.approx(plain_scores(helpful, fits), abs=1e-4)
 
 

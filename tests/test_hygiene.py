@@ -19,7 +19,6 @@ from cai_cli.hygiene import (
     same_text,
     share_kept,
 )
-from cai_cli.thinking import join_thinking, split_thinking
 
 
 @pytest.mark.parametrize(
@@ -236,27 +235,3 @@ def test_published_replies_are_not_taken_for_critiques(data):
             count += 1
             assert not CRITIQUE_TEXT.search(reply), reply
     assert count == 1500
-
-
-# Thinking
-
-
-@pytest.mark.parametrize(
-    ("text", "opened", "thinking", "answer"),
-    [
-        ("<think>\nhm\n</think>\n\nNo.", False, "hm", "No."),
-        ("hm\n</think>\n\nNo.", True, "hm", "No."),
-        ("hm\n</think>No.", False, "hm", "No."),
-        ("<think>\n\n</think>\n\nNo.", False, "", "No."),
-        ("<think>hm", False, "hm", ""),
-        ("hm", True, "hm", ""),
-        ("No.", False, "", "No."),
-    ],
-)
-def test_thinking_is_kept_apart(text, opened, thinking, answer):
-    assert split_thinking(text, opened) == (thinking, answer)
-
-
-def test_thinking_is_put_back():
-    assert split_thinking(join_thinking("hm", "No.")) == ("hm", "No.")
-    assert join_thinking("", "No.") == "No."

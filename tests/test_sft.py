@@ -14,10 +14,11 @@ from tiny import CHATML, byte_level_tokenizer, make_model
 from cai_cli.artifact import Rejected
 from cai_cli.conversation import message
 from cai_cli.errors import RunError, UserError
+from cai_cli.models.chat import stop_ids
 from cai_cli.models.load import load_lm, load_tokenizer
 from cai_cli.splits import is_held_out
 from cai_cli.stages import sft
-from cai_cli.training.sft_data import TokenRow, dataset_of, packed_dataset, read_targets
+from cai_cli.training.sft_data import TokenRow, dataset_of, packed_dataset, read_targets, tokenise
 from cai_cli.training.sft_trainer import check_isolation, make_trainer
 
 PROMPT = [message("user", "How do I open it?")]
@@ -95,8 +96,13 @@ def test_thinking_is_trained_on_only_when_asked(tmp_path):
     }
     path = put(tmp_path / "r.jsonl", [row, sample])
     assert completions(path, "final")[0] == ["No.", "Yes."]
-    wanted = ["<think>\nIt hurts.\n</think>\n\nNo.", "<think>\nFine.\n</think>\n\nYes."]
-    assert completions(path, "final", thinking=True)[0] == wanted
+    assert [item.thinking for item in read_targets(str(path), "final", 0)] == ["", ""]
+    asked = list(read_targets(str(path), "final", 0, thinking=True))
+    assert [item.thinking for item in asked] == ["It hurts.", "Fine."]
+    tokenizer = byte_level_tokenizer(CHATML)
+    rows, _ = tokenise(asked, tokenizer, stop_ids(tokenizer), 200, {})
+    texts = [tokenizer.decode([label for label in row.labels if label != -100]) for row in rows]
+    assert texts == ["<think>\nIt hurts.\n</think>\n\nNo.<|im_end|>", "<think>\nFine.\n</think>\n\nYes.<|im_end|>"]
 
 
 def test_held_out_goes_by_the_first_human_turn():

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cai_cli.conversation import Conversation
+from cai_cli.models.templates import UnfitRow
 
-# Why a continuation ended: a stop token or stop string; the length limit; or the prompt did not fit the context at all.
-STOP, LENGTH, OVERLONG = "stop", "length", "overlong"
+# Why a continuation ended: a stop token or stop string; the length limit; or there is none, since the prompt did not fit the
+# context, or could not be put into tokens at all.
+STOP, LENGTH, OVERLONG, UNFIT = "stop", "length", "overlong", "unfit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class Completion:
 
     `logprobs`: of each token under the sampling temperature, where the engine knows them.
     `stop`: what ended the text before its stop token: a stop string, or the special token with which another turn starts.
-    `thinking`: what a reasoning model wrote between <think> and </think>, which is not part of `text`.
+    `thinking`: what a reasoning model wrote in front of its answer, which is not part of `text`.
+    `fault`: the reason not to keep the text, whatever it says, and its detail.
     """
 
     text: str
@@ -41,6 +44,7 @@ class Completion:
     logprobs: list[float] | None = None
     stop: str | None = None
     thinking: str = ""
+    fault: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,6 @@ class Engine(Protocol):
 
     def generate(self, requests: list[Request]) -> list[Completion]: ...
 
-    def score(self, requests: list[OptionRequest]) -> list[list[float] | None]:
-        """Log-probability of each option string; None where prompt and options do not fit the context."""
+    def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
+        """Log-probability of each option string; or why there are none: the prompt does not fit the context or the template."""
         ...

@@ -23,6 +23,7 @@ from cai_cli.engines.batches import like_length, prefill_tokens
 from cai_cli.engines.prefix_tree import Row, Sequence, Stretch, alone, grow, row_of, shared_length
 from cai_cli.models.chat import Renderer
 from cai_cli.models.score import right_pad
+from cai_cli.models.templates import UnfitRow
 
 BRANCHES = (range(20, 26), range(26, 30), range(30, 33))  # Tokens to try an architecture with.
 ROW_TOKENS = 256  # Largest tree in one row: attention's work grows with the square, and much of it is masked.
@@ -57,19 +58,25 @@ class OptionScorer:
         self.row_tokens = ROW_TOKENS if self.share and takes_tree_masks(model) else 0
 
     @torch.inference_mode()
-    def score(self, requests: list[OptionRequest]) -> list[list[float] | None]:
-        """The log-probability of each option of each request; None where one does not fit the context."""
+    def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
+        """The log-probability of each option of each request; or why it has none."""
         encoded = self.encode(requests)
-        fits = [max(len(sequence.ids) for sequence in options) <= self.context for options in encoded]
-        sequences = [sequence for options, fit in zip(encoded, fits, strict=True) if fit for sequence in options]
+        sequences = [sequence for options in encoded if not isinstance(options, UnfitRow) for sequence in options]
         scores = iter(self.score_sequences(sequences))
-        return [[next(scores) for _ in options] if fit else None for options, fit in zip(encoded, fits, strict=True)]
+        return [options if isinstance(options, UnfitRow) else [next(scores) for _ in options] for options in encoded]
 
-    def encode(self, requests: list[OptionRequest]) -> list[list[Sequence]]:
+    def encode(self, requests: list[OptionRequest]) -> list[list[Sequence] | UnfitRow]:
         """Prompts and options encoded together. What is scored starts where any option leaves the prompt's own tokens."""
-        encoded = self.renderer.encode_all([(request.prompt, ["", *request.options]) for request in requests])
-        starts = [shared_length(rows) for rows in encoded]
-        return [[Sequence(row, start) for row in rows[1:]] for rows, start in zip(encoded, starts, strict=True)]
+        encoded: list[list[Sequence] | UnfitRow] = []
+        for rows in self.renderer.encode_all([(request.prompt, ["", *request.options]) for request in requests]):
+            if isinstance(rows, UnfitRow):
+                encoded.append(rows)
+            elif (longest := max(map(len, rows))) > self.context:
+                encoded.append(UnfitRow("question_too_long", f"{longest} tokens, the context holds {self.context}"))
+            else:
+                start = shared_length(rows)
+                encoded.append([Sequence(row, start) for row in rows[1:]])
+        return encoded
 
     def score_sequences(self, sequences: list[Sequence]) -> list[float]:
         totals = [0.0] * len(sequences)

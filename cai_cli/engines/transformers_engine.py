@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, OptionRequest, Request
+from cai_cli.engines.base import LENGTH, OVERLONG, STOP, UNFIT, Completion, OptionRequest, Request
 from cai_cli.engines.batches import left_pad, like_length
 from cai_cli.engines.decoding import KeyedDecoding, prefill
 from cai_cli.engines.option_scores import OptionScorer, shares_prefixes
+from cai_cli.hygiene import OWN_HEADER
 from cai_cli.manifest import device_facts
-from cai_cli.models.chat import Renderer, stop_ids, template_hash, turn_start_ids
+from cai_cli.models.chat import Renderer, encode_rendered, reply_header_ids, stop_ids, turn_start_ids
 from cai_cli.models.load import context_length, load_lm, load_tokenizer
+from cai_cli.models.templates import UnfitRow, template_hash
 from cai_cli.models.written_out import written_out
 from cai_cli.options import GenerationOptions, template_kwargs
-from cai_cli.thinking import OPEN, split_thinking
 
 
 class TransformersEngine:
@@ -36,7 +38,11 @@ class TransformersEngine:
         self.prefix_cache = True  # whether questions that start alike share the work on their start when options are scored
         self.renderer = Renderer(tokenizer, flag, template_kwargs)
         self.stop_ids = stop_ids(tokenizer, getattr(model, "generation_config", None))
-        self.turn_start_ids = turn_start_ids(tokenizer) - set(self.stop_ids)
+        self.thinking = self.renderer.thinking
+        # Marks of thinking are found among the ids: as text they would be dropped with the special tokens.
+        self.mark_ids = {ids[0] for mark in self.thinking.marks if len(ids := encode_rendered(tokenizer, mark)) == 1}
+        self.turn_start_ids = turn_start_ids(tokenizer) - set(self.stop_ids) - self.mark_ids
+        self.header = reply_header_ids(tokenizer)
         self.context = context_length(model.config)
         # The checkpoint's own sampling settings (top-p, penalties) would change the distribution: none is kept.
         model.generation_config = GenerationConfig(
@@ -52,14 +58,16 @@ class TransformersEngine:
 
     def generate(self, requests: list[Request]) -> list[Completion]:
         """Sampled continuations in the order of the requests."""
-        prompts = [ids for (ids,) in self.renderer.encode_all([(request.prompt, [""]) for request in requests])]
         results: dict[int, Completion] = {}
-        fitting = []
-        for n, request in enumerate(requests):
-            if len(prompts[n]) + request.max_new_tokens > self.context:
-                results[n] = Completion("", OVERLONG, prompts[n], [])
+        prompts: dict[int, list[int]] = {}
+        for n, encoded in enumerate(self.renderer.encode_all([(request.prompt, [""]) for request in requests])):
+            if isinstance(encoded, UnfitRow):
+                results[n] = Completion("", UNFIT, [], [], fault=(encoded.reason, encoded.detail))
+            elif len(encoded[0]) + requests[n].max_new_tokens > self.context:
+                results[n] = Completion("", OVERLONG, encoded[0], [])
             else:
-                fitting.append(n)
+                prompts[n] = encoded[0]
+        fitting = list(prompts)
         lengths = [len(prompts[n]) + requests[n].max_new_tokens for n in fitting]
         for places in like_length(lengths, self.batch_size):
             batch = [fitting[place] for place in places]
@@ -83,25 +91,33 @@ class TransformersEngine:
         """Text of the tokens drawn for a request, cut at its stop string or another turn's start."""
         reason = STOP if tokens[-1] in self.stop_ids else LENGTH
         spoken = tokens[:-1] if reason == STOP else tokens
-        stop = None
+        stop, fault = None, None
         if (other := next((n for n, index in enumerate(spoken) if index in self.turn_start_ids), None)) is not None:
-            stop, spoken = self.tokenizer.convert_ids_to_tokens(spoken[other]), spoken[:other]
-        text, thinking = self.tokenizer.decode(spoken, skip_special_tokens=True), ""
+            stop = self.tokenizer.convert_ids_to_tokens(spoken[other])
+            if spoken[other : other + len(self.header)] == self.header and not isinstance(request.prompt, str):
+                fault = (OWN_HEADER, f"it goes on with {self.tokenizer.decode(self.header)!r}")
+            spoken = spoken[:other]
+        text, thinking = self._decode(spoken), ""
         if not isinstance(request.prompt, str):
-            thinking, text = split_thinking(text, self._opens_thinking(prompt))
+            thinking, text = self.thinking.split(text, self._opens_thinking(prompt))
         cuts = [(at, string) for string in request.stop if (at := text.find(string)) >= 0]
         if cuts:
             at, stop = min(cuts)
             text, reason = text[:at], STOP
-        return Completion(text, reason, prompt, tokens, logprobs, stop, thinking)
+        return Completion(text, reason, prompt, tokens, logprobs, stop, thinking, fault)
+
+    def _decode(self, tokens: list[int]) -> str:
+        """The text of tokens without special ones, but with the marks that a thought stands between."""
+        groups = groupby(tokens, key=lambda index: index if index in self.mark_ids else None)
+        return "".join(self.tokenizer.decode(list(group), skip_special_tokens=mark is None) for mark, group in groups)
 
     def _opens_thinking(self, prompt: list[int]) -> bool:
         """Whether the template has opened the thought already, so that the text starts inside it."""
-        return self.tokenizer.decode(prompt[-8:]).rstrip().endswith(OPEN)
+        return self.tokenizer.decode(prompt[-8:]).rstrip().endswith(self.thinking.opening)
 
     # Option scores
 
-    def score(self, requests: list[OptionRequest]) -> list[list[float] | None]:
+    def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         """Log-probabilities of the options of each request, prompt and option encoded together."""
         with written_out(self.model):
             return OptionScorer(self.model, self.renderer, self.context, self.batch_size, self.prefix_cache).score(requests)

@@ -16,6 +16,7 @@ from cai_cli.engines.base import Engine, OptionRequest
 from cai_cli.feedback.labels import Answer, Pair, Question
 from cai_cli.generation import Segment, SegmentSettings, sample_segment
 from cai_cli.keys import uniform
+from cai_cli.models.templates import UnfitRow
 from cai_cli.prompts import comparison_question
 from cai_cli.solved_questions import ComparisonDemonstration, Demonstration, solve
 
@@ -88,8 +89,8 @@ def judge_pairs(judge: Engine, inquiry: Inquiry, pairs: list[Pair], chat: bool, 
         reason(judge, inquiry, questions, chat, thinking)
         questions = [question for question in questions if question.pair.rejected is None]
     for question, scores in zip(questions, judge.score([inquiry.request(q, chat) for q in questions]), strict=True):
-        if scores is None:
-            question.pair.reject("question_too_long")
+        if isinstance(scores, UnfitRow):
+            question.pair.reject(scores.reason, scores.detail)
         else:
             question.pair.answers.append(Answer(question, *scores))
 
@@ -105,7 +106,7 @@ def reason(judge: Engine, inquiry: Inquiry, questions: list[Question], chat: boo
     for question, sampled in zip(questions, sample_segment(judge, questions, segment), strict=True):
         question.pair.tokens += sampled.tokens
         if sampled.reason:
-            question.pair.reject(f"rationale_{sampled.reason}", f"last attempt {sampled.text[:200]!r}")
+            question.pair.reject(f"rationale_{sampled.reason}", sampled.detail)
         else:
             question.rationale = sampled.text
 

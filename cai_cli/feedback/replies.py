@@ -34,7 +34,7 @@ def draw_replies(writer: Engine, pairs: list[Pair], count: int, settings: Segmen
         for slot, sampled in zip(slots, sample_segment(writer, slots, segment), strict=True):
             slot.pair.tokens += sampled.tokens
             if sampled.reason:
-                failures[slot.pair.id] = sampled.reason, f"reply {slot.k}: last attempt {sampled.text[:200]!r}"
+                failures[slot.pair.id] = sampled.reason, f"reply {slot.k}: {sampled.detail}"
             else:
                 texts[slot.pair.id][slot.k] = sampled.text
         same = [pair for pair in pairs if len(texts[pair.id]) > 1 and len(set(texts[pair.id].values())) == 1]

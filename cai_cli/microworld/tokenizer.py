@@ -77,7 +77,7 @@ def build_tokenizer(chat_template: bool) -> PreTrainedTokenizerFast:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from cai_cli.models.chat import TRANSCRIPT_TEMPLATE
+    from cai_cli.models.templates import TRANSCRIPT_TEMPLATE
 
     words = vocabulary()
     core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token=UNK))

@@ -1,64 +1,24 @@
-r"""From conversations to token ids: chat templates, one BOS, the prompt's tokens a prefix of prompt+completion, stop ids.
-
-The transcript template is installed into tokenizers that have no chat template:
-`\n\nHuman: ...\n\nAssistant: ...<eos>`.
-"""
+"""From conversations to token ids: one BOS, the prompt's tokens a prefix of prompt+completion, stop ids, thoughts kept apart."""
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_cli.conversation import HUMAN, Conversation, message, split_system, system_in_first_user_turn
+from cai_cli.conversation import HUMAN, Conversation, message
 from cai_cli.errors import UserError
-from cai_cli.storage import read_input
+from cai_cli.models.templates import (
+    UnfitRow,
+    check_template,
+    check_text,
+    control_ids,
+    render,
+    require_template,
+)
+from cai_cli.thinking import TURN_END, Thinking, thinking_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TRANSCRIPT_TEMPLATE = (
-    "{{- bos_token if bos_token else '' }}"
-    "{%- set system = messages[0]['content'] + '\\n\\n' if messages[0]['role'] == 'system' else '' %}"
-    "{%- set turns = messages[1:] if system else messages %}"
-    "{%- for turn in turns %}"
-    "{%- if turn['role'] == 'user' %}{{- '\\n\\nHuman: ' + (system if loop.first else '') + turn['content'] }}"
-    "{%- else %}{{- '\\n\\nAssistant: ' + turn['content'] }}"
-    "{%- if not (loop.last and continue_final_message is defined and continue_final_message) %}{{- eos_token }}{%- endif %}"
-    "{%- endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '\\n\\nAssistant:' }}{%- endif %}"
-)
-
-
-class UnfitRow(ValueError):
-    """A row that cannot be turned into token ids as it must: `reason` is a short name for the rejects file."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-
-def install_template(tokenizer: PreTrainedTokenizerBase, file: Path | None = None) -> None:
-    """Give the tokenizer the chat template of `file`, else the transcript template where it has none."""
-    if file is not None:
-        try:
-            tokenizer.chat_template = read_input(file, "--chat-template takes a Jinja file").decode()
-        except UnicodeDecodeError:
-            raise UserError(f"--chat-template {file}: not UTF-8 text") from None
-    elif tokenizer.chat_template is None:
-        tokenizer.chat_template = TRANSCRIPT_TEMPLATE
-
-
-def require_template(tokenizer: PreTrainedTokenizerBase, flag: str) -> None:
-    if tokenizer.chat_template is None:
-        raise UserError(f"{flag}: its tokenizer has no chat template", "train it with `cai sft`, which installs one")
-
-
-def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    template = tokenizer.chat_template
-    return hashlib.sha256(str(template).encode()).hexdigest()[:16] if template else None
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -77,23 +37,6 @@ def require_same_tokens(own: PreTrainedTokenizerBase, other: PreTrainedTokenizer
             raise UserError(
                 f"{flag}: token {token!r} is {ids.get(token)} there and {index} in the model", "take one of its family"
             )
-
-
-def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **settings: Any) -> str:
-    """The conversation as text through the chat template; a template without a system role gets it in the first user turn."""
-    from jinja2.exceptions import TemplateError
-
-    system, turns = split_system(conversation)
-    try:
-        text = str(tokenizer.apply_chat_template(conversation, tokenize=False, **settings))
-        # A template that drops the system turn renders the same without it.
-        if not system or text != tokenizer.apply_chat_template(turns, tokenize=False, **settings):
-            return text
-    except TemplateError as error:
-        if not system:
-            raise UnfitRow("template_refused", str(error)) from None
-    merged = system_in_first_user_turn(conversation)
-    return str(tokenizer.apply_chat_template(merged, tokenize=False, **settings))
 
 
 def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -122,34 +65,75 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Any = None) 
         found.update(configured if isinstance(configured, list) else [configured])
     if tokenizer.chat_template is not None:
         found.update(end_of_turn_ids(tokenizer))
+    if thinking_format(tokenizer).channels:  # the thought's turn ends with it, and the answer follows
+        found.discard(tokenizer.convert_tokens_to_ids(TURN_END))
     return sorted(index for index in found if index is not None)
 
 
 def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special token that the template puts right after an assistant's text, if any."""
+    """The control token that the template puts right after an assistant's text, if any."""
     probe = "probe"
     text = render(tokenizer, [message("user", probe), message("assistant", probe)])
     tail = text[text.rindex(probe) + len(probe) :] if probe in text else ""
-    special = special_ids(tokenizer)
+    control = control_ids(tokenizer)
     for index in encode_rendered(tokenizer, tail):
-        if index in special:
+        if index in control:
             return [index]
     return []
 
 
 def turn_start_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The special tokens that the template puts in front of a user's text: a reply that goes on with one speaks for the user."""
+    """The control tokens that the template puts in front of a user's text: a reply that goes on with one speaks for the user."""
     if tokenizer.chat_template is None:
         return set()
     probe = "probe"
     head, found, _ = render(tokenizer, [message("user", probe)]).partition(probe)
     ids = encode_rendered(tokenizer, head) if found else []
-    return {index for index in ids if index in special_ids(tokenizer)}
+    return set(ids) & control_ids(tokenizer)
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """`all_special_ids` has only the named ones (EOS, pad ...); Llama 3's <|eot_id|> is special without a name."""
-    return set(tokenizer.all_special_ids) | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+def reply_header_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the template opens a reply with, from its first control token on: a reply that goes on with it is no reply."""
+    if tokenizer.chat_template is None:
+        return []
+    chat = [message("user", "probe")]
+    header = render(tokenizer, chat, add_generation_prompt=True).removeprefix(render(tokenizer, chat))
+    ids = encode_rendered(tokenizer, header)
+    control = control_ids(tokenizer)
+    return ids[next((n for n, index in enumerate(ids) if index in control), len(ids)) :]
+
+
+def thinking_format(tokenizer: PreTrainedTokenizerBase) -> Thinking:
+    """How the model writes its reasoning."""
+    return thinking_of(added_tokens(tokenizer), str(tokenizer.chat_template or ""))[0]
+
+
+def require_known_thinking(tokenizer: PreTrainedTokenizerBase, flag: str) -> Thinking:
+    """How the model writes its reasoning. Raises UserError where it has marks for it that are not understood.
+
+    What it thought would end up in its replies, and in what is trained on them.
+    """
+    found, unknown = thinking_of(added_tokens(tokenizer), str(tokenizer.chat_template or ""))
+    if unknown:
+        hint = "its thoughts could not be told from its answers: take a model whose marks are known, such as <think>"
+        raise UserError(f"{flag}: it marks its reasoning by {', '.join(unknown[:4])}, which is not understood", hint)
+    return found
+
+
+def check_thoughts_are_kept(tokenizer: PreTrainedTokenizerBase, flag: str, **template_kwargs: Any) -> None:
+    """Raise UserError where the template leaves out of a reply what was thought in front of it."""
+    if thinking_format(tokenizer).channels:
+        raise UserError(f"--train-on-thinking: {flag} thinks in channels, which cannot be put back", "leave it out")
+    thought = "what a tall animal"
+    reply = thinking_format(tokenizer).join(thought, "as tall as a house")
+    chat = [message("user", "how tall is a giraffe"), message("assistant", reply)]
+    if thought not in render(tokenizer, chat, **template_kwargs):
+        hint = "leave it out, or install a template that keeps thoughts: --chat-template FILE"
+        raise UserError(f"--train-on-thinking: the chat template of {flag} leaves thoughts out of replies", hint)
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    return {token.content for token in tokenizer.added_tokens_decoder.values()}
 
 
 def encode_pair(
@@ -195,6 +179,9 @@ class Renderer:
         self.tokenizer = tokenizer
         self.flag = flag
         self.template_kwargs = template_kwargs or {}
+        if tokenizer.chat_template is not None:
+            check_template(tokenizer, flag)
+        self.thinking = require_known_thinking(tokenizer, flag)
 
     @property
     def has_own_template(self) -> bool:
@@ -204,27 +191,49 @@ class Renderer:
         return f"{HUMAN} probe" not in render(self.tokenizer, [message("user", "probe")])
 
     def render(self, prompt: str | Conversation) -> str:
-        """The exact text the model gets; a closing assistant turn is left open, to be continued."""
+        """The exact text the model gets; a closing assistant turn is left open, to be continued. Raises UnfitRow."""
         if isinstance(prompt, str):
+            check_text(self.tokenizer, prompt)
             return prompt
         require_template(self.tokenizer, self.flag)
         if prompt[-1]["role"] == "assistant":
             return render(self.tokenizer, prompt, continue_final_message=True, **self.template_kwargs)
         return render(self.tokenizer, prompt, add_generation_prompt=True, **self.template_kwargs)
 
+    def show(self, prompt: str | Conversation) -> str:
+        """`render` for a person who asked to see it: what cannot be rendered is a mistake in the input."""
+        try:
+            return self.render(prompt)
+        except UnfitRow as error:
+            raise UserError(
+                f"{self.flag}: {error.reason}: {error.detail}", "such rows are rejected; begin with another"
+            ) from None
+
     def encode(self, prompt: str | Conversation, suffix: str = "") -> list[int]:
-        """Ids of the prompt and what follows it, encoded together."""
+        """Ids of the prompt and what follows it, encoded together. Raises UnfitRow."""
         text = self.render(prompt) + suffix
         return encode_text(self.tokenizer, text) if isinstance(prompt, str) else encode_rendered(self.tokenizer, text)
 
-    def encode_all(self, prompts: list[tuple[str | Conversation, list[str]]]) -> list[list[list[int]]]:
-        """Ids of each prompt with each of its suffixes, encoded together. Many texts at once, which tokenizers do faster."""
+    def encode_all(self, prompts: list[tuple[str | Conversation, list[str]]]) -> list[list[list[int]] | UnfitRow]:
+        """Ids of each prompt with each of its suffixes, encoded together; or why there are none.
+
+        Many texts at once, which tokenizers do faster.
+        """
+        rendered: list[str | UnfitRow] = []
         texts: dict[bool, list[str]] = {True: [], False: []}  # plain or rendered
         for prompt, suffixes in prompts:
-            text = self.render(prompt)
+            try:
+                text = self.render(prompt)
+            except UnfitRow as error:
+                rendered.append(error)
+                continue
+            rendered.append(text)
             texts[isinstance(prompt, str)] += [text + suffix for suffix in suffixes]
         encoded = {plain: iter(self._encode_texts(group, plain)) for plain, group in texts.items()}
-        return [[next(encoded[isinstance(prompt, str)]) for _ in suffixes] for prompt, suffixes in prompts]
+        return [
+            text if isinstance(text, UnfitRow) else [next(encoded[isinstance(prompt, str)]) for _ in suffixes]
+            for text, (prompt, suffixes) in zip(rendered, prompts, strict=True)
+        ]
 
     def _encode_texts(self, texts: list[str], plain: bool) -> list[list[int]]:
         """As `encode_text` where they are plain, else as `encode_rendered`."""

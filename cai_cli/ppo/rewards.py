@@ -10,8 +10,9 @@ from cai_cli.conversation import Conversation, message
 from cai_cli.engines.base import LENGTH, Completion
 from cai_cli.errors import UserError
 from cai_cli.manifest import manifest_path, read_manifest
-from cai_cli.models.chat import UnfitRow, close_with_eos
+from cai_cli.models.chat import close_with_eos
 from cai_cli.models.score import score_all
+from cai_cli.models.templates import UnfitRow
 from cai_cli.preference_model import open_preference_model
 
 if TYPE_CHECKING:

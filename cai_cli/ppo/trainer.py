@@ -18,8 +18,9 @@ from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.errors import RunError, UserError
 from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, save_trained, trainable_state
-from cai_cli.models.chat import require_template, template_hash, vocabulary_hash
+from cai_cli.models.chat import vocabulary_hash
 from cai_cli.models.load import load_tokenizer
+from cai_cli.models.templates import require_template, template_hash
 from cai_cli.ppo.critic import Beside, Here
 from cai_cli.ppo.episodes import Episodes, make_episodes, over_episodes, sampled_logprobs
 from cai_cli.ppo.learner import PolicyLearner

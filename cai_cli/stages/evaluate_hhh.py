@@ -153,6 +153,8 @@ class Question:
 
 
 def answer(engine: Engine, options: Options, examples: Examples, items: list[Item], chat: bool) -> None:
+    from cai_cli.models.templates import UnfitRow
+
     samples = options.cot_samples if options.cot else 1
     questions = [Question(item, n) for item in items for n in range(samples)]
     if options.cot:
@@ -164,8 +166,8 @@ def answer(engine: Engine, options: Options, examples: Examples, items: list[Ite
     ]
     found: dict[int, list[list[float]]] = {}
     for question, scores in zip(asked, engine.score(requests), strict=True):
-        if scores is None:
-            question.item.skipped = "too_long"
+        if isinstance(scores, UnfitRow):
+            question.item.skipped = scores.reason.removeprefix("question_")
         else:
             found.setdefault(id(question.item), []).append(scores)
     for item in items:
@@ -200,8 +202,8 @@ def reason(engine: Engine, options: Options, examples: Examples, questions: list
 def score_replies(options: Options, items: list[Item]) -> dict[str, Any]:
     """Probabilities by the difference of the two scores, as the preference model was trained to mean them."""
     from cai_cli.manifest import device_facts
-    from cai_cli.models.chat import UnfitRow, template_hash
     from cai_cli.models.score import score_all
+    from cai_cli.models.templates import UnfitRow, template_hash
 
     pm = open_preference_model(str(options.pm), options.device, options.dtype)
     rows: list[list[int]] = []
@@ -270,5 +272,5 @@ def dry_run(options: Options, examples: Examples, items: list[Item]) -> None:
 
     renderer = Renderer(load_tokenizer(str(options.model)), "--model", template_kwargs(options.chat_template_kwargs))
     chat = renderer.has_own_template
-    show_text(renderer.render(item_prompt(items[0], options.form, examples.before(items[0], chat), chat)))
+    show_text(renderer.show(item_prompt(items[0], options.form, examples.before(items[0], chat), chat)))
     say(f"{len(items)} items; options {', '.join(option.strip() for option in items[0].options)}")

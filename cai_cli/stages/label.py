@@ -297,5 +297,5 @@ def dry_run(options: Options, inquiry: Inquiry, pair: Pair, remaining: int) -> N
     if not pair.replies[0]:
         pair.replies = ["[the model's first reply]", "[the model's second reply]"]
     questions = list(inquiry.questions(pair))
-    show_text(renderer.render(inquiry.prompt(questions[0], renderer.has_own_template)))
+    show_text(renderer.show(inquiry.prompt(questions[0], renderer.has_own_template)))
     say(f"{remaining} pairs, {len(questions)} questions each")

@@ -102,8 +102,8 @@ def run(options: Options) -> None:
         artifact.start()
         write_comparisons(options)
 
-    from cai_cli.models.chat import install_template
     from cai_cli.models.load import load_tokenizer
+    from cai_cli.models.templates import install_template
 
     tokenizer = load_tokenizer(options.model)
     if options.format == "chat":

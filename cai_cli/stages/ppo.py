@@ -181,7 +181,7 @@ def check_value_device(options: Options) -> None:
 
 def fitting(prompts: list[Prompt], renderer: Renderer, room: int, rejected: list[Rejected]) -> list[Prompt]:
     """The prompts that leave room for a reply; the others are added to `rejected` by name, never cut."""
-    from cai_cli.models.chat import UnfitRow
+    from cai_cli.models.templates import UnfitRow
 
     kept = []
     for prompt in prompts:
@@ -214,7 +214,7 @@ def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], reject
     """Show the first prompt exactly as the policy would get it, and the amount of work and memory."""
     from cai_cli.ppo.models import held_bytes
 
-    show_text(renderer.render(schedule[0].prompt))
+    show_text(renderer.show(schedule[0].prompt))
     tokens = sum(len(renderer.encode(prompt.prompt)) for prompt in schedule[: options.rollout_batch_size])
     most = options.rollout_batch_size * options.max_new_tokens
     say(

@@ -215,7 +215,7 @@ def sample_alive(engine: Engine, chains: list[Chain], segment: Segment[Chain]) -
             chain.thinking[segment.name] = sampled.thinking
         else:
             row = {"prompt": chain.prompt.prompt, "rounds_done": len(chain.rounds), "hygiene": events_text(chain.events)}
-            detail = f"{segment.name}: last attempt {sampled.text[:200]!r}"
+            detail = f"{segment.name}: {sampled.detail}"
             chain.rejected = Rejected(chain.id, sampled.reason, detail, row)
     return kept
 
@@ -282,6 +282,6 @@ def dry_run(options: Options, constitution: Constitution, chains: list[Chain], r
     chain.principle = constitution.draw(options.seed, "principle", chain.id, 1)
     chain.response, chain.critique = "[the model's reply]", "[the model's critique]"
     shown = texts.critique(chain) if options.critique else texts.revision(chain)
-    show_text(renderer.render(shown))
+    show_text(renderer.show(shown))
     calls = remaining * (1 + options.rounds * (2 if options.critique else 1))
     say(f"{remaining} chains, {calls} requests of at most {options.max_new_tokens} tokens")

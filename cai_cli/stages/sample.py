@@ -73,7 +73,7 @@ def run(options: Options) -> None:
                 artifact.tokens += sampled.tokens
                 if sampled.reason:
                     row = {"prompt": slot.prompt.prompt, "hygiene": events_text(events_of(sampled))}
-                    artifact.reject(Rejected(slot.id, sampled.reason, f"last attempt {sampled.text[:200]!r}", row))
+                    artifact.reject(Rejected(slot.id, sampled.reason, sampled.detail, row))
                 else:
                     artifact.accept(to_record(slot, sampled).to_row())
             artifact.flush()
@@ -119,5 +119,5 @@ def dry_run(options: Options, slot: Slot, remaining: int) -> None:
 
     renderer = Renderer(load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs))
     chat = renderer.tokenizer.chat_template is not None
-    show_text(renderer.render(reply_segment(options, chat).prompt(slot)))
+    show_text(renderer.show(reply_segment(options, chat).prompt(slot)))
     say(f"{remaining} replies of at most {options.max_new_tokens} tokens")

@@ -70,7 +70,7 @@ def run(options: Options) -> None:
     items = read_items(options.file, options.field)[: options.limit]
     todo = artifact.remaining(items)
 
-    from cai_cli.models.chat import UnfitRow
+    from cai_cli.models.templates import UnfitRow
 
     tokenizer, encode = open_reading(options.pm)
     if options.dry_run:

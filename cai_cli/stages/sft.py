@@ -87,11 +87,14 @@ def run(options: Options) -> None:
     targets = [item for item in found if isinstance(item, Target)]
     rejected = [item for item in found if isinstance(item, Rejected)]
 
-    from cai_cli.models.chat import install_template, stop_ids
+    from cai_cli.models.chat import check_thoughts_are_kept, stop_ids
+    from cai_cli.models.templates import install_template
 
     tokenizer = open_tokenizer(options)
     install_template(tokenizer, options.chat_template)
     kwargs = template_kwargs(options.chat_template_kwargs)
+    if options.train_on_thinking:
+        check_thoughts_are_kept(tokenizer, options.model, **kwargs)
     rows, unfit = tokenise(targets, tokenizer, stop_ids(tokenizer), options.max_length, kwargs, options.held_out, options.seed)
     rejected += unfit
     train = [row for row in rows if not row.held_out]

@@ -46,8 +46,8 @@ def run(options: Options) -> None:
         return
     weighted = list(read_weighted(options.comparisons))
 
-    from cai_cli.models.chat import install_template
     from cai_cli.models.load import load_tokenizer
+    from cai_cli.models.templates import install_template
 
     tokenizer = load_tokenizer(options.model)
     install_template(tokenizer, options.chat_template)

@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.manifest import device_facts
-from cai_cli.models.chat import template_hash, vocabulary_hash
+from cai_cli.models.chat import vocabulary_hash
+from cai_cli.models.templates import template_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

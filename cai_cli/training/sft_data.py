@@ -19,7 +19,6 @@ from cai_cli.keys import shuffled
 from cai_cli.manifest import parse_weight
 from cai_cli.records import Revision, Sample
 from cai_cli.splits import is_held_out
-from cai_cli.thinking import join_thinking
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,12 +29,13 @@ OTHER = "other"  # the kind of rows that have none
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One prompt and completion to train on; `kind` is harmful, helpful or other."""
+    """One prompt and completion to train on; `kind` is harmful, helpful or other; `thinking` comes before the completion."""
 
     id: str
     prompt: Conversation
     completion: Conversation
     kind: str = OTHER
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +88,13 @@ def revision_targets(row: dict[str, Any], which: str, thinking: bool) -> Iterato
             told = f"revision {number} keeps {share_kept(text, draft):.0%} of the draft's words"
             yield Rejected(identity, UNREVISED, told, {"prompt": chain.prompt, "draft": draft, "revision": text})
             continue
-        text = join_thinking(step.revision_thinking, text) if thinking else text
-        yield Target(identity, chain.prompt, [message("assistant", text)], chain.kind or OTHER)
+        thoughts = step.revision_thinking if thinking else ""
+        yield Target(identity, chain.prompt, [message("assistant", text)], chain.kind or OTHER, thoughts)
 
 
 def sample_targets(row: dict[str, Any], thinking: bool) -> Iterator[Target]:
     sample = Sample.from_row(row)
-    text = sample.completion[0]["content"]
-    text = join_thinking(sample.thinking, text) if thinking else text
-    yield Target(sample.id, sample.prompt, [message("assistant", text)], sample.kind or OTHER)
+    yield Target(sample.id, sample.prompt, sample.completion, sample.kind or OTHER, sample.thinking if thinking else "")
 
 
 def tokenise(
@@ -109,12 +107,15 @@ def tokenise(
     seed: int = 0,
 ) -> tuple[list[TokenRow], list[Rejected]]:
     """Ids and labels of each target that fits `max_length` tokens and whose prompt is a prefix of the whole."""
-    from cai_cli.models.chat import UnfitRow, encode_pair
+    from cai_cli.models.chat import encode_pair, thinking_format
+    from cai_cli.models.templates import UnfitRow
 
     rows, rejected = [], []
+    thinking = thinking_format(tokenizer)
     for target in targets:
+        completion = [message("assistant", thinking.join(target.thinking, target.completion[0]["content"]))]
         try:
-            prompt_ids, completion_ids = encode_pair(tokenizer, target.prompt, target.completion, stops, **template_kwargs)
+            prompt_ids, completion_ids = encode_pair(tokenizer, target.prompt, completion, stops, **template_kwargs)
             length = len(prompt_ids) + len(completion_ids)
             if length > max_length:
                 raise UnfitRow("too_long", f"{length} tokens, --max-length is {max_length}")
