@@ -1,5 +1,8 @@
 """Artifacts that survive being killed: the same command again carries on, another command on the same --out stops.
 
+One process at a time: each is held (see `locks`) from before it is looked at until it is done. A step that cannot be undone at
+once comes last, so that a kill between any two steps leaves what the same command can go on from.
+
 Rows     see `row_artifact`.
 Files    `FileArtifact`: written at once, with a manifest beside it.
 Models   `ModelArtifact`: a directory that is complete when its `cai.json` is there.
@@ -17,6 +20,7 @@ from typing import Any
 
 from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import Row, write_atomically
+from cai_cli.locks import give_back, hold, is_lock_file
 from cai_cli.manifest import (
     MODEL_MANIFEST,
     Manifest,
@@ -27,7 +31,7 @@ from cai_cli.manifest import (
     read_manifest,
     write_manifest,
 )
-from cai_cli.ranks import barrier, check_sharding, is_main
+from cai_cli.ranks import barrier, check_sharding, is_main, main_first
 from cai_cli.storage import MAKE_ROOM
 from cai_cli.talk import say, warn
 
@@ -57,6 +61,16 @@ def move_to_backup(*paths: Path) -> None:
             path.replace(backup)
 
 
+def copy_to_backup(*paths: Path) -> None:
+    """Copy each existing manifest to `<name>.bak`; its place is overwritten when the new one is written.
+
+    Until all else has moved it tells a restart that was killed from a new start.
+    """
+    for path in paths:
+        if path.exists():
+            write_atomically(path.with_name(path.name + ".bak"), path.read_text(encoding="utf-8"))
+
+
 def check_same(old: Manifest, new: Manifest, options: Any) -> bool:
     """True where `old` is the same artifact as `new`; False where it is to be restarted; else an error that names why.
 
@@ -79,7 +93,10 @@ def reasons_text(reasons: Counter[str]) -> str:
 
 
 def is_foreign(file: Path, beside: str | None) -> bool:
-    return beside is None or not file.name.startswith(beside)
+    """Whether a file in a folder without a manifest is none that a command of ours leaves there, killed or not."""
+    name = file.name.removeprefix(".").removesuffix(".tmp")
+    ours = is_lock_file(file) or name == PARTIAL_MODEL_MANIFEST or (beside is not None and name.startswith(beside))
+    return not ours
 
 
 class FileArtifact:
@@ -96,18 +113,22 @@ class FileArtifact:
         self.manifest = begin_manifest(stage, options, self.out.parent)
         self.started = time.monotonic()
         self.done = False
+        hold(options)
         if self.out.exists():
             old = read_manifest(self.manifest_file)
             if old is None:
                 raise UserError(f"{self.out} exists and has no manifest", "move it away, or choose another --out")
             self.done = check_same(old, self.manifest, options)
+        self.options = options
         if self.done:
+            give_back(options)
             say(f"{self.out}: already done; nothing to do")
 
     def start(self) -> None:
-        """Make room: an old one, which is to be restarted, goes to .bak."""
+        """Make room: an old one, which is to be restarted, goes to .bak, the file itself last."""
         if self.out.exists():
-            move_to_backup(self.out, self.manifest_file, *self.beside)
+            copy_to_backup(self.manifest_file)
+            move_to_backup(*self.beside, self.out)
         self.out.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, text: str, counts: dict[str, Any], **facts: Any) -> None:
@@ -115,6 +136,7 @@ class FileArtifact:
         self.manifest |= {"counts": counts, "seconds": round(time.monotonic() - self.started, 3), **facts}
         write_manifest(self.manifest_file, self.manifest)
         write_atomically(self.out, text)
+        give_back(self.options)
 
 
 class ModelArtifact:
@@ -134,26 +156,45 @@ class ModelArtifact:
         self.metrics_file = self.folder / "metrics.jsonl"
         self.started = time.monotonic()
         self.done = False
-        self._restart = False  # the old one is moved to .bak by `start`
+        self._restart = False  # the old one is moved to .bak by `make_room`
+        hold(options)
+        main_first(lambda: self._look(beside))
+        if not is_main():
+            self._look(beside)
+
+    def _look(self, beside: str | None) -> None:
+        """Find out whether the model is done, can be continued, or is to be started."""
         finished = read_manifest(self.manifest_file)
         old = finished or read_manifest(self.partial_manifest_file)
         if old is None and self.folder.exists() and any(is_foreign(file, beside) for file in self.folder.iterdir()):
             raise UserError(f"--out {self.folder}: is not empty and not ours", "choose another --out")
-        if old is not None and not check_same(old, self.manifest, options):
+        if old is not None and not check_same(old, self.manifest, self.options):
             self._restart = True
         elif finished is not None:
             self.done = True
+            if is_main() and not self.options.dry_run:
+                self._clean_up()  # a kill may have come before it
+            give_back(self.options)
             say(f"{self.folder}: already done; nothing to do")
 
-    def start(self) -> None:
-        """Mark the directory as one in the making. Of several processes the first one does, after all have looked at it."""
+    def make_room(self) -> None:
+        """Move an old one, which is to be restarted, to .bak. Of several processes the first one does, after all have looked."""
         barrier()
+        if is_main() and self._restart:
+            move_to_backup(self.folder)
+        self._restart = False
+        barrier()
+
+    def start(self) -> None:
+        """Claim the directory, which from here on is another command's only after --if-changed restart.
+
+        To be called when all that can be found out before the first step has been: a mistake then costs no more than a new
+        command.
+        """
+        self.make_room()
         if is_main():
-            if self._restart:
-                move_to_backup(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_manifest(self.partial_manifest_file, self.manifest)
-        self._restart = False
         barrier()
 
     def finish(self, save: Callable[[Path], None], **facts: Any) -> None:
@@ -165,6 +206,11 @@ class ModelArtifact:
         save(self.folder)
         self.manifest |= {"seconds": round(time.monotonic() - self.started, 3), **facts}
         write_manifest(self.manifest_file, self.manifest)
+        self._clean_up()
+        give_back(self.options)
+        say(f"{self.folder}: done in {self.manifest['seconds']:.0f} s")
+
+    def _clean_up(self) -> None:
+        """Remove what only a directory in the making needs."""
         self.partial_manifest_file.unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        say(f"{self.folder}: done in {self.manifest['seconds']:.0f} s")

@@ -20,6 +20,7 @@ import typer
 from cai_cli import __version__
 from cai_cli.errors import CaiError, UserError
 from cai_cli.help_text import Command, Group
+from cai_cli.locks import give_all_back
 from cai_cli.stages import (
     constitution,
     demo,
@@ -231,4 +232,5 @@ def main() -> None:
         fail(told.message, told.hint)
         sys.exit(told.exit_code)
     finally:
+        give_all_back()
         discard_unwritten()

@@ -46,12 +46,17 @@ def open_text(path: Path) -> IO[str]:
     return io.TextIOWrapper(open_binary(path), encoding="utf-8-sig")
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text without its end). Lines are decoded one by one, so that an error names the right one."""
+def read_lines(path: Path, unfinished: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text without its end). Lines are decoded one by one, so that an error names the right one.
+
+    `unfinished`: somebody may be writing the file; a last line that has no end yet is left out.
+    """
     number = 0
     with open_binary(path) as stream:
         try:
             for number, line in enumerate(stream, start=1):
+                if unfinished and not line.endswith(b"\n"):
+                    return
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise RecordError("", f"not UTF-8 text at byte {error.start + 1} of the line", place=f"{path}:{number}") from None
@@ -59,15 +64,18 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             raise RecordError("", f"broken gzip data: {error}", place=f"{path}:{number + 1}") from None
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield (line number, row). Raises RecordError with `file:line` for anything that is not a JSON object."""
+def read_rows(path: Path, unfinished: bool = False) -> Iterator[tuple[int, Row]]:
+    """Yield (line number, row). Raises RecordError with `file:line` for anything that is not a JSON object.
+
+    Of any file; in one of ours no id may be there twice (`check_new`). `unfinished`: see `read_lines`.
+    """
     import jsonlines
 
     line = 0
 
     def texts() -> Iterator[str]:
         nonlocal line
-        for number, text in read_lines(path):
+        for number, text in read_lines(path, unfinished):
             line = number
             yield text
 
@@ -80,6 +88,23 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise RecordError("", f"not a JSON object: {detail}", place=f"{path}:{line}") from None
 
 
+def read_own_rows(path: Path, unfinished: bool = False) -> Iterator[tuple[int, Row]]:
+    """Yield (line number, row) of a file of ours, where no id is on two lines: RecordError names both. A row may have no id."""
+    seen: dict[str, int] = {}
+    for line, row in read_rows(path, unfinished):
+        if isinstance(row.get("id"), str):
+            check_new(seen, row["id"], path, line)
+        yield line, row
+
+
+def check_new(seen: dict[str, int], name: str, path: Path, line: int) -> None:
+    """Note the line of an id. Raises RecordError where it has one already: two commands wrote the file, or two were joined."""
+    if name in seen:
+        problem = f"{name!r} is on line {seen[name]} too"
+        raise RecordError("id", problem, "ids are unique in a file", place=f"{path}:{line}")
+    seen[name] = line
+
+
 def read_records(path: Path, parse: Callable[[Row], Record]) -> Iterator[Record]:
     """Yield parsed records; a row that `parse` refuses stops with file:line and field. Ids must not repeat."""
     seen: dict[str, int] = {}
@@ -88,13 +113,8 @@ def read_records(path: Path, parse: Callable[[Row], Record]) -> Iterator[Record]
             record = parse(row)
         except RecordError as error:
             raise error.at(f"{path}:{line}") from None
-        record_id = getattr(record, "id", None)
-        if record_id in seen:
-            raise RecordError("id", f"{record_id!r} is on line {seen[record_id]} too", "ids are unique in a file").at(
-                f"{path}:{line}"
-            )
-        if record_id is not None:
-            seen[record_id] = line
+        if (name := getattr(record, "id", None)) is not None:
+            check_new(seen, name, path, line)
         yield record
 
 

@@ -149,11 +149,6 @@ def run_pairwise_stage(
     from cai_cli.training.facts import model_facts
     from cai_cli.training.pairwise import disable_dropout, fit_pairwise
 
-    artifact.start()
-    if rejected:
-        if is_main():
-            write_rows(artifact.folder / "rejects.jsonl", [item.to_row() for item in rejected])
-        say(f"{len(rejected)} pairs rejected into {artifact.folder / 'rejects.jsonl'}")
     transformers.set_seed(options.seed)
     model = load_pm(options.model, options.device, training_dtype(options.dtype), "--model", tokenizer, options.quantize)
     if not is_preference_model(options.model):
@@ -162,6 +157,11 @@ def run_pairwise_stage(
     head = language_head(model, options.model) if options.lm_coef else None
     if options.lora:
         model = add_lora(model, options, "SEQ_CLS", options.seed)
+    artifact.start()
+    if rejected:
+        if is_main():
+            write_rows(artifact.folder / "rejects.jsonl", [item.to_row() for item in rejected])
+        say(f"{len(rejected)} pairs rejected into {artifact.folder / 'rejects.jsonl'}")
     say(f"{artifact.manifest['stage']}: {len(training)} pairs, {len(held_out)} held out")
     facts = fit_pairwise(model, training, held_out, options, artifact.folder, int(tokenizer.pad_token_id), head)
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))

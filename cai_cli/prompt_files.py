@@ -1,6 +1,7 @@
 """Read prompts, forgiving in what is taken: our JSONL, `{"prompt": "text"}`, `{"messages": [...]}`, hh-rlhf transcripts,
 plain .txt lines, .gz of each, and `hf:org/name[:split]` through `datasets`. A trailing `:number` on a source is a
-proportion. Identical prompts without a given id are merged and counted.
+proportion. Identical prompts are merged and counted: those without a given id wherever they stand, and those that two files
+hold under the same id. In one file a given id is on one line.
 """
 
 from __future__ import annotations
@@ -17,22 +18,34 @@ from cai_cli.manifest import parse_weight
 from cai_cli.records import Prompt
 from cai_cli.talk import say
 
+# The prompt that an id stands for, and its place.
+Known = dict[str, tuple[Prompt, str]]
 
-def read_prompts(sources: list[str], limit: int | None = None) -> list[Prompt]:
-    """All prompts of the sources in order, at most `limit`, each id once. Malformed rows stop with file:line and field."""
+
+def read_prompts(sources: list[str], limit: int | None = None, known: Known | None = None) -> list[Prompt]:
+    """All prompts of the sources in order, at most `limit`, each id once. Malformed rows stop with file:line and field.
+
+    `known`: ids of sources that were read before, which mean the same prompts here; those of this call are added.
+    """
     prompts: dict[str, Prompt] = {}
-    places: dict[str, str] = {}
+    known = {} if known is None else known
     merged = 0
     for source in sources:
-        for place, prompt in rows_of(parse_weight(source)[0]):
+        path = parse_weight(source)[0]
+        here: dict[str, str] = {}
+        for place, prompt, named in rows_of(path):
+            before, there = known.setdefault(prompt.id, (prompt, place))
+            if before.prompt != prompt.prompt:
+                hint = f"the other one is at {there}; ids are unique"
+                raise RecordError("id", f"{prompt.id!r} is used for two prompts", hint, place=place)
+            if named and prompt.id in here:
+                line = here[prompt.id].removeprefix(f"{path}:")
+                raise RecordError("id", f"{prompt.id!r} is on line {line} too", "ids are unique in a file", place=place)
+            here.setdefault(prompt.id, place)
             if prompt.id in prompts:
-                if prompts[prompt.id].prompt != prompt.prompt:
-                    hint = f"the other one is at {places[prompt.id]}; ids are unique"
-                    raise RecordError("id", f"{prompt.id!r} is used for two prompts", hint, place=place)
                 merged += 1
                 continue
             prompts[prompt.id] = prompt
-            places[prompt.id] = place
             if limit is not None and len(prompts) == limit:
                 break
         if limit is not None and len(prompts) == limit:
@@ -44,21 +57,22 @@ def read_prompts(sources: list[str], limit: int | None = None) -> list[Prompt]:
     return list(prompts.values())
 
 
-def rows_of(source: str) -> Iterator[tuple[str, Prompt]]:
-    """Yield (place, prompt) of one source."""
+def rows_of(source: str) -> Iterator[tuple[str, Prompt, bool]]:
+    """Yield (place, prompt, whether it has a given id) of one source; ids on the Hub are no promise."""
     if source.startswith("hf:"):
-        yield from hub_prompts(source)
+        for place, prompt in hub_prompts(source):
+            yield place, prompt, False
         return
     path = Path(source)
     if path.name.removesuffix(".gz").endswith(".txt"):
         for number, line in read_lines(path):
             if line.strip():
-                yield f"{path}:{number}", Prompt.from_row({"prompt": [message("user", line.strip())]})
+                yield f"{path}:{number}", Prompt.from_row({"prompt": [message("user", line.strip())]}), False
         return
     for number, row in read_rows(path):
         place = f"{path}:{number}"
         try:
-            yield place, prompt_from_row(row)
+            yield place, prompt_from_row(row), row.get("id") is not None
         except RecordError as error:
             raise error.at(place) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from cai_cli.errors import UserError
 
@@ -56,6 +57,26 @@ def barrier() -> None:
 
         join_group()
         dist.barrier()
+
+
+def main_first(work: Callable[[], None]) -> None:
+    """Let the first process do something while the others wait. Where it fails there all of them end, the others in silence."""
+    error: Exception | None = None
+    if is_main():
+        try:
+            work()
+        except Exception as found:
+            error = found
+    if world_size() > 1:
+        import torch.distributed as dist
+
+        join_group()
+        exit_code = [None if error is None else getattr(error, "exit_code", 1)]
+        dist.broadcast_object_list(exit_code, src=0)
+        if not is_main() and exit_code[0] is not None:
+            raise SystemExit(exit_code[0])
+    if error is not None:
+        raise error
 
 
 def check_sharding(fsdp: bool = False) -> None:

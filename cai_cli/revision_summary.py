@@ -12,7 +12,7 @@ from typing import Any
 
 from cai_cli.evaluation.refusals import is_refusal
 from cai_cli.hygiene import RULES, share_kept
-from cai_cli.jsonl import read_rows
+from cai_cli.jsonl import read_own_rows
 from cai_cli.records import Event, Revision, events_field
 from cai_cli.talk import say, table
 from cai_cli.text_rates import MOST_TEXTS, phrase_rates
@@ -60,7 +60,7 @@ def summarise(rows: Path, rejects: Path) -> dict[str, Any]:
     sums = [RoundSums("draft")]
     hygiene: dict[str, Counter[str]] = {}
     chains = 0
-    for _, row in read_rows(rows):
+    for _, row in read_own_rows(rows):
         revision = Revision.from_row(row)
         chains += 1
         before = draft = revision.initial[0]["content"]
@@ -71,7 +71,7 @@ def summarise(rows: Path, rejects: Path) -> dict[str, Any]:
             sums[number].add(step.revision, before, draft)
             before = step.revision
         count_events(hygiene, revision.hygiene)
-    for _, row in read_rows(rejects) if rejects.exists() else ():
+    for _, row in read_own_rows(rejects) if rejects.exists() else ():
         count_events(hygiene, events_field(row["row"] or {}))
     counted = {rule: dict(hygiene[rule]) for rule in RULES if rule in hygiene}
     return {"chains": chains, "rounds": [item.to_row() for item in sums], "hygiene": counted}

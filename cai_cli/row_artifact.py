@@ -10,16 +10,17 @@ import glob
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from cai_cli.artifact import Rejected, check_same, move_to_backup, reasons_text
-from cai_cli.errors import RunError, UserError
+from cai_cli.artifact import Rejected, check_same, copy_to_backup, move_to_backup, reasons_text
+from cai_cli.errors import RecordError, RunError, UserError
 from cai_cli.hygiene import ADVICE
-from cai_cli.jsonl import Appended, Row, dump_row, read_rows, repair_tail, write_atomically
+from cai_cli.jsonl import Appended, Row, dump_row, read_own_rows, repair_tail, write_atomically
+from cai_cli.locks import give_back, hold
 from cai_cli.manifest import Manifest, begin_manifest, manifest_path, read_manifest, rejects_path, rows_told, write_manifest
-from cai_cli.ranks import barrier, check_sharding, is_main, rank, world_size
+from cai_cli.ranks import barrier, check_sharding, is_main, main_first, rank, world_size
 from cai_cli.shards import block, parse_shard, put_in_order, rank_file, rank_files
 from cai_cli.talk import say
 
@@ -73,16 +74,15 @@ class RowArtifact:
         self.tokens = 0
         self.started = time.monotonic()
         self.done = False
+        self._dry_run = bool(getattr(options, "dry_run", False))  # may look on while another command writes
         self._restart = False  # the old one is moved to .bak when the first row is written
         self._rows: Any = None
         self._rejects: Any = None
         if not self.streaming:
-            # The first process mends what a kill left; the others look at it only then.
+            hold(options)
+            main_first(self._resume)  # mends what a kill left; the others look at it only then
             if not is_main():
-                barrier()
-            self._resume()
-            if is_main():
-                barrier()
+                self._resume()
 
     @property
     def finished_ids(self) -> set[str]:
@@ -112,9 +112,12 @@ class RowArtifact:
         self._check_shard(old)
         if self.out.exists() and not self._limit_raised(old):
             self.done = True
+            if is_main() and not self._dry_run:  # a kill came between the last two steps of `finish`
+                self.partial_manifest_file.unlink(missing_ok=True)
+            give_back(self.options)
             say(f"{self.out}: already done{rows_told(old)}; nothing to do")
             return
-        if is_main():
+        if is_main() and not self._dry_run:
             for path in (self.partial, self.rejects, *rank_files(self.out), *rank_files(self.rejects)):
                 repair_tail(path)
         self._read_finished_ids()
@@ -138,13 +141,20 @@ class RowArtifact:
         self.accepted_ids, self.rejected_ids = set(), set()
         self.reject_reasons = Counter()
         for path in (self.out, self.partial, *rank_files(self.out)):
-            if path.exists():
-                self.accepted_ids |= {row["id"] for _, row in read_rows(path)}
+            self.accepted_ids |= {row["id"] for row in self._rows_of(path)}
         for path in (self.rejects, *rank_files(self.rejects)):
-            for _, row in read_rows(path) if path.exists() else ():
+            for row in self._rows_of(path):
                 if row["id"] not in self.rejected_ids:
                     self.rejected_ids.add(row["id"])
                     self.reject_reasons[row["reason"]] += 1
+
+    def _rows_of(self, path: Path) -> Iterator[Row]:
+        """The rows of a file of this artifact's, if it is there."""
+        try:
+            for _, row in read_own_rows(path, unfinished=self._dry_run) if path.exists() else ():
+                yield row
+        except RecordError as error:
+            raise UserError(error.message, "remove that line, or move the file away and start afresh") from None
 
     def _open(self) -> None:
         if self._rows is not None:
@@ -166,9 +176,10 @@ class RowArtifact:
         self._drop_through_files()
         ranks = [*rank_files(self.out), *rank_files(self.rejects)]
         if self._restart:
-            move_to_backup(self.out, self.partial, self.manifest_file, self.partial_manifest_file, self.rejects)
+            copy_to_backup(self.manifest_file, self.partial_manifest_file)
             for path in ranks:
                 path.unlink()
+            move_to_backup(self.rejects, self.partial, self.out)
         elif self.out.exists():  # a raised --limit goes on from the finished rows
             self.out.replace(self.partial)
         elif not self.partial.exists() and not ranks:
@@ -224,6 +235,7 @@ class RowArtifact:
         write_manifest(self.manifest_file, self.manifest)
         self.partial.replace(self.out)
         self.partial_manifest_file.unlink(missing_ok=True)
+        give_back(self.options)
         told = f", {sum(rejected.values())} rejected ({reasons_text(self.reject_reasons)})" if rejected else ""
         say(f"{self.out}: {len(self.accepted_ids)} rows{told}")
         return True

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cai_cli.errors import UserError
-from cai_cli.jsonl import read_lines, write_lines
+from cai_cli.jsonl import check_new, read_lines, write_lines
 
 Item = TypeVar("Item")
 SHARD = re.compile(r"(\d+)/(\d+)")
@@ -54,8 +54,10 @@ def put_in_order(target: Path, files: Iterable[Path], order: Sequence[str]) -> N
 
 
 def lines_by_id(path: Path) -> Iterator[tuple[str, str]]:
-    """(id, line) of each row of a file of ours; nothing where it does not exist."""
-    if path.exists():
-        for _, line in read_lines(path):
-            if line:
-                yield json.loads(line)["id"], line
+    """(id, line) of each row of a file of ours, where no id is on two lines; nothing where it does not exist."""
+    seen: dict[str, int] = {}
+    for number, line in read_lines(path) if path.exists() else ():
+        if line:
+            name = json.loads(line)["id"]
+            check_new(seen, name, path, number)
+            yield name, line

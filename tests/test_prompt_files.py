@@ -102,8 +102,13 @@ def test_identical_prompts_are_merged_and_counted(tmp_path, capsys):
 
 
 def test_given_ids(tmp_path):
-    path = put(tmp_path / "a.jsonl", {"id": "1", "prompt": "q"}, {"id": "2", "prompt": "q"}, {"id": "1", "prompt": "q"})
-    assert [prompt.id for prompt in read_prompts([path])] == ["1", "2"]
+    path = put(tmp_path / "a.jsonl", {"id": "1", "prompt": "q"}, {"id": "2", "prompt": "q"})
+    again = put(tmp_path / "again.jsonl", {"id": "1", "prompt": "q"})
+    assert [prompt.id for prompt in read_prompts([path, again])] == ["1", "2"]
+    twice = put(tmp_path / "twice.jsonl", {"id": "1", "prompt": "q"}, {"id": "2", "prompt": "q"}, {"id": "1", "prompt": "q"})
+    with pytest.raises(RecordError) as error:
+        read_prompts([twice])
+    assert str(error.value).startswith(f"{twice}:3: field `id`: '1' is on line 1 too (ids are unique in a file)")
     other = put(tmp_path / "b.jsonl", {"prompt": "z"}, {"id": "2", "prompt": "r"})
     with pytest.raises(RecordError) as error:
         read_prompts([path, other])

@@ -19,7 +19,7 @@ from cai_cli.models.load import load_lm, load_tokenizer
 from cai_cli.splits import is_held_out
 from cai_cli.stages import sft
 from cai_cli.training.sft_data import TokenRow, dataset_of, packed_dataset, read_targets, tokenise
-from cai_cli.training.sft_trainer import check_isolation, make_trainer
+from cai_cli.training.sft_trainer import check_isolation, make_trainer, open_model
 
 PROMPT = [message("user", "How do I open it?")]
 
@@ -136,7 +136,7 @@ def test_packed_losses_are_those_of_each_row_alone(tmp_path, architecture, atten
     options = sft.Options(model=str(model), data=["unused"], out=tmp_path / "out", packing=True, max_length=64)
     packs = packed_dataset(rows, 64, 0)
     assert len(packs) < len(rows) and max(len(lengths) for lengths in packs["seq_lengths"]) > 1
-    trainer = make_trainer(options, tokenizer, packs, {}, tmp_path / "c")
+    trainer = make_trainer(options, open_model(options, tokenizer), tokenizer, packs, {}, tmp_path / "c")
     trainer.model.set_attn_implementation(attention)
     trainer.model.eval()
     batch = trainer.data_collator([packs[n] for n in range(len(packs))])

@@ -18,7 +18,7 @@ from tiny import make_model
 from cai_cli.conversation import message
 from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints, load_checkpoint, save_checkpoint
 
-READING = ["cai.partial.json", "comparisons.jsonl.partial", "comparisons.rejects.jsonl"]
+READING = ["comparisons.jsonl.partial", "comparisons.rejects.jsonl"]
 THINGS = ("bread", "a kite", "some soup", "a shelf", "a song", "a garden", "tea")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from cai_cli.artifact import Rejected
 from cai_cli.errors import RecordError, UserError
 from cai_cli.feedback.labels import Pair
-from cai_cli.jsonl import read_rows
+from cai_cli.jsonl import check_new, read_rows
 from cai_cli.keys import uniform
 from cai_cli.manifest import parse_weight
 from cai_cli.records import Comparison, Sample
@@ -23,7 +23,10 @@ IDENTICAL, SINGLE = "identical_replies", "single_reply"
 
 
 def read_pairs(sources: list[str], limit: int | None = None) -> Iterator[Pair]:
-    """The pairs of all sources, rejected ones among them, at most `limit`. Raises UserError with file, line and field."""
+    """The pairs of all sources, rejected ones among them, at most `limit`. Raises UserError with file, line and field.
+
+    Their labels go into one file, so an id may be in one source only.
+    """
     seen: set[str] = set()
     for source in sources:
         path = Path(parse_weight(source)[0])
@@ -57,15 +60,17 @@ def comparisons_and_samples(path: Path, samples: dict[str, list[Sample]]) -> Ite
     if is_hh_rlhf(path):
         yield from read_hh_rlhf(path)
         return
+    seen: dict[str, int] = {}
     for line, row in read_rows(path):
         try:
-            if "chosen" in row:
-                yield Comparison.from_row(row)
-                continue
-            sample = Sample.from_row(row)
+            parsed = Comparison.from_row(row) if "chosen" in row else Sample.from_row(row)
         except RecordError as error:
             raise error.at(f"{path}:{line}") from None
-        samples.setdefault(sample.id.rsplit("/", maxsplit=1)[0], []).append(sample)
+        check_new(seen, parsed.id, path, line)
+        if isinstance(parsed, Comparison):
+            yield parsed
+        else:
+            samples.setdefault(parsed.id.rsplit("/", maxsplit=1)[0], []).append(parsed)
 
 
 def is_hh_rlhf(path: Path) -> bool:

@@ -28,6 +28,7 @@ from cai_cli.importers.votes import Ranked, full_score, opening
 from cai_cli.storage import MAKE_ROOM
 
 CACHE_KIB = 16 * 1024  # of pages in memory, whatever the size of the file
+INDEX = "comparisons.index-"  # how the name of its folder begins
 PAGE_BYTES = 16 * 1024  # most posts fit a page without overflow
 
 SCHEMA = """
@@ -69,7 +70,7 @@ class PostIndex:
     def __init__(self, workdir: Path) -> None:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(prefix="comparisons.index-", dir=workdir)
+            self._folder = tempfile.TemporaryDirectory(prefix=INDEX, dir=workdir)
         except OSError as error:
             raise UserError(f"{workdir}: {error.strerror or error}", "the index of posts is built there") from None
         file = Path(self._folder.name) / "posts.sqlite"

@@ -93,6 +93,9 @@ class Here:
         found = getattr(self.critic, method)(*arguments)
         return lambda: found
 
+    def await_models(self) -> None:
+        """They are here."""
+
     def close(self) -> None:
         """Nothing to end."""
 
@@ -126,6 +129,13 @@ class Beside:
                 raise self.death() from None
 
         return answer
+
+    def await_models(self) -> None:
+        """Until they are loaded, so that a mistake about them is found before the first step."""
+        try:
+            self.ready.result()
+        except BrokenProcessPool:
+            raise self.death() from None
 
     def death(self) -> RunError:
         hint = "look for a lack of memory; the same command goes on from the last checkpoint"

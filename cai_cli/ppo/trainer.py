@@ -89,6 +89,7 @@ class Trainer:
         self.recompute = options.bf16 or self.policy.learner.dtype != torch.float32 or bool(options.quantize)
         self.warned = False
         self.kl = KLController(options.kl_coef, options.target_kl, options.kl_horizon)
+        self.critic.await_models()
 
     def check_agreement(self, pm_tokenizer: Any) -> None:
         """Policy and preference model read the same ids in the same template, or the scores mean nothing."""

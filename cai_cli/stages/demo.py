@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 from cai_cli.errors import RunError
 from cai_cli.jsonl import read_records, write_atomically
+from cai_cli.locks import hold
 from cai_cli.options import RUNTIME, flag
 from cai_cli.records import Sample
 from cai_cli.talk import say, table
@@ -72,6 +73,7 @@ def run(options: Options) -> None:
     Example: cai demo --out runs/demo
     """
     started = time.monotonic()
+    hold(options)
     prepare(options)
     if options.inputs_only:
         return

@@ -4,7 +4,8 @@
 
 Accuracy with Wilson intervals, Brier score and expected calibration error, over all pairs, by origin and by kind; accuracy after
 length matching; a reliability plot (`pm-test.png`). Prompts that are in the model's own lineage are counted. Text is read
-through the model's own template exactly as in training; pairs longer than the model's context are rejected, never cut.
+through the model's own template exactly as in training; pairs longer than the model's context are rejected, never cut. An id
+is there once in a file; a pair that two files label counts twice, with either label.
 """
 
 from __future__ import annotations

@@ -22,11 +22,10 @@ import typer
 from cai_cli.artifact import FileArtifact, Rejected
 from cai_cli.errors import UserError
 from cai_cli.jsonl import dump_row, read_lines
-from cai_cli.manifest import manifest_path, read_manifest
+from cai_cli.manifest import begin_manifest, manifest_path, read_manifest
 from cai_cli.options import INPUT, RowOptions, flag
 from cai_cli.row_artifact import RowArtifact
-from cai_cli.split_files import SPLIT_MANIFEST, finish_parts, write_parts
-from cai_cli.splits import parse_parts
+from cai_cli.split_files import SplitFolder
 from cai_cli.talk import say, show_text
 
 if TYPE_CHECKING:
@@ -164,21 +163,17 @@ def importer(options: Options) -> Iterator[Any]:
 
 def import_parts(options: Options, spec: str) -> None:
     """All rows into `--out`/all.jsonl, then each into the file of its part, by its first human turn."""
-    parts = parse_parts(spec)
-    if options.out.is_file() or options.out.suffix in (".jsonl", ".json"):
+    if options.out.suffix in (".jsonl", ".json"):
         raise UserError(f"--out {options.out}: --split writes a file for each part", "name a directory")
     whole = replace(options, out=options.out / "all.jsonl")
+    folder = SplitFolder(options, spec, begin_manifest("import", whole, options.out))
     import_rows(whole)
-    if options.dry_run or ((options.out / SPLIT_MANIFEST).exists() and not newer(whole.out, options.out / SPLIT_MANIFEST)):
+    if options.dry_run:
         return
-    lines = ((json.loads(line)["prompt"], line) for _, line in read_lines(whole.out))
     manifest = read_manifest(manifest_path(whole.out))
     assert manifest is not None, "the import has just written it"
-    finish_parts(options.out, manifest, write_parts(options.out, lines, parts, options.seed))
-
-
-def newer(path: Path, other: Path) -> bool:
-    return path.stat().st_mtime_ns > other.stat().st_mtime_ns
+    if not folder.done(manifest["counts"]["out"]):
+        folder.write(((json.loads(line)["prompt"], line) for _, line in read_lines(whole.out)), manifest)
 
 
 def import_paper_constitution(options: Options) -> None:

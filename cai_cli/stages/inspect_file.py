@@ -24,7 +24,7 @@ import typer
 from cai_cli.conversation import Conversation
 from cai_cli.errors import RecordError, UserError
 from cai_cli.hygiene import is_near, share_kept
-from cai_cli.jsonl import read_rows
+from cai_cli.jsonl import check_new, read_rows
 from cai_cli.options import flag
 from cai_cli.records import Comparison, Prompt, Revision, Sample, events_text
 from cai_cli.talk import show_text, visible
@@ -65,7 +65,10 @@ def run(options: Options) -> None:
 def pages_of(options: Options) -> Iterator[Page]:
     wanted = set(options.id or [])
     missing = set(wanted)
+    seen: dict[str, int] = {}
     for number, (line, row) in enumerate(read_rows(options.file), start=1):
+        if isinstance(row.get("id"), str) and "reason" not in row:  # a trainer may reject a row of each of its files
+            check_new(seen, row["id"], options.file, line)
         if (wanted and row.get("id") not in wanted) or number < options.first:
             continue
         missing.discard(str(row.get("id")))

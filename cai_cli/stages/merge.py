@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cai_cli.artifact import check_same, move_to_backup
+from cai_cli.artifact import check_same, copy_to_backup, move_to_backup
 from cai_cli.errors import UserError
 from cai_cli.jsonl import read_lines, write_lines
+from cai_cli.locks import give_back, hold
 from cai_cli.manifest import (
     Manifest,
     begin_manifest,
@@ -70,7 +71,9 @@ def run(options: Options) -> None:
     """
     mine = begin_manifest("merge", options, options.out.parent)
     shards = in_order([read_shard(path) for path in options.shards])
-    old = read_manifest(manifest_path(options.out))
+    hold(options)
+    check_unfinished(options.out)
+    old = read_manifest(manifest_path(options.out)) if options.out.exists() else None
     if old is None and options.out.exists():
         raise UserError(f"{options.out} exists and has no manifest", "move it away, or choose another --out")
     if old is not None:
@@ -78,6 +81,7 @@ def run(options: Options) -> None:
         of_shards = isinstance(merged, list)  # an import counts there what it found twice
         before = {**mine, "inputs": merged if of_shards else [], "stage": "merge" if of_shards else old["stage"]}
         if check_same(before, mine, options):
+            give_back(options)
             say(f"{options.out}: already done{rows_told(old)}; nothing to do")
             return
     if options.dry_run:
@@ -87,7 +91,8 @@ def run(options: Options) -> None:
     check_overlap(shards)
     rejects = rejects_path(options.out)
     if old is not None:
-        move_to_backup(options.out, manifest_path(options.out), rejects)
+        copy_to_backup(manifest_path(options.out))
+        move_to_backup(rejects, options.out)
     write_rejects(shards, rejects)
     manifest = joined_manifest(shards, options, mine)
     temporary = options.out.with_name(options.out.name + ".partial")
@@ -96,7 +101,15 @@ def run(options: Options) -> None:
         manifest["summary"] = summary(temporary, rejects, options.out)
     write_manifest(manifest_path(options.out), manifest)
     temporary.replace(options.out)
+    give_back(options)
     say(f"{options.out}: {manifest['counts']['out']} rows of {len(shards)} shards")
+
+
+def check_unfinished(out: Path) -> None:
+    """Raise UserError where the stage's own command has begun the file."""
+    begun = manifest_path(out).with_suffix(".partial.json")
+    if not out.exists() and (manifest := read_manifest(begun)):
+        raise UserError(f"{out}: `cai {manifest['stage']}` has begun it ({begun})", "finish that, or choose another --out")
 
 
 def read_shard(path: Path) -> Shard:
@@ -147,6 +160,8 @@ def write_rejects(shards: list[Shard], target: Path) -> None:
     files = [path for shard in shards if (path := rejects_path(shard.path)).exists()]
     if files:
         write_lines(target, (line for path in files for _, line in read_lines(path)))
+    else:
+        target.unlink(missing_ok=True)
 
 
 def joined_manifest(shards: list[Shard], options: Options, mine: Manifest) -> Manifest:

@@ -10,15 +10,17 @@ read. The pairs are kept in `pmp/comparisons.jsonl` with the authors' ids (the d
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cai_cli.artifact import ModelArtifact, check_same, move_to_backup, reasons_text
+from cai_cli.artifact import ModelArtifact, check_same, copy_to_backup, move_to_backup, reasons_text
 from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import dump_row, read_records
+from cai_cli.locks import give_back, hold
 from cai_cli.manifest import Manifest, begin_manifest, input_file, read_manifest, write_manifest
 from cai_cli.models.load import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOptions, flag
@@ -86,21 +88,20 @@ def run(options: Options) -> None:
         if options.model is None:
             raise UserError("--model is missing", "name the base language model, or pass --data-only to make the pairs alone")
         check_model(options.model)
-    if options.dry_run and not (options.out / PAIRS).exists():
+    if options.dry_run and (options.data_only or not (options.out / PAIRS).exists()):
         then = f", then train {options.model} on them" if not options.data_only else ""
         say(f"would make pairs of {', '.join(options.posts)}{then}")
         return
     if options.data_only or options.model is None:
         if options.out.is_file():
             raise UserError(f"--out {options.out}: is a file", "name a directory")
+        hold(options)
         write_comparisons(options)
+        give_back(options)
         return
     artifact = ModelArtifact("pmp", options, beside="comparisons.")
     if artifact.done:
         return
-    if not options.dry_run:
-        artifact.start()
-        write_comparisons(options)
 
     from cai_cli.models.load import load_tokenizer
     from cai_cli.models.templates import install_template
@@ -108,6 +109,9 @@ def run(options: Options) -> None:
     tokenizer = load_tokenizer(options.model)
     if options.format == "chat":
         install_template(tokenizer)
+    if not options.dry_run:
+        artifact.make_room()
+        write_comparisons(options)
     weighted = ((row, 1.0) for row in read_records(options.out / PAIRS, Comparison.from_row))
     pairs, rejected = tokenise(weighted, reading(tokenizer, options.format, options.max_length))
     if not pairs:
@@ -133,7 +137,8 @@ def write_comparisons(options: Options) -> None:
         say(f"{path}: already done")
         return
     if is_main() and path.exists():
-        move_to_backup(path, options.out / PAIRS_MANIFEST, options.out / PAIRS_REJECTS)
+        copy_to_backup(options.out / PAIRS_MANIFEST)
+        move_to_backup(options.out / PAIRS_REJECTS, path)
     barrier()
     if is_main():
         draw_comparisons(data, manifest)
@@ -142,6 +147,7 @@ def write_comparisons(options: Options) -> None:
 
 
 def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
+    from cai_cli.importers.post_index import INDEX
     from cai_cli.importers.posts import Counts, Skip
     from cai_cli.importers.stack_exchange import PairOptions, make_pairs
     from cai_cli.importers.votes import binarise
@@ -157,6 +163,8 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
         keep_html=data.keep_html,
     )
     data.out.mkdir(parents=True, exist_ok=True)
+    for left in data.out.glob(f"{INDEX}*"):  # by a run that was killed while it opened its index
+        shutil.rmtree(left)
     temporary, rejects = data.out / PAIRS_PARTIAL, data.out / PAIRS_REJECTS
     written = 0
     files = [file for file in map(input_file, data.posts) if file is not None]

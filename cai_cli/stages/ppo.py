@@ -25,7 +25,7 @@ from cai_cli.manifest import parse_weight
 from cai_cli.models.load import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
 from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
-from cai_cli.prompt_files import read_prompts
+from cai_cli.prompt_files import Known, read_prompts
 from cai_cli.prompt_mix import mixed_prompts
 from cai_cli.ranks import is_main, world_size
 from cai_cli.records import Prompt
@@ -70,8 +70,10 @@ def run(options: Options) -> None:
     artifact = ModelArtifact("ppo", options)
     if artifact.done:
         return
-    sources = [(read_prompts([source]), parse_weight(source)[1]) for source in options.prompts]
-    eval_prompts = read_prompts(options.eval_prompts) if options.eval_prompts else []
+    # A prompt that is in two sources counts in both; an id means one prompt in all of them.
+    known: Known = {}
+    sources = [(read_prompts([source], known=known), parse_weight(source)[1]) for source in options.prompts]
+    eval_prompts = read_prompts(options.eval_prompts, known=known) if options.eval_prompts else []
 
     from cai_cli.models.chat import Renderer
     from cai_cli.models.load import context_length, load_config, load_tokenizer

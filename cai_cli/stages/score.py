@@ -28,7 +28,7 @@ from cai_cli.conversation import (
 )
 from cai_cli.errors import RecordError
 from cai_cli.generation import chunks
-from cai_cli.jsonl import Row, read_rows
+from cai_cli.jsonl import Row, check_new, read_rows
 from cai_cli.manifest import device_facts
 from cai_cli.models.load import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOptions, flag
@@ -114,11 +114,9 @@ def read_items(path: Path, name: str) -> list[Item]:
                 prompt = prompt_id(next(iter(texts.values()))[0])
                 given = f"{prompt}/{unnamed[prompt]}"
                 unnamed[prompt] += 1
-            if given in seen:
-                raise RecordError("id", f"{given!r} is on line {seen[given]} too", "ids are unique in a file")
         except RecordError as error:
             raise error.at(f"{path}:{line}") from None
-        seen[given] = line
+        check_new(seen, given, path, line)
         items.append(Item(given, row, texts))
     return items
 

@@ -104,20 +104,22 @@ def run(options: Options) -> None:
     if options.dry_run:
         dry_run(rows, tokenizer, len(rejected))
         return
-    artifact.start()
-    if rejected and is_main():
-        write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
-        say(f"{len(rejected)} rows rejected into {options.out / 'rejects.jsonl'}")
 
     from cai_cli.models.adapters import save_trained
     from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints
     from cai_cli.training.facts import model_facts
     from cai_cli.training.hf_trainer import TrainingLog, whole_weights
     from cai_cli.training.sft_card import sft_card
-    from cai_cli.training.sft_trainer import make_trainer
+    from cai_cli.training.sft_trainer import make_trainer, open_model
 
     data = packed_dataset(train, options.max_length, options.seed) if options.packing else dataset_of(train)
-    trainer = make_trainer(options, tokenizer, data, by_kind(rows), artifact.checkpoints)
+    model = open_model(options, tokenizer)
+
+    artifact.start()
+    if rejected and is_main():
+        write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
+        say(f"{len(rejected)} rows rejected into {options.out / 'rejects.jsonl'}")
+    trainer = make_trainer(options, model, tokenizer, data, by_kind(rows), artifact.checkpoints)
     checkpoint = drop_unmarked_hf_checkpoints(artifact.checkpoints)
     packs = f" in {len(data)} packs" if options.packing else ""
     say(f"sft: {len(train)} rows{packs}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))

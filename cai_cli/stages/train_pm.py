@@ -59,6 +59,7 @@ def run(options: Options) -> None:
 
 
 def read_weighted(sources: list[str]) -> Iterator[tuple[Comparison, float]]:
+    """Each comparison with its weight. An id is there once in a file; two files may label the same pair, and both count."""
     for source in sources:
         path, weight = parse_weight(source)
         for comparison in read_records(Path(path), Comparison.from_row):

@@ -14,7 +14,7 @@ from cai_cli.artifact import Rejected
 from cai_cli.conversation import Conversation, message
 from cai_cli.errors import RecordError, UserError
 from cai_cli.hygiene import UNREVISED, is_near, share_kept
-from cai_cli.jsonl import read_rows
+from cai_cli.jsonl import check_new, read_rows
 from cai_cli.keys import shuffled
 from cai_cli.manifest import parse_weight
 from cai_cli.records import Revision, Sample
@@ -51,15 +51,18 @@ class TokenRow:
 def read_targets(source: str, which: str, seed: int, thinking: bool = False) -> Iterator[Target | Rejected]:
     """The targets of one file, `FILE[:proportion]`, told apart by their fields; a malformed row stops with its place.
 
+    An id is there once in a file; two files may share ids, as samples of the same prompts do, and both are trained on.
     `which`: each chain's "final" revision, or "all" of them. `thinking`: with what a reasoning model thought in front.
     """
     path, proportion = parse_weight(source)
     found: list[Target | Rejected] = []
+    seen: dict[str, int] = {}
     for line, row in read_rows(Path(path)):
         try:
             found += revision_targets(row, which, thinking) if "rounds" in row else sample_targets(row, thinking)
         except RecordError as error:
             raise error.at(f"{path}:{line}") from None
+        check_new(seen, row["id"], Path(path), line)
     if not found:
         raise UserError(f"{path}: no rows in it", "its stage may have rejected everything")
     yield from (item for item in found if isinstance(item, Rejected))

@@ -17,15 +17,11 @@ PROBE_TOKENS = 12
 ISOLATED = 1e-3  # largest change of a log-probability by what is packed in front; a leak changes them by much more
 
 
-def make_trainer(
-    options: Options, tokenizer: PreTrainedTokenizerBase, train: Dataset, held_out: dict[str, Dataset], checkpoints: Path
-) -> Any:
-    """The trainer. `held_out`: datasets by kind, whose loss is measured at each checkpoint."""
+def open_model(options: Options, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The model to train, with its adapters, checked for packing."""
     import transformers
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
 
-    from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
+    from cai_cli.models.adapters import add_lora
     from cai_cli.models.load import load_lm, training_dtype
 
     transformers.set_seed(options.seed)
@@ -34,6 +30,23 @@ def make_trainer(
         check_isolation(model, options.model)
     if options.lora:
         model = add_lora(model, options, "CAUSAL_LM", options.seed)
+    return model
+
+
+def make_trainer(
+    options: Options,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    held_out: dict[str, Dataset],
+    checkpoints: Path,
+) -> Any:
+    """The trainer. `held_out`: datasets by kind, whose loss is measured at each checkpoint."""
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    from cai_cli.models.adapters import load_trainable_state, trainable_state
+
     config = SFTConfig(
         output_dir=str(checkpoints),
         seed=options.seed,
