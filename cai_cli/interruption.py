@@ -18,28 +18,31 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 AGAIN = 1.0  # Seconds after which a signal is raised once more.
+LOOK = 0.2  # Seconds between two looks for the parent.
 
 
 class Terminated(BaseException):
     """A signal has come. No `Exception`: nothing that mends errors on the way may take it for one.
 
-    `continues`: whether the same command goes on from what is done; None where nobody has said.
+    `number`: the signal's, that which has come where none is named. `continues`: whether the same command goes on from what is
+    done; None where nobody has said.
     """
 
-    def __init__(self, number: int = signal.SIGTERM, continues: bool | None = None) -> None:
+    def __init__(self, number: int = 0, continues: bool | None = None) -> None:
         super().__init__(number)
-        self.number = number
+        self.number = number or _Signal.came or signal.SIGTERM
         self.continues = continues
 
 
 class _Signal:
     """What has come so far, and whether it waits for the end of a step."""
 
-    came: int | None = None
+    came = 0
     raised = -math.inf  # when, on the monotonic clock
     waits = False
 
@@ -47,11 +50,13 @@ class _Signal:
 def listen() -> None:
     """From here on a signal raises Terminated in the main thread, or is noted within `after_the_step`.
 
-    One that whoever started the command wants ignored, as `nohup` does, is.
+    One that whoever started the command wants ignored, as `nohup` does, is. One that was held back until now comes now.
     """
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def ignore() -> None:
@@ -80,13 +85,13 @@ def after_the_step() -> Iterator[None]:
         yield
     finally:
         _Signal.waits = False
-    if _Signal.came is not None:
-        raise Terminated(_Signal.came)
+    if _Signal.came:
+        raise Terminated
 
 
 def asked_to_stop() -> bool:
     """Whether a signal has come to this process."""
-    return _Signal.came is not None
+    return bool(_Signal.came)
 
 
 @contextmanager
@@ -104,9 +109,9 @@ def one_line(told: bool = True) -> Iterator[None]:
         _Signal.came = stopped.number
         continues = stopped.continues
     except Exception:
-        if _Signal.came is None:
+        if not _Signal.came:
             raise
-    if _Signal.came is None:
+    if not _Signal.came:
         return
     ignore()  # a second Ctrl-C has nothing left to stop
     from cai_cli.ranks import is_main
@@ -114,11 +119,22 @@ def one_line(told: bool = True) -> Iterator[None]:
 
     if told and is_main():
         word = "interrupted" if _Signal.came == signal.SIGINT else f"stopped by {signal.Signals(_Signal.came).name}"
-        fail(word, "the same command continues where it stopped" if continues else None)
+        fail(word, "the same command continues from what is done" if continues else None)
     sys.exit(128 + _Signal.came)
 
 
 # Processes that work for another one
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Within, signals wait; for the processes of `multiprocessing` that are started within, until they `listen`."""
+    resource_tracker.ensure_running()  # which would end the waiting
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def end_with_parent() -> None:
@@ -134,3 +150,21 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def while_parent_lives() -> Iterator[None]:
+    """Within, this process ends when its parent does. For a fork server, which sees that only once its imports are through."""
+    parent = os.getppid()
+
+    def look(number: int, frame: Any) -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, LOOK, LOOK)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

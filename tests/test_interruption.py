@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny import make_model
 
+from cai_cli.conversation import message
 from cai_cli.interruption import Terminated, after_the_step
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM", signal.SIGHUP: "stopped by SIGHUP"}
-CONTINUES = "the same command continues where it stopped"
+CONTINUES = "the same command continues from what is done"
 
 
 def start(*words: object, **settings: object) -> subprocess.Popen[str]:
@@ -47,7 +49,7 @@ def session(leader: int) -> list[int]:
 
 
 def all_gone(leader: int) -> bool:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 40
     while session(leader) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not session(leader)
@@ -92,6 +94,33 @@ def test_whenever_it_comes_it_is_one_line(helpful, world, tmp_path, moment) -> N
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "Traceback" not in said, said
     assert [line.split(" — ")[0] for line in errors(said)] == ["error: interrupted"]
+
+
+def test_a_trainer_that_is_stopped_twice_ends_in_the_same_bytes(tmp_path, cai) -> None:
+    make_model(tmp_path / "lm")
+    rows = []
+    for n in range(320):
+        prompt = [message("user", f"How do I make bread, {'please, ' * (n % 5)}number {n}?")]
+        rows.append({"id": f"p{n}", "prompt": prompt, "completion": [message("assistant", "Mix it. " * (1 + n % 3))]})
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps({**row, "finish_reason": "stop"}) + "\n" for row in rows))
+    words = (
+        "sft --model lm --data samples.jsonl --num-train-epochs 3 --save-steps 10 --logging-steps 5 --learning-rate 1e-3 --out"
+    )
+    assert cai(*words.split(), "whole", cwd=tmp_path).returncode == 0
+    cut = tmp_path / "cut"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = set(cut.glob("checkpoints/*/complete"))
+        process = start(*words.split(), "cut", cwd=tmp_path)
+        wait_for(process, lambda before=before: set(cut.glob("checkpoints/*/complete")) - before)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + number and errors(said) == [f"error: {WORDS[number]} — {CONTINUES}"], said
+        assert "Traceback" not in said
+    assert "continuing from" in cai(*words.split(), "cut", cwd=tmp_path).stderr
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    names = [sorted(str(file.relative_to(tmp_path / out)) for file in (tmp_path / out).rglob("*")) for out in ("whole", "cut")]
+    assert names[0] == names[1]
 
 
 def test_what_does_not_continue_does_not_say_so(helpful, world) -> None:
@@ -149,6 +178,37 @@ with one_line():
     for how in ("end", "error"):
         done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=False)
         assert done.returncode == 143 and done.stderr.splitlines()[-1] == "error: stopped by SIGTERM", done.stderr
+
+
+@needs_proc
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_demo_ends_in_one_line_while_its_fork_server_imports(tmp_path, sent) -> None:
+    process = start("demo", "--out", tmp_path / "demo")
+    while not process.stderr.readline().startswith("$ cai"):
+        assert process.poll() is None
+    time.sleep(0.7)
+    os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
+    said = process.communicate(timeout=60)[1]
+    assert all_gone(process.pid)
+    if sent == signal.SIGKILL:
+        assert (process.returncode, said) == (-9, "")
+    else:
+        assert (process.returncode, said) == (128 + sent, f"error: {WORDS[sent]} — {CONTINUES}\n")
+
+
+def test_a_library_that_raises_keyboard_interrupt() -> None:
+    program = """
+import sys
+from cai_cli.stages import split
+def run(options):
+    raise KeyboardInterrupt
+split.run = run
+from cai_cli.__main__ import main
+sys.argv = ["cai", "split", "x.jsonl", "--parts", "a:1", "--out", "y"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
 @needs_proc

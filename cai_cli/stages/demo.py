@@ -19,11 +19,12 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Annotated, Any
 
 from cai_cli.errors import RunError
-from cai_cli.interruption import Terminated, end_with_parent, ignore
+from cai_cli.interruption import Terminated, end_with_parent, held_back, ignore
 from cai_cli.jsonl import read_records, write_atomically
 from cai_cli.options import RUNTIME, flag
 from cai_cli.records import Sample
@@ -129,6 +130,8 @@ def run_command(step: str, options: Options, **names: str) -> float:
     start = time.monotonic()
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["cai_cli.preload"])
+    with held_back():  # a signal to all is for the demo, and for the stage: without the server nobody knows how that ended
+        forkserver.ensure_running()
     process = processes.Process(target=run_cli, args=(words,))
     process.start()
     try:
