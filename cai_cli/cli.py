@@ -20,7 +20,7 @@ import typer
 from cai_cli import __version__
 from cai_cli.errors import CaiError, UserError
 from cai_cli.help_text import Command, Group
-from cai_cli.interruption import Terminated, asked_to_stop
+from cai_cli.interruption import Terminated, asked_to_stop, one_line
 from cai_cli.stages import (
     constitution,
     demo,
@@ -200,10 +200,11 @@ app.add_typer(evaluate_app, name="evaluate", rich_help_panel="Evaluation")
 app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
 
 
+@one_line()
 def main() -> None:
     """The command line: a user's mistake is one line and exit 2, a run that fails is one line and exit 1.
 
-    Signals are `__main__`'s matter.
+    `__main__` listens to signals before this module is imported.
     """
     debug = "--debug" in sys.argv
     open_closed_streams()

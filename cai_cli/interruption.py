@@ -45,6 +45,7 @@ class _Signal:
     came = 0
     raised = -math.inf  # when, on the monotonic clock
     waits = False
+    answered = False  # by a `one_line` that is under way
 
 
 def listen() -> None:
@@ -99,8 +100,13 @@ def one_line(told: bool = True) -> Iterator[None]:
     """Run a command: where a signal ends it, in one line and with exit code 128 + the signal's number.
 
     A library that calls Python back may turn Terminated into an error of its own, or lose it: what came is remembered.
-    `told`: whether to say the line, or leave that to whoever started this process.
+    `told`: whether to say the line, or leave that to whoever started this process. Within another one it adds
+    nothing.
     """
+    if _Signal.answered:
+        yield
+        return
+    _Signal.answered = True
     listen()
     continues: bool | None = None
     try:
