@@ -1,6 +1,15 @@
-"""`python -m cai_cli`, `torchrun -m cai_cli ppo ...` and `accelerate launch -m cai_cli ...`."""
+"""`cai`, `python -m cai_cli`, `torchrun -m cai_cli ppo ...` and `accelerate launch -m cai_cli ...`."""
 
-from cai_cli.cli import main
+from cai_cli.interruption import one_line
+
+
+def main(told: bool = True) -> None:
+    """Entry point. Signals are listened to first: what is imported next takes a moment, and Ctrl-C may come within it."""
+    with one_line(told):
+        from cai_cli.cli import main as command_line
+
+        command_line()
+
 
 if __name__ == "__main__":
     main()

@@ -20,6 +20,7 @@ import typer
 from cai_cli import __version__
 from cai_cli.errors import CaiError, UserError
 from cai_cli.help_text import Command, Group
+from cai_cli.interruption import Terminated, asked_to_stop, one_line
 from cai_cli.locks import give_all_back
 from cai_cli.stages import (
     constitution,
@@ -128,6 +129,10 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
         except UserError as error:
             error.message = place_of(context, FLAG.findall(error.message)) + error.message
             raise
+        except Terminated as stopped:
+            out = values.get("out")
+            stopped.continues = out is not None and str(out) != "-" and not values.get("dry_run")
+            raise
         except Exception as error:
             known = isinstance(error, CaiError) or has_seen_enough(error)
             told = None if known else storage_error(error, values.get("out"))
@@ -196,18 +201,29 @@ app.add_typer(evaluate_app, name="evaluate", rich_help_panel="Evaluation")
 app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
 
 
+@one_line()
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit 2, a run that fails is one line and exit 1."""
+    """The command line: a user's mistake is one line and exit 2, a run that fails is one line and exit 1.
+
+    `__main__` listens to signals before this module is imported.
+    """
     debug = "--debug" in sys.argv
     open_closed_streams()
     try:
-        app(prog_name="cai", standalone_mode=False)
+        # Typer returns the code of what it ended itself, such as `--version`, instead of raising it.
+        code = app(prog_name="cai", standalone_mode=False)
+        if code == 128 + signal.SIGINT:  # a KeyboardInterrupt, where a library has its own idea of Ctrl-C
+            raise Terminated(signal.SIGINT)
+        if code:
+            sys.exit(code)
         sys.stdout.flush()
     except CaiError as error:
-        if debug:
+        if debug or asked_to_stop():  # what a signal cut off may look like a mistake
             raise
         fail(error.message, error.hint)
         sys.exit(error.exit_code)
+    except typer.Abort as error:  # Typer makes it of an EOFError
+        raise error.__cause__ or error from None
     except UsageMistake as error:
         context = getattr(error, "ctx", None)
         message = error.format_message()  # type: ignore[attr-defined]
@@ -220,9 +236,6 @@ def main() -> None:
             problem = place + " ".join(message.split()).removesuffix(".")
             fail(problem, f"see `{context.command_path if context else 'cai'} --help`")
         sys.exit(2)
-    except (typer.Abort, KeyboardInterrupt):
-        fail("interrupted", "the same command continues where it stopped")
-        sys.exit(130)
     except (Exception, SystemExit) as error:
         if has_seen_enough(error):
             sys.exit(128 + signal.SIGPIPE)  # as other tools do

@@ -1,45 +1,86 @@
-"""Being told to stop by SIGTERM (Slurm, `timeout`, Kubernetes): at once, or after the step under way.
+"""Being told to stop: Ctrl-C, SIGTERM (Slurm, `timeout`, Kubernetes), SIGHUP (a terminal that was closed).
 
-A stage that writes rows stops where it is: what is done is on disk, and the same command continues. A trainer wraps its loop in
-`after_the_step()`; there the signal is only noted, and the loop looks at `asked_to_stop()` between steps, writes a checkpoint
-and raises `Terminated` itself.
+Each raises `Terminated` where the program is, and the command ends with one line and exit code 128 + the signal's number: what is
+done is on disk, and the same command continues. A trainer wraps its loop in `after_the_step()`: there SIGTERM and SIGHUP are
+only noted, and the loop looks at `asked_to_stop()` between steps, writes a checkpoint and raises `Terminated` itself.
+
+A process that works for another one (a stage of the demo, PPO's critic) ends with it: see `end_with_parent`.
 """
 
 from __future__ import annotations
 
+import math
+import multiprocessing
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
-EXIT_CODE = 128 + signal.SIGTERM
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+AGAIN = 1.0  # Seconds after which a signal is raised once more.
+LOOK = 0.2  # Seconds between two looks for the parent.
 
 
 class Terminated(BaseException):
-    """SIGTERM has come. No `Exception`: nothing that mends errors on the way may take it for one."""
+    """A signal has come. No `Exception`: nothing that mends errors on the way may take it for one.
+
+    `number`: the signal's, that which has come where none is named. `continues`: whether the same command goes on from what is
+    done; None where nobody has said.
+    """
+
+    def __init__(self, number: int = 0, continues: bool | None = None) -> None:
+        super().__init__(number)
+        self.number = number or _Signal.came or signal.SIGTERM
+        self.continues = continues
 
 
 class _Signal:
     """What has come so far, and whether it waits for the end of a step."""
 
+    came = 0
+    raised = -math.inf  # when, on the monotonic clock
     waits = False
-    came = False
+    answered = False  # by a `one_line` that is under way
 
 
 def listen() -> None:
-    """From here on SIGTERM raises Terminated in the main thread, or is noted within `after_the_step`."""
-    signal.signal(signal.SIGTERM, _handle)
+    """From here on a signal raises Terminated in the main thread, or is noted within `after_the_step`.
+
+    One that whoever started the command wants ignored, as `nohup` does, is. One that was held back until now comes now.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _handle)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _handle(signum: int, frame: Any) -> None:
-    _Signal.came = True
-    if not _Signal.waits:
-        raise Terminated
+def ignore() -> None:
+    """From here on signals are somebody else's business."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _handle(number: int, frame: Any) -> None:
+    _Signal.came = number
+    if _Signal.waits and number != signal.SIGINT:
+        return
+    now = time.monotonic()
+    # The same one may come twice, to this process and to its group. Later ones count: what was raised may have been lost, since
+    # Python ignores what is raised in a destructor.
+    if now - _Signal.raised > AGAIN:
+        _Signal.raised = now
+        raise Terminated(number)
 
 
 @contextmanager
 def after_the_step() -> Iterator[None]:
-    """Within, SIGTERM is noted instead of raised; one that nobody answered is raised at the end."""
+    """Within, SIGTERM and SIGHUP are noted instead of raised; one that nobody answered is raised at the end."""
     _Signal.waits = True
     try:
         yield
@@ -50,5 +91,86 @@ def after_the_step() -> Iterator[None]:
 
 
 def asked_to_stop() -> bool:
-    """Whether SIGTERM has come to this process."""
-    return _Signal.came
+    """Whether a signal has come to this process."""
+    return bool(_Signal.came)
+
+
+@contextmanager
+def one_line(told: bool = True) -> Iterator[None]:
+    """Run a command: where a signal ends it, in one line and with exit code 128 + the signal's number.
+
+    A library that calls Python back may turn Terminated into an error of its own, or lose it: what came is remembered.
+    `told`: whether to say the line, or leave that to whoever started this process. Within another one it adds
+    nothing.
+    """
+    if _Signal.answered:
+        yield
+        return
+    _Signal.answered = True
+    listen()
+    continues: bool | None = None
+    try:
+        yield
+    except Terminated as stopped:
+        _Signal.came = stopped.number
+        continues = stopped.continues
+    except Exception:
+        if not _Signal.came:
+            raise
+    if not _Signal.came:
+        return
+    ignore()  # a second Ctrl-C has nothing left to stop
+    from cai_cli.ranks import is_main
+    from cai_cli.talk import fail
+
+    if told and is_main():
+        word = "interrupted" if _Signal.came == signal.SIGINT else f"stopped by {signal.Signals(_Signal.came).name}"
+        fail(word, "the same command continues from what is done" if continues else None)
+    sys.exit(128 + _Signal.came)
+
+
+# Processes that work for another one
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Within, signals wait; for the processes of `multiprocessing` that are started within, until they `listen`."""
+    resource_tracker.ensure_running()  # which would end the waiting
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def end_with_parent() -> None:
+    """From here on this process, a child of `multiprocessing`, ends when its parent does, even if that is killed.
+
+    The parent is the process that asked for it, also where a fork server made it.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a child process"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def while_parent_lives() -> Iterator[None]:
+    """Within, this process ends when its parent does. For a fork server, which sees that only once its imports are through."""
+    parent = os.getppid()
+
+    def look(number: int, frame: Any) -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, LOOK, LOOK)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

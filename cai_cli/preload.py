@@ -1,13 +1,16 @@
 """What the model stages import, in one place: a process forked after it starts at once (see `stages/demo.py`)."""
 
-import cai_cli.models.load  # first, since it quiets a warning of bitsandbytes, which the next lines import
+from cai_cli.interruption import while_parent_lives
 
-# isort: split
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from trl.trainer.sft_trainer import SFTTrainer
+with while_parent_lives():
+    import cai_cli.models.load  # first, since it quiets a warning of bitsandbytes, which the next lines import
 
-import cai_cli.ppo.trainer
-import cai_cli.training.hf_trainer
-import cai_cli.training.pairwise
+    # isort: split
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    import cai_cli.ppo.trainer
+    import cai_cli.training.hf_trainer
+    import cai_cli.training.pairwise
 
 __all__ = ["AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer", "SFTTrainer", "cai_cli"]

@@ -14,7 +14,7 @@ FLAGS = Path(__file__).with_name("flags.txt")
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "lxml", "pandas")
 PROGRAM = f"""
 import sys
-from cai_cli.cli import main
+from cai_cli.__main__ import main
 sys.argv = ["cai", *sys.argv[1:]]
 try:
     main()

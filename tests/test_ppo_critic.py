@@ -61,18 +61,19 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="fi
 
 
 @needs_proc
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_the_critic_ends_with_the_run(files, tmp_path, how):
-    """Killed, or stopped at the terminal, where Ctrl-C reaches both processes."""
+    """Killed, or stopped by a signal that reaches both processes, as Ctrl-C and that of `timeout` do."""
     process = start(files, tmp_path / "out")
     critic = critic_of(process)
-    if how == signal.SIGINT:
-        os.killpg(process.pid, how)
-    else:
+    if how == signal.SIGKILL:
         process.send_signal(how)
+    else:
+        os.killpg(process.pid, how)
     said = process.communicate(timeout=60)[1]  # returns when nobody holds its stderr
     assert is_over(critic)
     assert "Traceback" not in said
+    assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
 
 
 @needs_proc

@@ -36,7 +36,7 @@ def start_on_a_cpu(self, *args, **settings):
         self.distributed_type = DistributedType.MULTI_GPU
 
 PartialState.__init__ = start_on_a_cpu
-from cai_cli.cli import main
+from cai_cli.__main__ import main
 main()
 """
 FLAGS = (

@@ -7,9 +7,6 @@ on another GPU or on half of a CPU's cores; only token ids, scores, values and r
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +18,7 @@ import torch
 
 from cai_cli.engines.base import Completion
 from cai_cli.errors import RunError
+from cai_cli.interruption import end_with_parent, ignore
 from cai_cli.models.adapters import load_trainable_state, trainable_state
 from cai_cli.models.load import load_tokenizer, pick_device
 from cai_cli.models.packing import where_it_can
@@ -157,18 +155,11 @@ HELD: list[Critic] = []
 
 
 def begin(threads: int) -> None:
-    """Leave Ctrl-C to the process that holds the terminal, and end with it, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    """Leave signals to the run's own process, which may want a last checkpoint, and end with it, even if it is killed."""
+    ignore()
+    end_with_parent()
     if threads:
         torch.set_num_threads(threads)
-
-
-def end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def hold(options: Options, longest: int) -> None:

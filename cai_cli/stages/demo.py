@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Annotated, Any
 
 from cai_cli.errors import RunError
+from cai_cli.interruption import Terminated, end_with_parent, held_back, ignore
 from cai_cli.jsonl import read_records, write_atomically
 from cai_cli.locks import hold
 from cai_cli.options import RUNTIME, flag
@@ -128,21 +132,39 @@ def run_command(step: str, options: Options, **names: str) -> float:
     start = time.monotonic()
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["cai_cli.preload"])
+    with held_back():  # a signal to all is for the demo, and for the stage: without the server nobody knows how that ended
+        forkserver.ensure_running()
     process = processes.Process(target=run_cli, args=(words,))
     process.start()
-    process.join()
-    if process.exitcode:
+    try:
+        process.join()
+    except Terminated as stopped:
+        hand_on(stopped, process)
+        raise
+    if code := process.exitcode or 0:
+        number = -code if code < 0 else code - 128
+        if number in set(signal.Signals):
+            raise RunError(f"`cai {words[0]}` was stopped by {signal.Signals(number).name}", "the same command continues")
         hint = "its message is above; the same command continues"
-        raise RunError(f"`cai {words[0]}` ended with exit code {process.exitcode}", hint)
+        raise RunError(f"`cai {words[0]}` ended with exit code {code}", hint)
     return time.monotonic() - start
 
 
-def run_cli(words: list[str]) -> None:
-    """The entry point of `cai`, with these arguments."""
-    from cai_cli.cli import main
+def hand_on(stopped: Terminated, process: Any) -> None:
+    """Tell the stage to stop as well, and wait: a trainer writes its checkpoint. At a terminal Ctrl-C has reached it already."""
+    ignore()
+    if process.is_alive() and process.pid:
+        os.kill(process.pid, stopped.number)
+    process.join()
 
+
+def run_cli(words: list[str]) -> None:
+    """The entry point of `cai`, with these arguments. Ends with the demo, which says why where a signal came."""
+    from cai_cli.__main__ import main
+
+    end_with_parent()
     sys.argv = ["cai", *words]
-    main()
+    main(told=False)
 
 
 def measure(options: Options) -> dict[str, Any]:
