@@ -1,6 +1,6 @@
 """What the model stages import, in one place: a process forked after it starts at once (see `stages/demo.py`)."""
 
-import cai_cli.models.load  # first, since it quiets a warning of bitsandbytes, which the next lines import
+import cai_cli.models  # first, since it quiets a warning of bitsandbytes, which the next lines import
 
 # isort: split
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
