@@ -11,7 +11,7 @@ import pytest
 from cai_cli.cli import app
 from cai_cli.microworld import checkpoint, constitution
 
-SHORT = ["--max-new-tokens", "12", "--on-truncated", "keep"]
+SHORT = ["--max-new-tokens", "24", "--on-truncated", "keep"]
 TRAIN = ["--learning-rate", "1e-2", "--num-train-epochs", "1"]
 COMMANDS = {  # by the role of the model in them; {} is the model
     "revise": ["revise", "--model", "{lm}", "--prompts", "prompts.jsonl", "--constitution", str(constitution()), "--rounds", "1"],
@@ -24,9 +24,9 @@ COMMANDS = {  # by the role of the model in them; {} is the model
     "sft": ["sft", "--model", "{lm}", "--data", "samples.jsonl", *TRAIN],
     "train-pm": ["train-pm", "--model", "{pm}", "--comparisons", "pairs.jsonl", *TRAIN],
     "train-pm from a language model": ["train-pm", "--model", "{lm}", "--comparisons", "pairs.jsonl", *TRAIN],
-    "ppo": ["ppo", "--model", "base", "--pm", "{pm}", "--gold-pm", "{pm}", "--prompts", "prompts.jsonl", "--steps", "1"],
+    "ppo": ["ppo", "--model", "lm", "--pm", "{pm}", "--gold-pm", "{pm}", "--prompts", "prompts.jsonl", "--steps", "1"],
 }
-MORE = {"revise": [*SHORT, "--max-reject-rate", "1"], "sample": SHORT, "ppo": ["--rollout-batch-size", "4", "--max-new-tokens", "6"]}
+MORE = {"revise": [*SHORT, "--few-shot", "none", "--max-reject-rate", "1"], "sample": SHORT, "ppo": ["--rollout-batch-size", "4", "--max-new-tokens", "6"]}
 
 
 def here(*args: object) -> None:
@@ -40,9 +40,9 @@ def write_rows(file: Path, rows: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The micro-world's base model and a preference model of it, each trained with --lora --save-adapter, and rows."""
+    """The micro-world's helpful-only model and a preference model of it, each trained with --lora --save-adapter, and rows."""
     folder = tmp_path_factory.mktemp("commands")
-    shutil.copytree(checkpoint("base"), folder / "base")
+    shutil.copytree(checkpoint("helpful-only"), folder / "base")
     pairs = [json.loads(line) for line in (world / "human-helpfulness.jsonl").read_text(encoding="utf-8").splitlines()[:24]]
     write_rows(folder / "pairs.jsonl", pairs)
     samples = [{"id": row["id"], "prompt": row["prompt"], "completion": row["chosen"], "finish_reason": "stop"} for row in pairs]

@@ -96,9 +96,10 @@ LANGUAGE: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 def test_language_models(llama: Path, tmp_path: Path, kind: str, capsys) -> None:
     config, settings = LANGUAGE[kind]
     expected = make(llama, tmp_path / "adapter", config(), **settings)
+    capsys.readouterr()
     found = load(tmp_path / "adapter")
     assert torch.allclose(outputs(found), expected, atol=1e-5)
-    assert not torch.allclose(outputs(load_lm(str(llama), "cpu")), expected[..., :400], atol=1e-2)
+    assert (outputs(load_lm(str(llama), "cpu")) - expected[..., :400]).abs().max() > 1e-4
     assert all(weight.requires_grad for weight in found.parameters()) and capsys.readouterr().err == ""
 
 
@@ -210,6 +211,7 @@ def test_adapters_that_cannot_be_merged(llama: Path, tmp_path: Path, kind: str) 
 def test_tokens_without_embeddings_are_named(llama: Path, tmp_path: Path, capsys) -> None:
     """The tokenizer beside the adapter has tokens that nobody trained."""
     make(llama, tmp_path / "adapter", peft.LoraConfig(**SOME, **LM), more_tokens=3, save_embedding_layers=False)
+    capsys.readouterr()
     found = [outputs(load(tmp_path / "adapter")) for _ in range(2)]
     (line,) = capsys.readouterr().err.splitlines()
     assert "3 tokens of its tokenizer have no embeddings, first '<new 0>'" in line

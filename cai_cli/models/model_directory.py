@@ -53,11 +53,15 @@ def check_place(path: str, flag: str) -> None:
         if (stage / "cai.partial.json").is_file() and not (stage / "cai.json").is_file():
             hint = "its training has not finished: run the same command again"
             raise UserError(f"{flag} {path}: is not a model directory", hint)
-        if not (folder / "config.json").is_file() and not is_adapter(folder):
+        if not holds_model(folder):
             raise UserError(f"{flag} {path}: is not a model directory", "no config.json in it")
         return
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or path.endswith("/"):
         raise UserError(f"{flag} {path}: no such directory", "give a model directory, or org/name of a model on the Hub")
+
+
+def holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def base_and_adapters(path: str, flag: str) -> tuple[str, list[str]]:
@@ -78,7 +82,7 @@ def base_and_adapters(path: str, flag: str) -> tuple[str, list[str]]:
         if not isinstance(base, str) or not base:
             raise UserError(f"{config}: no base_model_name_or_path in it", "it says which model the adapter belongs to")
         beside = Path(path) / base
-        path = str(beside) if beside.is_dir() and not Path(base).is_dir() else base
+        path = str(beside) if holds_model(beside) and not holds_model(Path(base)) else base
         if Path(path).resolve() in [Path(adapter).resolve() for adapter in adapters]:
             raise UserError(f"{config}: the adapter is its own base model", "name the model that it was trained on")
 
