@@ -26,7 +26,11 @@ COMMANDS = {  # by the role of the model in them; {} is the model
     "train-pm from a language model": ["train-pm", "--model", "{lm}", "--comparisons", "pairs.jsonl", *TRAIN],
     "ppo": ["ppo", "--model", "lm", "--pm", "{pm}", "--gold-pm", "{pm}", "--prompts", "prompts.jsonl", "--steps", "1"],
 }
-MORE = {"revise": [*SHORT, "--few-shot", "none", "--max-reject-rate", "1"], "sample": SHORT, "ppo": ["--rollout-batch-size", "4", "--max-new-tokens", "6"]}
+MORE = {
+    "revise": [*SHORT, "--few-shot", "none", "--max-reject-rate", "1"],
+    "sample": SHORT,
+    "ppo": ["--rollout-batch-size", "4", "--max-new-tokens", "6"],
+}
 
 
 def here(*args: object) -> None:

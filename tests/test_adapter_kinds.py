@@ -191,13 +191,13 @@ def test_adapters_that_do_not_fit(llama: Path, tmp_path: Path, damage: str) -> N
 def test_an_adapter_of_the_other_role_than_its_base(llama: Path, pm: Path, tmp_path: Path) -> None:
     make(llama, tmp_path / "adapter", peft.LoraConfig(**SOME, **LM))
     change(tmp_path / "adapter", base_model_name_or_path=str(pm))
-    with pytest.raises(UserError, match="is for a language model, but .*pm is a preference model"):
+    with pytest.raises(UserError, match=r"is for a language model, but .*pm is a preference model"):
         load(tmp_path / "adapter")
 
 
 def test_two_labels(llama: Path, tmp_path: Path) -> None:
     make(llama, tmp_path / "adapter", peft.LoraConfig(**CLASSIFIER), scores=True, labels=2)
-    with pytest.raises(UserError, match="score.weight gives 2 labels"):
+    with pytest.raises(UserError, match=r"score.weight gives 2 labels"):
         load(tmp_path / "adapter", scores=True)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import Cai, mistake
 from ppo_setup import make_pm
+from tiny import byte_level_tokenizer
 
 from cai_cli.cli import app
 from cai_cli.errors import UserError
 from cai_cli.models.model_directory import check_model
-from tiny import byte_level_tokenizer
 
 LANGUAGE, PREFERENCE = "is a language model without a score head", "is a preference model, not a language model"
 COMMANDS = {
@@ -57,7 +57,7 @@ def test_a_model_in_the_wrong_role(folder: Path, tmp_path: Path, monkeypatch, co
 def test_a_preference_model_is_trained_from_either(folder: Path, tmp_path: Path, monkeypatch, command: str) -> None:
     monkeypatch.chdir(folder)
     for model in ("lm", "pm"):
-        with pytest.raises(UserError, match="^rows"):  # the rows are at fault, not the model
+        with pytest.raises(UserError, match=r"^rows"):  # the rows are at fault, not the model
             words = [*TRAINED_FROM_EITHER[command], "--model", model, "--out", str(tmp_path / model)]
             app(words, prog_name="cai", standalone_mode=False)
 
@@ -72,7 +72,7 @@ def bert(kind: str):
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 400}
-    return getattr(transformers, kind)(transformers.BertConfig(**sizes, pad_token_id=0))
+    return getattr(transformers, kind)(transformers.BertConfig(**sizes, pad_token_id=0, num_labels=1))
 
 
 def t5():
@@ -80,6 +80,29 @@ def t5():
 
     sizes = {"d_model": 32, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 400}
     return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+
+
+def mixtral():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 400}
+    return MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4))
+
+
+@pytest.mark.parametrize(
+    ("gone", "problem"), [("experts.3.", r"another shape .*\[3, 32, 32\], not \[4, "), ("experts.3.w1", "cannot be loaded")]
+)
+def test_experts_that_newer_versions_lay_out_anew(tmp_path: Path, gone: str, problem: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from cai_cli.models.load import load_lm
+
+    mixtral().save_pretrained(tmp_path)
+    assert load_lm(str(tmp_path), "cpu").config.num_local_experts == 4
+    kept = {name: tensor for name, tensor in load_file(tmp_path / "model.safetensors").items() if gone not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=problem):
+        load_lm(str(tmp_path), "cpu")
 
 
 def mamba():
@@ -91,10 +114,11 @@ def mamba():
 @pytest.mark.parametrize(
     ("make", "role", "problem"),
     [
-        (lambda: bert("BertForMaskedLM"), "language model", "BertForMaskedLM is neither"),
+        (lambda: bert("BertForMaskedLM"), "language model", "BertForMaskedLM neither writes nor scores"),
         (lambda: bert("BertLMHeadModel"), "language model", "is an encoder"),
+        (lambda: bert("BertForSequenceClassification"), "preference model", "is an encoder"),
         (t5, "language model", "T5ForConditionalGeneration has an encoder beside its decoder"),
-        (mamba, "either", "cannot be loaded: .*AutoModelForSequenceClassification"),
+        (mamba, "either", "cannot be loaded: .*AutoModelForSequenceClassification.* that has such a class"),
     ],
 )
 def test_models_of_other_kinds(tmp_path: Path, make, role, problem: str) -> None:

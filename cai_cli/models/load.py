@@ -78,7 +78,7 @@ def load_tokenizer(path: str, flag: str = "--model") -> PreTrainedTokenizerBase:
         config = Path(path) / "config.json"
         if config.is_file() and read_json(config).get("model_type"):
             load_config(path, flag)  # by which a tokenizer is looked up: it may be the one at fault
-        hint = code_hint(error) or "its tokenizer files are missing or damaged: fetch or save them again"
+        hint = next_step(error, "its tokenizer files are missing or damaged: fetch or save them again")
         raise UserError(f"{flag} {path}: no usable tokenizer: {first_line(error)}", hint) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{flag} {path}: its tokenizer has no EOS token", "set eos_token in tokenizer_config.json")
@@ -123,13 +123,19 @@ def load_config(path: str, flag: str = "--model") -> Any:
     try:
         return AutoConfig.from_pretrained(base, **NO_CODE)
     except Exception as error:  # each architecture checks its fields in its own way
-        hint = code_hint(error) or "fetch or save it again, or update transformers"
+        hint = next_step(error, "fetch or save it again, or update transformers")
         raise UserError(f"{flag} {path}: no usable config.json: {first_line(error)}", hint) from None
 
 
-def code_hint(error: Exception) -> str | None:
-    """The next step where a directory wants its own code run."""
-    return "its own code is not run: name a model that transformers knows" if "custom code" in str(error) else None
+def next_step(error: Exception, otherwise: str) -> str:
+    text = str(error)
+    if "custom code" in text:
+        return "its own code is not run: name a model that transformers knows"
+    if "Unrecognized configuration class" in text:
+        return "take a model of an architecture that has such a class"
+    if "CONVERSION" in text:
+        return "tensors that belong together differ in number or shape, such as those of a layer's experts: fetch it again"
+    return otherwise
 
 
 def load_lm(
@@ -213,7 +219,7 @@ def _load(
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # transformers, safetensors and bitsandbytes raise many types
-        hint = code_hint(error) or "fetch or save it again; it takes a causal language model that transformers knows"
+        hint = next_step(error, "fetch or save it again, or update transformers")
         raise UserError(f"{flag} {path}: cannot be loaded: {first_line(error)}", hint) from None
     check_loaded(model, info, f"{flag} {base}", fresh_head)
     check_causal(model, f"{flag} {base}")
@@ -229,11 +235,13 @@ def _load(
 
 def check_causal(model: Any, where: str) -> None:
     """Raise UserError for an encoder, whose tokens see those behind them, and for an adapter put on by transformers itself."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     config = model.config.get_text_config()
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", True) is False:
-        raise UserError(f"{where}: {config.model_type} is an encoder: its tokens see those behind them", "name a causal model")
+    kind = config.model_type
+    decodes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and getattr(config, "is_decoder", True) is not False
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes:
+        raise UserError(f"{where}: {kind} is an encoder: its tokens see those behind them", "name a causal model")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(f"{where}: is an adapter on the Hub", "fetch it and name its directory")
 

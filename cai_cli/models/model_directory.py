@@ -40,7 +40,7 @@ def check_model(path: str, flag: str = "--model", role: Role | None = None) -> N
         return
     if found == "language model":
         raise UserError(f"{flag} {path}: is a language model without a score head", "train it with `cai train-pm`")
-    raise UserError(f"{flag} {path}: is a preference model, not a language model", "name the model that writes the replies")
+    raise UserError(f"{flag} {path}: is a preference model, not a language model", "name a causal language model")
 
 
 def check_place(path: str, flag: str) -> None:
@@ -139,7 +139,9 @@ def base_role(path: str, flag: str) -> Role | None:
         return "language model"
     if not names or all(name.endswith("Model") for name in names):  # a body, or a hand-made config.json: the tensors tell
         return "preference model" if head else "language model"
-    raise UserError(f"{flag} {path}: {', '.join(names)} is neither", "name a causal language model or a preference model")
+    raise UserError(
+        f"{flag} {path}: {', '.join(names)} neither writes nor scores", "name a causal language model or a preference model"
+    )
 
 
 def is_preference_model(path: str) -> bool:
