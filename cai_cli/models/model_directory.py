@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", 
 HEAD_NAMES = ("score", "classifier")  # of a sequence classifier
 PREFERENCE_MODEL = "ForSequenceClassification"
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead", "ForConditionalGeneration")
-WRAPPERS = r"(base_model\.model\.)?(.*\.)?"  # what peft and our own nesting put in front of a head's name
+WRAPPERS = r"(?:base_model\.model\.|module\.|_orig_mod\.)*"  # what peft and others put in front of a head's name
 AGAIN = "fetch or save it again"
 
 
@@ -155,7 +154,7 @@ def check_one_label(shapes: Shapes, where: str) -> bool:
     for name, shape in shapes.items():
         match = re.fullmatch(rf"{WRAPPERS}({'|'.join(HEAD_NAMES)})\.(.*\.)?weight", name)
         found |= match is not None
-        if match and match[4] is None and len(shape) == 2 and shape[0] != 1:
+        if match and match[2] is None and len(shape) == 2 and shape[0] != 1:
             raise UserError(f"{where}: its {name} gives {shape[0]} labels", "a preference model has one")
     return found
 
@@ -258,17 +257,12 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}", AGAIN) from None
     except ValueError as error:
-        pointer = next(lines_of(file), "").startswith("version https://git-lfs")
+        pointer = file.read_bytes().startswith(b"version https://git-lfs")
         told = "is a pointer of Git LFS, not the file itself" if pointer else f"is not JSON: {first_line(error)}"
         raise UserError(f"{file}: {told}", "run `git lfs pull` there" if pointer else AGAIN) from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: is not a JSON object", AGAIN)
     return content
-
-
-def lines_of(file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        yield from stream
 
 
 def first_line(error: Exception) -> str:
