@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from cai_cli.errors import UserError
 from cai_cli.manifest import ADAPTER_CONFIG, is_adapter
+from cai_cli.storage import read_input
 
 Role = Literal["language model", "preference model", "either"]
 Shapes = dict[str, tuple[int, ...]]
@@ -253,11 +254,9 @@ def header(file: Path) -> Shapes:
 
 def read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}", AGAIN) from None
+        content = json.loads(given := read_input(file, AGAIN))
     except ValueError as error:
-        pointer = file.read_bytes().startswith(b"version https://git-lfs")
+        pointer = given.startswith(b"version https://git-lfs")
         told = "is a pointer of Git LFS, not the file itself" if pointer else f"is not JSON: {first_line(error)}"
         raise UserError(f"{file}: {told}", "run `git lfs pull` there" if pointer else AGAIN) from None
     if not isinstance(content, dict):
