@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cai_cli.artifact import ModelArtifact, Rejected
 from cai_cli.conversation import Conversation
-from cai_cli.errors import RunError, UserError
+from cai_cli.errors import RunError
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
 from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.manifest import manifest_path, read_manifest
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.prompts import question_answer
 from cai_cli.records import Comparison
 from cai_cli.splits import is_held_out
@@ -75,12 +75,10 @@ def open_reading(path: str, flag: str = "--pm") -> tuple[PreTrainedTokenizerBase
 
     Raises UserError where the model is none, or has no chat template to read with.
     """
-    from cai_cli.models.load import context_length, is_preference_model, load_config, load_tokenizer
+    from cai_cli.models.load import context_length, load_config, load_tokenizer
     from cai_cli.models.templates import require_template
 
-    check_model(path, flag)
-    if not is_preference_model(path):
-        raise UserError(f"{flag} {path}: is a language model without a score head", "train it with `cai train-pm`")
+    check_model(path, flag, "preference model")
     tokenizer = load_tokenizer(path, flag)
     form = format_of(path)
     if form == "chat":
@@ -143,7 +141,8 @@ def run_pairwise_stage(
 
     from cai_cli.models.adapters import add_lora, save_trained
     from cai_cli.models.language_head import language_head, save_language_head
-    from cai_cli.models.load import is_preference_model, load_pm, training_dtype
+    from cai_cli.models.load import load_pm, training_dtype
+    from cai_cli.models.model_directory import is_preference_model
     from cai_cli.models.score import reset_head
     from cai_cli.ranks import is_main
     from cai_cli.training.facts import model_facts

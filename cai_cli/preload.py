@@ -3,7 +3,7 @@
 from cai_cli.interruption import while_parent_lives
 
 with while_parent_lives():
-    import cai_cli.models.load  # first, since it quiets a warning of bitsandbytes, which the next lines import
+    import cai_cli.models  # first, since it quiets a warning of bitsandbytes, which the next lines import
 
     # isort: split
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer

@@ -103,11 +103,10 @@ def name_base(model: Any, base: str) -> None:
 
 def merge_into_base(base: str, adapter: Path, tokenizer: Any, task: Task) -> Any:
     """The base model, unquantised and on the CPU, with the adapter merged into it."""
-    from peft import PeftModel
-
     from cai_cli.models.load import load_config, load_lm, load_pm
+    from cai_cli.models.merging import merge_adapter
 
     dtype = str(getattr(load_config(base), "dtype", None) or "float32").removeprefix("torch.")
     load = load_lm if task == "CAUSAL_LM" else load_pm
     model = load(base, "cpu", dtype, tokenizer=tokenizer)
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    return merge_adapter(model, str(adapter), "--out")

@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 from cai_cli.errors import UserError
-from cai_cli.models.load import is_preference_model, load_config, load_lm
+from cai_cli.models.load import load_config, load_lm
+from cai_cli.models.model_directory import base_and_adapters, is_preference_model
 from cai_cli.models.score import transformer
 
 FILE = "lm_head.safetensors"
@@ -42,18 +43,21 @@ def language_head(model: Any, path: str) -> nn.Module:
     """The output layer for the classifier `model`, which was loaded from `path`. Raises UserError where it is lost."""
     if is_tied(path):
         return TiedHead(transformer(model).get_input_embeddings())
-    saved = Path(path) / FILE
+    base, _ = base_and_adapters(path, "--model")
+    saved = Path(base) / FILE
     if saved.is_file():
         from safetensors.torch import load_file
 
         state = load_file(saved)
         head = nn.Linear(state["weight"].shape[1], state["weight"].shape[0], bias="bias" in state)
         head.load_state_dict(state)
-    elif is_preference_model(path):
+    elif is_preference_model(base):
         hint = "train it with --lm-coef from the language model on, or leave --lm-coef at 0"
         raise UserError(f"--lm-coef: {path} has lost its language model's output layer", hint)
     else:
-        head = load_lm(path, "cpu", str(model.dtype).removeprefix("torch.")).get_output_embeddings()
+        # An adapter that scores has left the base's output layer as it was.
+        source = base if is_preference_model(path) else path
+        head = load_lm(source, "cpu", str(model.dtype).removeprefix("torch.")).get_output_embeddings()
     return head.to(model.device, model.dtype).requires_grad_(False)
 
 

@@ -1,32 +1,27 @@
-"""Load tokenizers, language models and preference models: device, dtype, adapters, and one clear error for a bad path.
+"""Load tokenizers, language models and preference models: device, dtype, adapters, and one clear error for a bad directory.
 
-Only safetensors are read and no code from a model repository is run.
+Only safetensors are read, no code from a model repository is run (`NO_CODE` goes into every `from_pretrained`), and what was
+read is checked to be the whole model.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.errors import UserError
-from cai_cli.manifest import ADAPTER_CONFIG, is_adapter
+from cai_cli.manifest import is_adapter
+from cai_cli.models.model_directory import base_and_adapters, check_model, first_line, is_preference_model, read_json
 from cai_cli.ranks import local_rank
-from cai_cli.storage import read_input
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+NO_CODE = {"trust_remote_code": False}  # left to itself, transformers asks on stdin whether to run a directory's code
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
-
-# bitsandbytes warns of an optional 4-bit CPU kernel when peft imports it (peft comes with any import of the Trainer), and of
-# the half precision of its 8-bit products at each of them.
-for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def quiet_transformers() -> None:
@@ -37,36 +32,24 @@ def quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def check_model(path: str, flag: str = "--model") -> None:
-    """Stop early, without torch, when `path` is neither a model directory nor the name of a model on the Hub."""
-    folder = Path(path)
-    if folder.is_file():
-        raise UserError(f"{flag} {path}: is a file", "a model is a directory with config.json and *.safetensors")
-    if folder.is_dir():
-        # A stage writes cai.json last: before that, even saved weights may be half a model.
-        stage = folder.parent if is_adapter(folder) else folder
-        if (stage / "cai.partial.json").is_file() and not (stage / "cai.json").is_file():
-            hint = "its training has not finished: run the same command again"
-            raise UserError(f"{flag} {path}: is not a model directory", hint)
-        if not (folder / "config.json").is_file() and not is_adapter(folder):
-            raise UserError(f"{flag} {path}: is not a model directory", "no config.json in it")
-        return
-    if path.startswith((".", "/", "~")) or path.count("/") != 1 or path.endswith("/"):
-        raise UserError(f"{flag} {path}: no such directory", "give a model directory, or org/name of a model on the Hub")
-
-
 def pick_device(device: str, flag: str = "--device") -> torch.device:
     import torch
 
-    if device != "auto":
-        try:
-            chosen = torch.device(device)
-        except RuntimeError:
-            raise UserError(f"{flag} {device}: unknown", "auto, cpu, cuda, cuda:1 or mps") from None
-        if chosen.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"{flag} {device}: no CUDA device here", f"use {flag} cpu")
-        return chosen
-    return torch.device(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
+    if device == "auto":
+        return torch.device(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"{flag} {device}: unknown", "auto, cpu, cuda, cuda:1 or mps")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"{flag} {device}: no MPS device here", f"use {flag} cpu")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{flag} {device}: no CUDA device here", f"use {flag} cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"{flag} {device}: there are {count} CUDA devices here", f"cuda:0 to cuda:{count - 1}")
+    return chosen
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
@@ -90,9 +73,13 @@ def load_tokenizer(path: str, flag: str = "--model") -> PreTrainedTokenizerBase:
         path, _ = base_and_adapters(path, flag)
     quiet_transformers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{flag} {path}: no usable tokenizer: {first_line(error)}") from None
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **NO_CODE)
+    except Exception as error:  # the libraries raise many types, `tokenizers` bare Exceptions
+        config = Path(path) / "config.json"
+        if config.is_file() and read_json(config).get("model_type"):
+            load_config(path, flag)  # by which a tokenizer is looked up: it may be the one at fault
+        hint = next_step(error, "its tokenizer files are missing or damaged: fetch or save them again")
+        raise UserError(f"{flag} {path}: no usable tokenizer: {first_line(error)}", hint) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{flag} {path}: its tokenizer has no EOS token", "set eos_token in tokenizer_config.json")
     separate_padding(tokenizer)
@@ -134,28 +121,21 @@ def load_config(path: str, flag: str = "--model") -> Any:
 
     base, _ = base_and_adapters(path, flag)
     try:
-        return AutoConfig.from_pretrained(base)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{flag} {path}: no usable config.json: {first_line(error)}") from None
+        return AutoConfig.from_pretrained(base, **NO_CODE)
+    except Exception as error:  # each architecture checks its fields in its own way
+        hint = next_step(error, "fetch or save it again, or update transformers")
+        raise UserError(f"{flag} {path}: no usable config.json: {first_line(error)}", hint) from None
 
 
-def base_and_adapters(path: str, flag: str) -> tuple[str, list[str]]:
-    """The model below an adapter directory, and the adapters to put on it in their order; a model is its own base."""
-    adapters: list[str] = []
-    where = flag
-    while True:
-        check_model(path, where)
-        if not is_adapter(Path(path)):
-            return path, adapters[::-1]
-        config = Path(path) / ADAPTER_CONFIG
-        adapters.append(path)
-        where = f"{flag} {path}: its base model"
-        try:
-            path = str(json.loads(read_input(config))["base_model_name_or_path"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{config}: no base_model_name_or_path in it", "it says which model the adapter belongs to") from None
-        if path in adapters:
-            raise UserError(f"{config}: the adapter is its own base model", "name the model that it was trained on")
+def next_step(error: Exception, otherwise: str) -> str:
+    text = str(error)
+    if "custom code" in text:
+        return "its own code is not run: name a model that transformers knows"
+    if "Unrecognized configuration class" in text:
+        return "take a model of an architecture that has such a class"
+    if "CONVERSION" in text:
+        return "tensors that belong together differ in number or shape, such as those of a layer's experts: fetch it again"
+    return otherwise
 
 
 def load_lm(
@@ -189,12 +169,6 @@ def load_pm(
     return _load(AutoModelForSequenceClassification, path, device, dtype, flag, tokenizer, quantize, num_labels=1)
 
 
-def is_preference_model(path: str) -> bool:
-    """Whether the checkpoint was saved as a sequence classifier, so that its score head means something."""
-    architectures = getattr(load_config(path), "architectures", None) or []
-    return any(name.endswith("ForSequenceClassification") for name in architectures)
-
-
 def quantisation(quantize: str, place: torch.device) -> dict[str, Any]:
     """Settings of `from_pretrained` for a base held in 4 or 8 bits by bitsandbytes; heads are left as they are.
 
@@ -221,34 +195,76 @@ def quantisation(quantize: str, place: torch.device) -> dict[str, Any]:
 def _load(
     auto: Any, path: str, device: str, dtype: str, flag: str, tokenizer: Any, quantize: str | None = None, **settings: Any
 ) -> PreTrainedModel:
+    import torch
+
+    from cai_cli.models.loaded import check_loaded
+    from cai_cli.models.merging import merge_adapter
+
     base, adapters = base_and_adapters(path, flag)
     place = pick_device(device)
     if place.type == "cpu":
         keep_freed_memory()
-    settings |= {"dtype": pick_dtype(dtype, place), "use_safetensors": True}
+    settings |= {"dtype": pick_dtype(dtype, place), "use_safetensors": True, **NO_CODE}
     if quantize and adapters:
         raise UserError(
             f"{flag} {path}: --quantize cannot hold an adapter's merged weights", "name the merged model instead of the adapter"
         )
     if quantize:
         settings |= quantisation(quantize, place)
+    fresh_head = "num_labels" in settings and not is_preference_model(base)
+    quiet_transformers()
     try:
-        model = auto.from_pretrained(base, **settings)
-        for adapter in adapters:
-            from peft import PeftModel
-
-            # peft leaves what it merged frozen, as if there were adapters still.
-            model = PeftModel.from_pretrained(model, adapter).merge_and_unload().requires_grad_(True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{flag} {path}: cannot be loaded: {first_line(error)}") from None
+        # Sizes that differ are let through here, to be named by `check_loaded`.
+        model, info = auto.from_pretrained(base, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # transformers, safetensors and bitsandbytes raise many types
+        hint = next_step(error, "fetch or save it again, or update transformers")
+        raise UserError(f"{flag} {path}: cannot be loaded: {first_line(error)}", hint) from None
+    check_loaded(model, info, f"{flag} {base}", fresh_head)
+    check_causal(model, f"{flag} {base}")
+    for adapter in adapters:
+        model = merge_adapter(model, adapter, flag)
     if tokenizer is not None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        fit_tokenizer(model, tokenizer, f"{flag} {path}")
     if quantize:
         keep_unpacked(model)
         return model.eval()
     return model.to(place).eval()
+
+
+def check_causal(model: Any, where: str) -> None:
+    """Raise UserError for an encoder, whose tokens see those behind them, and for an adapter put on by transformers itself."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    config = model.config.get_text_config()
+    kind = config.model_type
+    decodes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and getattr(config, "is_decoder", True) is not False
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes:
+        raise UserError(f"{where}: {kind} is an encoder: its tokens see those behind them", "name a causal model")
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(f"{where}: is an adapter on the Hub", "fetch it and name its directory")
+
+
+def fit_tokenizer(model: Any, tokenizer: Any, where: str) -> None:
+    """Set the pad token, and make room for tokens that the tokenizer alone knows. A pad token is masked wherever it stands;
+    other tokens mean nothing until they are trained, which is said, and start from the same values each time.
+    """
+    import torch
+
+    from cai_cli.models.loaded import tell_once
+
+    model.config.pad_token_id = tokenizer.pad_token_id
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) <= rows:
+        return
+    beyond = [index for index in range(rows, len(tokenizer)) if index != tokenizer.pad_token_id]
+    with torch.random.fork_rng(enabled=bool(beyond)):
+        if beyond:
+            name = tokenizer.convert_ids_to_tokens(beyond[0])
+            tell_once(f"{where}: {len(beyond)} tokens of its tokenizer have no embeddings, first {name!r}: they mean nothing yet")
+            torch.manual_seed(0)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
 def keep_freed_memory() -> None:
@@ -270,11 +286,6 @@ def keep_unpacked(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def context_length(config: Any) -> int:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from cai_cli.errors import UserError
 from cai_cli.models.adapters import is_peft
+from cai_cli.models.model_directory import HEAD_NAMES
 from cai_cli.models.packing import is_packed, packed_states
-
-HEAD_NAMES = ("score", "classifier")
 
 
 def score_head(model: Any) -> Any:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cai_cli.errors import UserError
 from cai_cli.keys import key
 from cai_cli.models.adapters import Task, add_lora
-from cai_cli.models.load import load_config, load_lm, load_pm, training_dtype
+from cai_cli.models.load import NO_CODE, load_config, load_lm, load_pm, training_dtype
+from cai_cli.models.model_directory import first_line
 from cai_cli.models.packed_attention import SHORT
 from cai_cli.models.packing import prepare, where_it_can
 from cai_cli.ppo.forward import has_plain_head
@@ -60,7 +62,7 @@ def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pai
     if attention == "auto" and model.device.type == "cpu" and longest <= SHORT:
         attention = "eager"
     if attention != "auto":
-        model.set_attn_implementation(attention)
+        set_attention(model, attention)
     disable_dropout(model)
     if options.lora:
         whole = add_lora(model, options, task, key(options.seed, "adapter", task) % (1 << 63))
@@ -76,6 +78,15 @@ def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pai
         pair.learner.gradient_checkpointing_enable({"use_reentrant": False})
         pair.learner.eval()
     return pair
+
+
+def set_attention(model: Any, attention: str) -> None:
+    """Raises UserError where the model or this machine has no such attention."""
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError, RuntimeError) as error:
+        told = f"--attn-implementation {attention}: cannot be had here: {first_line(error)}"
+        raise UserError(told, "leave it at auto, or install what it needs") from None
 
 
 def checkpointed_layers(model: Any) -> list[Any]:
@@ -116,7 +127,7 @@ def held_bytes(options: Options) -> float:
     total = 0.0
     for path in (options.model, options.pm):
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(load_config(path))
+            model = AutoModelForCausalLM.from_config(load_config(path), **NO_CODE)
         weights = model.num_parameters()
         layers = [module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and "head" not in name]
         adapter = sum(options.lora_r * (layer.in_features + layer.out_features) for layer in layers)

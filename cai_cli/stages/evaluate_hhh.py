@@ -29,7 +29,7 @@ from cai_cli.evaluation.results_file import ResultsFile
 from cai_cli.evaluation.solved_items import Examples
 from cai_cli.few_shot import NONE
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     DEMONSTRATIONS,
     INPUT,
@@ -88,7 +88,10 @@ def run(options: Options) -> None:
         raise UserError("give either --model or --pm", "a language model or a preference model, see `cai evaluate hhh --help`")
     if options.pm and (options.cot or options.few_shot != NONE):
         raise UserError("--pm reads scores: it takes no --cot and no --few-shot", "leave them out, or give --model")
-    check_model(options.model or options.pm or "", "--model" if options.model else "--pm")
+    if options.model:
+        check_model(options.model, role="language model")
+    else:
+        check_model(options.pm or "", "--pm", "preference model")
     groups = {str(path): list(islice(read_items(path, bool(options.pm)), options.limit)) for path in options.files}
     if empty := next((name for name, items in groups.items() if not items), None):
         raise UserError(f"{empty}: no items in it", "one {prompt, corrects, incorrects} a line")

@@ -22,7 +22,7 @@ from cai_cli.evaluation.comparisons import COLUMNS, Judged, by_group, length_mat
 from cai_cli.evaluation.overlap import find_overlap, tell_overlap
 from cai_cli.evaluation.results_file import ResultsFile
 from cai_cli.jsonl import read_records, write_rows
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, flag
 from cai_cli.preference_model import dry_run, open_preference_model, open_reading, tokenise
 from cai_cli.ranks import is_main
@@ -61,7 +61,7 @@ def run(options: Options) -> None:
 
     Example: cai evaluate pm --pm pm/ --comparisons test.jsonl --out pm-test.json
     """
-    check_model(options.pm, "--pm")
+    check_model(options.pm, "--pm", "preference model")
     results = ResultsFile("evaluate pm", options) if options.out else None
     if results and results.done:
         return

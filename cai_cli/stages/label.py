@@ -26,7 +26,7 @@ from cai_cli.feedback.replies import draw_replies
 from cai_cli.feedback.self_judge import check_author, check_two_models
 from cai_cli.few_shot import NONE
 from cai_cli.generation import SegmentSettings, attempts_at, chunks
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     CONSTITUTION,
     DEMONSTRATIONS,
@@ -200,9 +200,9 @@ def check_options(options: Options) -> None:
         raise UserError("--pairs are replies already: --model has nothing to write", "leave --model out")
     if options.hard and options.clamp not in (None, NONE):
         raise UserError("--hard makes labels of 0 or 1 and --clamp keeps them from there", "leave one of them out")
-    check_model(options.feedback_model, "--feedback-model")
+    check_model(options.feedback_model, "--feedback-model", "language model")
     if options.model:
-        check_model(options.model)
+        check_model(options.model, role="language model")
     if not options.allow_self_judge:
         check_author(options.model, options.pairs or [], options.feedback_model)
 

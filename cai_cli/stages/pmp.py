@@ -22,7 +22,7 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import dump_row, read_records
 from cai_cli.locks import give_back, hold
 from cai_cli.manifest import Manifest, begin_manifest, input_file, read_manifest, write_manifest
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOptions, flag
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.ranks import barrier, is_main
@@ -87,7 +87,7 @@ def run(options: Options) -> None:
     if not options.data_only:
         if options.model is None:
             raise UserError("--model is missing", "name the base language model, or pass --data-only to make the pairs alone")
-        check_model(options.model)
+        check_model(options.model, role="either")
     if options.dry_run and (options.data_only or not (options.out / PAIRS).exists()):
         then = f", then train {options.model} on them" if not options.data_only else ""
         say(f"would make pairs of {', '.join(options.posts)}{then}")

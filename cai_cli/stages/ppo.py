@@ -22,7 +22,7 @@ from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
 from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import write_rows
 from cai_cli.manifest import parse_weight
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
 from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
 from cai_cli.prompt_files import Known, read_prompts
@@ -142,10 +142,10 @@ def run(options: Options) -> None:
 
 
 def check_options(options: Options) -> None:
-    check_model(options.model)
-    check_model(options.pm, "--pm")
+    check_model(options.model, role="language model")
+    check_model(options.pm, "--pm", "preference model")
     if options.gold_pm:
-        check_model(options.gold_pm, "--gold-pm")
+        check_model(options.gold_pm, "--gold-pm", "preference model")
     options.check_adapters()
     check_value_device(options)
     if options.rollout_batch_size < world_size():

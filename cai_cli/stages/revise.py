@@ -29,7 +29,7 @@ from cai_cli.few_shot import (
 )
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
 from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, is_near
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     CONSTITUTION,
     DEMONSTRATIONS,
@@ -127,7 +127,7 @@ def run(options: Options) -> None:
 
     Example: cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out revisions.jsonl
     """
-    check_model(options.model)
+    check_model(options.model, role="language model")
     constitution = load_constitution(options.constitution, needs=("critique", "revision"))
     artifact = RowArtifact("revise", options, options.limit)
     if artifact.done:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from cai_cli.artifact import Rejected
 from cai_cli.conversation import Conversation, message
 from cai_cli.generation import Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.options import MODEL, GenerationOptions, Prompts, RowOptions, flag, template_kwargs
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompts import TRANSCRIPT_STOPS, reply_prompt
@@ -52,7 +52,7 @@ def run(options: Options) -> None:
 
     Example: cai sample --model helpful-only/ --prompts helpful.jsonl -n 2 --out samples.jsonl
     """
-    check_model(options.model)
+    check_model(options.model, role="language model")
     artifact = RowArtifact("sample", options, options.limit)
     if artifact.done:
         return

@@ -30,7 +30,7 @@ from cai_cli.errors import RecordError
 from cai_cli.generation import chunks
 from cai_cli.jsonl import Row, check_new, read_rows
 from cai_cli.manifest import device_facts
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOptions, flag
 from cai_cli.preference_model import open_preference_model, open_reading
 from cai_cli.prompt_files import conversation_of
@@ -63,7 +63,7 @@ def run(options: Options) -> None:
 
     Example: cai score --pm pm/ samples.jsonl --out scored.jsonl
     """
-    check_model(options.pm, "--pm")
+    check_model(options.pm, "--pm", "preference model")
     artifact = RowArtifact("score", options, options.limit)
     if artifact.done:
         return

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
 from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import write_atomically, write_rows
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     INPUT,
     MODEL,
@@ -74,7 +74,7 @@ def run(options: Options) -> None:
 
     Example: cai sft --model base/ --data revisions.jsonl --data samples.jsonl --out sl-cai/
     """
-    check_model(options.model)
+    check_model(options.model, role="language model")
     options.check_adapters()
     if options.quantize and by_fsdp():
         raise UserError(f"--quantize {options.quantize}: FSDP cannot hold it in parts", "leave one of them out")

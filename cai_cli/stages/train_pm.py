@@ -19,7 +19,7 @@ from cai_cli.artifact import ModelArtifact, reasons_text
 from cai_cli.errors import RunError
 from cai_cli.jsonl import read_records
 from cai_cli.manifest import parse_weight
-from cai_cli.models.load import check_model
+from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, OutputOptions, PairwiseOptions, flag
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.records import Comparison
@@ -40,7 +40,7 @@ def run(options: Options) -> None:
 
     Example: cai train-pm --model pmp/ --comparisons ai.jsonl --comparisons human.jsonl --out pm/
     """
-    check_model(options.model)
+    check_model(options.model, role="either")
     artifact = ModelArtifact("train-pm", options)
     if artifact.done:
         return

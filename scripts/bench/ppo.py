@@ -77,9 +77,12 @@ def measure_trl(o: argparse.Namespace) -> dict[str, Any]:
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
 
-    tokenizer = AutoTokenizer.from_pretrained(o.model, padding_side="left")
-    policies = [AutoModelForCausalLM.from_pretrained(o.model, dtype=torch.float32) for _ in range(2)]
-    scorers = [AutoModelForSequenceClassification.from_pretrained(o.pm, num_labels=1, dtype=torch.float32) for _ in range(2)]
+    tokenizer = AutoTokenizer.from_pretrained(o.model, padding_side="left", trust_remote_code=False)
+    policies = [AutoModelForCausalLM.from_pretrained(o.model, dtype=torch.float32, trust_remote_code=False) for _ in range(2)]
+    scorers = [
+        AutoModelForSequenceClassification.from_pretrained(o.pm, num_labels=1, dtype=torch.float32, trust_remote_code=False)
+        for _ in range(2)
+    ]
     rows = []
     for line in Path(o.prompts).read_text(encoding="utf-8").splitlines():
         text = tokenizer.apply_chat_template(json.loads(line)["prompt"], tokenize=False, add_generation_prompt=True)
