@@ -144,10 +144,12 @@ def run_pairwise_stage(
     from cai_cli.models.adapters import add_lora, save_trained
     from cai_cli.models.language_head import language_head, save_language_head
     from cai_cli.models.load import is_preference_model, load_pm, training_dtype
+    from cai_cli.models.saved_configs import settle_configs
     from cai_cli.models.score import reset_head
     from cai_cli.ranks import is_main
     from cai_cli.training.facts import model_facts
     from cai_cli.training.pairwise import disable_dropout, fit_pairwise
+    from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
 
     artifact.start()
     if rejected:
@@ -156,12 +158,15 @@ def run_pairwise_stage(
         say(f"{len(rejected)} pairs rejected into {artifact.folder / 'rejects.jsonl'}")
     transformers.set_seed(options.seed)
     model = load_pm(options.model, options.device, training_dtype(options.dtype), "--model", tokenizer, options.quantize)
+    settle_configs(model, tokenizer)
     if not is_preference_model(options.model):
         reset_head(model, options.seed)
     disable_dropout(model)
     head = language_head(model, options.model) if options.lm_coef else None
     if options.lora:
         model = add_lora(model, options, "SEQ_CLS", options.seed)
+    saves = steps_of(len(training), options) // options.save_steps
+    rehearse_saving(model, tokenizer, artifact.folder, artifact.checkpoints, saves, learned_bytes(model))
     say(f"{artifact.manifest['stage']}: {len(training)} pairs, {len(held_out)} held out")
     facts = fit_pairwise(model, training, held_out, options, artifact.folder, int(tokenizer.pad_token_id), head)
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))

@@ -10,7 +10,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cai_cli.errors import RunError
+from cai_cli.errors import RunError, UserError
+from cai_cli.models.finite import check_weights
+from cai_cli.models.load import first_line
+from cai_cli.models.saved_configs import as_settled
+from cai_cli.talk import warn
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +26,10 @@ ADAPTER = "adapter"
 
 
 def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
-    """The model with low-rank adapters on all its linear layers; a score head is trained in full beside them.
+    """The model with low-rank adapters on the linear layers that peft puts one on; a score head is trained in full beside them.
 
-    The adapters' initial values are drawn from the seed alone. The rest of the weights is frozen.
+    The adapters' initial values are drawn from the seed alone. The rest of the weights is frozen; which of its matrices no
+    adapter reaches is said in one line. Raises UserError where no layer is left.
     """
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
@@ -36,9 +41,58 @@ def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
         lora_dropout=options.lora_dropout,
         target_modules="all-linear",
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(model, config)
+    config.exclude_modules = refused_layers(model, config) or None
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        problem = f"--lora: {type(model).__name__} has no layer that an adapter can be put on: {first_line(error)}"
+        raise UserError(problem, "leave --lora out") from None
+    if left := unreached(adapted):
+        warn(f"--lora: adapters do not reach {', '.join(left)} of {type(model).__name__}, which stay as they are")
+    return adapted
+
+
+def refused_layers(model: Any, config: Any) -> list[str]:
+    """Names of linear layers that peft will not adapt in this architecture, such as a state-space layer's last one."""
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+    from torch import nn
+
+    def is_refused(name: str) -> bool:
+        try:
+            _check_lora_target_modules_mamba(config, model, name)
+        except ValueError:
+            return True
+        return False
+
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return sorted(filter(is_refused, names))
+
+
+def unreached(adapted: Any) -> list[str]:
+    """The weight matrices of the layers that no adapter is on, by the last two parts of their names, in their order.
+
+    Mixtures of experts hold all experts of a layer in one weight, which is no linear layer. Embeddings, output layer and
+    score head are not meant.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import nn
+
+    model = adapted.get_base_model() if is_peft(adapted) else adapted
+    adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    apart = [model.get_output_embeddings(), *(getattr(model, name, None) for name in ("score", "classifier"))]
+    apart += [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    known = {id(weight) for module in apart if module is not None for weight in module.parameters()}
+    # An adapter on one weight of a module that is no linear layer says which; others are around a layer.
+    known |= {id(module.get_param() if hasattr(module, "get_param") else module.get_base_layer().weight) for module in adapters}
+    names = (
+        name
+        for name, weight in model.named_parameters()
+        if weight.dim() > 1 and id(weight) not in known and ".lora_" not in name and "modules_to_save" not in name
+    )
+    parts = ([part for part in name.split(".") if part not in ("weight", "base_layer")] for name in names)
+    return list(dict.fromkeys(".".join(part[-2:]) for part in parts))
 
 
 def is_peft(model: Any) -> bool:
@@ -91,7 +145,14 @@ def save_trained(
             tokenizer.save_pretrained(adapter)
         else:
             shutil.rmtree(adapter)
-    model.save_pretrained(folder, state_dict=state)
+    save_whole(model, tokenizer, folder, state)
+
+
+def save_whole(model: Any, tokenizer: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Save a model without adapters under its settled configs. Raises RunError where a weight is not finite."""
+    check_weights(state or dict(model.named_parameters()), str(folder), "start afresh with a lower --learning-rate")
+    with as_settled(model, tokenizer):
+        model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
 

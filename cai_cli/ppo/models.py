@@ -21,6 +21,7 @@ from cai_cli.models.adapters import Task, add_lora
 from cai_cli.models.load import load_config, load_lm, load_pm, training_dtype
 from cai_cli.models.packed_attention import SHORT
 from cai_cli.models.packing import prepare, where_it_can
+from cai_cli.models.saved_configs import settle_configs
 from cai_cli.ppo.forward import has_plain_head
 from cai_cli.training.pairwise import disable_dropout
 
@@ -56,6 +57,7 @@ def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pai
     load, name = (load_lm, "--model") if task == "CAUSAL_LM" else (load_pm, "--pm")
     dtype = training_dtype(options.dtype)
     model = load(path, options.device, dtype, name, tokenizer, options.quantize)
+    settle_configs(model, tokenizer)
     attention = options.attn_implementation
     if attention == "auto" and model.device.type == "cpu" and longest <= SHORT:
         attention = "eager"

@@ -23,7 +23,7 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import write_rows
 from cai_cli.manifest import parse_weight
 from cai_cli.models.load import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
+from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, check_training_dtype, flag
 from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompt_mix import mixed_prompts
@@ -34,6 +34,7 @@ from cai_cli.talk import say, show_text, table, warn
 if TYPE_CHECKING:
     from cai_cli.models.chat import Renderer
     from cai_cli.ppo.progress import Progress
+    from cai_cli.ppo.trainer import Trainer
 
 SAMPLES = 8  # Replies in samples.jsonl each time.
 
@@ -101,6 +102,8 @@ def run(options: Options) -> None:
         say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
     progress = Progress(options, trainer, artifact.checkpoints, eval_prompts)
     progress.resume()
+    if progress.step == 0:
+        rehearse(options, trainer, artifact, progress.keeps_best)
     texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
     resumed = progress.step
     with closing(trainer), RunLog(options, artifact.folder, progress.step) as log:
@@ -139,12 +142,23 @@ def run(options: Options) -> None:
     )
 
 
+def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:
+    """Find what only saving would find. A value function in a process of its own is taken to be as large as the policy."""
+    from cai_cli.training.rehearsal import learned_bytes, rehearse_saving
+
+    policy = learned_bytes(trainer.policy.learner)
+    saves, best = options.steps // options.save_steps, 2 * policy if keeps_best else 0
+    whole = trainer.policy.whole
+    rehearse_saving(whole, trainer.tokenizer, artifact.folder, artifact.checkpoints, saves, 2 * policy, best)
+
+
 def check_options(options: Options) -> None:
     check_model(options.model)
     check_model(options.pm, "--pm")
     if options.gold_pm:
         check_model(options.gold_pm, "--gold-pm")
     options.check_adapters()
+    check_training_dtype(options.dtype)
     check_value_device(options)
     if options.rollout_batch_size < world_size():
         told = f"--rollout-batch-size {options.rollout_batch_size}: there are {world_size()} processes"

@@ -113,12 +113,17 @@ def run(options: Options) -> None:
     from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints
     from cai_cli.training.facts import model_facts
     from cai_cli.training.hf_trainer import TrainingLog, whole_weights
+    from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
     from cai_cli.training.sft_card import sft_card
     from cai_cli.training.sft_trainer import make_trainer
 
     data = packed_dataset(train, options.max_length, options.seed) if options.packing else dataset_of(train)
     trainer = make_trainer(options, tokenizer, data, by_kind(rows), artifact.checkpoints)
     checkpoint = drop_unmarked_hf_checkpoints(artifact.checkpoints)
+    if checkpoint is None:
+        saves = 1 + steps_of(len(data), options) // options.save_steps
+        learned = learned_bytes(trainer.model)
+        rehearse_saving(trainer.model, tokenizer, options.out, artifact.checkpoints, saves, learned)
     packs = f" in {len(data)} packs" if options.packing else ""
     say(f"sft: {len(train)} rows{packs}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
     with TrainingLog("sft", artifact.metrics_file) as log:

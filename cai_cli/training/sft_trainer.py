@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import transformers
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
 from cai_cli.errors import UserError
+from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
+from cai_cli.models.finite import advice
+from cai_cli.models.load import load_lm, training_dtype
+from cai_cli.models.saved_configs import settle_configs
+from cai_cli.training.hf_trainer import check_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,19 +26,24 @@ PROBE_TOKENS = 12
 ISOLATED = 1e-3  # largest change of a log-probability by what is packed in front; a leak changes them by much more
 
 
+class CheckedTrainer(SFTTrainer):
+    """Raises RunError at the first loss that is not finite, logged or not."""
+
+    def training_step(self, *args: Any, **settings: Any) -> Any:
+        loss = super().training_step(*args, **settings)
+        if not (number := loss.item()) < float("inf"):
+            step = self.state.global_step
+            check_number("loss", number, step, advice(self.model, step, self.args.bf16))
+        return loss
+
+
 def make_trainer(
     options: Options, tokenizer: PreTrainedTokenizerBase, train: Dataset, held_out: dict[str, Dataset], checkpoints: Path
 ) -> Any:
     """The trainer. `held_out`: datasets by kind, whose loss is measured at each checkpoint."""
-    import transformers
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
-    from cai_cli.models.load import load_lm, training_dtype
-
     transformers.set_seed(options.seed)
     model = load_lm(options.model, options.device, training_dtype(options.dtype), tokenizer=tokenizer, quantize=options.quantize)
+    settle_configs(model, tokenizer)
     if options.packing:
         check_isolation(model, options.model)
     if options.lora:
@@ -59,6 +73,7 @@ def make_trainer(
         eval_strategy="steps" if held_out else "no",
         eval_steps=options.save_steps,
         prediction_loss_only=True,
+        router_aux_loss_coef=0.0,  # the loss is the completion's cross-entropy alone
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
@@ -66,7 +81,9 @@ def make_trainer(
         ddp_find_unused_parameters=False,
     )
     before = {name: weight.clone() for name, weight in trainable_state(model).items()} if options.quantize else {}
-    trainer = SFTTrainer(model=model, args=config, train_dataset=train, eval_dataset=held_out or None, processing_class=tokenizer)
+    trainer = CheckedTrainer(
+        model=model, args=config, train_dataset=train, eval_dataset=held_out or None, processing_class=tokenizer
+    )
     if before:  # TRL rounds QLoRA's adapters to bfloat16, where small steps vanish
         for weight in model.parameters():
             if weight.requires_grad:
