@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
+from cai_cli.engines.base import LENGTH
 from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.cautions import reply_cautions
 from cai_cli.jsonl import write_rows
 from cai_cli.manifest import parse_weight
 from cai_cli.models.load import check_model
@@ -29,10 +31,11 @@ from cai_cli.prompt_files import read_prompts
 from cai_cli.prompt_mix import mixed_prompts
 from cai_cli.ranks import is_main, world_size
 from cai_cli.records import Prompt
-from cai_cli.talk import say, show_text, table, warn
+from cai_cli.talk import say, show_text, table, warn, warn_all
 
 if TYPE_CHECKING:
     from cai_cli.models.chat import Renderer
+    from cai_cli.ppo.measures import Episode
     from cai_cli.ppo.progress import Progress
     from cai_cli.ppo.trainer import Trainer
 
@@ -106,6 +109,7 @@ def run(options: Options) -> None:
         rehearse(options, trainer, artifact, progress.keeps_best)
     texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
     resumed = progress.step
+    last: list[Episode] = []  # the last rollout
     with closing(trainer), RunLog(options, artifact.folder, progress.step) as log:
         if eval_prompts and progress.step == 0:
             log.write(0, progress.measure(None))
@@ -114,6 +118,7 @@ def run(options: Options) -> None:
             clock, step = Clock(), progress.step
             batch = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
             rollout = trainer.rollout(step, batch, clock)
+            last = rollout.table
             if not progress.check_kl(rollout.kl):
                 break
             if step > resumed and step % options.save_steps == 0:
@@ -138,6 +143,7 @@ def run(options: Options) -> None:
         kl_coef=trainer.kl.coefficient,
         counts={"in": sum(len(prompts) for prompts, _ in sources) + len(rejected), "rejected": len(rejected)},
         evaluation=progress.last,
+        warnings=warn_all(last_cautions(last)),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
     )
 
@@ -150,6 +156,12 @@ def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_
     saves, best = options.steps // options.save_steps, 2 * policy if keeps_best else 0
     whole = trainer.policy.whole
     rehearse_saving(whole, trainer.tokenizer, artifact.folder, artifact.checkpoints, saves, 2 * policy, best)
+
+
+def last_cautions(episodes: list[Episode]) -> list[str]:
+    """What the last rollout's replies show of a run that learned nothing."""
+    cut_off = [episode.finish_reason == LENGTH for episode in episodes]
+    return reply_cautions([episode.text for episode in episodes], [episode.score for episode in episodes], cut_off)
 
 
 def check_options(options: Options) -> None:

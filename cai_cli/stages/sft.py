@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
 from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.cautions import target_cautions
 from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.models.load import check_model
 from cai_cli.options import (
@@ -33,7 +34,7 @@ from cai_cli.options import (
     template_kwargs,
 )
 from cai_cli.ranks import by_fsdp, is_main
-from cai_cli.talk import say, show_text
+from cai_cli.talk import say, show_text, warn_all
 from cai_cli.training.sft_data import Target, TokenRow, dataset_of, packed_dataset, read_targets, tokenise
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def run(options: Options) -> None:
         "held_out": {"rows": len(rows) - len(train), "loss": held_out},
         "tokens": sum(len(row.ids) for row in train),
         "train_loss": train_loss,
+        "warnings": warn_all(target_cautions([target.completion[0]["content"] for target in targets])),
         **model_facts(trainer.model, tokenizer),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,11 @@ import transformers
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from cai_cli.errors import UserError
+from cai_cli.errors import RunError, UserError
 from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
 from cai_cli.models.finite import advice
 from cai_cli.models.load import load_lm, training_dtype
 from cai_cli.models.saved_configs import settle_configs
-from cai_cli.training.hf_trainer import check_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,9 +31,9 @@ class CheckedTrainer(SFTTrainer):
 
     def training_step(self, *args: Any, **settings: Any) -> Any:
         loss = super().training_step(*args, **settings)
-        if not (number := loss.item()) < float("inf"):
+        if not math.isfinite(number := loss.item()):
             step = self.state.global_step
-            check_number("loss", number, step, advice(self.model, step, self.args.bf16))
+            raise RunError(f"the loss is {number} at step {step}", advice(self.model, step, self.args.bf16))
         return loss
 
 
