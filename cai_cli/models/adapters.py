@@ -7,6 +7,7 @@ training; for saving it is read again unquantised and the adapter merged into th
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 ADAPTER = "adapter"
+PROBE_TOKENS = 8
 
 
 def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
@@ -49,8 +51,10 @@ def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
     except (ValueError, TypeError) as error:
         problem = f"--lora: {type(model).__name__} has no layer that an adapter can be put on: {first_line(error)}"
         raise UserError(problem, "leave --lora out") from None
-    if left := unreached(adapted):
-        warn(f"--lora: adapters do not reach {', '.join(left)} of {type(model).__name__}, which stay as they are")
+    model.cai_unreached = unreached(model)
+    if model.cai_unreached:
+        left = ", ".join(model.cai_unreached)
+        warn(f"--lora: adapters do not reach {left} of {type(model).__name__}, which stay as they are")
     return adapted
 
 
@@ -70,29 +74,56 @@ def refused_layers(model: Any, config: Any) -> list[str]:
     return sorted(filter(is_refused, names))
 
 
-def unreached(adapted: Any) -> list[str]:
-    """The weight matrices of the layers that no adapter is on, by the last two parts of their names, in their order.
+def unreached(model: Any) -> list[str]:
+    """The weight matrices of the layers that no adapter changes, by the last two parts of their names, in their order.
 
-    Mixtures of experts hold all experts of a layer in one weight, which is no linear layer. Embeddings, output layer and
-    score head are not meant.
+    `model`: what peft has put adapters into. Mixtures of experts hold all experts of a layer in one weight, which is no linear
+    layer; and some layers are never called, since the one around them reads their weight. Embeddings, output layer and score
+    head are not meant.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from torch import nn
 
-    model = adapted.get_base_model() if is_peft(adapted) else adapted
-    adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    adapters = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     apart = [model.get_output_embeddings(), *(getattr(model, name, None) for name in ("score", "classifier"))]
     apart += [module for module in model.modules() if isinstance(module, nn.Embedding)]
     known = {id(weight) for module in apart if module is not None for weight in module.parameters()}
-    # An adapter on one weight of a module that is no linear layer says which; others are around a layer.
-    known |= {id(module.get_param() if hasattr(module, "get_param") else module.get_base_layer().weight) for module in adapters}
+    called = called_modules(model, adapters)
+    for name, module in adapters.items():
+        if kind_of(name) in called:
+            # An adapter on one weight of a module that is no linear layer says which; others are around a layer.
+            known.add(id(module.get_param() if hasattr(module, "get_param") else module.get_base_layer().weight))
     names = (
         name
         for name, weight in model.named_parameters()
         if weight.dim() > 1 and id(weight) not in known and ".lora_" not in name and "modules_to_save" not in name
     )
-    parts = ([part for part in name.split(".") if part not in ("weight", "base_layer")] for name in names)
-    return list(dict.fromkeys(".".join(part[-2:]) for part in parts))
+    return list(dict.fromkeys(".".join(kind_of(name).split(".")[-2:]) for name in names))
+
+
+def called_modules(model: Any, modules: dict[str, Any]) -> set[str]:
+    """The kinds of those modules that a pass over a few tokens calls."""
+    import torch
+
+    called: set[str] = set()
+
+    def note(kind: str, *_: Any) -> None:
+        called.add(kind)
+
+    hooks = [module.register_forward_hook(partial(note, kind_of(name))) for name, module in modules.items()]
+    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
+def kind_of(name: str) -> str:
+    """A module's or weight's name without the numbers of layers and experts, and without what adapters put into it."""
+    return ".".join(part for part in name.split(".") if not part.isdigit() and part not in ("weight", "base_layer"))
 
 
 def is_peft(model: Any) -> bool:

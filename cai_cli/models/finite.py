@@ -45,10 +45,11 @@ def check_outputs(model: Any, numbers: Iterable[float], what: str) -> None:
 
 def blame(model: Any, bf16: bool = False) -> str:
     """What makes a model's outputs not finite that has not been trained here: its weights, or a dtype too small for them."""
-    if (name := odd_weight(dict(model.named_parameters()))) is not None:
+    weights, dtype = dict(model.named_parameters()), dtype_name(model)
+    name = odd_weight(weights)
+    if name is not None and (dtype != "float16" or weights[name].isnan().any()):
         return f"its weight {name} is not finite: fetch or train the model again"
-    dtype = dtype_name(model)
-    if dtype == "float16":
+    if dtype == "float16":  # which the loading of a weight may exceed, too
         return "float16 ends at 65504: compute with --dtype bfloat16 or float32"
     if dtype != "float32" or bf16:
         return "compute in float32: --dtype float32" + (", without --bf16" if bf16 else "")

@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.manifest import device_facts
-from cai_cli.models.adapters import unreached
 from cai_cli.models.chat import vocabulary_hash
 from cai_cli.models.templates import template_hash
 
@@ -20,12 +19,12 @@ def model_facts(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any
 
     Of a model with adapters, also the matrices that none of them reaches.
     """
-    adapted = any(name.endswith("lora_A") for name, _ in model.named_modules())
+    left = getattr(model, "cai_unreached", None)
     return {
         **device_facts(str(model.device), str(model.dtype).removeprefix("torch.")),
         "chat_template": template_hash(tokenizer),
         "vocabulary": vocabulary_hash(tokenizer),
-        **({"without_adapter": unreached(model)} if adapted else {}),
+        **({} if left is None else {"without_adapter": left}),
     }
 
 

@@ -35,7 +35,10 @@ def rehearse_saving(model: Any, tokenizer: Any, folder: Path, checkpoints: Path,
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        check_room(folder, checkpoints, ADAMW_STATES * learned, bytes_of(model.parameters()), saves, kept)
+        checkpoint = ADAMW_STATES * learned
+        check_room(folder, checkpoints, checkpoint, bytes_of(model.parameters()), saves, kept)
+        with (scratch / "size").open("wb") as stream:  # a limit on the size of a file; a hole takes no room
+            stream.truncate(checkpoint if saves else 0)
         save_all(model, tokenizer, scratch)
     except (CaiError, OSError):
         raise
