@@ -95,10 +95,11 @@ def test_one_step_that_ends_in_weights_that_are_not_finite_is_not_saved(base, tm
     assert_none_saved(tmp_path / "out")
 
 
-@pytest.mark.parametrize("count", [2, 24])
-def test_train_pm_at_a_rate_too_high_saves_nothing(count, base, tmp_path):
-    data, rate = write_comparisons(tmp_path / "c.jsonl", count), 1e37
-    settings = {"model": str(base), "comparisons": [str(data)], "device": "cpu", "learning_rate": rate, "held_out": 0.0}
+@pytest.mark.parametrize("held_out", [0.0, 0.5], ids=["next-step", "held-out-pairs"])
+def test_train_pm_at_a_rate_too_high_saves_nothing(held_out, base, tmp_path):
+    """What the last step made of the weights is seen by the held-out pairs alone."""
+    data, rate = write_comparisons(tmp_path / "c.jsonl", 12 if held_out else 24), 1e37
+    settings = {"model": str(base), "comparisons": [str(data)], "device": "cpu", "learning_rate": rate, "held_out": held_out}
     with pytest.raises(RunError) as error:
         train_pm.run(train_pm.Options(out=tmp_path / "out", **settings))
     assert "lower --learning-rate" in str(error.value)

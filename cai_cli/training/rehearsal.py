@@ -36,7 +36,7 @@ def rehearse_saving(model: Any, tokenizer: Any, folder: Path, checkpoints: Path,
     scratch.mkdir(parents=True)
     try:
         checkpoint = ADAMW_STATES * learned
-        check_room(folder, checkpoints, checkpoint, bytes_of(model.parameters()), saves, kept)
+        check_room(folder, checkpoints, checkpoint, saved_bytes(model), saves, kept)
         with (scratch / "size").open("wb") as stream:  # a limit on the size of a file; a hole takes no room
             stream.truncate(checkpoint if saves else 0)
         save_all(model, tokenizer, scratch)
@@ -79,6 +79,12 @@ def needed_bytes(checkpoint: int, model: int, saves: int) -> int:
 
 def bytes_of(weights: Any) -> int:
     return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def saved_bytes(model: Any) -> int:
+    """Of the whole model; one that is held in 4 or 8 bits is saved as large as its base lies on the disk."""
+    on_disk = sum(file.stat().st_size for file in Path(model.name_or_path).glob("*.safetensors"))
+    return max(bytes_of(model.parameters()), on_disk if getattr(model, "is_quantized", False) else 0)
 
 
 def learned_bytes(model: Any) -> int:
