@@ -177,6 +177,11 @@ class ModelArtifact:
             give_back(self.options)
             say(f"{self.folder}: already done; nothing to do")
 
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier run of the same command has claimed the directory."""
+        return not self._restart and self.partial_manifest_file.exists()
+
     def make_room(self) -> None:
         """Move an old one, which is to be restarted, to .bak. Of several processes the first one does, after all have looked."""
         barrier()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
-from cai_cli.errors import RecordError, UserError
+from cai_cli.errors import RecordError, RunError, UserError
 from cai_cli.storage import open_input
 
 Record = TypeVar("Record")
@@ -118,8 +119,33 @@ def read_records(path: Path, parse: Callable[[Row], Record]) -> Iterator[Record]
         yield record
 
 
+def strict_json(value: Any, name: str, **settings: Any) -> str:
+    """The value as JSON, which knows neither NaN nor infinity: RunError says where in `name` one of them stands."""
+    try:
+        return json.dumps(value, allow_nan=False, **settings)
+    except ValueError:
+        if (found := odd_number(value)) is None:
+            raise
+        place, number = found
+        hint = "JSON has no such number: mend the input, or the model that gave it"
+        raise RunError(f"{name}: `{place}` would be {number}", hint) from None
+
+
+def odd_number(value: Any, place: str = "") -> tuple[str, float] | None:
+    """Path and value of the first number in a JSON-like value that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return place, value
+    if isinstance(value, dict):
+        parts = [(f"{place}.{key}".lstrip("."), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [(f"{place}[{n}]", item) for n, item in enumerate(value)]
+    else:
+        return None
+    return next((found for where, item in parts if (found := odd_number(item, where)) is not None), None)
+
+
 def dump_row(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return strict_json(row, f"row {row.get('id', '')}".rstrip(), ensure_ascii=False)
 
 
 def repair_tail(path: Path) -> None:

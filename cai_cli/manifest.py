@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 from cai_cli import __version__
 from cai_cli.constitution import find_constitution
 from cai_cli.errors import UserError
-from cai_cli.jsonl import write_atomically
+from cai_cli.jsonl import strict_json, write_atomically
 from cai_cli.manifest_shape import Manifest as Manifest
 from cai_cli.manifest_shape import Misshapen, parse_manifest
 from cai_cli.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, NOTED, Part
@@ -272,7 +272,7 @@ def rows_told(manifest: Manifest) -> str:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    text = strict_json(manifest, str(path), indent=2, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:  # a file's name that is not UTF-8

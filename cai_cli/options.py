@@ -123,6 +123,13 @@ class GenerationOptions(DeviceOptions):
     ] = None
 
 
+def check_training_dtype(dtype: str) -> None:
+    """Raises UserError for a dtype in which weights cannot learn."""
+    if dtype == "float16":
+        hint = "train in float32, with --bf16 where memory is short"
+        raise UserError("--dtype float16: small gradients vanish in it and large ones overflow", hint)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(DeviceOptions):
     """Optimisation flags in the spelling of the Hugging Face trainers."""
@@ -146,6 +153,7 @@ class TrainingOptions(DeviceOptions):
     logging_steps: Annotated[int, flag("Output", "Steps between lines of metrics.jsonl.", min=1)] = 10
 
     def __post_init__(self) -> None:
+        check_training_dtype(self.dtype)
         if self.save_steps % self.logging_steps:
             # A logging window across a checkpoint would log other numbers after a resume.
             raise UserError(

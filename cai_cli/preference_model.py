@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cai_cli.artifact import ModelArtifact, Rejected
 from cai_cli.conversation import Conversation
 from cai_cli.errors import RunError
+from cai_cli.evaluation.cautions import label_cautions, undecided_rate
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
 from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.manifest import manifest_path, read_manifest
@@ -18,7 +19,7 @@ from cai_cli.models.model_directory import check_model
 from cai_cli.prompts import question_answer
 from cai_cli.records import Comparison
 from cai_cli.splits import is_held_out
-from cai_cli.talk import say, show_text, table
+from cai_cli.talk import say, show_text, table, warn_all
 from cai_cli.training.preference_card import preference_model_card
 
 if TYPE_CHECKING:
@@ -143,19 +144,25 @@ def run_pairwise_stage(
     from cai_cli.models.language_head import language_head, save_language_head
     from cai_cli.models.load import load_pm, training_dtype
     from cai_cli.models.model_directory import is_preference_model
+    from cai_cli.models.saved_configs import settle_configs
     from cai_cli.models.score import reset_head
-    from cai_cli.ranks import is_main
+    from cai_cli.ranks import is_main, main_first
     from cai_cli.training.facts import model_facts
     from cai_cli.training.pairwise import disable_dropout, fit_pairwise
+    from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
 
     transformers.set_seed(options.seed)
     model = load_pm(options.model, options.device, training_dtype(options.dtype), "--model", tokenizer, options.quantize)
+    settle_configs(model, tokenizer)
     if not is_preference_model(options.model):
         reset_head(model, options.seed)
     disable_dropout(model)
     head = language_head(model, options.model) if options.lm_coef else None
     if options.lora:
         model = add_lora(model, options, "SEQ_CLS", options.seed)
+    if not artifact.begun:
+        saves = steps_of(len(training), options) // options.save_steps
+        main_first(lambda: rehearse_saving(model, tokenizer, artifact.folder, artifact.checkpoints, saves, learned_bytes(model)))
     artifact.start()
     if rejected:
         if is_main():
@@ -166,6 +173,7 @@ def run_pairwise_stage(
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     seen = len(training) + len(held_out)
     facts |= {"counts": {"in": seen + len(rejected), "out": seen, "rejected": counts}, **model_facts(model, tokenizer)}
+    facts["warnings"] = warn_all(pairwise_cautions(training + held_out, facts))
     card = preference_model_card({**artifact.manifest, **facts})
 
     def save(folder: Path) -> None:
@@ -177,6 +185,14 @@ def run_pairwise_stage(
     artifact.finish(save, **facts)
     if evaluation := facts.get("evaluation"):
         table("held-out comparisons", COLUMNS, table_rows(evaluation))
+
+
+def pairwise_cautions(pairs: list[TokenPair], facts: dict[str, Any]) -> list[str]:
+    """Labels that say nothing, and a model that tells no two held-out texts apart."""
+    found = label_cautions(undecided_rate([pair.probability for pair in pairs]))
+    if facts.get("score_deviation") == 0:
+        found.append("all held-out texts have the same score: the model tells none apart")
+    return found
 
 
 def dry_run(pairs: list[TokenPair], tokenizer: PreTrainedTokenizerBase, rejected: int) -> None:

@@ -22,10 +22,11 @@ from cai_cli.locks import give_back, hold
 from cai_cli.manifest import Manifest, begin_manifest, manifest_path, read_manifest, rejects_path, rows_told, write_manifest
 from cai_cli.ranks import barrier, check_sharding, is_main, main_first, rank, world_size
 from cai_cli.shards import block, parse_shard, put_in_order, rank_file, rank_files
-from cai_cli.talk import say
+from cai_cli.talk import say, warn_all
 
 POLL_SECONDS = 0.2
 Summary = Callable[[Path, Path], dict[str, Any]]
+Cautions = Callable[[Path], list[str]]
 
 
 class HasId(Protocol):
@@ -204,10 +205,13 @@ class RowArtifact:
             if stream is not None:
                 stream.flush()
 
-    def finish(self, seen: int | None = None, summary: Summary | None = None, **facts: Any) -> bool:
+    def finish(
+        self, seen: int | None = None, summary: Summary | None = None, cautions: Cautions | None = None, **facts: Any
+    ) -> bool:
         """Check the reject rate, write the manifest, rename the rows into place; the first process does it for all.
 
-        `seen`: rows in, where `remaining` does not know them. `summary(rows, rejects)` makes the manifest's `summary`.
+        `seen`: rows in, where `remaining` does not know them. `summary(rows, rejects)` makes the manifest's `summary`, and
+        `cautions(rows)` after it its `warnings`, which are said too.
         Returns whether this process wrote the artifact.
         """
         self._open()
@@ -226,6 +230,8 @@ class RowArtifact:
         self._check_rejects()
         if summary is not None and self.accepted_ids:
             self.manifest["summary"] = summary(self.partial, self.rejects)
+        if cautions is not None:
+            self.manifest["warnings"] = warn_all(cautions(self.partial))
         if not self.rejected_ids:
             self.rejects.unlink(missing_ok=True)
         rejected = dict(sorted(self.reject_reasons.items()))

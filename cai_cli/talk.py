@@ -50,6 +50,13 @@ def warn(text: str) -> None:
         write_line(f"{coloured('warning:', YELLOW)} {shortened(visible(text), LONGEST - len('warning: '))}")
 
 
+def warn_all(texts: list[str]) -> list[str]:
+    """Say each of them; returns them, for the manifest."""
+    for text in texts:
+        warn(text)
+    return texts
+
+
 def fail(text: str, hint: str | None = None) -> None:
     """One line for the mistake; the next step on the same line, so that logs keep them together.
 

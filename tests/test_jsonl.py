@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_cli.errors import RecordError, UserError
+from cai_cli.errors import RecordError, RunError, UserError
 from cai_cli.jsonl import dump_row, open_text, read_records, read_rows, repair_tail, write_atomically, write_rows
 
 
@@ -112,8 +112,8 @@ def test_records_name_line_and_field_and_repeated_ids(tmp_path):
 
 def test_rows_are_written_as_one_line_of_readable_utf8():
     assert dump_row({"text": "grün\n\u2028"}) == '{"text": "grün\\n\u2028"}'
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        dump_row({"x": float("nan")})
+    with pytest.raises(RunError, match=r"^row r1: `x\[1\].y` would be inf \(JSON has no such number"):
+        dump_row({"id": "r1", "x": [0.5, {"y": float("inf")}]})
 
 
 def test_line_separators_of_unicode_do_not_end_a_row(tmp_path):

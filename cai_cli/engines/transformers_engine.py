@@ -15,6 +15,7 @@ from cai_cli.engines.option_scores import OptionScorer, shares_prefixes
 from cai_cli.hygiene import OWN_HEADER
 from cai_cli.manifest import device_facts
 from cai_cli.models.chat import Renderer, encode_rendered, reply_header_ids, stop_ids, turn_start_ids
+from cai_cli.models.finite import check_outputs
 from cai_cli.models.load import context_length, load_lm, load_tokenizer
 from cai_cli.models.templates import UnfitRow, template_hash
 from cai_cli.models.written_out import written_out
@@ -35,6 +36,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.batch_size = batch_size
+        self.refuses_odd_numbers = True  # raise RunError where the model's log-probabilities are not finite
         self.prefix_cache = True  # whether questions that start alike share the work on their start when options are scored
         self.renderer = Renderer(tokenizer, flag, template_kwargs)
         self.stop_ids = stop_ids(tokenizer, getattr(model, "generation_config", None))
@@ -85,6 +87,9 @@ class TransformersEngine:
             else:
                 inputs = dict(zip(("input_ids", "attention_mask"), left_pad(prompts, pad, self.model.device), strict=True))
             self.model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
+        if self.refuses_odd_numbers:
+            for logprobs in decoding.logprobs:
+                check_outputs(self.model, logprobs, "a token's log-probability")
         return [self._completion(*row) for row in zip(requests, prompts, decoding.tokens, decoding.logprobs, strict=True)]
 
     def _completion(self, request: Request, prompt: list[int], tokens: list[int], logprobs: list[float]) -> Completion:
@@ -120,7 +125,11 @@ class TransformersEngine:
     def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         """Log-probabilities of the options of each request, prompt and option encoded together."""
         with written_out(self.model):
-            return OptionScorer(self.model, self.renderer, self.context, self.batch_size, self.prefix_cache).score(requests)
+            scorer = OptionScorer(self.model, self.renderer, self.context, self.batch_size, self.prefix_cache)
+            found = scorer.score(requests)
+        for scores in found:
+            check_outputs(self.model, scores if isinstance(scores, list) else (), "an option's log-probability")
+        return found
 
 
 def open_engine(path: str, options: GenerationOptions, flag: str = "--model") -> TransformersEngine:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from cai_cli.artifact import FileArtifact
 from cai_cli.errors import UserError
+from cai_cli.jsonl import strict_json
 from cai_cli.talk import say
 
 
@@ -21,5 +21,5 @@ class ResultsFile(FileArtifact):
 
     def finish(self, results: dict[str, Any], counts: dict[str, Any], **facts: Any) -> None:
         """Write the manifest and then the results."""
-        self.write(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n", counts, **facts)
+        self.write(strict_json(results, str(self.out), indent=2, ensure_ascii=False) + "\n", counts, **facts)
         say(f"{self.out}, {self.picture}")

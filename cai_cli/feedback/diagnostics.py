@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from cai_cli.evaluation.calibration import wilson
+from cai_cli.evaluation.cautions import undecided_rate
 from cai_cli.feedback.labels import softmax_first
 from cai_cli.records import ORDERS, Comparison
 from cai_cli.talk import table
@@ -36,6 +37,7 @@ class Group:
         return {
             "pairs": len(self.probabilities),
             "mean_probability": mean_or_none(self.probabilities),
+            "undecided_rate": undecided_rate(self.probabilities),
             "same_position_rate": mean_or_none(self.same_position),
             "longer_chosen": mean_or_none(self.longer),
             "longer_chosen_interval": wilson(longer, len(self.longer)) if self.longer else None,
@@ -116,6 +118,7 @@ def show(facts: dict[str, Any]) -> None:
         ["mean P(chosen) where it stood second", number(by_order["rejected_first"])],
         ["mean mass on the options", number(facts["mean_mass"])],
         ["mean probability of chosen", number(facts["mean_probability"])],
+        ["labels of 0.5", share(facts["undecided_rate"])],
         ["longer reply chosen", with_interval(facts["longer_chosen"], facts["longer_chosen_interval"])],
     ]
     table(f"label: {facts['pairs']} pairs", ["", ""], rows)

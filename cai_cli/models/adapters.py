@@ -7,10 +7,15 @@ training; for saving it is read again unquantised and the adapter merged into th
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cai_cli.errors import RunError
+from cai_cli.errors import RunError, UserError
+from cai_cli.models.finite import check_weights
+from cai_cli.models.load import first_line
+from cai_cli.models.saved_configs import as_settled
+from cai_cli.talk import warn
 
 if TYPE_CHECKING:
     import torch
@@ -19,12 +24,14 @@ if TYPE_CHECKING:
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 ADAPTER = "adapter"
+PROBE_TOKENS = 8
 
 
 def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
-    """The model with low-rank adapters on all its linear layers; a score head is trained in full beside them.
+    """The model with low-rank adapters on the linear layers that peft puts one on; a score head is trained in full beside them.
 
-    The adapters' initial values are drawn from the seed alone. The rest of the weights is frozen.
+    The adapters' initial values are drawn from the seed alone. The rest of the weights is frozen; which of its matrices no
+    adapter reaches is said in one line. Raises UserError where no layer is left.
     """
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
@@ -36,9 +43,87 @@ def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
         lora_dropout=options.lora_dropout,
         target_modules="all-linear",
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(model, config)
+    config.exclude_modules = refused_layers(model, config) or None
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        problem = f"--lora: {type(model).__name__} has no layer that an adapter can be put on: {first_line(error)}"
+        raise UserError(problem, "leave --lora out") from None
+    model.cai_unreached = unreached(model)
+    if model.cai_unreached:
+        left = ", ".join(model.cai_unreached)
+        warn(f"--lora: adapters do not reach {left} of {type(model).__name__}, which stay as they are")
+    return adapted
+
+
+def refused_layers(model: Any, config: Any) -> list[str]:
+    """Names of linear layers that peft will not adapt in this architecture, such as a state-space layer's last one."""
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+    from torch import nn
+
+    def is_refused(name: str) -> bool:
+        try:
+            _check_lora_target_modules_mamba(config, model, name)
+        except ValueError:
+            return True
+        return False
+
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return sorted(filter(is_refused, names))
+
+
+def unreached(model: Any) -> list[str]:
+    """The weight matrices of the layers that no adapter changes, by the last two parts of their names, in their order.
+
+    `model`: what peft has put adapters into. Mixtures of experts hold all experts of a layer in one weight, which is no linear
+    layer; and some layers are never called, since the one around them reads their weight. Embeddings, output layer and score
+    head are not meant.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import nn
+
+    adapters = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    apart = [model.get_output_embeddings(), *(getattr(model, name, None) for name in ("score", "classifier"))]
+    apart += [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    known = {id(weight) for module in apart if module is not None for weight in module.parameters()}
+    called = called_modules(model, adapters)
+    for name, module in adapters.items():
+        if kind_of(name) in called:
+            # An adapter on one weight of a module that is no linear layer says which; others are around a layer.
+            known.add(id(module.get_param() if hasattr(module, "get_param") else module.get_base_layer().weight))
+    names = (
+        name
+        for name, weight in model.named_parameters()
+        if weight.dim() > 1 and id(weight) not in known and ".lora_" not in name and "modules_to_save" not in name
+    )
+    return list(dict.fromkeys(".".join(kind_of(name).split(".")[-2:]) for name in names))
+
+
+def called_modules(model: Any, modules: dict[str, Any]) -> set[str]:
+    """The kinds of those modules that a pass over a few tokens calls."""
+    import torch
+
+    called: set[str] = set()
+
+    def note(kind: str, *_: Any) -> None:
+        called.add(kind)
+
+    hooks = [module.register_forward_hook(partial(note, kind_of(name))) for name, module in modules.items()]
+    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
+def kind_of(name: str) -> str:
+    """A module's or weight's name without the numbers of layers and experts, and without what adapters put into it."""
+    return ".".join(part for part in name.split(".") if not part.isdigit() and part not in ("weight", "base_layer"))
 
 
 def is_peft(model: Any) -> bool:
@@ -91,7 +176,14 @@ def save_trained(
             tokenizer.save_pretrained(adapter)
         else:
             shutil.rmtree(adapter)
-    model.save_pretrained(folder, state_dict=state)
+    save_whole(model, tokenizer, folder, state)
+
+
+def save_whole(model: Any, tokenizer: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Save a model without adapters under its settled configs. Raises RunError where a weight is not finite."""
+    check_weights(state or dict(model.named_parameters()), str(folder), "start afresh with a lower --learning-rate")
+    with as_settled(model, tokenizer):
+        model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
 

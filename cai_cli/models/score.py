@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cai_cli.errors import UserError
 from cai_cli.models.adapters import is_peft
+from cai_cli.models.finite import check_outputs
 from cai_cli.models.model_directory import HEAD_NAMES
 from cai_cli.models.packing import is_packed, packed_states
 
@@ -84,11 +85,16 @@ def final_scores(model: Any, rows: list[list[int]], pad: int) -> Tensor:
 
 @torch.inference_mode()
 def score_all(model: Any, rows: list[list[int]], pad: int, batch_size: int) -> list[float]:
-    """Scores of any number of sequences, in their order, computed in batches of similar length."""
+    """Scores of any number of sequences, in their order, computed in batches of similar length.
+
+    Raises RunError where one is not finite.
+    """
     order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
     scores = [0.0] * len(rows)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        for n, score in zip(batch, final_scores(model, [rows[n] for n in batch], pad).tolist(), strict=True):
+        found = final_scores(model, [rows[n] for n in batch], pad).tolist()
+        check_outputs(model, found, "a score")
+        for n, score in zip(batch, found, strict=True):
             scores[n] = score
     return scores

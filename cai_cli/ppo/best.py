@@ -25,7 +25,7 @@ class Best:
         """Take the measurement if it is better than what there is; True if it was taken."""
         golds = [e.gold for e in episodes if e.gold is not None]
         score = fmean(golds or [e.score for e in episodes])
-        if fmean(e.kl for e in episodes) > budget or score <= self.score:
+        if not (fmean(e.kl for e in episodes) <= budget and score > self.score):  # nor where one of them is NaN
             return False
         self.step, self.score = step, score
         return True

@@ -20,6 +20,7 @@ from cai_cli.engines.base import Completion
 from cai_cli.errors import RunError
 from cai_cli.interruption import end_with_parent, ignore
 from cai_cli.models.adapters import load_trainable_state, trainable_state
+from cai_cli.models.finite import check_weights
 from cai_cli.models.load import load_tokenizer, pick_device
 from cai_cli.models.packing import where_it_can
 from cai_cli.ppo.episodes import make_episodes
@@ -67,7 +68,9 @@ class Critic:
 
     def save(self, folder: Path) -> None:
         """All that training changed; large, so that the process which holds it writes it."""
-        write_state(folder / STATE, {"value": trainable_state(self.pair.learner), "learner": self.learner.state()})
+        value = trainable_state(self.pair.learner)
+        check_weights(value, "the value function")
+        write_state(folder / STATE, {"value": value, "learner": self.learner.state()})
 
     def load(self, folder: Path) -> None:
         state = read_state(folder / STATE)

@@ -17,6 +17,7 @@ from transformers import get_scheduler
 
 from cai_cli.errors import RunError
 from cai_cli.keys import key
+from cai_cli.models.finite import advice
 from cai_cli.models.packing import where_it_can
 from cai_cli.ppo.episodes import Episodes, like_length, over_episodes
 from cai_cli.ppo.forward import response_logprobs, response_values
@@ -126,7 +127,7 @@ class Learner(ABC):
                     check(self.first_gap)
             for name, value in numbers.items():
                 if not math.isfinite(value):
-                    raise RunError(f"{name} is {value} at step {step}", "lower --learning-rate; the last checkpoint is kept")
+                    raise RunError(f"{name} is {value} at step {step}", advice(self.model, step + number, self.options.bf16))
                 measured[name].append(value)
             self.optimizer.step()
             self.schedule.step()

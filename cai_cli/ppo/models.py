@@ -23,6 +23,7 @@ from cai_cli.models.load import NO_CODE, load_config, load_lm, load_pm, training
 from cai_cli.models.model_directory import first_line
 from cai_cli.models.packed_attention import SHORT
 from cai_cli.models.packing import prepare, where_it_can
+from cai_cli.models.saved_configs import settle_configs
 from cai_cli.ppo.forward import has_plain_head
 from cai_cli.training.pairwise import disable_dropout
 
@@ -58,6 +59,7 @@ def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pai
     load, name = (load_lm, "--model") if task == "CAUSAL_LM" else (load_pm, "--pm")
     dtype = training_dtype(options.dtype)
     model = load(path, options.device, dtype, name, tokenizer, options.quantize)
+    settle_configs(model, tokenizer)
     attention = options.attn_implementation
     if attention == "auto" and model.device.type == "cpu" and longest <= SHORT:
         attention = "eager"

@@ -6,13 +6,14 @@ checkpoints/best-<n>/   the policy's weights at the best measurement
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai_cli.errors import RunError
-from cai_cli.models.adapters import trainable_state
+from cai_cli.models.finite import blame
 from cai_cli.ppo.best import Best, Guard
 from cai_cli.ppo.measures import Episode, held_out_row
 from cai_cli.ppo.trainer import Rollout, Trainer
@@ -96,7 +97,7 @@ class Progress:
             return row
         budget = options.max_kl if options.best_max_kl is None else options.best_max_kl
         if self.keeps_best and self.best.offer(self.step, episodes, budget) and is_main():
-            save_weights(self.best_folder, trainable_state(self.trainer.policy.learner))
+            save_weights(self.best_folder, self.trainer.policy_state())
         if self.stopped is None:
             self.stopped = self.guard.watch(self.step, episodes)
         return row
@@ -105,6 +106,9 @@ class Progress:
         """Whether the policy is within --max-kl of the reference; if not, why the run stops is noted."""
         if kl <= self.options.max_kl:  # False for NaN, too.
             return True
+        if not math.isfinite(kl):
+            self.stopped = f"the KL is {kl} at step {self.step}: the policy's outputs are not finite"
+            return False
         self.stopped = f"KL {kl:.1f} is above --max-kl {self.options.max_kl:g} at step {self.step}"
         return False
 
@@ -124,6 +128,8 @@ class Progress:
         found = load_checkpoint(self.folder)
         if found is None:
             hint = "lower --learning-rate, raise --kl-coef, or save more often (--save-steps)"
+            if self.step == 0 and "not finite" in self.stopped:
+                hint = blame(self.trainer.policy.learner, self.options.bf16)
             raise RunError(f"{self.stopped}, before the first checkpoint", hint)
         step, state = found
         self.trainer.load_policy(state["trainer"]["policy"])

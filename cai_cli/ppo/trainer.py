@@ -19,6 +19,7 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, save_trained, trainable_state
 from cai_cli.models.chat import vocabulary_hash
+from cai_cli.models.finite import check_weights
 from cai_cli.models.load import load_tokenizer
 from cai_cli.models.templates import require_template, template_hash
 from cai_cli.ppo.critic import Beside, Here
@@ -85,6 +86,7 @@ class Trainer:
         rows = self.learner.pass_rows
         self.gold = GoldPM(options.gold_pm, options.device, options.dtype, rows) if options.gold_pm else None
         self.engine = TransformersEngine(self.policy.learner, self.tokenizer, options.temperature, options.batch_size)
+        self.engine.refuses_odd_numbers = False  # their KL ends the run, with the last policy that was good
         # A reply's log-probabilities are those of the pass that is trained only where both compute in float32.
         self.recompute = options.bf16 or self.policy.learner.dtype != torch.float32 or bool(options.quantize)
         self.warned = False
@@ -245,7 +247,9 @@ class Trainer:
     def judge(self, gap: float, where: str, warning: float) -> None:
         """Stop where rollout and update are at odds; warn, the first time, where they are not quite one."""
         told = f"rollout and update differ by {gap:.3g} in log-probability {where}"
-        advice = "compute in float32: --dtype float32, without --bf16"
+        advice = "compute in float32: --dtype float32, without --bf16 and --quantize"
+        if not self.recompute:
+            advice = "it is not the dtype: another pass of this architecture gives other outputs; try --attn-implementation eager"
         if gap > GAP_STOP:
             raise RunError(told, advice)
         if gap > warning and not self.warned:
@@ -257,7 +261,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What training changed, but for the critic; draws and the data's order are functions of the step's number."""
         return {
-            "policy": trainable_state(self.policy.learner),
+            "policy": self.policy_state(),
             "learner": self.learner.state(),
             "kl_coef": self.kl.coefficient,
         }
@@ -280,6 +284,12 @@ class Trainer:
     def close(self) -> None:
         """End the critic's process, if it has one."""
         self.critic.close()
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """The policy's weights that learn. Raises RunError where they are not finite."""
+        state = trainable_state(self.policy.learner)
+        check_weights(state, "the policy")
+        return state
 
     def load_policy(self, state: dict[str, Tensor]) -> None:
         load_trainable_state(self.policy.learner, state)

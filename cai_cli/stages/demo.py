@@ -10,7 +10,6 @@ The oracle enters training only as the simulated raters of the human helpfulness
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shlex
@@ -25,7 +24,7 @@ from typing import Annotated, Any
 
 from cai_cli.errors import RunError
 from cai_cli.interruption import Terminated, end_with_parent, held_back, ignore
-from cai_cli.jsonl import read_records, write_atomically
+from cai_cli.jsonl import read_records, strict_json, write_atomically
 from cai_cli.locks import hold
 from cai_cli.options import RUNTIME, flag
 from cai_cli.records import Sample
@@ -90,7 +89,7 @@ def run(options: Options) -> None:
     seconds["evaluation"] = time.monotonic() - evaluation
     results = measure(options)
     results |= {"seed": options.seed, "seconds": {name: round(value, 1) for name, value in seconds.items()}}
-    write_atomically(options.out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_atomically(options.out / "results.json", strict_json(results, "results.json", indent=2) + "\n")
 
     from cai_cli.microworld.plot import draw_results
 

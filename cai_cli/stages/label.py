@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cai_cli.choices import FORMS, PLAIN, Form, option_labels
 from cai_cli.constitution import load_constitution
 from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.cautions import label_cautions
 from cai_cli.feedback.diagnostics import show
 from cai_cli.feedback.judge import Inquiry, judge_pairs, masses_by_format, mean_mass
 from cai_cli.feedback.labels import Pair, Rule, parse_clamp
@@ -187,7 +189,11 @@ def run(options: Options) -> None:
     facts = (writer or judge).facts()
     from cai_cli.evaluation.label_plot import summarise_labels
 
-    if artifact.finish(feedback=judge.facts(), summary=lambda rows, _: summarise_labels(rows, options.out), **facts):
+    def cautions(_: Path) -> list[str]:
+        return label_cautions(*(artifact.manifest["summary"][name] for name in ("undecided_rate", "same_position_rate")))
+
+    facts |= {"summary": lambda rows, _: summarise_labels(rows, options.out), "cautions": cautions}
+    if artifact.finish(feedback=judge.facts(), **facts):
         show(artifact.manifest["summary"])
 
 

@@ -18,6 +18,7 @@ import typer
 
 from cai_cli.artifact import check_same, copy_to_backup, move_to_backup
 from cai_cli.errors import UserError
+from cai_cli.evaluation.cautions import label_cautions
 from cai_cli.jsonl import read_lines, write_lines
 from cai_cli.locks import give_back, hold
 from cai_cli.manifest import (
@@ -33,7 +34,7 @@ from cai_cli.manifest import (
 from cai_cli.options import INPUT, OutputOptions
 from cai_cli.revision_summary import summarise
 from cai_cli.shards import lines_by_id, parse_shard
-from cai_cli.talk import say
+from cai_cli.talk import say, warn_all
 
 
 def label_summary(rows: Path, rejects: Path, out: Path) -> dict[str, Any]:
@@ -99,6 +100,9 @@ def run(options: Options) -> None:
     write_lines(temporary, (line for shard in shards for _, line in read_lines(shard.path)))
     if summary := SUMMARIES.get(manifest["stage"]):
         manifest["summary"] = summary(temporary, rejects, options.out)
+    if manifest["stage"] == "label":
+        summarised = manifest["summary"]
+        manifest["warnings"] = warn_all(label_cautions(summarised["undecided_rate"], summarised["same_position_rate"]))
     write_manifest(manifest_path(options.out), manifest)
     temporary.replace(options.out)
     give_back(options)
@@ -179,7 +183,8 @@ def joined_manifest(shards: list[Shard], options: Options, mine: Manifest) -> Ma
         "counts": {"in": total(shards, "in"), "out": total(shards, "out"), "rejected": dict(sorted(rejected.items()))},
         "merged": mine["inputs"],
     }
-    manifest.pop("summary", None)  # the first shard's
+    for name in ("summary", "warnings"):  # the first shard's
+        manifest.pop(name, None)
     for name in ("tokens", "seconds", "generation_seconds"):
         if name in first:
             manifest[name] = round(sum(shard.manifest.get(name) or 0 for shard in shards), 3)

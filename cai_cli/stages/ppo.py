@@ -19,21 +19,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
+from cai_cli.engines.base import LENGTH
 from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.cautions import reply_cautions
 from cai_cli.jsonl import write_rows
 from cai_cli.manifest import parse_weight
 from cai_cli.models.model_directory import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
+from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, check_training_dtype, flag
 from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
 from cai_cli.prompt_files import Known, read_prompts
 from cai_cli.prompt_mix import mixed_prompts
-from cai_cli.ranks import is_main, world_size
+from cai_cli.ranks import is_main, main_first, world_size
 from cai_cli.records import Prompt
-from cai_cli.talk import say, show_text, table, warn
+from cai_cli.talk import say, show_text, table, warn, warn_all
 
 if TYPE_CHECKING:
     from cai_cli.models.chat import Renderer
+    from cai_cli.ppo.measures import Episode
     from cai_cli.ppo.progress import Progress
+    from cai_cli.ppo.trainer import Trainer
 
 SAMPLES = 8  # Replies in samples.jsonl each time.
 
@@ -97,14 +101,17 @@ def run(options: Options) -> None:
 
     longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
     trainer = Trainer(options, longest)
+    progress = Progress(options, trainer, artifact.checkpoints, eval_prompts)
+    if not artifact.begun:
+        main_first(lambda: rehearse(options, trainer, artifact, progress.keeps_best))
     artifact.start()
     if rejected and is_main():
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
         say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
-    progress = Progress(options, trainer, artifact.checkpoints, eval_prompts)
     progress.resume()
     texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
     resumed = progress.step
+    last: list[Episode] = []  # the last rollout
     with closing(trainer), RunLog(options, artifact.folder, progress.step) as log:
         if eval_prompts and progress.step == 0:
             log.write(0, progress.measure(None))
@@ -113,6 +120,7 @@ def run(options: Options) -> None:
             clock, step = Clock(), progress.step
             batch = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
             rollout = trainer.rollout(step, batch, clock)
+            last = rollout.table
             if not progress.check_kl(rollout.kl):
                 break
             if step > resumed and step % options.save_steps == 0:
@@ -137,8 +145,25 @@ def run(options: Options) -> None:
         kl_coef=trainer.kl.coefficient,
         counts={"in": sum(len(prompts) for prompts, _ in sources) + len(rejected), "rejected": len(rejected)},
         evaluation=progress.last,
+        warnings=warn_all(last_cautions(last)),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
     )
+
+
+def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:
+    """Find what only saving would find. A value function in a process of its own is taken to be as large as the policy."""
+    from cai_cli.training.rehearsal import learned_bytes, rehearse_saving
+
+    policy = learned_bytes(trainer.policy.learner)
+    saves, best = options.steps // options.save_steps, 2 * policy if keeps_best else 0
+    whole = trainer.policy.whole
+    rehearse_saving(whole, trainer.tokenizer, artifact.folder, artifact.checkpoints, saves, 2 * policy, best)
+
+
+def last_cautions(episodes: list[Episode]) -> list[str]:
+    """What the last rollout's replies show of a run that learned nothing."""
+    cut_off = [episode.finish_reason == LENGTH for episode in episodes]
+    return reply_cautions([episode.text for episode in episodes], [episode.score for episode in episodes], cut_off)
 
 
 def check_options(options: Options) -> None:
@@ -147,6 +172,7 @@ def check_options(options: Options) -> None:
     if options.gold_pm:
         check_model(options.gold_pm, "--gold-pm", "preference model")
     options.check_adapters()
+    check_training_dtype(options.dtype)
     check_value_device(options)
     if options.rollout_batch_size < world_size():
         told = f"--rollout-batch-size {options.rollout_batch_size}: there are {world_size()} processes"

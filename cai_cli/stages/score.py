@@ -10,6 +10,7 @@ anything. Rows longer than the model's context are rejected, never cut.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ from cai_cli.conversation import (
     prompt_id,
 )
 from cai_cli.errors import RecordError
+from cai_cli.evaluation.cautions import score_cautions
 from cai_cli.generation import chunks
 from cai_cli.jsonl import Row, check_new, read_rows
 from cai_cli.manifest import device_facts
@@ -35,7 +37,7 @@ from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOptions, fl
 from cai_cli.preference_model import open_preference_model, open_reading
 from cai_cli.prompt_files import conversation_of
 from cai_cli.row_artifact import RowArtifact
-from cai_cli.talk import progress, say, show_text
+from cai_cli.talk import progress, say, show_text, warn_all
 
 CHUNK_BATCHES = 16
 
@@ -80,6 +82,7 @@ def run(options: Options) -> None:
     from cai_cli.models.score import score_all
 
     pm = open_preference_model(options.pm, options.device, options.dtype)
+    told: list[float] = []
     with progress("score", artifact.share, artifact.share - len(todo)) as advance:
         for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
             encoded: list[tuple[Item, list[list[int]]]] = []
@@ -92,10 +95,21 @@ def run(options: Options) -> None:
             artifact.tokens += sum(map(len, rows))
             scores = iter(score_all(pm.model, rows, pm.pad, options.batch_size))
             for item, _ in encoded:
-                artifact.accept({**item.row, "id": item.id, **{name: next(scores) for name in item.texts}})
+                found = {name: next(scores) for name in item.texts}
+                told += found.values()
+                artifact.accept({**item.row, "id": item.id, **found})
             artifact.flush()
             advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
-    artifact.finish(**device_facts(str(pm.model.device), str(pm.model.dtype).removeprefix("torch.")))
+    if artifact.streaming:
+        warn_all(score_cautions(told))
+    facts = device_facts(str(pm.model.device), str(pm.model.dtype).removeprefix("torch."))
+    artifact.finish(cautions=lambda rows: score_cautions(list(scores_in(rows, options.field))), **facts)
+
+
+def scores_in(rows: Path, name: str) -> Iterator[float]:
+    """The scores that were added to the rows of a file."""
+    for _, row in read_rows(rows):
+        yield from (row[field] for field in (name, f"chosen_{name}", f"rejected_{name}") if field in row)
 
 
 def read_items(path: Path, name: str) -> list[Item]:

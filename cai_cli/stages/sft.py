@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
 from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.cautions import target_cautions
 from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
@@ -32,8 +33,8 @@ from cai_cli.options import (
     flag,
     template_kwargs,
 )
-from cai_cli.ranks import by_fsdp, is_main
-from cai_cli.talk import say, show_text
+from cai_cli.ranks import by_fsdp, is_main, main_first
+from cai_cli.talk import say, show_text, warn_all
 from cai_cli.training.sft_data import Target, TokenRow, dataset_of, packed_dataset, read_targets, tokenise
 
 if TYPE_CHECKING:
@@ -109,12 +110,15 @@ def run(options: Options) -> None:
     from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints
     from cai_cli.training.facts import model_facts
     from cai_cli.training.hf_trainer import TrainingLog, whole_weights
+    from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
     from cai_cli.training.sft_card import sft_card
     from cai_cli.training.sft_trainer import make_trainer, open_model
 
     data = packed_dataset(train, options.max_length, options.seed) if options.packing else dataset_of(train)
     model = open_model(options, tokenizer)
-
+    if not artifact.begun:
+        saves = 1 + steps_of(len(data), options) // options.save_steps
+        main_first(lambda: rehearse_saving(model, tokenizer, options.out, artifact.checkpoints, saves, learned_bytes(model)))
     artifact.start()
     if rejected and is_main():
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
@@ -134,6 +138,7 @@ def run(options: Options) -> None:
         "held_out": {"rows": len(rows) - len(train), "loss": held_out},
         "tokens": sum(len(row.ids) for row in train),
         "train_loss": train_loss,
+        "warnings": warn_all(target_cautions([target.completion[0]["content"] for target in targets])),
         **model_facts(trainer.model, tokenizer),
     }
 

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 
 def model_facts(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Device, dtype and threads; the chat template's and the vocabulary's hashes, by which models are matched."""
+    """Device, dtype and threads; the chat template's and the vocabulary's hashes, by which models are matched.
+
+    Of a model with adapters, also the matrices that none of them reaches.
+    """
+    left = getattr(model, "cai_unreached", None)
     return {
         **device_facts(str(model.device), str(model.dtype).removeprefix("torch.")),
         "chat_template": template_hash(tokenizer),
         "vocabulary": vocabulary_hash(tokenizer),
+        **({} if left is None else {"without_adapter": left}),
     }
 
 

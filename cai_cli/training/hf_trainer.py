@@ -10,6 +10,8 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from cai_cli.errors import RunError
+from cai_cli.models.adapters import trainable_state
+from cai_cli.models.finite import LEARNED_TOO_FAST, check_weights
 from cai_cli.ranks import is_main
 from cai_cli.talk import progress
 from cai_cli.training.checkpoints import drop_half_written, mark_hf_checkpoint
@@ -28,7 +30,7 @@ METRICS = {
 class TrainingLog(TrainerCallback):
     """Progress, metrics.jsonl and checkpoint marks. Usage: `with TrainingLog(...) as log: log.train(trainer, checkpoint)`.
 
-    A loss that is not finite raises RunError before the step is saved: save steps are multiples of logging steps.
+    A number that is not finite raises RunError before the step is saved.
     """
 
     def __init__(self, name: str, metrics_file: Path) -> None:
@@ -78,6 +80,8 @@ class TrainingLog(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.advance(state.global_step - self.last, self.note)
         self.last = state.global_step
+        if control.should_save:
+            check_weights(trainable_state(rest["model"]), f"step {state.global_step}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any) -> None:
         for name, value in (logs or {}).items():
@@ -85,13 +89,14 @@ class TrainingLog(TrainerCallback):
                 self.note_held_out(name.removeprefix("eval_").removesuffix("_loss"), value, state.global_step)
         if not logs or "loss" not in logs:
             return
-        loss = logs["loss"]
-        if not math.isfinite(loss):
-            raise RunError(f"the loss is {loss} at step {state.global_step}", "lower --learning-rate; checkpoints are kept")
-        self.write({"step": state.global_step} | {ours: logs[name] for name, ours in METRICS.items() if name in logs})
-        self.note = f"loss {loss:.3f}"
+        numbers = {ours: logs[name] for name, ours in METRICS.items() if name in logs}
+        for name, number in numbers.items():
+            check_number(name.replace("_", " "), number, state.global_step, LEARNED_TOO_FAST)
+        self.write({"step": state.global_step} | numbers)
+        self.note = f"loss {logs['loss']:.3f}"
 
     def note_held_out(self, kind: str, loss: float, step: int) -> None:
+        check_number(f"held-out loss of {kind} rows", loss, step, LEARNED_TOO_FAST)
         self.held_out[kind], self.evaluated = loss, step
         self.write({"step": step, "held_out": kind, "held_out_loss": loss})
 
@@ -105,6 +110,12 @@ class TrainingLog(TrainerCallback):
         args.distributed_state.wait_for_everyone()
         if state.is_world_process_zero:
             mark_hf_checkpoint(Path(args.output_dir), state.global_step)
+
+
+def check_number(name: str, number: float, step: int, advice: str) -> None:
+    """Raise RunError where it is not finite."""
+    if not math.isfinite(number):
+        raise RunError(f"the {name} is {number} at step {step}", advice)
 
 
 def whole_weights(trainer: Trainer) -> dict[str, Any] | None:

@@ -21,9 +21,10 @@ from transformers import get_scheduler
 
 from cai_cli.errors import RunError
 from cai_cli.evaluation.comparisons import Judged, by_group, sigmoid
-from cai_cli.jsonl import write_atomically
+from cai_cli.jsonl import strict_json, write_atomically
 from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, trainable_state
+from cai_cli.models.finite import LEARNED_TOO_FAST, advice, check_weights
 from cai_cli.models.language_head import language_loss
 from cai_cli.models.score import hidden_states, last_scores, right_pad, score_all
 from cai_cli.options import PairwiseOptions, TrainingOptions
@@ -83,11 +84,11 @@ def fit_pairwise(
             group = batches[step * per_step : (step + 1) * per_step]
             losses = backward([[pairs[n] for n in batch] for batch in group], model, options, pad, head)
             sum_gradients(weights)
-            if not math.isfinite(losses["loss"]):
-                raise RunError(f"the loss is {losses['loss']} at step {step}", "lower --learning-rate; checkpoints are kept")
             norm = torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm or math.inf).item()
-            if not math.isfinite(norm):
-                raise RunError(f"the gradient's norm is {norm} at step {step}", "lower --learning-rate; checkpoints are kept")
+            for name, number in {**losses, "gradient's norm": norm}.items():
+                if not math.isfinite(number):
+                    told = f"the {name.replace('_', ' ')} is {number} at step {step}"
+                    raise RunError(told, advice(model, step, options.bf16))
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
@@ -179,7 +180,10 @@ def evaluate_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int
     """Accuracy, Brier score and calibration error by origin, and the mean and deviation of all scores."""
     training = model.training
     model.eval()
-    judged, scores = judge(model, pairs, pad, batch_size)
+    try:
+        judged, scores = judge(model, pairs, pad, batch_size)
+    except RunError as error:  # found in a model in training, whatever it was made of
+        raise RunError(f"held-out pairs: {error.message}", LEARNED_TOO_FAST) from None
     model.train(training)
     groups: dict[str, list[Judged]] = defaultdict(list)
     for item in judged:
@@ -216,6 +220,7 @@ def resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> int:
 
 def save_training_state(folder: Path, step: int, model: Any, optimizer: Any, schedule: Any) -> None:
     if is_main():
+        check_weights(trainable_state(model), f"step {step}")
         state = {"model": trainable_state(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
         save_checkpoint(folder / "checkpoints", step, state)
 
@@ -258,7 +263,7 @@ class MetricsFile:
 
     def write(self, row: dict[str, Any]) -> None:
         if self.stream is not None:
-            self.stream.write(json.dumps(row) + "\n")
+            self.stream.write(strict_json(row, self.stream.name) + "\n")
             self.stream.flush()
 
     def __enter__(self) -> MetricsFile:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_cli.errors import UserError
+import transformers
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from cai_cli.errors import RunError, UserError
+from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
+from cai_cli.models.finite import advice
+from cai_cli.models.load import load_lm, training_dtype
+from cai_cli.models.saved_configs import settle_configs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,15 +26,22 @@ PROBE_TOKENS = 12
 ISOLATED = 1e-3  # largest change of a log-probability by what is packed in front; a leak changes them by much more
 
 
+class CheckedTrainer(SFTTrainer):
+    """Raises RunError at the first loss that is not finite, logged or not."""
+
+    def training_step(self, *args: Any, **settings: Any) -> Any:
+        loss = super().training_step(*args, **settings)
+        if not math.isfinite(number := loss.item()):
+            step = self.state.global_step
+            raise RunError(f"the loss is {number} at step {step}", advice(self.model, step, self.args.bf16))
+        return loss
+
+
 def open_model(options: Options, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model to train, with its adapters, checked for packing."""
-    import transformers
-
-    from cai_cli.models.adapters import add_lora
-    from cai_cli.models.load import load_lm, training_dtype
-
     transformers.set_seed(options.seed)
     model = load_lm(options.model, options.device, training_dtype(options.dtype), tokenizer=tokenizer, quantize=options.quantize)
+    settle_configs(model, tokenizer)
     if options.packing:
         check_isolation(model, options.model)
     if options.lora:
@@ -42,10 +58,6 @@ def make_trainer(
     checkpoints: Path,
 ) -> Any:
     """The trainer. `held_out`: datasets by kind, whose loss is measured at each checkpoint."""
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    from cai_cli.models.adapters import load_trainable_state, trainable_state
 
     config = SFTConfig(
         output_dir=str(checkpoints),
@@ -72,6 +84,7 @@ def make_trainer(
         eval_strategy="steps" if held_out else "no",
         eval_steps=options.save_steps,
         prediction_loss_only=True,
+        router_aux_loss_coef=0.0,  # the loss is the completion's cross-entropy alone
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
@@ -79,7 +92,9 @@ def make_trainer(
         ddp_find_unused_parameters=False,
     )
     before = {name: weight.clone() for name, weight in trainable_state(model).items()} if options.quantize else {}
-    trainer = SFTTrainer(model=model, args=config, train_dataset=train, eval_dataset=held_out or None, processing_class=tokenizer)
+    trainer = CheckedTrainer(
+        model=model, args=config, train_dataset=train, eval_dataset=held_out or None, processing_class=tokenizer
+    )
     if before:  # TRL rounds QLoRA's adapters to bfloat16, where small steps vanish
         for weight in model.parameters():
             if weight.requires_grad:

@@ -1,0 +1,64 @@
+"""What no error tells: labels, scores, targets or replies of which little can be learned. Lines for a manifest's `warnings`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from cai_cli.evaluation.refusals import refusal_rate
+
+MOSTLY = 0.9
+UNDECIDED = 0.01  # a label this near 0.5 says nothing of which reply is better
+ALIKE = 1e-6  # spread of scores that rounding may make, relative to their size
+LEAST = 4  # fewer than these are alike by chance
+
+
+def undecided_rate(probabilities: Sequence[float]) -> float | None:
+    """Share of the labels that are 0.5, or as good as; None of no labels."""
+    return share([abs(probability - 0.5) < UNDECIDED for probability in probabilities]) if probabilities else None
+
+
+def label_cautions(undecided: float | None, same_position: float | None = None) -> list[str]:
+    """`undecided`: see `undecided_rate`; `same_position`: how often the judge took the same option in both orders."""
+    found = []
+    if undecided is not None and undecided >= MOSTLY:
+        found.append(f"{undecided:.0%} of the labels are 0.5: they say nothing of which reply is better")
+    if same_position is not None and same_position >= MOSTLY:
+        found.append(f"the judge takes the same option in both orders in {same_position:.0%} of the pairs: it reads the position")
+    return found
+
+
+def score_cautions(scores: Sequence[float]) -> list[str]:
+    """`scores`: a preference model's, of different texts."""
+    if len(scores) < LEAST or max(scores) - min(scores) > ALIKE * max(1.0, *map(abs, scores)):
+        return []
+    return [f"all {len(scores)} scores are {scores[0]:.4g}: the preference model tells no two texts apart"]
+
+
+def target_cautions(texts: Sequence[str]) -> list[str]:
+    """`texts`: what a model is trained to say."""
+    found = []
+    refusals = refusal_rate(list(texts))
+    if len(texts) >= LEAST and refusals > 0.5:
+        found.append(f"{refusals:.0%} of the completions refuse: the model learns to, whatever is asked; add helpful samples")
+    return found + sameness(texts, "completions")
+
+
+def reply_cautions(texts: Sequence[str], scores: Sequence[float], cut_off: Sequence[bool]) -> list[str]:
+    """Of the last rollout's replies: texts, preference-model scores, and which were cut off by their length limit."""
+    found = sameness(texts, "last replies") + score_cautions(scores)
+    if len(cut_off) >= LEAST and share(cut_off) >= MOSTLY:
+        found.append(f"{share(cut_off):.0%} of the last replies are cut off by --max-new-tokens: they never end")
+    return found
+
+
+def sameness(texts: Sequence[str], name: str) -> list[str]:
+    """Whether nearly all are one text."""
+    if len(texts) < LEAST:
+        return []
+    text, count = Counter(texts).most_common(1)[0]
+    return [f"{count} of {len(texts)} {name} are the same text, {text[:40]!r}"] if count >= MOSTLY * len(texts) else []
+
+
+def share(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else 0.0
