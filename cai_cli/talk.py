@@ -13,6 +13,7 @@ import re
 import select
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
@@ -48,6 +49,12 @@ def warn(text: str) -> None:
     """A line with the word in front, cut in its middle where it is too long."""
     if is_main():
         write_line(f"{coloured('warning:', YELLOW)} {shortened(visible(text), LONGEST - len('warning: '))}")
+
+
+def tell_dropped(dropped: Counter[str]) -> None:
+    """What was left out of rows that were taken, by its name in the plural."""
+    for name, count in dropped.items():
+        say(f"dropped {count} {name}")
 
 
 def fail(text: str, hint: str | None = None) -> None:
