@@ -102,6 +102,11 @@ def to_transcript(conversation: Conversation) -> str:
     return "".join(parts)
 
 
+def unix_lines(text: str) -> str:
+    """The text with line breaks of Windows and old Macs as newlines."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
 def from_transcript(text: str) -> Conversation:
     r"""Turns with their text stripped at both ends; an assistant's turn that ends the transcript may be empty.
 
@@ -113,8 +118,9 @@ def from_transcript(text: str) -> Conversation:
     - `\n\nHuman:` inside an assistant's turn cannot be told from a turn of the human, and is one.
 
     So `to_transcript` gives back the transcript, but for white space at the ends of turns, and turns alternate as chat
-    templates ask. Raises TranscriptError.
+    templates ask. Line breaks of Windows count as newlines. Raises TranscriptError.
     """
+    text = unix_lines(text)
     if text.lstrip().startswith((HUMAN.strip(), ASSISTANT.strip())):
         text = f"\n\n{text.lstrip()}"  # the published ones have the two newlines; copies often have lost them
     marks = list(TURN.finditer(text))

@@ -8,7 +8,6 @@ Source: Constitutional AI (arXiv 2212.08073), section 3.1 (the model mixes up cr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,11 @@ from cai_cli.conversation import (
     check_conversation,
     from_transcript,
     message,
+    unix_lines,
 )
 from cai_cli.errors import RecordError, UserError
+from cai_cli.json_text import JsonError, load_json
+from cai_cli.jsonl import ENCODING_ADVICE, read_whole
 from cai_cli.prompts import (
     CRITIQUE,
     CRITIQUE_REQUEST,
@@ -30,7 +32,7 @@ from cai_cli.prompts import (
     REVISION_REQUEST,
     revision_prompt,
 )
-from cai_cli.storage import is_input, read_input
+from cai_cli.storage import is_input
 from cai_cli.yaml_text import load_yaml
 
 NONE = "none"
@@ -94,13 +96,13 @@ def find_demonstrations(name_or_path: str, default: str) -> Path:
 def numbered(path: Path) -> list[tuple[str, Any]]:
     """The demonstrations of a file, each with its place for errors."""
     try:
-        text = read_input(path).decode("utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
         # JSON apart from YAML: a JSON text may hold what YAML forbids, and its errors name the line just as well.
-        data = json.loads(text) if path.suffix == ".json" else load_yaml(text, path)
+        data = load_json(text) if path.suffix == ".json" else load_yaml(text, path)
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+        raise UserError(f"{path}: not UTF-8 text", ENCODING_ADVICE) from None
+    except JsonError as error:
+        raise UserError(f"{path}:{error.line}: not valid JSON: {error.message}", "correct it there") from None
     items = data.get("demonstrations") if isinstance(data, dict) else data
     if not isinstance(items, list) or not items:
         raise UserError(f"{path}: field `demonstrations`: expected a non-empty list", f"`{NONE}` means none at all")
@@ -144,6 +146,7 @@ def read_text(item: dict[str, Any], name: str, place: str) -> str:
 def read_prompt(value: Any, place: str) -> Conversation:
     r"""A prompt given as one human turn, as a list of turns, or as a transcript (a cue `\n\nAssistant:` is cut off)."""
     try:
+        value = unix_lines(value) if isinstance(value, str) else value
         if isinstance(value, str) and value.startswith(HUMAN):
             value = from_transcript(value.rstrip().removesuffix(ASSISTANT))
         elif isinstance(value, str):

@@ -1,6 +1,7 @@
 """JSON Lines: strict reading with file:line in every error, plain or gzipped, and appending that survives a kill.
 
-Read with the `jsonlines` library. A row is one JSON object on one line, UTF-8.
+Read with the `jsonlines` library. A row is one JSON object on one line, UTF-8, of at most `LONGEST_LINE` bytes (a gzip of
+1 MB can hold a line of 1 GB).
 """
 
 from __future__ import annotations
@@ -17,25 +18,37 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from cai_cli.errors import RecordError, RunError, UserError
+from cai_cli.file_kinds import GZIP, HEAD, refuse_bytes, refuse_first_line
+from cai_cli.json_text import JsonError, load_json
 from cai_cli.storage import open_input
 
 Record = TypeVar("Record")
 Row = dict[str, Any]
 
-GZIP = b"\x1f\x8b"
-LFS_POINTER = b"version https://git-lfs"
+LONGEST_LINE = 16 << 20  # bytes; the longest conversation that a model reads has a few MB
+MOST_BLANK_LINES = 100_000  # in a row; a gzip of 1 MB can hold a billion
 BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+ENCODING_ADVICE = "text is read as UTF-8: convert it with iconv"
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """Open a file, gunzipping by its first two bytes."""
-    stream = open_input(path)
-    start = stream.read(len(LFS_POINTER))
-    stream.seek(0)
-    if start == LFS_POINTER:
+    """Open a file of text, gunzipping by its first two bytes. Raises UserError for what is no text: archives, parquet, UTF-16."""
+    stream = open_any(path)
+    try:
+        refuse_bytes(stream.peek(HEAD)[:HEAD], path)  # type: ignore[attr-defined]
+    except BROKEN_GZIP as error:
         stream.close()
-        raise UserError(f"{path}: is a pointer of Git LFS, not the data", "fetch it with `git lfs pull`")
-    if not start.startswith(GZIP):
+        raise RecordError("", f"broken gzip data: {error}", place=f"{path}:1") from None
+    except UserError:
+        stream.close()
+        raise
+    return stream
+
+
+def open_any(path: Path) -> BinaryIO:
+    """Open a file of whatever kind, gunzipping by its first two bytes."""
+    stream = open_input(path)
+    if not stream.peek(len(GZIP)).startswith(GZIP):
         return stream
     unpacked = gzip.GzipFile(fileobj=stream)
     unpacked.myfileobj = cast(Any, stream)  # closed with it
@@ -55,24 +68,55 @@ def read_lines(path: Path, unfinished: bool = False) -> Iterator[tuple[int, str]
     number = 0
     with open_binary(path) as stream:
         try:
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(bounded_lines(stream, path), start=1):
                 if unfinished and not line.endswith(b"\n"):
                     return
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise RecordError("", f"not UTF-8 text at byte {error.start + 1} of the line", place=f"{path}:{number}") from None
+            problem = f"not UTF-8 text at byte {error.start + 1} of the line"
+            raise RecordError("", problem, ENCODING_ADVICE, place=f"{path}:{number}") from None
         except BROKEN_GZIP as error:
             raise RecordError("", f"broken gzip data: {error}", place=f"{path}:{number + 1}") from None
+
+
+def bounded_lines(stream: BinaryIO, path: Path) -> Iterator[bytes]:
+    """The lines of a stream with their ends. Raises RecordError for one that is too long, having read no more than that of it."""
+    number = blank = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            problem = f"a line of more than {LONGEST_LINE >> 20} MiB"
+            raise RecordError("", problem, "a row is one JSON object on a line of its own", place=f"{path}:{number}")
+        blank = blank + 1 if len(line) <= 2 and line.isspace() else 0
+        if blank > MOST_BLANK_LINES:
+            raise RecordError(
+                "", f"{blank} blank lines one after the other", "no file of rows has them", place=f"{path}:{number}"
+            )
+        yield line
+
+
+def read_whole(path: Path, at_most: int = LONGEST_LINE) -> bytes:
+    """The content of a file of text that fits memory, plain or gzipped. Raises UserError."""
+    with open_binary(path) as stream:
+        try:
+            content = stream.read(at_most + 1)
+        except BROKEN_GZIP as error:
+            raise UserError(f"{path}: broken gzip data: {error}", "download it again") from None
+    if len(content) > at_most:
+        raise UserError(f"{path}: is larger than {at_most >> 20} MiB", "no file of this kind is")
+    return content
 
 
 def read_rows(path: Path, unfinished: bool = False) -> Iterator[tuple[int, Row]]:
     """Yield (line number, row). Raises RecordError with `file:line` for anything that is not a JSON object.
 
+    Where the first line shows that the file is of another kind, a UserError says which.
+
     Of any file; in one of ours no id may be there twice (`check_new`). `unfinished`: see `read_lines`.
     """
     import jsonlines
 
-    line = 0
+    line = rows = 0
 
     def texts() -> Iterator[str]:
         nonlocal line
@@ -81,11 +125,16 @@ def read_rows(path: Path, unfinished: bool = False) -> Iterator[tuple[int, Row]]
             yield text
 
     try:
-        for row in jsonlines.Reader(texts()).iter(type=dict, skip_empty=True):
+        for row in jsonlines.Reader(texts(), loads=load_row).iter(type=dict, skip_empty=True):
+            rows += 1
             yield line, row
     except jsonlines.InvalidLineError as error:
+        if rows == 0:
+            refuse_first_line(str(error.line), path)
         cause = error.__cause__
-        detail = f"{cause.msg} at column {cause.colno}" if isinstance(cause, json.JSONDecodeError) else "not an object"
+        if isinstance(cause, JsonError) and cause.field:
+            raise cause.at(f"{path}:{line}") from None
+        detail = cause.problem if isinstance(cause, JsonError) else "not an object"
         raise RecordError("", f"not a JSON object: {detail}", place=f"{path}:{line}") from None
 
 
@@ -104,6 +153,11 @@ def check_new(seen: dict[str, int], name: str, path: Path, line: int) -> None:
         problem = f"{name!r} is on line {seen[name]} too"
         raise RecordError("id", problem, "ids are unique in a file", place=f"{path}:{line}")
     seen[name] = line
+
+
+def load_row(text: str | bytes) -> Any:
+    """`load_json` in the shape that jsonlines asks for."""
+    return load_json(text if isinstance(text, str) else text.decode())
 
 
 def read_records(path: Path, parse: Callable[[Row], Record]) -> Iterator[Record]:

@@ -13,7 +13,6 @@ command's flags. The second mark in `Annotated` says what part a field has in an
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cai_cli.errors import UserError
+from cai_cli.json_text import JsonError, load_json
 
 
 class Part(Enum):
@@ -72,9 +72,9 @@ ChatTemplateKwargs = Annotated[
 def template_kwargs(text: str | None) -> dict[str, Any]:
     """The settings in a `--chat-template-kwargs`. Raises UserError."""
     try:
-        settings = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise UserError(f"--chat-template-kwargs: not valid JSON: {error}", """write '{"name": value}'""") from None
+        settings = load_json(text or "{}")
+    except JsonError as error:
+        raise UserError(f"--chat-template-kwargs: not valid JSON: {error.message}", """write '{"name": value}'""") from None
     if not isinstance(settings, dict):
         raise UserError("--chat-template-kwargs: expected a JSON object", """write '{"name": value}'""")
     return settings

@@ -1,22 +1,25 @@
-"""Read prompts, forgiving in what is taken: our JSONL, `{"prompt": "text"}`, `{"messages": [...]}`, hh-rlhf transcripts,
-plain .txt lines, .gz of each, and `hf:org/name[:split]` through `datasets`. A trailing `:number` on a source is a
+"""Read prompts, forgiving in what is taken: our JSONL, `{"prompt": "text"}`, `{"messages": [...]}`, ShareGPT, hh-rlhf
+transcripts, plain .txt lines, .gz of each, and `hf:org/name[:split]` through `datasets`. A trailing `:number` on a source is a
 proportion. Identical prompts are merged and counted: those without a given id wherever they stand, and those that two files
 hold under the same id. In one file a given id is on one line.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cai_cli.conversation import HUMAN, Conversation, TranscriptError, check_conversation, from_transcript, message
+from cai_cli.conversation import Conversation, check_conversation, message
 from cai_cli.errors import RecordError, UserError
+from cai_cli.foreign_turns import Refused, is_transcript, read_conversation, turns_in_text
 from cai_cli.hub import read_hub
 from cai_cli.jsonl import read_lines, read_rows
 from cai_cli.manifest import parse_weight
 from cai_cli.records import Prompt
-from cai_cli.talk import say
+from cai_cli.row_kinds import kind_of
+from cai_cli.talk import say, tell_dropped
 
 # The prompt that an id stands for, and its place.
 Known = dict[str, tuple[Prompt, str]]
@@ -30,10 +33,11 @@ def read_prompts(sources: list[str], limit: int | None = None, known: Known | No
     prompts: dict[str, Prompt] = {}
     known = {} if known is None else known
     merged = 0
+    dropped: Counter[str] = Counter()
     for source in sources:
         path = parse_weight(source)[0]
         here: dict[str, str] = {}
-        for place, prompt, named in rows_of(path):
+        for place, prompt, named in rows_of(path, dropped):
             before, there = known.setdefault(prompt.id, (prompt, place))
             if before.prompt != prompt.prompt:
                 hint = f"the other one is at {there}; ids are unique"
@@ -52,15 +56,19 @@ def read_prompts(sources: list[str], limit: int | None = None, known: Known | No
             break
     if merged:
         say(f"merged {merged} repeated prompts")
+    tell_dropped(dropped)
     if not prompts:
         raise UserError(f"{', '.join(sources)}: no prompts in it", 'one prompt a line, as {"prompt": "text"} or plain .txt')
     return list(prompts.values())
 
 
-def rows_of(source: str) -> Iterator[tuple[str, Prompt, bool]]:
-    """Yield (place, prompt, whether it has a given id) of one source; ids on the Hub are no promise."""
+def rows_of(source: str, dropped: Counter[str]) -> Iterator[tuple[str, Prompt, bool]]:
+    """Yield (place, prompt, whether it has a given id) of one source; ids on the Hub are no promise.
+
+    What is left out of rows is counted in `dropped`.
+    """
     if source.startswith("hf:"):
-        for place, prompt in hub_prompts(source):
+        for place, prompt in hub_prompts(source, dropped):
             yield place, prompt, False
         return
     path = Path(source)
@@ -72,52 +80,48 @@ def rows_of(source: str) -> Iterator[tuple[str, Prompt, bool]]:
     for number, row in read_rows(path):
         place = f"{path}:{number}"
         try:
-            yield place, prompt_from_row(row), row.get("id") is not None
+            yield place, prompt_from_row(row, dropped), row.get("id") is not None
         except RecordError as error:
             raise error.at(place) from None
 
 
-def hub_prompts(source: str) -> Iterator[tuple[str, Prompt]]:
+def hub_prompts(source: str, dropped: Counter[str]) -> Iterator[tuple[str, Prompt]]:
     for place, row in read_hub(source):
         try:
-            yield place, prompt_from_row(row)
+            yield place, prompt_from_row(row, dropped)
         except RecordError as error:
             raise error.at(place) from None
 
 
-def prompt_from_row(row: dict[str, Any]) -> Prompt:
+def prompt_from_row(row: dict[str, Any], dropped: Counter[str] | None = None) -> Prompt:
     """A prompt from any of the shapes that are taken."""
-    return Prompt.from_row({**row, "prompt": conversation_of(row)})
+    return Prompt.from_row({**row, "prompt": conversation_of(row, dropped)})
 
 
-def conversation_of(row: dict[str, Any]) -> Conversation:
-    if isinstance(row.get("prompt"), str):
-        return prompt_from_text(row["prompt"], "prompt")
-    if "prompt" in row:
-        return check_conversation(row["prompt"], "prompt", ends_with="user")
-    if "messages" in row:
-        turns = check_conversation(row["messages"], "messages")
-        return without_last_reply(turns, "messages")
-    if isinstance(row.get("chosen"), str):
-        return prompt_from_text(row["chosen"], "chosen")
-    if "chosen" in row:
-        return without_last_reply(check_conversation(row["chosen"], "chosen"), "chosen")
-    names = ", ".join(sorted(row)) or "none"
-    raise RecordError("prompt", f"missing (fields here: {names})", "give prompt, messages or an hh-rlhf transcript")
-
-
-def prompt_from_text(text: str, field: str) -> Conversation:
-    """A transcript where the text starts as one, else one user turn."""
-    if not text.lstrip().startswith(HUMAN.strip()):
-        return check_conversation([message("user", text)], field, ends_with="user")
+def conversation_of(row: dict[str, Any], dropped: Counter[str] | None = None) -> Conversation:
+    """The conversation of a row that ends in a user turn."""
+    name = next((name for name in ("prompt", "messages", "conversations", "chosen") if name in row), None)
+    if name is None:
+        kind = kind_of(row)
+        found = f"is a row of {kind.name}" if kind else f"fields here: {', '.join(sorted(row)) or 'none'}"
+        hint = kind.advice if kind else "give prompt, messages or an hh-rlhf transcript"
+        raise RecordError("prompt", f"missing ({found})", hint)
+    value = row[name]
     try:
-        return without_last_reply(from_transcript(text), field)
-    except TranscriptError as error:
-        raise RecordError(field, str(error), "`cai import hh-rlhf` puts such rows aside and goes on") from None
+        if isinstance(value, str) and not is_transcript(value) and turns_in_text(value) is None:
+            return check_conversation([message("user", value)], name)  # to the letter, since ids are made from it
+        turns = read_conversation(value, name, dropped)
+    except Refused as error:
+        raise RecordError(name, error.problem, "`cai import` puts such rows aside and goes on") from None
+    if name == "prompt" and not isinstance(value, str):
+        return check_conversation(turns, name, ends_with="user")
+    return without_last_reply(turns, name)
 
 
 def without_last_reply(turns: Conversation, field: str) -> Conversation:
     """Drop closing assistant turns, so that the prompt ends in a user turn."""
     while turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
+    if not any(turn["role"] == "user" for turn in turns):
+        raise RecordError(field, "there is no user turn in it")
     return check_conversation(turns, field, ends_with="user")

@@ -14,7 +14,6 @@ Source: the supplementary repository of arXiv 2212.08073.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ import yaml
 
 from cai_cli.constitution import Constitution, Principle
 from cai_cli.errors import UserError
-from cai_cli.jsonl import BROKEN_GZIP, open_text
+from cai_cli.json_text import JsonError, load_json
+from cai_cli.jsonl import ENCODING_ADVICE, read_whole
 from cai_cli.prompts import CRITIQUE, CRITIQUE_REQUEST, REVISION, REVISION_REQUEST
 
 OPTIONS = " Options:"
@@ -120,13 +120,10 @@ def comparison_text(text: str, place: str) -> str:
 
 
 def read_json(path: Path) -> tuple[bytes, Any]:
-    with open_text(path) as stream:
-        try:
-            text = stream.read()
-            return text.encode(), json.loads(text)
-        except UnicodeError:
-            raise UserError(f"{path}: not UTF-8 text") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-        except (ValueError, RecursionError, *BROKEN_GZIP) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from None
+    try:
+        text = read_whole(path).decode("utf-8-sig")
+        return text.encode(), load_json(text)
+    except UnicodeError:
+        raise UserError(f"{path}: not UTF-8 text", ENCODING_ADVICE) from None
+    except JsonError as error:
+        raise UserError(f"{path}:{error.line}: not valid JSON: {error.message}", "correct it there") from None

@@ -7,13 +7,13 @@ order and removed when all are through; a run that was cut off may be continued 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from cai_cli.errors import UserError
+from cai_cli.json_text import load_json
 from cai_cli.jsonl import check_new, read_lines, write_lines
 
 Item = TypeVar("Item")
@@ -58,6 +58,6 @@ def lines_by_id(path: Path) -> Iterator[tuple[str, str]]:
     seen: dict[str, int] = {}
     for number, line in read_lines(path) if path.exists() else ():
         if line:
-            name = json.loads(line)["id"]
+            name = load_json(line)["id"]
             check_new(seen, name, path, number)
             yield name, line

@@ -13,6 +13,7 @@ import re
 import select
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
@@ -55,6 +56,12 @@ def warn_all(texts: list[str]) -> list[str]:
     for text in texts:
         warn(text)
     return texts
+
+
+def tell_dropped(dropped: Counter[str]) -> None:
+    """What was left out of rows that were taken, by its name in the plural."""
+    for name, count in dropped.items():
+        say(f"dropped {count} {name}")
 
 
 def fail(text: str, hint: str | None = None) -> None:

@@ -139,7 +139,7 @@ def test_sl_cai_is_not_its_own_judge(cai, tmp_path, prompts, helpful):
     ("command", "flag", "row", "problem"),
     [
         ("train-pm", "--comparisons", {**COMPARISON, "probability": 0.3}, "field `probability`: expected a number in [0.5, 1]"),
-        ("train-pm", "--comparisons", SAMPLE, "field `chosen`"),
+        ("train-pm", "--comparisons", SAMPLE, "is a row of samples, and comparisons are taken here"),
         ("sft", "--data", {**SAMPLE, "finish_reason": None}, "field `finish_reason`"),
         ("sft", "--data", {**SAMPLE, "rounds": []}, "field `rounds`"),
         ("ppo", "--prompts", {"prompt": "q", "kind": "evil"}, "field `kind`"),

@@ -63,7 +63,7 @@ def test_a_broken_line_is_named(tmp_path, line, problem):
 
 def test_a_bad_byte_names_its_own_line_and_rows_before_it_come_out(tmp_path):
     path = put(tmp_path / "x.jsonl", b'{"a": 1}\n' * 40 + b'{"a": "\xff"}\n' + b'{"a": 1}\n' * 40)
-    assert error_of(path) == f"{path}:41: not UTF-8 text at byte 8 of the line"
+    assert error_of(path) == f"{path}:41: not UTF-8 text at byte 8 of the line (text is read as UTF-8: convert it with iconv)"
     rows = read_rows(path)
     assert [next(rows)[0] for _ in range(40)] == list(range(1, 41))
 

@@ -72,7 +72,7 @@ def test_earlier_turns_system_kind_and_source_are_kept(tmp_path):
         ({"chosen": "hello"}, None),
         ({"chosen": "\n\nHuman: \n\nAssistant: a"}, "field `chosen`: empty turn"),
         ({"prompt": "q", "kind": "evil"}, "field `kind`: expected one of harmful, helpful"),
-        ('{"prompt": "\\ud800"}', "field `prompt[0].content`: holds half of a surrogate pair"),
+        ('{"prompt": "\\ud800"}', "field `prompt`: holds half of a surrogate pair"),
     ],
 )
 def test_a_malformed_row_stops_with_its_place_and_field(tmp_path, row, problem):
@@ -90,7 +90,7 @@ def test_text_that_is_not_utf8_names_its_line(tmp_path):
     path.write_bytes(b"one\ntwo\nd\xe9j\xe0 vu\n")
     with pytest.raises(RecordError) as error:
         read_prompts([str(path)])
-    assert str(error.value) == f"{path}:3: not UTF-8 text at byte 2 of the line"
+    assert str(error.value) == f"{path}:3: not UTF-8 text at byte 2 of the line (text is read as UTF-8: convert it with iconv)"
 
 
 def test_identical_prompts_are_merged_and_counted(tmp_path, capsys):

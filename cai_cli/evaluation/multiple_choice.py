@@ -24,6 +24,7 @@ from cai_cli.evaluation.calibration import Bin, reliability_bins, wilson
 from cai_cli.jsonl import Row, read_rows
 from cai_cli.prompts import ANSWER_CUE
 from cai_cli.records import text_field
+from cai_cli.row_kinds import ITEMS, kind_taken
 
 CUE = f"\n{ANSWER_CUE}"
 
@@ -79,6 +80,8 @@ def read_items(path: Path, with_replies: bool = False) -> Iterator[Item]:
     """The items of a file. `with_replies`: the two transcripts are needed. Raises RecordError with file, line and field."""
     for line, row in read_rows(path):
         try:
+            if not {"corrects", "incorrects"} & row.keys():
+                kind_taken(row, ITEMS)
             item = parse_item(path, line, row)
             if with_replies and "text_correct" not in row:
                 raise RecordError("text_correct", "missing", "a preference model scores transcripts: ask this file of a --model")

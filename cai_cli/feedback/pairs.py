@@ -1,4 +1,5 @@
-"""Samples, comparisons or hh-rlhf rows -> pairs of replies to be labelled. No row is lost: what makes no pair is rejected.
+"""Samples, comparisons (ours or TRL's) or hh-rlhf rows -> pairs of replies to be labelled. No row is lost: what makes no
+pair is rejected.
 
 Of more than two different replies to a prompt, the pair is the two that share the fewest words (the least Jaccard
 similarity of their sets of words; of several such pairs the first): replies that say the same thing teach nothing.
@@ -14,10 +15,13 @@ from pathlib import Path
 from cai_cli.artifact import Rejected
 from cai_cli.errors import RecordError, UserError
 from cai_cli.feedback.labels import Pair
+from cai_cli.foreign_turns import is_transcript
 from cai_cli.jsonl import check_new, read_rows
 from cai_cli.keys import uniform
 from cai_cli.manifest import parse_weight
 from cai_cli.records import Comparison, Sample
+from cai_cli.row_kinds import COMPARISONS, CONVERSATIONS, SAMPLES, kind_taken
+from cai_cli.trl_rows import RowReader
 
 IDENTICAL, SINGLE = "identical_replies", "single_reply"
 
@@ -28,9 +32,10 @@ def read_pairs(sources: list[str], limit: int | None = None) -> Iterator[Pair]:
     Their labels go into one file, so an id may be in one source only.
     """
     seen: set[str] = set()
+    reader = RowReader()
     for source in sources:
         path = Path(parse_weight(source)[0])
-        for pair in pairs_of_file(path):
+        for pair in pairs_of_file(path, reader):
             if pair.id in seen:
                 raise UserError(f"{path}: there is a pair {pair.id!r} already", "ids are unique over all --pairs")
             seen.add(pair.id)
@@ -39,9 +44,9 @@ def read_pairs(sources: list[str], limit: int | None = None) -> Iterator[Pair]:
                 return
 
 
-def pairs_of_file(path: Path) -> Iterator[Pair]:
+def pairs_of_file(path: Path, reader: RowReader) -> Iterator[Pair]:
     samples: dict[str, list[Sample]] = {}
-    for comparison in comparisons_and_samples(path, samples):
+    for comparison in comparisons_and_samples(path, samples, reader):
         yield comparison if isinstance(comparison, Pair) else pair_of_comparison(comparison)
     for prompt_id, group in samples.items():
         yield pair_of_samples(prompt_id, group)
@@ -50,12 +55,12 @@ def pairs_of_file(path: Path) -> Iterator[Pair]:
 def comparisons_of_file(path: Path) -> Iterator[Comparison | Pair]:
     """Comparisons as they are labelled; rejected rows, and pairs of samples where there are any, as pairs."""
     samples: dict[str, list[Sample]] = {}
-    yield from comparisons_and_samples(path, samples)
+    yield from comparisons_and_samples(path, samples, RowReader())
     for prompt_id, group in samples.items():
         yield replace(pair_of_samples(prompt_id, group), rejected=None)
 
 
-def comparisons_and_samples(path: Path, samples: dict[str, list[Sample]]) -> Iterator[Comparison | Pair]:
+def comparisons_and_samples(path: Path, samples: dict[str, list[Sample]], reader: RowReader) -> Iterator[Comparison | Pair]:
     """The comparisons of a file; its samples are gathered by prompt."""
     if is_hh_rlhf(path):
         yield from read_hh_rlhf(path)
@@ -63,20 +68,28 @@ def comparisons_and_samples(path: Path, samples: dict[str, list[Sample]]) -> Ite
     seen: dict[str, int] = {}
     for line, row in read_rows(path):
         try:
-            parsed = Comparison.from_row(row) if "chosen" in row else Sample.from_row(row)
+            if kind_taken(row, COMPARISONS, SAMPLES, CONVERSATIONS) == COMPARISONS:
+                parsed: Comparison | Sample = reader.comparison(row)
+            else:
+                parsed = reader.sample(row)
+                group = samples.setdefault(parsed.id.rsplit("/", maxsplit=1)[0], [])
+                if group and group[0].prompt != parsed.prompt:
+                    problem = f"{parsed.id!r} has another prompt than {group[0].id!r}"
+                    raise RecordError("id", problem, "ids of one prompt's samples are <prompt id>/<number>")
         except RecordError as error:
             raise error.at(f"{path}:{line}") from None
         check_new(seen, parsed.id, path, line)
         if isinstance(parsed, Comparison):
             yield parsed
         else:
-            samples.setdefault(parsed.id.rsplit("/", maxsplit=1)[0], []).append(parsed)
+            group.append(parsed)
 
 
 def is_hh_rlhf(path: Path) -> bool:
     """Whether the first row is one of Anthropic's {chosen, rejected} transcripts, which need no `cai import` first."""
-    first = next(read_rows(path), None)
-    return first is not None and isinstance(first[1].get("chosen"), str)
+    _, row = next(read_rows(path), (0, {}))
+    chosen = row.get("chosen")
+    return "prompt" not in row and isinstance(chosen, str) and is_transcript(chosen)
 
 
 def read_hh_rlhf(path: Path) -> Iterator[Comparison | Pair]:

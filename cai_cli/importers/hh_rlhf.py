@@ -1,6 +1,6 @@
 r"""Anthropic's hh-rlhf (`{"chosen": transcript, "rejected": transcript}`, .jsonl or .jsonl.gz) -> prompts or comparisons.
 
-The last reply is what follows the last `\n\nAssistant:`; what is before it is the prompt, parsed by the rule of `transcript.py`.
+The last reply is what follows the last `\n\nAssistant:`; what is before it is the prompt, parsed by `from_transcript`.
 Each row is imported or rejected:
 
 - rejected: text that is no transcript or starts with the assistant, an empty turn before the last reply;
@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, message, prompt_id
-from cai_cli.importers.public_files import read_public_rows
-from cai_cli.importers.reject import Refused, Reject, Row, convert, number_comparisons, text_of
-from cai_cli.importers.transcript import parse_transcript, prompts_of_turns
+from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, message, prompt_id, unix_lines
+from cai_cli.foreign_turns import Refused, parse_transcript
+from cai_cli.importers.public_files import expect_fields, read_public_rows
+from cai_cli.importers.reject import Reject, Row, convert, number_comparisons, text_of
+from cai_cli.importers.transcript import prompts_of_turns
 from cai_cli.records import Comparison, Prompt
 
 SOURCE = "hh-rlhf"
@@ -35,13 +36,13 @@ def import_prompts(
     Rows often share prompts: see `Tally.merge_identical`.
     """
     parse = partial(prompts_of_row, every_turn=every_turn, kind=kind, source=source)
-    return convert(read_public_rows(path), parse)
+    return convert(expect_fields(path, read_public_rows(path), "chosen"), parse)
 
 
 def import_comparisons(path: Path, *, kind: str | None = None, source: str = SOURCE) -> Iterator[Comparison | Reject]:
     """One comparison a row, labelled by a human: origin "human", probability 1."""
     parse = partial(comparison_of_row, kind=kind, source=source)
-    return number_comparisons(convert(read_public_rows(path), lambda row: [parse(row)]))
+    return number_comparisons(convert(expect_fields(path, read_public_rows(path), "chosen"), lambda row: [parse(row)]))
 
 
 def kind_of_path(path: Path) -> str | None:
@@ -79,6 +80,7 @@ def comparison_of_row(row: Row, *, kind: str | None, source: str) -> Comparison:
 
 def split_last_reply(text: str) -> tuple[Conversation, str]:
     """The prompt and the last reply, which may be empty. Raises Refused."""
+    text = unix_lines(text)
     at = text.rfind(ASSISTANT)
     if at < 0:
         raise Refused("no_reply", "no 'Assistant:' in it")

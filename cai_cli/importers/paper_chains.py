@@ -21,13 +21,16 @@ from typing import Any
 
 from cai_cli.conversation import ASSISTANT, Conversation, message, prompt_id, to_transcript
 from cai_cli.errors import RecordError, UserError
-from cai_cli.importers.public_files import read_public_rows
-from cai_cli.importers.reject import Refused, Reject, Row, convert
-from cai_cli.importers.transcript import parse_transcript
+from cai_cli.foreign_turns import Refused, parse_transcript
+from cai_cli.importers.public_files import expect_fields, read_public_rows
+from cai_cli.importers.reject import Reject, Row, convert
 from cai_cli.prompts import CRITIQUE, CRITIQUE_REQUEST, REVISION, REVISION_REQUEST, TRANSCRIPT_STOPS
 from cai_cli.published_constitution import request_texts
 from cai_cli.records import Revision, Round
+from cai_cli.row_kinds import REVISIONS, kind_taken
 
+# A stop text, with line breaks of Windows too.
+STOP = re.compile("|".join(r"\r?\n".join(map(re.escape, marker.split("\n"))) for marker in TRANSCRIPT_STOPS))
 RULER = re.compile(r"\n\n-{3,}\s*$")
 
 
@@ -49,6 +52,7 @@ class PublishedChain:
     @classmethod
     def from_row(cls, row: Row) -> PublishedChain:
         """A row that `import_chains` made, or any revisions row, which gets the shell of a published one."""
+        kind_taken(row, REVISIONS)
         revision = Revision.from_row(row)
         published = row.get("published")
         return cls(revision, published if isinstance(published, dict) else plain_shell(revision))
@@ -65,13 +69,13 @@ def import_chains(path: Path, *, kind: str | None = "harmful") -> Iterator[Publi
         counts[identity] += 1
         return [chain]
 
-    return convert(read_public_rows(path), parse)
+    return convert(expect_fields(path, read_public_rows(path), "rl_prompt", "cst"), parse)
 
 
 def chain_of_row(row: Row, kind: str | None) -> PublishedChain:
     """Raises Refused for rows that are no such chain."""
     try:
-        prompt = parse_transcript(row["rl_prompt"].rstrip().removesuffix(ASSISTANT))
+        prompt = parse_transcript(row["rl_prompt"].rstrip().removesuffix(ASSISTANT), whole=False)
         initial, initial_shell = peel(row["initial_response"][0]["sample"])
         pairs = [round_of_step(step) for step in row["cst"]]
     except KeyError as error:
@@ -132,8 +136,8 @@ def round_of_step(step: Row) -> tuple[Round, Row]:
 def peel(raw: str) -> tuple[str, list[str]]:
     """The text of a sample, and what was before and after it."""
     start = len(raw) - len(raw.lstrip())
-    ends = [end for marker in TRANSCRIPT_STOPS if (end := raw.find(marker)) >= 0]
-    text = raw[start : max(start, min(ends, default=len(raw)))].rstrip()
+    stop = STOP.search(raw)
+    text = raw[start : max(start, stop.start() if stop else len(raw))].rstrip()
     text = RULER.sub("", text).rstrip()
     return text, [raw[:start], raw[start + len(text) :]]
 

@@ -6,7 +6,6 @@ Read as streams: Posts.xml, plain, in .gz or in .7z; rows of preferences as JSON
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from io import BufferedReader
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from cai_cli.errors import UserError
+from cai_cli.file_kinds import GZIP, PARQUET, refuse_bytes
 from cai_cli.importers.posts import site_of_file
 from cai_cli.importers.posts_xml import Item, read_posts
 from cai_cli.importers.preference_rows import read_hub_rows, read_jsonl_rows, read_parquet_rows
-from cai_cli.importers.public_files import PARQUET
 from cai_cli.importers.seven_zip import open_posts
-from cai_cli.jsonl import GZIP
+from cai_cli.jsonl import BROKEN_GZIP
 from cai_cli.storage import open_input, unreadable
 
 SEVEN_ZIP, ZIP = b"7z\xbc\xaf\x27\x1c", b"PK\x03\x04"
@@ -53,7 +52,7 @@ def read_file(path: Path, advance: Advance = no_progress) -> Iterator[Item]:
                     last = position
                 yield item
             advance(path.stat().st_size - last)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except BROKEN_GZIP as error:
             raise UserError(f"{path}: damaged gzip: {error}", "download it again") from None
         except OSError as error:
             raise unreadable(path, error) from None
@@ -84,7 +83,9 @@ def read_stream(stream: BinaryIO, path: Path) -> Iterator[Item]:
     if shown.startswith(b"<"):
         yield from read_posts(stream, path, site)
     elif shown.startswith(b"{"):
+        refuse_bytes(start, path)
         yield from read_jsonl_rows(stream, path, site)
     else:
+        refuse_bytes(start, path)
         problem = "is empty" if not start else "is neither a Posts.xml nor JSONL rows"
         raise UserError(f"{path} {problem}", "give Posts.xml of a dump or stack-exchange-preferences rows")

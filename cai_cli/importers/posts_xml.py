@@ -16,6 +16,7 @@ from lxml import etree
 from cai_cli.errors import UserError
 from cai_cli.importers.posts import LICENSE, Answer, Other, Question, Site, Skip, valid_id
 from cai_cli.importers.votes import vote_score
+from cai_cli.jsonl import LONGEST_LINE
 
 CHUNK = 1 << 15  # bytes fed to the parser at a time: bounds the rows that wait in memory; twice as much is slower
 QUESTION, ANSWER = "1", "2"  # PostTypeId; 3 and up are wikis, tag texts, elections and moderation
@@ -61,8 +62,12 @@ def read_rows(stream: BinaryIO, path: Path) -> Iterator[Attributes]:
     settings: dict[str, Any] = {"target": target, "resolve_entities": "internal", "no_network": True, "huge_tree": False}
     parser = etree.XMLParser(**settings)
     try:
+        waiting = 0  # bytes since the last row: of a value without an end, the parser would hold them all
         while chunk := stream.read(CHUNK):
             parser.feed(chunk)
+            waiting = 0 if target.rows else waiting + len(chunk)
+            if waiting > LONGEST_LINE:
+                raise _NotPosts(f"has no row in {LONGEST_LINE >> 20} MiB")
             yield from target.rows
             target.rows.clear()
         parser.close()

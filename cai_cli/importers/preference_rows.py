@@ -8,28 +8,36 @@ streamed by `datasets`.
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
+from cai_cli.errors import UserError
 from cai_cli.hub import read_hub
 from cai_cli.importers.posts import LICENSE, Answer, Question, Site, Skip, site_of_url, valid_id
 from cai_cli.importers.public_files import parquet_rows
+from cai_cli.json_text import JsonError, decoder, load_json, missing
+from cai_cli.jsonl import bounded_lines
+from cai_cli.row_kinds import kind_of
 
 SCORE_LIMIT = 1000  # of |pm_score|, which is a logarithm: beyond it the row is garbage
 
 
 def read_jsonl_rows(stream: BinaryIO, path: Path, site: Site) -> Iterator[Question | Answer | Skip]:
     """Questions, each followed by its answers. A line that is no JSON object is a Skip."""
-    for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace"), 1):
-        if not line.strip():
+    for number, line in enumerate(bounded_lines(stream, path), 1):
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
+        if not text.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
+            row = load_json(text, missing)
+        except JsonError as error:
+            if error.reason != "broken_unicode":
+                yield Skip(f"{path}:{number}", "line is not a JSON object")
+                continue
+            row = decoder(missing).decode(text)  # `clean` mends what is used of it
+        if number == 1 and isinstance(row, dict) and "qid" not in row and (kind := kind_of(row)):
+            raise UserError(f"{path}:1: is a row of {kind.name}, and questions with `qid` are read here", kind.advice)
         if isinstance(row, dict):
             yield from posts_of(row, f"{path}:{number}", site)
         else:

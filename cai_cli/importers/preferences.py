@@ -1,8 +1,8 @@
 """Preference data of the Hugging Face hub, and tables with any column names -> prompts, comparisons and revisions.
 
-Rows come from `read_public_rows` or from `enumerate(dataset, 1)`. A cell with a conversation
-may be a list of {role, content} turns, the same as JSON text (in CSV), a transcript, or plain text. chosen and rejected may be
-a reply alone or the whole conversation with the reply last.
+Rows come from `read_public_rows` or from `enumerate(dataset, 1)`. A cell may hold a conversation in any form that `foreign_turns`
+reads. chosen and rejected may be a reply alone or the whole conversation with the reply last. `dropped` counts what is left
+out of rows that are taken.
 Formats: HuggingFaceH4/ultrafeedback_binarized, HuggingFaceH4/cai-conversation-harmless (and its -old copy, whose texts are
 {role, content} objects), TRL's preference formats.
 """
@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, check_conversation, message, prompt_id
+from cai_cli.conversation import Conversation, check_conversation, message, prompt_id
 from cai_cli.errors import UserError
-from cai_cli.importers.reject import Item, Refused, Reject, Row, convert, number_comparisons, text_of
-from cai_cli.importers.transcript import parse_transcript, prompts_of_turns
+from cai_cli.foreign_turns import Refused, read_conversation, read_pair, read_reply
+from cai_cli.importers.reject import DUPLICATE, Item, Reject, Row, convert, number_comparisons, text_of
+from cai_cli.importers.transcript import prompts_of_turns
 from cai_cli.records import KINDS, Comparison, Prompt, Revision, Round, Sample
 
 
@@ -61,12 +61,18 @@ def parse_columns(text: str | None) -> Columns:
 
 
 def import_prompts(
-    items: Iterable[Item], columns: Columns, *, every_turn: bool = False, kind: str | None = None, source: str | None = None
+    items: Iterable[Item],
+    columns: Columns,
+    *,
+    every_turn: bool = False,
+    kind: str | None = None,
+    source: str | None = None,
+    dropped: Counter[str] | None = None,
 ) -> Iterator[Prompt | Reject]:
     """One prompt a row, or with `every_turn` one per human turn; a reply at the end of the conversation is left out."""
 
     def parse(row: Row) -> list[Prompt]:
-        turns = read_conversation(cell(row, columns.prompt or columns.chosen), "prompt")
+        turns = read_conversation(cell(row, columns.prompt or columns.chosen), "prompt", dropped)
         prompts = prompts_of_turns(turns, every_turn, kind_of(row, columns, kind), source)
         given = given_id(row, columns)
         for position, prompt in enumerate(prompts):
@@ -77,19 +83,23 @@ def import_prompts(
     return convert(items, parse)
 
 
-def import_samples(items: Iterable[Item], columns: Columns, *, kind: str | None = None) -> Iterator[Sample | Reject]:
+def import_samples(
+    items: Iterable[Item], columns: Columns, *, kind: str | None = None, dropped: Counter[str] | None = None
+) -> Iterator[Sample | Reject]:
     """One sample a row: the reply is in a column of its own, or ends the conversation in the prompt's."""
     counts: Counter[str] = Counter()
+    named: dict[str, str] = {}
 
     def parse(row: Row) -> list[Sample]:
-        turns = read_conversation(cell(row, columns.prompt or columns.completion), columns.prompt or columns.completion)
+        name = columns.prompt or columns.completion
+        turns = read_conversation(cell(row, name), name, dropped)
         if columns.prompt and row.get(columns.completion) is not None:
-            inner, reply = read_reply(row[columns.completion], columns.completion)
+            inner, reply = read_reply(row[columns.completion], columns.completion, dropped)
             turns = [*(inner or turns), message("assistant", reply)]
         if turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
             raise Refused("no_reply", f"neither `{columns.completion}` nor the end of the conversation")
         prompt = check_conversation(turns[:-1], "prompt", ends_with="user")
-        identity = given_id(row, columns) or prompt_id(prompt)
+        identity = identity_of(row, columns, prompt, named)
         counts[identity] += 1
         return [Sample(f"{identity}/{counts[identity] - 1}", prompt, turns[-1:], "stop", kind_of(row, columns, kind))]
 
@@ -97,19 +107,30 @@ def import_samples(items: Iterable[Item], columns: Columns, *, kind: str | None 
 
 
 def import_comparisons(
-    items: Iterable[Item], columns: Columns, *, kind: str | None = None, origin: str = "human", source: str | None = None
+    items: Iterable[Item],
+    columns: Columns,
+    *,
+    kind: str | None = None,
+    origin: str = "human",
+    source: str | None = None,
+    dropped: Counter[str] | None = None,
 ) -> Iterator[Comparison | Reject]:
     """One comparison a row. Rejected: replies to different prompts, identical or empty replies, scores that are tied or
     contradict the order of the pair. A probability under 0.5 turns the pair round.
     """
 
+    named: dict[str, str] = {}
+
     def parse(row: Row) -> list[Comparison]:
         check_scores(row, columns)
-        prompt, chosen, rejected = read_pair(row, columns)
+        cells = (row.get(columns.prompt) if columns.prompt else None, cell(row, columns.chosen), cell(row, columns.rejected))
+        prompt, chosen, rejected = read_pair(*cells, (columns.prompt or "prompt", columns.chosen, columns.rejected), dropped)
+        if chosen == rejected:
+            raise Refused("identical", chosen[:200])
         probability = probability_of(row, columns)
         if probability < 0.5:
             chosen, rejected, probability = rejected, chosen, 1 - probability
-        identity = given_id(row, columns) or prompt_id(prompt)
+        identity = identity_of(row, columns, prompt, named)
         replies = ([message("assistant", chosen)], [message("assistant", rejected)])
         return [Comparison(identity, identity, prompt, *replies, probability, origin, kind_of(row, columns, kind), source)]
 
@@ -117,17 +138,17 @@ def import_comparisons(
 
 
 def import_ultrafeedback(
-    items: Iterable[Item], kind: str = "helpful", source: str = "ultrafeedback"
+    items: Iterable[Item], kind: str = "helpful", source: str = "ultrafeedback", dropped: Counter[str] | None = None
 ) -> Iterator[Comparison | Reject]:
     """ultrafeedback_binarized: labelled by a model, so origin "ai"; which pair was better by how much is not used."""
-    return import_comparisons(items, ULTRAFEEDBACK, kind=kind, origin="ai", source=source)
+    return import_comparisons(items, ULTRAFEEDBACK, kind=kind, origin="ai", source=source, dropped=dropped)
 
 
 def import_cai_comparisons(
-    items: Iterable[Item], kind: str = "harmful", source: str = "cai-conversation-harmless"
+    items: Iterable[Item], kind: str = "harmful", source: str = "cai-conversation-harmless", dropped: Counter[str] | None = None
 ) -> Iterator[Comparison | Reject]:
     """cai-conversation-harmless: chosen is the revision, rejected the initial response; no judge was asked."""
-    return import_comparisons(items, CAI_HARMLESS, kind=kind, origin="ai", source=source)
+    return import_comparisons(items, CAI_HARMLESS, kind=kind, origin="ai", source=source, dropped=dropped)
 
 
 def import_cai_revisions(items: Iterable[Item], kind: str = "harmful") -> Iterator[Revision | Reject]:
@@ -167,70 +188,6 @@ def cell(row: Row, name: str) -> Any:
     return row[name]
 
 
-def read_conversation(value: Any, name: str) -> Conversation:
-    """The conversation in a cell: turns, turns as JSON text, a transcript, or the text of one human turn."""
-    if isinstance(value, str):
-        if is_transcript(value):
-            return parse_transcript(value.rstrip().removesuffix(ASSISTANT))
-        turns = turns_from_json(value)
-        value = [message("user", value.strip())] if turns is None else turns
-    return check_conversation(value, name)
-
-
-def is_transcript(text: str) -> bool:
-    return text.lstrip().startswith(HUMAN.strip())
-
-
-def turns_from_json(text: str) -> Any:
-    """Turns written as JSON text, or None."""
-    if not text.lstrip().startswith("[{"):
-        return None
-    try:
-        turns = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    # A list of other objects is what somebody wrote, such as a question about JSON.
-    return turns if all(isinstance(turn, dict) and "role" in turn for turn in turns) else None
-
-
-def read_pair(row: Row, columns: Columns) -> tuple[Conversation, str, str]:
-    """Prompt, chosen and rejected reply. Raises Refused where they do not make a pair."""
-    given = None
-    if columns.prompt is not None and row.get(columns.prompt) is not None:
-        given = check_conversation(read_conversation(row[columns.prompt], columns.prompt), columns.prompt, ends_with="user")
-    chosen_prompt, chosen = read_reply(cell(row, columns.chosen), columns.chosen)
-    rejected_prompt, rejected = read_reply(cell(row, columns.rejected), columns.rejected)
-    if chosen_prompt and rejected_prompt and chosen_prompt != rejected_prompt:
-        raise Refused("prompts_differ")
-    inner = chosen_prompt or rejected_prompt
-    # The conversation may say more than the prompt column (a system turn, earlier turns), never something else.
-    if given and inner and given[-1]["content"].strip() != inner[-1]["content"].strip():
-        raise Refused("prompts_differ", f"`{columns.prompt}` is not what the replies answer")
-    prompt = inner or given
-    if not prompt:
-        raise Refused("missing_field", "no prompt, neither in a column of its own nor before the replies")
-    if not chosen or not rejected:
-        raise Refused("empty_reply", columns.rejected if chosen else columns.chosen)
-    if chosen == rejected:
-        raise Refused("identical", chosen[:200])
-    return prompt, chosen, rejected
-
-
-def read_reply(value: Any, name: str) -> tuple[Conversation, str]:
-    """The turns before a reply, [] where the cell holds the reply alone, and the reply, which may be empty."""
-    if isinstance(value, str):
-        if is_transcript(value) and ASSISTANT in value:
-            value = parse_transcript(value)
-        elif (turns := turns_from_json(value)) is not None:
-            value = turns
-        else:
-            return [], value.strip()
-    if not isinstance(value, list) or not value or not isinstance(value[-1], dict) or value[-1].get("role") != "assistant":
-        raise Refused("no_reply", f"`{name}` does not end in an assistant turn")
-    reply = text_of(value[-1], "content").strip()
-    return (check_conversation(value[:-1], name, ends_with="user") if value[:-1] else []), reply
-
-
 def check_scores(row: Row, columns: Columns) -> None:
     if columns.score_chosen is None or columns.score_rejected is None:
         return
@@ -255,7 +212,7 @@ def number(row: Row, name: str) -> float:
     value = cell(row, name)
     try:
         result = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = float("nan")
     if result != result or abs(result) == float("inf"):
         raise Refused("not_a_number", f"`{name}` is {value!r}")
@@ -265,7 +222,18 @@ def number(row: Row, name: str) -> float:
 def given_id(row: Row, columns: Columns) -> str:
     """The row's own id of the prompt, "" without one."""
     value = row.get(columns.id) if columns.id else None
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise Refused("not_an_id", f"`{columns.id}` is {type(value).__name__}")
     return "" if value is None else str(value)
+
+
+def identity_of(row: Row, columns: Columns, prompt: Conversation, named: dict[str, str]) -> str:
+    """The id of a row's prompt: the given one, which must not be another prompt's, or made from the prompt."""
+    made = prompt_id(prompt)
+    given = given_id(row, columns)
+    if given and named.setdefault(given, made) != made:
+        raise Refused(DUPLICATE, f"id {given!r} is used for another prompt before")
+    return given or made
 
 
 def kind_of(row: Row, columns: Columns, default: str | None) -> str | None:

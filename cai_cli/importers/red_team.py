@@ -1,7 +1,7 @@
 r"""Anthropic's red_team_attempts (a JSON array or JSON lines, plain or gzipped) -> harmful prompts.
 
 The prompt is what the red-teamer wrote before the assistant said anything: the transcript up to the first `\n\nAssistant:`, as in
-the paper. A second `\n\nHuman:` before it belongs to the same turn (the rule of `transcript.py`). Ratings and tags are not used.
+the paper. A second `\n\nHuman:` before it belongs to the same turn (`from_transcript`). Ratings and tags are not used.
 Source: arXiv 2209.07858; https://github.com/anthropics/hh-rlhf, folder red-team-attempts.
 """
 
@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from cai_cli.importers.public_files import read_public_rows
+from cai_cli.foreign_turns import parse_transcript
+from cai_cli.importers.public_files import expect_fields, read_public_rows
 from cai_cli.importers.reject import Reject, Row, convert, text_of
-from cai_cli.importers.transcript import parse_transcript, prompts_of_turns
+from cai_cli.importers.transcript import prompts_of_turns
 from cai_cli.records import Prompt
 
 SOURCE = "red-team-attempts"
@@ -24,7 +25,7 @@ def import_prompts(
 ) -> Iterator[Prompt | Reject]:
     """One prompt a row, or with `every_turn` one per human turn. Attempts can start alike: see `Tally.merge_identical`."""
     parse = partial(prompts_of_row, every_turn=every_turn, kind=kind, source=source)
-    return convert(read_public_rows(path), parse)
+    return convert(expect_fields(path, read_public_rows(path), "transcript"), parse)
 
 
 def prompts_of_row(row: Row, *, every_turn: bool, kind: str | None, source: str) -> list[Prompt]:

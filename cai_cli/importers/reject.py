@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from cai_cli.conversation import prompt_id
 from cai_cli.errors import RecordError
+from cai_cli.foreign_turns import Refused
 from cai_cli.records import Comparison, Prompt
 
 Row = dict[str, Any]
@@ -34,15 +35,6 @@ class Reject:
 
 Item = tuple[int, Row] | Reject
 DUPLICATE = "duplicate_id"
-
-
-class Refused(Exception):
-    """Raised by a parser of rows. `reason` is a short fixed name that can be counted, `detail` says what was found."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
 
 
 def convert(items: Iterable[Item], parse: Callable[[Row], Iterable[Record]]) -> Iterator[Record | Reject]:
@@ -86,11 +78,12 @@ def number_comparisons(items: Iterable[Comparison | Reject]) -> Iterator[Compari
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of an import: what came out, prompts merged into an earlier identical one, rejects by reason."""
+    """Counts of an import: what came out, prompts merged into an earlier identical one, rejects by reason, turns dropped."""
 
     records: int = 0
     merged: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
 
     def watch(self, items: Iterable[Record | Reject]) -> Iterator[Record | Reject]:
         """The same items, counted as they pass."""

@@ -1,18 +1,10 @@
-"""Public transcripts -> conversations, by the rule of `conversation.from_transcript`; what is none is refused."""
+"""Conversations -> the prompts in them."""
 
 from __future__ import annotations
 
-from cai_cli.conversation import Conversation, TranscriptError, check_conversation, from_transcript, prompt_id
-from cai_cli.importers.reject import Refused
+from cai_cli.conversation import Conversation, check_conversation, prompt_id
+from cai_cli.foreign_turns import Refused
 from cai_cli.records import Prompt
-
-
-def parse_transcript(text: str) -> Conversation:
-    """`from_transcript`. Raises Refused: `not_a_transcript`, `starts_with_assistant`, `empty_turn`."""
-    try:
-        return from_transcript(text)
-    except TranscriptError as error:
-        raise Refused(error.reason, error.detail) from None
 
 
 def prompts_of_turns(turns: Conversation, every_turn: bool, kind: str | None, source: str | None) -> list[Prompt]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+
+from cai_cli.json_text import load_json
 
 matplotlib.use("Agg")
 
@@ -16,7 +17,7 @@ SCORES = (("eval_score", "preference model"), ("eval_gold_score", "gold PM"))
 
 def evaluations(metrics: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that hold an evaluation."""
-    rows = (json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines())
+    rows = (load_json(line, constant=float) for line in metrics.read_text(encoding="utf-8").splitlines())
     return [row for row in rows if "eval_score" in row]
 
 

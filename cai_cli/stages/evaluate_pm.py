@@ -26,8 +26,8 @@ from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, flag
 from cai_cli.preference_model import dry_run, open_preference_model, open_reading, tokenise
 from cai_cli.ranks import is_main
-from cai_cli.records import Comparison
 from cai_cli.talk import progress, say, table
+from cai_cli.trl_rows import RowReader
 
 if TYPE_CHECKING:
     from cai_cli.training.pairwise import TokenPair
@@ -65,7 +65,8 @@ def run(options: Options) -> None:
     results = ResultsFile("evaluate pm", options) if options.out else None
     if results and results.done:
         return
-    comparisons = [row for source in options.comparisons for row in read_records(Path(source), Comparison.from_row)]
+    reader = RowReader()
+    comparisons = [row for source in options.comparisons for row in read_records(Path(source), reader.comparison)]
     if not comparisons:
         raise UserError(f"{', '.join(options.comparisons)}: no comparisons in it", "`cai label` and `cai import` make some")
     overlap = find_overlap((row.prompt for row in comparisons), options.pm)

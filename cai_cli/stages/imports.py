@@ -11,7 +11,6 @@ table               CSV, TSV, JSON, JSON lines, parquet: --columns -> prompts, s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +20,13 @@ import typer
 
 from cai_cli.artifact import FileArtifact, Rejected
 from cai_cli.errors import UserError
+from cai_cli.json_text import load_json
 from cai_cli.jsonl import dump_row, read_lines
 from cai_cli.manifest import begin_manifest, manifest_path, read_manifest
 from cai_cli.options import INPUT, RowOptions, flag
 from cai_cli.row_artifact import RowArtifact
 from cai_cli.split_files import SplitFolder
-from cai_cli.talk import say, show_text
+from cai_cli.talk import say, show_text, tell_dropped
 
 if TYPE_CHECKING:
     from cai_cli.importers.reject import Tally
@@ -92,11 +92,11 @@ def import_rows(options: Options) -> None:
     """Records into `--out`, rejects beside it."""
     from cai_cli.importers.reject import Reject, Tally
 
-    items = importer(options)
+    tally = Tally()
+    items = importer(options, tally)
     artifact = RowArtifact("import", options, options.limit)
     if artifact.done:
         return
-    tally = Tally()
     items = tally.merge_identical(tally.watch(items))
     if options.dry_run:
         dry_run(options, items, tally)
@@ -116,35 +116,48 @@ def import_rows(options: Options) -> None:
             break
     if tally.merged:
         say(f"merged {tally.merged} repeated prompts")
-    artifact.finish(seen=seen + tally.merged, merged=tally.merged)
+    tell_dropped(tally.dropped)
+    facts: dict[str, Any] = {"dropped": dict(tally.dropped)} if tally.dropped else {}
+    artifact.finish(seen=seen + tally.merged, merged=tally.merged, **facts)
 
 
-def importer(options: Options) -> Iterator[Any]:
+def importer(options: Options, tally: Tally) -> Iterator[Any]:
     """The reader of the format, with what it is to make."""
     from cai_cli.importers import hh_rlhf, paper_chains, preferences, red_team
-    from cai_cli.importers.public_files import check_columns, read_public_rows
+    from cai_cli.importers.public_files import check_columns, expect_fields, read_public_rows
 
     path, every_turn = options.file, options.every_turn
     kind = options.kind or hh_rlhf.kind_of_path(path)
-    sourced = {"source": options.source} if options.source else {}
+    sourced: dict[str, Any] = {"source": options.source} if options.source else {}
     named = sourced | ({"kind": options.kind} if options.kind else {})  # over what the format says
     columns = preferences.parse_columns(options.columns)
 
-    def table() -> Iterator[Any]:
+    def table(*needed: str) -> Iterator[Any]:
         asked = [item.partition("=")[2].strip() for item in (options.columns or "").split(",") if item.strip()]
-        return check_columns(path, read_public_rows(path), asked)
+        return check_columns(path, read_public_rows(path), [*asked, *needed])
+
+    def pairs() -> Iterator[Any]:
+        return expect_fields(path, read_public_rows(path), "chosen", "rejected")
 
     makers: dict[tuple[str, str], Callable[[], Iterator[Any]]] = {
         ("hh-rlhf", "prompts"): lambda: hh_rlhf.import_prompts(path, every_turn=every_turn, kind=kind, **sourced),
         ("hh-rlhf", "comparisons"): lambda: hh_rlhf.import_comparisons(path, kind=kind, **sourced),
         ("red-team", "prompts"): lambda: red_team.import_prompts(path, every_turn=every_turn, **named),
         ("paper-chains", "revisions"): lambda: paper_chains.import_chains(path, **named),
-        ("cai-conversation", "revisions"): lambda: preferences.import_cai_revisions(read_public_rows(path), **named),
-        ("cai-conversation", "comparisons"): lambda: preferences.import_cai_comparisons(read_public_rows(path), **named),
-        ("ultrafeedback", "comparisons"): lambda: preferences.import_ultrafeedback(read_public_rows(path), **named),
-        ("table", "prompts"): lambda: preferences.import_prompts(table(), columns, every_turn=every_turn, kind=kind, **sourced),
-        ("table", "samples"): lambda: preferences.import_samples(table(), columns, kind=kind),
-        ("table", "comparisons"): lambda: preferences.import_comparisons(table(), columns, kind=kind, **sourced),
+        ("cai-conversation", "revisions"): lambda: preferences.import_cai_revisions(
+            expect_fields(path, read_public_rows(path), "init_prompt"), **named
+        ),
+        ("cai-conversation", "comparisons"): lambda: preferences.import_cai_comparisons(pairs(), **named, dropped=tally.dropped),
+        ("ultrafeedback", "comparisons"): lambda: preferences.import_ultrafeedback(pairs(), **named, dropped=tally.dropped),
+        ("table", "prompts"): lambda: preferences.import_prompts(
+            table(columns.prompt or columns.chosen), columns, every_turn=every_turn, kind=kind, **sourced, dropped=tally.dropped
+        ),
+        ("table", "samples"): lambda: preferences.import_samples(
+            table(columns.prompt or columns.completion), columns, kind=kind, dropped=tally.dropped
+        ),
+        ("table", "comparisons"): lambda: preferences.import_comparisons(
+            table(columns.chosen, columns.rejected), columns, kind=kind, **sourced, dropped=tally.dropped
+        ),
     }
     kinds = [to for name, to in makers if name == options.format]
     to = options.to or kinds[0]
@@ -173,7 +186,7 @@ def import_parts(options: Options, spec: str) -> None:
     manifest = read_manifest(manifest_path(whole.out))
     assert manifest is not None, "the import has just written it"
     if not folder.done(manifest["counts"]["out"]):
-        folder.write(((json.loads(line)["prompt"], line) for _, line in read_lines(whole.out)), manifest)
+        folder.write(((load_json(line)["prompt"], line) for _, line in read_lines(whole.out)), manifest)
 
 
 def import_paper_constitution(options: Options) -> None:
@@ -211,4 +224,5 @@ def dry_run(options: Options, items: Iterator[Any], tally: Tally) -> None:
         records += 1
         if records == options.limit:
             break
+    tell_dropped(tally.dropped)
     say(f"{records} records, {tally.merged} repeated, {tally.rejects.total()} rejected")

@@ -26,8 +26,9 @@ from cai_cli.errors import RecordError, UserError
 from cai_cli.hygiene import is_near, share_kept
 from cai_cli.jsonl import check_new, read_rows
 from cai_cli.options import flag
-from cai_cli.records import Comparison, Prompt, Revision, Sample, events_text
+from cai_cli.records import Prompt, Revision, events_text
 from cai_cli.talk import show_text, visible
+from cai_cli.trl_rows import RowReader
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,7 +98,7 @@ def prompt_page(row: dict[str, Any]) -> Page:
 
 
 def sample_page(row: dict[str, Any]) -> Page:
-    sample = Sample.from_row(row)
+    sample = RowReader().sample(row)
     return [*conversation_lines(sample.prompt), *conversation_lines(sample.completion), (f"  {sample.finish_reason}\n", NOTE)]
 
 
@@ -120,7 +121,7 @@ def revision_page(row: dict[str, Any]) -> Page:
 
 
 def comparison_page(row: dict[str, Any]) -> Page:
-    comparison = Comparison.from_row(row)
+    comparison = RowReader().comparison(row)
     chosen, other = comparison.chosen[0]["content"], comparison.rejected[0]["content"]
     page = [*conversation_lines(comparison.prompt), *titled("rejected", other)]
     page += [(f"chosen, probability {comparison.probability:.3f}, {comparison.origin}\n", NOTE)]

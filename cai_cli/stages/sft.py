@@ -34,8 +34,9 @@ from cai_cli.options import (
     template_kwargs,
 )
 from cai_cli.ranks import by_fsdp, is_main, main_first
-from cai_cli.talk import say, show_text, warn_all
+from cai_cli.talk import say, show_text, tell_dropped, warn_all
 from cai_cli.training.sft_data import Target, TokenRow, dataset_of, packed_dataset, read_targets, tokenise
+from cai_cli.trl_rows import RowReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,9 +83,10 @@ def run(options: Options) -> None:
     artifact = ModelArtifact("sft", options, fsdp=True)
     if artifact.done:
         return
-    found = [
-        item for source in options.data for item in read_targets(source, options.targets, options.seed, options.train_on_thinking)
-    ]
+    reader = RowReader()
+    how = (options.targets, options.seed, options.train_on_thinking, reader)
+    found = [item for source in options.data for item in read_targets(source, *how)]
+    tell_dropped(reader.dropped)
     targets = [item for item in found if isinstance(item, Target)]
     rejected = [item for item in found if isinstance(item, Rejected)]
 

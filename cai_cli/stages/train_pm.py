@@ -23,6 +23,8 @@ from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, OutputOptions, PairwiseOptions, flag
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.records import Comparison
+from cai_cli.talk import tell_dropped
+from cai_cli.trl_rows import RowReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,9 @@ def run(options: Options) -> None:
 
 def read_weighted(sources: list[str]) -> Iterator[tuple[Comparison, float]]:
     """Each comparison with its weight. An id is there once in a file; two files may label the same pair, and both count."""
+    reader = RowReader()
     for source in sources:
         path, weight = parse_weight(source)
-        for comparison in read_records(Path(path), Comparison.from_row):
+        for comparison in read_records(Path(path), reader.comparison):
             yield comparison, weight
+    tell_dropped(reader.dropped)

@@ -8,7 +8,6 @@ their gradients: W processes do what one does with W times the gradient accumula
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import get_scheduler
 
 from cai_cli.errors import RunError
 from cai_cli.evaluation.comparisons import Judged, by_group, sigmoid
+from cai_cli.json_text import load_json
 from cai_cli.jsonl import strict_json, write_atomically
 from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, trainable_state
@@ -253,7 +253,7 @@ class MetricsFile:
         if path.exists() and step > 0:
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    if load_json(line, constant=float)["step"] <= step:
                         kept.append(line + "\n")
                 except ValueError:
                     break

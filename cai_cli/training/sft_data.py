@@ -18,7 +18,9 @@ from cai_cli.jsonl import check_new, read_rows
 from cai_cli.keys import shuffled
 from cai_cli.manifest import parse_weight
 from cai_cli.records import Revision, Sample
+from cai_cli.row_kinds import CONVERSATIONS, REVISIONS, SAMPLES, kind_taken
 from cai_cli.splits import is_held_out
+from cai_cli.trl_rows import RowReader
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,21 +50,31 @@ class TokenRow:
     held_out: bool
 
 
-def read_targets(source: str, which: str, seed: int, thinking: bool = False) -> Iterator[Target | Rejected]:
+def read_targets(
+    source: str, which: str, seed: int, thinking: bool = False, reader: RowReader | None = None
+) -> Iterator[Target | Rejected]:
     """The targets of one file, `FILE[:proportion]`, told apart by their fields; a malformed row stops with its place.
 
     An id is there once in a file; two files may share ids, as samples of the same prompts do, and both are trained on.
-    `which`: each chain's "final" revision, or "all" of them. `thinking`: with what a reasoning model thought in front.
+    `which`: each chain's "final" revision, or "all" of them. `thinking`: with what a reasoning model thought in front. `reader`:
+    one for all files, since it makes ids for rows without.
     """
+    reader = reader or RowReader()
     path, proportion = parse_weight(source)
     found: list[Target | Rejected] = []
     seen: dict[str, int] = {}
     for line, row in read_rows(Path(path)):
         try:
-            found += revision_targets(row, which, thinking) if "rounds" in row else sample_targets(row, thinking)
+            if kind_taken(row, REVISIONS, SAMPLES, CONVERSATIONS) == REVISIONS:
+                found += revision_targets(row, which, thinking)
+                name = str(row["id"])
+            else:
+                sample = reader.sample(row)
+                found.append(sample_target(sample, thinking))
+                name = sample.id
         except RecordError as error:
             raise error.at(f"{path}:{line}") from None
-        check_new(seen, row["id"], Path(path), line)
+        check_new(seen, name, Path(path), line)
     if not found:
         raise UserError(f"{path}: no rows in it", "its stage may have rejected everything")
     yield from (item for item in found if isinstance(item, Rejected))
@@ -95,9 +107,8 @@ def revision_targets(row: dict[str, Any], which: str, thinking: bool) -> Iterato
         yield Target(identity, chain.prompt, [message("assistant", text)], chain.kind or OTHER, thoughts)
 
 
-def sample_targets(row: dict[str, Any], thinking: bool) -> Iterator[Target]:
-    sample = Sample.from_row(row)
-    yield Target(sample.id, sample.prompt, sample.completion, sample.kind or OTHER, sample.thinking if thinking else "")
+def sample_target(sample: Sample, thinking: bool) -> Target:
+    return Target(sample.id, sample.prompt, sample.completion, sample.kind or OTHER, sample.thinking if thinking else "")
 
 
 def tokenise(
