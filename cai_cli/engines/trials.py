@@ -19,7 +19,6 @@ from cai_cli.engines.prefix_tree import Sequence, Stretch, row_of
 from cai_cli.engines.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
 from cai_cli.errors import RunError
 from cai_cli.models.shortcuts import TRIAL, at_rest, difference, first_line, says_cannot, shortcuts_of, trial_rows
-from cai_cli.talk import warn
 
 NEW_TOKENS = (2, 6, 4)  # That rows end at different steps: those that have ended leave the batch.
 
@@ -27,26 +26,24 @@ NEW_TOKENS = (2, 6, 4)  # That rows end at different steps: those that have ende
 def even_length(model: Any) -> int:
     """Up to how many tokens rows of other lengths may be continued in one batch, padded on the left; 0 where not at all."""
     found = shortcuts_of(model)
-    known = "left padding" in found.reasons
-    if found.allows("left padding", lambda: difference(model, lambda: continued(model, [TRIAL, TRIAL - 15, 6]))):
-        return found.even
-    if not known:
-        reason = found.reasons["left padding"]
-        warn(f"{type(model).__name__} with padding: {reason}; only prompts of one length share a pass, which is slower")
-    return 0
+    instead = "only prompts of one length share a pass"
+
+    def reason() -> str:
+        return difference(model, lambda: continued(model, [TRIAL, TRIAL - 15, 6]))
+
+    return found.even if found.allows("left padding", reason, instead) else 0
 
 
 def takes_batches(model: Any) -> bool:
     """Whether rows of one length may be continued in one batch, with our cache; tells a user where not even one row may."""
-    found = shortcuts_of(model)
-    if "rows together" not in found.reasons:
-        found.reasons["rows together"] = difference(model, lambda: continued(model, [12, 12, 12]))
-        if found.reasons["rows together"]:
+
+    def reason() -> str:
+        found = difference(model, lambda: continued(model, [12, 12, 12]))
+        if found:
             check_alone(model)
-            warn(
-                f"{type(model).__name__} with several rows: {found.reasons['rows together']}; one row at a time, which is slower"
-            )
-    return not found.reasons["rows together"]
+        return found
+
+    return shortcuts_of(model).allows("a pass over several rows", reason, "rows go through one by one")
 
 
 def check_alone(model: Any) -> None:

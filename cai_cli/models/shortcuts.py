@@ -17,6 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from cai_cli.talk import warn
+
 ANY_LENGTH = 1 << 30
 TRIAL = 40  # Tokens of the longest row that an architecture is tried with.
 FIXED_ROPE = {"default", "linear", "yarn", "llama3", "proportional"}  # The same angles whatever else is in the pass.
@@ -36,16 +38,19 @@ class Shortcuts:
     that comes before it. `packs`, `trims`: see `packing.prepare`.
     """
 
+    kind: str
     even: int = ANY_LENGTH
     sees_all: int = ANY_LENGTH
     packs: bool = False
     trims: bool = True
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def allows(self, shortcut: str, reason: Callable[[], str]) -> bool:
-        """Whether `reason`, which is asked once, is empty."""
+    def allows(self, shortcut: str, reason: Callable[[], str], instead: str = "") -> bool:
+        """Whether `reason`, which is asked once, is empty. `instead`: told a user, once, where it is not: what is done then."""
         if shortcut not in self.reasons:
-            self.reasons[shortcut] = reason()
+            self.reasons[shortcut] = found = reason()
+            if found and instead:
+                warn(f"{self.kind}: {shortcut} gives {found}, so {instead}; this is slower")
         return not self.reasons[shortcut]
 
 
@@ -56,7 +61,7 @@ def shortcuts_of(model: Any) -> Shortcuts:
     """What is known of the model, from its configuration on. One entry for a model and the transformer inside it."""
     trunk = model.base_model
     if trunk not in FOUND:
-        found = FOUND[trunk] = Shortcuts()
+        found = FOUND[trunk] = Shortcuts(type(model).__name__)
         text = model.config.get_text_config()
         for length, reason in local_words(text):
             found.sees_all = min(found.sees_all, length)
@@ -134,7 +139,7 @@ def difference(model: Any, attempt: Callable[[], tuple[Tensor, Tensor]]) -> str:
         except Exception as error:
             if not says_cannot(error):
                 raise
-            return f"not taken: {first_line(error)}"
+            return f"an error ({first_line(error)})"
     return "" if close(got, wanted, is_exact(model)) else "other numbers than of each row alone"
 
 
@@ -162,7 +167,8 @@ def at_rest(model: Any) -> Iterator[None]:
 def right_padding(model: Any, masked: bool) -> bool:
     """Whether the transformer's states of rows padded on the right are those of each row alone; with a mask, or without."""
     name = "right padding" if masked else "right padding without a mask"
-    return shortcuts_of(model).allows(name, lambda: difference(model, lambda: padded_states(model, masked)))
+    instead = "only rows of one length share a pass"
+    return shortcuts_of(model).allows(name, lambda: difference(model, lambda: padded_states(model, masked)), instead)
 
 
 def padded_states(model: Any, masked: bool) -> tuple[Tensor, Tensor]:

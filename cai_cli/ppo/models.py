@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cai_cli.errors import UserError
 from cai_cli.keys import key
 from cai_cli.models.adapters import Task, add_lora
 from cai_cli.models.load import load_config, load_lm, load_pm, training_dtype
 from cai_cli.models.packed_attention import SHORT
 from cai_cli.models.packing import prepare, where_it_can
+from cai_cli.models.shortcuts import rope_words
 from cai_cli.ppo.forward import has_plain_head
 from cai_cli.training.pairwise import disable_dropout
 
@@ -54,6 +56,8 @@ def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pai
     """Policy and reference (CAUSAL_LM), or value and preference model (SEQ_CLS), for rows of at most `longest` tokens."""
     path = options.model if task == "CAUSAL_LM" else options.pm
     load, name = (load_lm, "--model") if task == "CAUSAL_LM" else (load_pm, "--pm")
+    if task == "CAUSAL_LM":
+        check_angles(path, longest)
     dtype = training_dtype(options.dtype)
     model = load(path, options.device, dtype, name, tokenizer, options.quantize)
     attention = options.attn_implementation
@@ -76,6 +80,14 @@ def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pai
         pair.learner.gradient_checkpointing_enable({"use_reentrant": False})
         pair.learner.eval()
     return pair
+
+
+def check_angles(path: str, longest: int) -> None:
+    """Raise UserError where a reply's tokens would be drawn at other rotary angles than a pass over the whole reply has."""
+    for length, reason in rope_words(load_config(path).get_text_config()):
+        if longest > length:
+            told = f"--model {path}: {reason}, and the longest prompt and reply have {longest}"
+            raise UserError(told, "give shorter prompts or a lower --max-new-tokens: an update needs the rollout's own numbers")
 
 
 def checkpointed_layers(model: Any) -> list[Any]:
