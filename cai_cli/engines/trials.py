@@ -29,7 +29,7 @@ def even_length(model: Any) -> int:
     instead = "only prompts of one length share a pass"
 
     def reason() -> str:
-        return difference(model, lambda: continued(model, [TRIAL, TRIAL - 15, 6]))
+        return difference(model, lambda: continued(model, [found.trial, found.trial - 15, 6]))
 
     return found.even if found.allows("left padding", reason, instead) else 0
 

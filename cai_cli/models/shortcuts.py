@@ -20,7 +20,8 @@ from torch import Tensor
 from cai_cli.talk import warn
 
 ANY_LENGTH = 1 << 30
-TRIAL = 40  # Tokens of the longest row that an architecture is tried with.
+TRIAL, ROOM = 40, 8  # Tokens of the longest row that an architecture is tried with, and those that follow on it at most.
+CROSSED = 512  # Windows up to this length are crossed by trials of padding; beyond, transformers' own masks are trusted there.
 FIXED_ROPE = {"default", "linear", "yarn", "llama3", "proportional"}  # The same angles whatever else is in the pass.
 LOCAL = re.compile(r"window|local|attention_chunk|attn_chunk|index_topk")
 NO_LENGTH = re.compile(r"layer|pattern|experts|heads|prob|num_")  # Names of counts and shares that LOCAL finds too.
@@ -35,12 +36,13 @@ class Shortcuts:
     """What is known of one model. `reasons`: shortcut -> why it is not used; empty where it is, once it has been tried.
 
     `even`: rows of more tokens share a pass only with rows as long as they are. `sees_all`: up to this length a token sees all
-    that comes before it. `packs`, `trims`: see `packing.prepare`.
+    that comes before it. `trial`: tokens of the longest row to try. `packs`, `trims`: see `packing.prepare`.
     """
 
     kind: str
     even: int = ANY_LENGTH
     sees_all: int = ANY_LENGTH
+    trial: int = TRIAL
     packs: bool = False
     trims: bool = True
     reasons: dict[str, str] = field(default_factory=dict)
@@ -66,11 +68,15 @@ def shortcuts_of(model: Any) -> Shortcuts:
         for length, reason in local_words(text):
             found.sees_all = min(found.sees_all, length)
             found.reasons["shared starts"] = reason
+            if length <= CROSSED:
+                found.trial = max(found.trial, length + ROOM)
             if "chunk" in reason:  # Cut at places that padding would shift.
                 found.even = min(found.even, length)
         for length, reason in rope_words(text):
             found.even, found.sees_all = min(found.even, length), min(found.sees_all, length)
             found.reasons["longer rows together"] = reason
+        context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or ANY_LENGTH
+        found.trial = max(2, min(found.trial, context - ROOM, found.even))
     return FOUND[trunk]
 
 
@@ -172,9 +178,8 @@ def right_padding(model: Any, masked: bool) -> bool:
 
 
 def padded_states(model: Any, masked: bool) -> tuple[Tensor, Tensor]:
-    rows = trial_rows(model, [TRIAL, TRIAL - 15, 6])
-    longest = min(TRIAL, max(1, shortcuts_of(model).even))
-    rows = [row[:longest] for row in rows]
+    longest = shortcuts_of(model).trial
+    rows = trial_rows(model, [longest, max(1, longest - 15), min(6, longest)])
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
     got = trunk_states(model, ids, mask if masked else None)[mask.bool()]
