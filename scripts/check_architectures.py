@@ -92,8 +92,7 @@ class Family:
         files = ["--model", self.folder / model, "--prompts", self.folder / prompts, "--out", out]
         words = ["--temperature", 0, "--max-new-tokens", 12, "--batch-size", batch_size, "-n", 1]
         cai("sample", *files, *words, "--attempts", 1, "--on-truncated", "keep", "--max-reject-rate", 1)
-        [(_, requests, completions)] = self.recorders["generate"].take()
-        assert len(requests) == len(completions)
+        completions = [completion for _, _, found in self.recorders["generate"].take() for completion in found]
         for n, completion in enumerate(completions):
             plain, ids = self.plain(model), torch.tensor([completion.prompt_ids])
             config = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0, "repetition_penalty": 1.0}
