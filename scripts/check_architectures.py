@@ -29,7 +29,7 @@ import torch
 from architecture_families import FAMILIES, build
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from cai_cli.errors import CaiError
+from cai_cli.errors import CaiError, RunError
 from cai_cli.microworld import checkpoint
 from cai_cli.models.load import load_tokenizer
 
@@ -91,7 +91,11 @@ class Family:
         self.recorders["generate"].take()
         files = ["--model", self.folder / model, "--prompts", self.folder / prompts, "--out", out]
         words = ["--temperature", 0, "--max-new-tokens", 12, "--batch-size", batch_size, "-n", 1]
-        cai("sample", *files, *words, "--attempts", 1, "--on-truncated", "keep", "--max-reject-rate", 1)
+        try:
+            cai("sample", *files, *words, "--attempts", 1, "--on-truncated", "keep", "--max-reject-rate", 1)
+        except RunError:  # every text of a random model may be unfit, as one with another turn in it
+            if not self.recorders["generate"].calls:
+                raise
         completions = [completion for _, _, found in self.recorders["generate"].take() for completion in found]
         for n, completion in enumerate(completions):
             plain, ids = self.plain(model), torch.tensor([completion.prompt_ids])
