@@ -29,6 +29,7 @@ import torch
 from architecture_families import FAMILIES, build
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from cai_cli.engines.base import OVERLONG
 from cai_cli.errors import CaiError, RunError
 from cai_cli.microworld import checkpoint
 from cai_cli.models.load import load_tokenizer
@@ -98,6 +99,8 @@ class Family:
                 raise
         completions = [completion for _, _, found in self.recorders["generate"].take() for completion in found]
         for n, completion in enumerate(completions):
+            if completion.finish_reason == OVERLONG:
+                continue
             plain, ids = self.plain(model), torch.tensor([completion.prompt_ids])
             config = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0, "repetition_penalty": 1.0}
             own = plain.generate(
