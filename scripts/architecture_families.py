@@ -1,4 +1,4 @@
-"""Small random models of transformers' families: name -> how one is built. What a fault needs to show is there: windows of 8
+"""Small random models of transformers' families: name -> how one is built. What a fault needs to show is there: windows of 8 or 32
 tokens, a change of rotary frequencies at 64, weights large enough that what a token sees matters.
 """
 
@@ -163,7 +163,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_bigcode": ("gpt_bigcode", GPT),
     "gpt_neo": (
         "gpt_neo",
-        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4 * WINDOW},
     ),
     "gpt_neox": ("gpt_neox", {}),
     "gptj": ("gptj", {**GPT, "rotary_dim": 4}),

@@ -206,7 +206,7 @@ def write_files(folder: Path) -> None:
     triples = list(enumerate(zip(user, chosen, rejected, strict=True)))
     pair = {"probability": 0.9, "origin": "human"}
     lines("comparisons.jsonl", [{"id": f"c{n}", "prompt": p, "chosen": c, "rejected": r, **pair} for n, (p, c, r) in triples])
-    lines("talks.jsonl", [{"id": f"t{n}", "messages": p + c} for n, (p, c, _) in triples])
+    lines("talks.jsonl", [{"id": f"t{n}", "prompt": p, "completion": c} for n, (p, c, _) in triples])
 
 
 def check(name: str, recorders: dict[str, Recorder], chosen: list[str]) -> dict[str, str]:
