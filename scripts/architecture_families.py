@@ -1,5 +1,7 @@
-"""Small random models of transformers' families: name -> how one is built. What a fault needs to show is there: windows of 8 or 32
-tokens, a change of rotary frequencies at 64, weights large enough that what a token sees matters.
+"""Small random models of transformers' families: name -> how one is built.
+
+What a fault needs to show is there: windows of 8 or 32 tokens, a change of rotary frequencies at 64, weights large enough that
+what a token sees matters.
 """
 
 from __future__ import annotations
