@@ -96,8 +96,8 @@ def judge(completion: Completion, item: Item, segment: Segment[Item], before: Sa
     if completion.finish_reason == OVERLONG:
         return Sampled("", OVERLONG, tokens, OVERLONG_PROMPT, (*events, OVERLONG_PROMPT))
     if completion.fault:
-        reason, told = completion.fault
-        return Sampled(completion.text, completion.finish_reason, tokens, reason, (*events, reason), told=told)
+        fault, told = completion.fault
+        return Sampled(completion.text, completion.finish_reason, tokens, fault, (*events, fault), told=told)
     cleaned = clean(completion.text, segment.kind)
     trimmed = list(cleaned.trimmed)
     if completion.stop:

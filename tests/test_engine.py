@@ -21,6 +21,7 @@ from cai_cli.microworld import checkpoint
 from cai_cli.models.chat import encode_text
 from cai_cli.models.load import load_lm, load_tokenizer
 from cai_cli.models.packing import prepare
+from cai_cli.models.shortcuts import shortcuts_of
 
 CPU = torch.device("cpu")
 DEMONSTRATION = "How can I water a daisy? Fill a can with water. Pour it slowly on the soil of the daisy. "
@@ -154,11 +155,15 @@ def test_every_sort_of_cache_gives_transformers_own_greedy_texts(architecture):
             assert len(set(completion.token_ids)) > 1 or request.max_new_tokens < 8
 
 
-def test_a_start_that_all_share_is_computed_once(helpful, monkeypatch):
+def test_a_start_that_all_share_is_computed_once(helpful):
+    requests = [Request(DEMONSTRATION * 6 + text, key("shared", n), 1) for n, text in enumerate(REQUESTS[:20])]
+    helpful.generate(requests)  # the first time the architecture is tried
     fed = []
-    forward = helpful.model.forward
-    monkeypatch.setattr(helpful.model, "forward", lambda **inputs: fed.append(inputs["input_ids"].numel()) or forward(**inputs))
-    helpful.generate([Request(DEMONSTRATION * 6 + text, key("shared", n), 1) for n, text in enumerate(REQUESTS[:20])])
+    hook = helpful.model.register_forward_pre_hook(
+        lambda _, args, inputs: fed.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    helpful.generate(requests)
+    hook.remove()
     length = len(encode_text(helpful.tokenizer, DEMONSTRATION * 6))
     assert length > 100
     assert sum(fed) < length + 20 * 25
@@ -410,12 +415,12 @@ def test_packed_prompts_change_no_text(tiny, monkeypatch, most_tokens):
     prepare(tiny.model, 512)
     monkeypatch.setattr("cai_cli.engines.batches.CPU_PREFILL_TOKENS", most_tokens)
     try:
-        assert tiny.model.cai_packs
+        assert shortcuts_of(tiny.model).packs
         fed.clear()
         found = tiny.generate(requests)
     finally:
         hook.remove()
-        tiny.model.cai_packs = False
+        shortcuts_of(tiny.model).packs = False
     starts = {tuple(done.prompt_ids[: n + 1]) for done in expected for n in range(len(done.prompt_ids) - 1)}
     assert fed[0] == len(starts) if most_tokens == 1 << 11 else fed[0] < len(starts)
     assert [done.token_ids for done in found] == [done.token_ids for done in expected]

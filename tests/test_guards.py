@@ -152,7 +152,7 @@ def parquet() -> bytes:
         (bz2.compress(ROW), "is bzip2-compressed"),
         (b"\x28\xb5\x2f\xfd" + ROW, "is zstd-compressed"),
         (b"PK\x03\x04" + ROW, "is a zip archive"),
-        (gzip.compress(gzip.compress(ROW)), "is gzip in gzip"),
+        (gzip.compress(gzip.compress(ROW, mtime=0), mtime=0), "is gzip in gzip"),
         (parquet, "is a parquet file (`cai import table"),
         (b'[{"prompt": "q"}]', "is a JSON array, not one JSON object a line (`cai import table"),
         (b'[\n{"prompt": "q"}\n]', "is a JSON array"),

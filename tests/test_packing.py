@@ -14,6 +14,7 @@ from cai_cli.models.load import load_pm
 from cai_cli.models.packed_attention import pack, table_sizes
 from cai_cli.models.packing import can_pack, last_mlp, packed_rows, packed_states, prepare, where_it_can
 from cai_cli.models.score import score_all
+from cai_cli.models.shortcuts import shortcuts_of
 
 START = [5, 6, 7, 8, 9]
 
@@ -164,10 +165,10 @@ def test_a_last_mlp_of_another_kind_is_left_whole(monkeypatch):
     model = small_lm()
     monkeypatch.setattr(packing, "last_mlp", lambda model: model.model.layers[-1].self_attn)
     prepare(model, 64)
-    assert (model.cai_packs, model.cai_trims) == (True, False)
+    assert (shortcuts_of(model).packs, shortcuts_of(model).trims) == (True, False)
     monkeypatch.undo()
     prepare(model, 64)
-    assert (model.cai_packs, model.cai_trims) == (True, True)
+    assert (shortcuts_of(model).packs, shortcuts_of(model).trims) == (True, True)
 
 
 def test_a_layer_that_mixes_rows_is_not_packed(monkeypatch):
@@ -175,7 +176,7 @@ def test_a_layer_that_mixes_rows_is_not_packed(monkeypatch):
     whole = model.model.layers[0].mlp.forward
     monkeypatch.setattr(model.model.layers[0].mlp, "forward", lambda hidden: whole(hidden).cumsum(1), raising=False)
     prepare(model, 64)
-    assert not model.cai_packs
+    assert not shortcuts_of(model).packs
     assert not can_pack(model, 64)
 
 
@@ -186,7 +187,7 @@ def test_packed_scores_are_those_of_padded_rows(tmp_path):
     rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)] + [[5], START]
     padded = score_all(pm, rows, PAD, 4)
     prepare(pm, 64)
-    assert pm.cai_packs
+    assert shortcuts_of(pm).packs
     with where_it_can(pm):
         packed = score_all(pm, rows, PAD, 4)
     assert packed == pytest.approx(padded, abs=1e-5)
@@ -202,4 +203,4 @@ def test_values_narrower_than_queries_are_packed():
     ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
     model = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **ranks, num_key_value_heads=4, first_k_dense_replace=2)).eval()
     prepare(model, 64)
-    assert model.cai_packs
+    assert shortcuts_of(model).packs

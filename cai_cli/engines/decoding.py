@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from cai_cli.engines.base import Request
 from cai_cli.engines.batches import left_pad, like_length, prefill_tokens
@@ -21,6 +21,7 @@ from cai_cli.engines.prefix_tree import LEAST_SAVING, shared_length
 from cai_cli.engines.sampling import inverse_cdf, uniforms
 from cai_cli.models.packing import fill_packed, packed_rows
 from cai_cli.models.score import right_pad
+from cai_cli.models.shortcuts import shortcuts_of
 
 FULL = 15 / 16  # Ended rows are dropped once fewer than this share of a batch goes on.
 
@@ -76,7 +77,7 @@ def prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> 
 
     For models that `shares_prefixes` allows.
     """
-    if getattr(model, "cai_packs", False):
+    if shortcuts_of(model).packs:
         return packed_prefill(model, prompts, pad, new_tokens)
     return padded_prefill(model, prompts, pad, new_tokens)
 
@@ -172,14 +173,24 @@ class KeyedDecoding:
     """Continues each prompt of a batch until a stop token, a stop string or its length limit.
 
     Called by `generate` with the prompts' ids (B, T) and what it prepared. `tokens`, `logprobs`: what was drawn for each row,
-    the stop token included, and its log-probabilities under the sampling temperature.
+    the stop token included, and its log-probabilities under the sampling temperature. `room`: whether a fresh cache gets our
+    layers.
     """
 
-    def __init__(self, requests: list[Request], tokenizer: Any, stop_ids: list[int], temperature: float, device: Any) -> None:
+    def __init__(
+        self,
+        requests: list[Request],
+        tokenizer: Any,
+        stop_ids: list[int],
+        temperature: float,
+        device: Any,
+        room: bool = True,
+    ) -> None:
         self.requests = requests
         self.tokenizer = tokenizer
         self.stop_ids = set(stop_ids)
         self.temperature = temperature
+        self.room = room
         self.longest = max(request.max_new_tokens for request in requests)
         self.uniforms = uniforms([request.key for request in requests], self.longest, device)
         # A stop string of n characters spans at most n tokens plus one that starts before it.
@@ -193,12 +204,13 @@ class KeyedDecoding:
         for name in ("logits_processor", "stopping_criteria", "generation_config", "synced_gpus", "streamer", "assistant_model"):
             inputs.pop(name, None)  # of the loop that this one replaces
         past = inputs.get("past_key_values")
-        cache = inputs.get("cache_params") if past is None else past  # without attention layers it has no length
         computed = 0 if past is None else past.get_seq_length()
-        if not computed:
-            make_room(cache, input_ids.size(1) + self.longest)
+        if self.room and not computed:
+            make_room(past, input_ids.size(1) + self.longest)
         rows, going = torch.arange(len(self.requests), device=input_ids.device), list(range(len(self.requests)))
-        ids, length, first = input_ids, input_ids.size(1) - computed, True
+        cached = 1 if inputs.get("use_cache", True) else None
+        length: int | None = input_ids.size(1) - computed
+        ids, first = input_ids, True
         for step in range(self.longest):
             prepared = model.prepare_inputs_for_generation(ids, next_sequence_length=length, is_first_iteration=first, **inputs)
             output = model(**prepared, return_dict=True)
@@ -207,12 +219,15 @@ class KeyedDecoding:
             going = self.take(rows.tolist(), going, token.tolist(), logprob.tolist())
             if not going:
                 break
-            if isinstance(cache, Cache) and len(going) <= FULL * len(rows):
+            # An architecture may have begun another cache; one of its own kind may hold what `reorder_cache` leaves alone.
+            past = inputs.get("past_key_values")
+            cache = inputs.get("cache_params") if past is None else past  # without attention layers it has no length
+            if type(cache) is DynamicCache and len(going) <= FULL * len(rows):
                 kept = torch.tensor(packed(going), device=rows.device)
                 cache.reorder_cache(kept)  # type: ignore[arg-type]
-                rows, token, going = rows[kept], token[kept], list(range(len(going)))
+                rows, ids, token, going = rows[kept], ids[kept], token[kept], list(range(len(going)))
                 inputs = {name: self.select(value, kept) for name, value in inputs.items()}
-            ids, length, first = token.unsqueeze(-1), 1, False
+            ids, length, first = torch.cat([ids, token.unsqueeze(-1)], dim=-1), cached, False
         return input_ids
 
     def take(self, rows: list[int], going: list[int], tokens: list[int], logprobs: list[float]) -> list[int]:

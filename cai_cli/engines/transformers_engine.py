@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -11,12 +12,14 @@ from transformers import GenerationConfig
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, UNFIT, Completion, OptionRequest, Request
 from cai_cli.engines.batches import left_pad, like_length
 from cai_cli.engines.decoding import KeyedDecoding, prefill
-from cai_cli.engines.option_scores import OptionScorer, shares_prefixes
+from cai_cli.engines.option_scores import OptionScorer
+from cai_cli.engines.trials import even_length, shares_prefixes, takes_batches
 from cai_cli.hygiene import OWN_HEADER
 from cai_cli.manifest import device_facts
 from cai_cli.models.chat import Renderer, encode_rendered, reply_header_ids, stop_ids, turn_start_ids
 from cai_cli.models.finite import check_outputs
 from cai_cli.models.load import context_length, load_lm, load_tokenizer
+from cai_cli.models.shortcuts import shortcuts_of
 from cai_cli.models.templates import UnfitRow, template_hash
 from cai_cli.models.written_out import written_out
 from cai_cli.options import GenerationOptions, template_kwargs
@@ -54,7 +57,9 @@ class TransformersEngine:
     def facts(self) -> dict[str, Any]:
         """What the manifest keeps about the model as it was run."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return {**device_facts(str(self.model.device), dtype), "chat_template": template_hash(self.tokenizer)}
+        refused = {name: reason for name, reason in shortcuts_of(self.model).reasons.items() if reason}
+        facts = {**device_facts(str(self.model.device), dtype), "chat_template": template_hash(self.tokenizer)}
+        return facts | ({"shortcuts_not_taken": refused} if refused else {})
 
     # Generation
 
@@ -70,23 +75,38 @@ class TransformersEngine:
             else:
                 prompts[n] = encoded[0]
         fitting = list(prompts)
-        lengths = [len(prompts[n]) + requests[n].max_new_tokens for n in fitting]
-        for places in like_length(lengths, self.batch_size):
-            batch = [fitting[place] for place in places]
-            generated = self._generate_batch([requests[n] for n in batch], [prompts[n] for n in batch])
-            results.update(zip(batch, generated, strict=True))
+        for batch in self._batches([(len(prompts[n]), requests[n].max_new_tokens) for n in fitting]):
+            numbers = [fitting[place] for place in batch]
+            generated = self._generate_batch([requests[n] for n in numbers], [prompts[n] for n in numbers])
+            results.update(zip(numbers, generated, strict=True))
         return [results[n] for n in range(len(requests))]
+
+    def _batches(self, lengths: list[tuple[int, int]]) -> Iterator[list[int]]:
+        """Indices of the rows of each pass, given the lengths of prompt and continuation: padded, or of prompts of one length."""
+        if not lengths:
+            return
+        even = even_length(self.model)
+        wholes = [prompt + new for prompt, new in lengths]
+        padded = [n for n, whole in enumerate(wholes) if whole <= even]
+        for places in like_length([wholes[n] for n in padded], self.batch_size):
+            yield [padded[place] for place in places]
+        if apart := [n for n, whole in enumerate(wholes) if whole > even]:
+            size = self.batch_size if takes_batches(self.model) else 1
+            most = max(lengths[n][1] for n in apart)
+            for places in like_length([lengths[n][0] for n in apart], size, most, even=0):
+                yield [apart[place] for place in places]
 
     @torch.inference_mode()
     def _generate_batch(self, requests: list[Request], prompts: list[list[int]]) -> list[Completion]:
-        decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.temperature, self.model.device)
-        pad = int(self.tokenizer.pad_token_id)
-        with written_out(self.model):
-            if shares_prefixes(self.model):
-                inputs = prefill(self.model, prompts, pad, decoding.longest)
+        model, pad = self.model, int(self.tokenizer.pad_token_id)
+        ours = len(prompts) > 1 or even_length(model) > 0 or takes_batches(model)
+        decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.temperature, model.device, ours)
+        with written_out(model):
+            if max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model):
+                inputs = prefill(model, prompts, pad, decoding.longest)
             else:
-                inputs = dict(zip(("input_ids", "attention_mask"), left_pad(prompts, pad, self.model.device), strict=True))
-            self.model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
+                inputs = dict(zip(("input_ids", "attention_mask"), left_pad(prompts, pad, model.device), strict=True))
+            model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
         if self.refuses_odd_numbers:
             for logprobs in decoding.logprobs:
                 check_outputs(self.model, logprobs, "a token's log-probability")

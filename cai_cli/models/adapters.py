@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.finite import check_weights
-from cai_cli.models.load import first_line
+from cai_cli.models.model_directory import first_line
 from cai_cli.models.saved_configs import as_settled
 from cai_cli.talk import warn
 

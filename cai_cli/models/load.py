@@ -166,7 +166,11 @@ def load_pm(
     """A preference model: a sequence classifier with one label. From a language model, with a fresh zero-mean head."""
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, path, device, dtype, flag, tokenizer, quantize, num_labels=1)
+    from cai_cli.models.score import check_scorer
+
+    model = _load(AutoModelForSequenceClassification, path, device, dtype, flag, tokenizer, quantize, num_labels=1)
+    check_scorer(model, f"{flag} {path}")
+    return model
 
 
 def quantisation(quantize: str, place: torch.device) -> dict[str, Any]:

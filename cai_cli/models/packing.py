@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cai_cli.models.packed_attention import Linear, Map, pack, packed_attention
+from cai_cli.models.shortcuts import TRIAL, difference, shortcuts_of, trial_rows
 from cai_cli.models.written_out import replaced, written_out
 
 NAME = "cai_packed_rows"
@@ -25,16 +26,17 @@ def prepare(model: Any, longest: int, packs: bool = True) -> None:
 
     And whether its last layer's MLP can leave out the tokens whose states nobody reads.
     """
-    model.cai_trims = True
-    model.cai_packs = packs and can_pack(model, longest)
-    if packs and not model.cai_packs:
-        model.cai_trims = False
-        model.cai_packs = can_pack(model, longest)
+    found = shortcuts_of(model)
+    found.trims = True
+    found.packs = packs and can_pack(model, longest)
+    if packs and not found.packs:
+        found.trims = False
+        found.packs = can_pack(model, longest)
 
 
 def where_it_can(model: Any) -> AbstractContextManager[None]:
     """`packed_rows` for a model that was found able to; nothing for others."""
-    return packed_rows(model) if getattr(model, "cai_packs", False) else nullcontext()
+    return packed_rows(model) if shortcuts_of(model).packs else nullcontext()
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
 
     Not with gradient checkpointing, which calls the layer once more in the backward pass.
     """
-    trims = getattr(model, "cai_trims", False) and not getattr(model, "is_gradient_checkpointing", False)
+    trims = shortcuts_of(model).trims and not getattr(model, "is_gradient_checkpointing", False)
     mlp = last_mlp(model) if trims else None
     if mlp is None:
         yield
@@ -115,26 +117,26 @@ def last_mlp(model: Any) -> Any | None:
     return getattr(stacks[0][-1], "mlp", None) if len(stacks) == 1 else None
 
 
-@torch.no_grad()
 def can_pack(model: Any, longest: int) -> bool:
     """Whether packed rows of at most `longest` tokens give this model's own hidden states."""
-    text = model.config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    if window is not None and window < longest:
+    found = shortcuts_of(model)
+    if longest > found.sees_all:
+        words = [found.reasons[name] for name in ("shared starts", "longer rows together") if found.reasons.get(name)]
+        found.reasons["packed rows"] = f"rows of up to {longest} tokens and {', '.join(words)}"
         return False
-    lengths = torch.tensor([7, 5], device=model.device)
-    ids = torch.arange(14, device=model.device).view(2, 7)
-    ids[1, :2] = ids[0, :2]  # a start that both rows share
-    ids %= model.get_input_embeddings().num_embeddings
-    rows, columns = torch.tensor([[0, 0, 0, 1, 1], [3, 5, 6, 2, 4]], device=model.device)
-    expected = model.base_model(input_ids=ids, use_cache=False)[0][rows, columns].float()
-    try:
-        with packed_rows(model):
-            states = packed_states(model, ids, lengths, rows, columns)
-    except (TypeError, ValueError, RuntimeError):  # an architecture that takes or makes something else on the way
-        return False
-    close = 1e-3 if states.dtype == torch.float32 else 0.05
-    return bool((states.float() - expected).abs().max() <= close * expected.abs().max())
+    found.reasons["packed rows"] = difference(model, lambda: states_both_ways(model, min(TRIAL, longest)))
+    return not found.reasons["packed rows"]
+
+
+def states_both_ways(model: Any, length: int) -> tuple[Tensor, Tensor]:
+    """States (M, D) at some places of two rows that start alike, packed and each alone."""
+    lengths = torch.tensor([length, max(1, length - 2)], device=model.device)
+    ids = torch.tensor(trial_rows(model, [length, length], shared=length // 3), device=model.device)
+    reads = [(0, length // 2), (0, max(0, length - 2)), (0, length - 1), (1, length // 3), (1, max(0, length - 3))]
+    rows, columns = torch.tensor(list(dict.fromkeys(reads)), device=model.device).unbind(-1)
+    with packed_rows(model):
+        packed = packed_states(model, ids, lengths, rows, columns)
+    return packed, model.base_model(input_ids=ids, use_cache=False)[0][rows, columns]
 
 
 def pick(values: Tensor, places: Tensor) -> Tensor:

@@ -15,6 +15,16 @@ from cai_cli.models.adapters import is_peft
 from cai_cli.models.finite import check_outputs
 from cai_cli.models.model_directory import HEAD_NAMES
 from cai_cli.models.packing import is_packed, packed_states
+from cai_cli.models.shortcuts import (
+    at_rest,
+    close,
+    first_line,
+    is_exact,
+    row_states,
+    says_cannot,
+    trial_rows,
+    trunk_states,
+)
 
 
 def score_head(model: Any) -> Any:
@@ -52,9 +62,31 @@ def transformer(model: Any) -> Any:
 
 def hidden_states(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """(B, T, D): what the head reads, at every position. Positions count from each row's first real token."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    trunk = transformer(model).base_model
-    return trunk(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+    return row_states(transformer(model), ids, mask)
+
+
+def check_scorer(model: Any, name: str) -> None:
+    """Raise UserError where the classifier's own score is not its head on the last token's state, in reading order.
+
+    That is what is trained here, and what the value function of PPO has for each token. `name`: of the model, for the message.
+    """
+    head = score_head(model)
+    kind, exact = type(model).__name__, is_exact(model)
+    hint = "take a causal architecture such as Llama, whose classifier reads the last token"
+    ids = torch.tensor(trial_rows(model, [9] * 4), device=model.device)
+    with at_rest(model):
+        try:
+            states = trunk_states(model, ids, None)
+            others = trunk_states(model, ids.index_copy(1, torch.tensor([8], device=ids.device), ids[:, :1]), None)
+            own = torch.cat([model(input_ids=row.unsqueeze(0)).logits.flatten() for row in ids])
+        except Exception as error:
+            if not says_cannot(error):
+                raise
+            raise UserError(f"{name}: {kind} cannot read a text from its token ids: {first_line(error)}", hint) from None
+    if not close(others[:, :-1], states[:, :-1], exact):
+        raise UserError(f"{name}: {kind} is an encoder, whose tokens see what follows them", hint)
+    if head.in_features != states.size(-1) or not close(head_scores(model, states[:, -1]).flatten(), own, exact):
+        raise UserError(f"{name}: the score of {kind} is not that of its head on the last token's state", hint)
 
 
 def head_scores(model: Any, hidden: Tensor) -> Tensor:

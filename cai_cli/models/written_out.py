@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+
+from cai_cli.models.shortcuts import says_cannot
 
 ROTARY = "apply_rotary_pos_emb"  # What transformers calls it, in the file of each architecture that has it.
 
@@ -26,6 +29,9 @@ class Parts:
 
     norms: list[Any]
     rotary: list[Any]
+
+
+FOUND: WeakKeyDictionary[Any, Parts] = WeakKeyDictionary()
 
 
 class RMSNorm(torch.autograd.Function):
@@ -129,7 +135,9 @@ def is_same_rotary(file: Any) -> bool:
     try:
         pairs = list(zip(own(query, key, cos, sin), rotary(own, query, key, cos, sin), strict=True))
         return all(torch.allclose(theirs, ours, atol=1e-5) for theirs, ours in pairs)
-    except (TypeError, ValueError, RuntimeError):  # one that takes or gives something else, or other shapes
+    except Exception as error:
+        if not says_cannot(error):  # one that takes or gives something else, or other shapes
+            raise
         return False
 
 
@@ -138,9 +146,9 @@ def written_out(model: Any) -> Iterator[None]:
     """Within, the model's parts, found out once, are computed as above. Around the backward pass too, where activations are
     made again.
     """
-    if not hasattr(model, "cai_parts"):
-        model.cai_parts = find(model)
-    parts: Parts = model.cai_parts
+    if model not in FOUND:
+        FOUND[model] = find(model)
+    parts = FOUND[model]
     with ExitStack() as stack:
         for norm in parts.norms:
             stack.enter_context(replaced(norm, "forward", partial(rms_norm, norm, norm.forward)))

@@ -1,8 +1,8 @@
 """Log-probabilities and values of response tokens: no logits for prompts or padding, never all of a vocabulary at once.
 
 Rows are prompt + response, padded on the right. Under causal attention what follows a token does not reach it, so no mask is
-needed; inside `packed_rows` the padding is not computed at all. The state before response token t of a row whose prompt has p
-tokens is that of column p+t-1.
+needed, as a trial of the architecture confirms (`models/shortcuts.py`); inside `packed_rows` the padding is not computed at
+all. The state before response token t of a row whose prompt has p tokens is that of column p+t-1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cai_cli.models.packing import is_packed, packed_states, pick
 from cai_cli.models.score import score_head
+from cai_cli.models.shortcuts import difference, row_states, shortcuts_of, trial_rows, trunk_states
 
 CHUNK_LOGITS = 1 << 24  # Logits held at once: 64 MiB in float32. Beyond, they are made again in the backward pass.
 
@@ -26,13 +27,20 @@ def response_states(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tenso
     if is_packed(model):
         lengths = prompt_lengths + mask.sum(-1).long() - 1  # Nothing is read after the last token.
         return packed_states(model, ids, lengths, rows, columns), ids[rows, columns + 1]
-    hidden = hidden_states(model, ids)
+    hidden = row_states(model, ids, real_tokens(ids, prompt_lengths, mask), masked=False)
     return pick(hidden.flatten(0, 1), rows * ids.size(1) + columns), ids[rows, columns + 1]
 
 
-def hidden_states(model: Any, ids: Tensor) -> Tensor:
-    """(B, W, D): the last hidden states of right-padded rows."""
-    return model.base_model(input_ids=ids, use_cache=False)[0]
+def real_tokens(ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
+    """(B, W): 1 at the tokens of prompt and response."""
+    lengths = prompt_lengths + mask.sum(-1).long()
+    return (torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(-1)).long()
+
+
+def all_logits(model: Any, ids: Tensor, _: Tensor | None = None) -> Tensor:
+    """(B, W, V)."""
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
 
 
 class LogProbability(torch.autograd.Function):
@@ -77,7 +85,8 @@ def response_logprobs(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Ten
     else:
         rows, steps = mask.nonzero(as_tuple=True)
         columns = prompt_lengths[rows] + steps - 1
-        logits = model(input_ids=ids, use_cache=False).logits[rows, columns]
+        real = real_tokens(ids, prompt_lengths, mask)
+        logits = row_states(model, ids, real, masked=False, compute=all_logits)[rows, columns]
         found = token_logprobs(Given(logits.size(-1)), logits, ids[rows, columns + 1], temperature)
     return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask.bool(), found)
 
@@ -100,15 +109,14 @@ class Given:
         return logits
 
 
-@torch.no_grad()
 def has_plain_head(model: Any) -> bool:
     """Whether logits are the output layer on the last hidden state and no more; some architectures scale or cap them."""
-    known: bool | None = getattr(model, "cai_plain_head", None)
-    if known is None:
-        ids = torch.arange(8, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+
+    def attempt() -> tuple[Tensor, Tensor]:
+        ids = torch.tensor(trial_rows(model, [24]), device=model.device)
         head = model.get_output_embeddings()
-        ours = head(hidden_states(model, ids)).float() if head is not None else None
-        theirs = model(input_ids=ids, use_cache=False).logits.float()
-        known = ours is not None and torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3)
-        model.cai_plain_head = known
-    return known
+        if head is None:
+            raise NotImplementedError("no output layer")
+        return head(trunk_states(model, ids, None)), all_logits(model, ids)
+
+    return shortcuts_of(model).allows("the output layer alone", lambda: difference(model, attempt))

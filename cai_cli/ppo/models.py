@@ -24,6 +24,7 @@ from cai_cli.models.model_directory import first_line
 from cai_cli.models.packed_attention import SHORT
 from cai_cli.models.packing import prepare, where_it_can
 from cai_cli.models.saved_configs import settle_configs
+from cai_cli.models.shortcuts import rope_words
 from cai_cli.ppo.forward import has_plain_head
 from cai_cli.training.pairwise import disable_dropout
 
@@ -57,6 +58,8 @@ def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pai
     """Policy and reference (CAUSAL_LM), or value and preference model (SEQ_CLS), for rows of at most `longest` tokens."""
     path = options.model if task == "CAUSAL_LM" else options.pm
     load, name = (load_lm, "--model") if task == "CAUSAL_LM" else (load_pm, "--pm")
+    if task == "CAUSAL_LM":
+        check_angles(path, longest)
     dtype = training_dtype(options.dtype)
     model = load(path, options.device, dtype, name, tokenizer, options.quantize)
     settle_configs(model, tokenizer)
@@ -89,6 +92,14 @@ def set_attention(model: Any, attention: str) -> None:
     except (ImportError, ValueError, RuntimeError) as error:
         told = f"--attn-implementation {attention}: cannot be had here: {first_line(error)}"
         raise UserError(told, "leave it at auto, or install what it needs") from None
+
+
+def check_angles(path: str, longest: int) -> None:
+    """Raise UserError where a reply's tokens would be drawn at other rotary angles than a pass over the whole reply has."""
+    for length, reason in rope_words(load_config(path).get_text_config()):
+        if longest > length:
+            told = f"--model {path}: {reason}, and the longest prompt and reply have {longest}"
+            raise UserError(told, "give shorter prompts or a lower --max-new-tokens: an update needs the rollout's own numbers")
 
 
 def checkpointed_layers(model: Any) -> list[Any]:

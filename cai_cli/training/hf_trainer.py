@@ -55,7 +55,7 @@ class TrainingLog(TrainerCallback):
             return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception:
             if is_main():  # a full disk, perhaps: half a checkpoint only takes room
-                drop_half_written(Path(trainer.args.output_dir), "checkpoint-*")
+                drop_half_written(Path(str(trainer.args.output_dir)), "checkpoint-*")
             raise
 
     def evaluate(self, trainer: Trainer) -> dict[str, float] | None:
