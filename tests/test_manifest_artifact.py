@@ -326,7 +326,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(world, helpful, uninterrupted
     assert "nothing to do" in cai(*again).stderr
     config = copy / "config.json"
     config.write_text(config.read_text() + "\n")
-    mistake(cai(*again), "--model has other content")
+    mistake(cai(*again), "--model: config.json has other content")
     changed = cai(*words, "--dtype", "bfloat16")
     assert changed.returncode == 0 and "warning:" in changed.stderr and "--dtype was auto, now bfloat16" in changed.stderr
 
@@ -367,7 +367,7 @@ def test_fingerprints_go_by_content(tmp_path, monkeypatch):
 def test_differences_by_part():
     options = {"limit": 3, "seed": 0, "dtype": "auto", "batch_size": 64}
     source = {"option": "prompts", "path": "p", "weight": 1.0, "sha256": "1"}
-    model = {"option": "model", "path": "m", "fingerprint": "1"}
+    model = {"option": "model", "path": "m", "fingerprint": "1", "files": {}}
     old = {"stage": "sample", "options": options, "inputs": [source], "models": [model], "constitution": None}
     free = {**old, "options": {**options, "limit": 9, "dtype": "bfloat16", "batch_size": 1}}
     moved = {**old, "inputs": [{**source, "path": "elsewhere"}], "models": [{**model, "path": "elsewhere"}]}
