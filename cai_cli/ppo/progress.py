@@ -72,7 +72,7 @@ class Progress:
         if is_main():
             save_checkpoint(self.folder, self.step, self.state(), self.trainer.save_critic)
             drop(checkpoints(self.folder, "unchecked"))
-            kept = {self.best_at(step_of(path)) for path in checkpoints(self.folder, "step")}
+            kept = [best for path in checkpoints(self.folder, "step") for best in self.best_at(step_of(path))]
             drop([path for path in checkpoints(self.folder, "best") if path not in kept])
         barrier()
 
@@ -97,13 +97,17 @@ class Progress:
         }
 
     def damage(self, checkpoint: Path) -> str | None:
-        """What is damaged of a checkpoint, or of the best policy it goes on with where that one may be saved."""
-        best = self.best_at(step_of(checkpoint)) if self.options.load_best_model_at_end or self.options.gold_pm else None
-        return damage(checkpoint) or (damage(best) if best else None)
+        """What is damaged of a checkpoint, or of the policies it goes on with that may be saved in the end."""
+        parts = [checkpoint]
+        if self.options.load_best_model_at_end or self.options.gold_pm:
+            parts += self.best_at(step_of(checkpoint))
+        if checkpoint.name.startswith("unchecked"):
+            parts += checkpoints(self.folder, "step")[:1]
+        return next((told for part in parts if (told := damage(part))), None)
 
-    def best_at(self, step: int) -> Path | None:
-        """The best policy as it was known after that many steps."""
-        return next((path for path in checkpoints(self.folder, "best") if step_of(path) <= step), None)
+    def best_at(self, step: int) -> list[Path]:
+        """The best policy as it was known after that many steps; none where none is kept."""
+        return [path for path in checkpoints(self.folder, "best") if step_of(path) <= step][:1]
 
     @property
     def best_folder(self) -> Path:
