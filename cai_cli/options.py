@@ -143,7 +143,10 @@ class TrainingOptions(DeviceOptions):
         bool, flag("Optimisation", "Recompute activations to save memory.", "--gradient-checkpointing"), RUNTIME
     ] = False
     save_steps: Annotated[
-        int, flag("Output", "Steps between checkpoints, of which the last two are kept; a killed run goes on from them.", min=1)
+        int,
+        flag(
+            "Output", "Steps between checkpoints; a killed run goes on from the last. Two are kept: room on disk for both.", min=1
+        ),
     ] = 200
     logging_steps: Annotated[int, flag("Output", "Steps between lines of metrics.jsonl.", min=1)] = 10
 

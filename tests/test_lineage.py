@@ -107,6 +107,21 @@ def change(path: Path) -> None:
             "model runs/models/helpful",
             "stale: config.json has other content",
         ),
+        (
+            lambda runs: change(runs / "models" / "helpful" / "chat_template.jinja"),
+            "model runs/models/helpful",
+            "stale: chat_template.jinja has other content",
+        ),
+        (
+            lambda runs: (runs / "models" / "helpful" / "vocab.json").write_text("{}"),
+            "model runs/models/helpful",
+            "stale: vocab.json is new",
+        ),
+        (
+            lambda runs: (runs / "models" / "helpful" / "generation_config.json").unlink(),
+            "model runs/models/helpful",
+            "stale: generation_config.json is gone",
+        ),
         (lambda runs: (runs.parent / "attempts.jsonl").unlink(), "file attempts.jsonl", "missing"),
         (lambda runs: (runs / "splits" / "sft.jsonl").unlink(), "prompts runs/splits/sft.jsonl", "missing"),
         (lambda runs: (runs / "mine.yaml").unlink(), "constitution runs/mine.yaml", "missing"),

@@ -158,6 +158,31 @@ def test_a_last_good_policy_damaged_while_the_run_goes_on_is_an_error(folder, tm
     assert (options.out / FILES[0]).read_bytes() == (tmp_path / "whole" / FILES[0]).read_bytes()
 
 
+@pytest.mark.parametrize("method", ["load", "evaluate", "save_critic", "save_policy"])
+def test_a_stop_at_any_other_time_does_no_harm(folder, tmp_path, monkeypatch, method):
+    """While a checkpoint is loaded, held-out prompts are sampled, a checkpoint or the model is saved: half of it done."""
+    flags = {"eval_prompts": [str(folder / "prompts.jsonl")], "eval_steps": 3, "steps": 5, "learning_rate": 1e-3}
+    ppo.run(make(folder, tmp_path / "whole", **flags))
+    options, done = make(folder, tmp_path / "out", **flags), getattr(Trainer, method)
+    if method == "load":
+        stopped_at(options, monkeypatch, 2)
+
+    def and_be_told(self, *arguments):
+        found = done(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, method, and_be_told)
+        with pytest.raises(interruption.Terminated):
+            ppo.run(options)
+    assert not (options.out / "cai.json").exists()
+    interruption._Signal.came = False
+    ppo.run(options)
+    for file in FILES:
+        assert (options.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
 BEST = {"max_kl": 50.0, "load_best_model_at_end": True, "eval_steps": 1, "save_steps": 2, "steps": 6, "learning_rate": 1e-3}
 
 

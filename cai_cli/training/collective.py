@@ -49,7 +49,7 @@ def of_the_first(value: Item) -> Item:
     join_group()
     sent: list[Any] = [value]
     dist.broadcast_object_list(sent)
-    return sent[0]  # type: ignore[no-any-return]
+    return sent[0]
 
 
 def told_to_stop(device: torch.device) -> bool:

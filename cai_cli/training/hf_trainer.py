@@ -95,7 +95,8 @@ class TrainingLog(TrainerCallback):
                 self.held_out[kind], self.evaluated = loss, entry["step"]
         self.order: torch.Tensor | None = None  # the random state that the epoch's order was drawn from
         if self.checkpoint is not None:
-            kept = read_state(own_file(self.checkpoint))
+            own = own_file(self.checkpoint)
+            kept = read_state(own if own.exists() else own_file(self.checkpoint, 0))  # more processes than before
             self.order = kept["order"]
             take_up_window(self.trainer, kept)
 
@@ -151,9 +152,9 @@ def held_out_losses(entry: dict[str, Any]) -> dict[str, float]:
     return {name.removeprefix(ends[0]).removesuffix(ends[1]): entry[name] for name in names}
 
 
-def own_file(checkpoint: Path) -> Path:
+def own_file(checkpoint: Path, process: int | None = None) -> Path:
     """What the Trainer itself would forget over a resume; each process has its own."""
-    return checkpoint / f"window-{rank()}.pt"
+    return checkpoint / f"window-{rank() if process is None else process}.pt"
 
 
 def window(trainer: Any) -> dict[str, Any]:
