@@ -10,7 +10,8 @@ import pytest
 from conftest import mistake
 
 from cai_cli.artifact import ModelArtifact
-from cai_cli.manifest import file_changes, fingerprint_model, fingerprint_weights, manifest_path, model_files
+from cai_cli.fingerprints import file_changes, fingerprint_model, fingerprint_weights, model_files
+from cai_cli.manifest import manifest_path
 from cai_cli.stages.train_pm import Options
 
 FILES = (
