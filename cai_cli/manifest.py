@@ -7,7 +7,6 @@ content: the stage, its content options, and the hashes of the inputs, models an
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -19,19 +18,15 @@ from typing import Any, get_type_hints
 from cai_cli import __version__
 from cai_cli.constitution import find_constitution
 from cai_cli.errors import UserError
+from cai_cli.fingerprints import ADAPTER_CONFIG, combined, file_changes, fingerprint_file, hash_file, model_files
 from cai_cli.jsonl import strict_json, write_atomically
 from cai_cli.manifest_shape import Manifest as Manifest
 from cai_cli.manifest_shape import Misshapen, parse_manifest
 from cai_cli.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, NOTED, Part
-from cai_cli.storage import check_input, is_input, open_input, read_input
+from cai_cli.storage import check_input, is_input, read_input
 
 MODEL_MANIFEST = "cai.json"
 WEIGHT = re.compile(r"^(?P<path>.+):(?P<weight>\d+(\.\d+)?|\.\d+)$")
-WHOLE_FILE_BYTES = 64 << 20
-SAMPLE_BYTES = 1 << 16
-SAMPLES = 64
-ADAPTER_CONFIG = "adapter_config.json"
-MODEL_FILES = ("*.safetensors", "config.json", ADAPTER_CONFIG, "tokenizer.json", "tokenizer.model")
 LARGEST_MANIFEST = 16 << 20
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "bitsandbytes")
 
@@ -62,44 +57,6 @@ def rejects_path(out: Path) -> Path:
     return out.with_name(f"{stem}.rejects.jsonl")
 
 
-def hash_file(path: Path) -> str:
-    state = hashlib.sha256()
-    with open_input(path) as stream:
-        while block := stream.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
-
-
-def fingerprint_file(path: Path) -> str:
-    """Whole-content hash up to 64 MiB; above, of the size and 64 evenly spaced samples, so that 100 GB take seconds."""
-    size = path.stat().st_size
-    if size <= WHOLE_FILE_BYTES:
-        return hash_file(path)
-    state = hashlib.sha256(str(size).encode())
-    with open_input(path) as stream:
-        for n in range(SAMPLES):
-            stream.seek((size - SAMPLE_BYTES) * n // (SAMPLES - 1))
-            state.update(stream.read(SAMPLE_BYTES))
-    return state.hexdigest()
-
-
-def fingerprint_model(path: str, patterns: tuple[str, ...] = MODEL_FILES) -> str:
-    """Hash of a model directory's weights, configuration and tokenizer; of the name itself where it is not a directory."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return hashlib.sha256(path.encode()).hexdigest()
-    state = hashlib.sha256()
-    for pattern in patterns:
-        for file in sorted(folder.glob(pattern)):
-            state.update(f"{file.name}={fingerprint_file(file)}\n".encode())
-    return state.hexdigest()
-
-
-def fingerprint_weights(path: str) -> str:
-    """Hash of a model's weights alone: equal for two copies under different names."""
-    return fingerprint_model(path, ("*.safetensors",))
-
-
 def input_file(path: str) -> Path | None:
     """The local file behind an input, or None for a data set on the Hub (`hf:org/name`)."""
     return None if path.startswith("hf:") else Path(path)
@@ -124,10 +81,12 @@ def describe_input(option: str, value: str, beside: Path) -> dict[str, Any]:
 def describe_model(option: str, value: str, beside: Path) -> dict[str, Any]:
     local = Path(value).is_dir()
     parent = manifest_path(Path(value))
+    files = model_files(value)
     return {
         "option": option,
         "path": os.path.relpath(value, beside) if local else value,
-        "fingerprint": fingerprint_model(value),
+        "fingerprint": combined(files, value),
+        "files": files,
         "manifest_sha256": hash_file(parent) if parent.is_file() else None,
     }
 
@@ -228,6 +187,14 @@ def differences(old: Manifest, new: Manifest, options_type: type) -> list[str]:
     return identity_differences(before, now, old, new)
 
 
+def model_changes(name: str, old: Manifest, new: Manifest) -> list[str]:
+    """Which files of the models given to a flag are not those of before; nothing where there are no files to tell by."""
+    before, now = ([item["files"] for item in m["models"] if flag_name(item["option"]) == name] for m in (old, new))
+    if len(before) != len(now) or not all([*before, *now]):
+        return []
+    return [f"{name}: {change}" for was, is_now in zip(before, now, strict=True) for change in file_changes(was, is_now)]
+
+
 def identity_differences(before: dict[str, Any], now: dict[str, Any], old: Manifest, new: Manifest) -> list[str]:
     """What differs between two identities, worded for the user."""
     hashed = {flag_name(item["option"]) for source in (old, new) for item in source["inputs"] + source["models"]}
@@ -239,7 +206,7 @@ def identity_differences(before: dict[str, Any], now: dict[str, Any], old: Manif
             changed = "has other content" if name in hashed else f"was {was}, now {is_now}"
             if name in hashed and not (was and is_now):
                 changed = "is new" if is_now else "is gone"
-            found.append(f"{name} {changed}")
+            found += model_changes(name, old, new) or [f"{name} {changed}"]
     return found
 
 

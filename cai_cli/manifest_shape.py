@@ -95,12 +95,14 @@ def check_shape(manifest: Manifest) -> None:
 
 
 def check_item(item: dict[str, Any], place: str, kind: str) -> None:
-    """An input or a model. What says that its content is the same may be a hash or, of a model, one for each file."""
+    """An input, or a model with the hash of each of its files."""
     check(item, "option", str, "text", place)
     check_path(item, place)
     if kind == "models":
-        hashes = item.get("fingerprint")
-        expect(isinstance(hashes, str | dict | None), f"{place}fingerprint", "expected text")
+        check(item, "fingerprint", str, "text", place)
+        check(item, "files", dict, "an object", place)
+        for name, found in item["files"].items():
+            expect(isinstance(found, str), f"{place}files.{name}", "expected text")
         return
     check(item, "weight", int | float, "a number", place)
     check(item, "sha256", str | None, "text", place)

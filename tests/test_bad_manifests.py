@@ -16,7 +16,8 @@ from conftest import mistake
 from cai_cli.conversation import message
 from cai_cli.errors import CaiError
 from cai_cli.evaluation.overlap import find_overlap
-from cai_cli.manifest import fingerprint_file, manifest_path, read_manifest
+from cai_cli.fingerprints import fingerprint_file
+from cai_cli.manifest import manifest_path, read_manifest
 from cai_cli.stages import lineage
 from cai_cli.storage import is_input
 

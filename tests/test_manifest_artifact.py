@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import mistake
 
-from cai_cli.manifest import differences, fingerprint_file, fingerprint_model, manifest_path, parse_weight
+from cai_cli.fingerprints import fingerprint_file, fingerprint_model
+from cai_cli.manifest import differences, manifest_path, parse_weight
 from cai_cli.records import Prompt, Sample
 from cai_cli.stages import sample
 
@@ -326,7 +327,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(world, helpful, uninterrupted
     assert "nothing to do" in cai(*again).stderr
     config = copy / "config.json"
     config.write_text(config.read_text() + "\n")
-    mistake(cai(*again), "--model has other content")
+    mistake(cai(*again), "--model: config.json has other content")
     changed = cai(*words, "--dtype", "bfloat16")
     assert changed.returncode == 0 and "warning:" in changed.stderr and "--dtype was auto, now bfloat16" in changed.stderr
 
@@ -354,7 +355,7 @@ def test_fingerprints_go_by_content(tmp_path, monkeypatch):
     assert fingerprint_model(a) == fingerprint_model(b) != fingerprint_model("org/name")
     (tmp_path / "b" / "model.safetensors").write_bytes(b"other weights")
     assert fingerprint_model(a) != fingerprint_model(b)
-    monkeypatch.setattr("cai_cli.manifest.WHOLE_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr("cai_cli.fingerprints.WHOLE_FILE_BYTES", 1 << 20)
     large = tmp_path / "large"
     content = bytearray(2 << 20)
     large.write_bytes(content)
@@ -367,7 +368,7 @@ def test_fingerprints_go_by_content(tmp_path, monkeypatch):
 def test_differences_by_part():
     options = {"limit": 3, "seed": 0, "dtype": "auto", "batch_size": 64}
     source = {"option": "prompts", "path": "p", "weight": 1.0, "sha256": "1"}
-    model = {"option": "model", "path": "m", "fingerprint": "1"}
+    model = {"option": "model", "path": "m", "fingerprint": "1", "files": {}}
     old = {"stage": "sample", "options": options, "inputs": [source], "models": [model], "constitution": None}
     free = {**old, "options": {**options, "limit": 9, "dtype": "bfloat16", "batch_size": 1}}
     moved = {**old, "inputs": [{**source, "path": "elsewhere"}], "models": [{**model, "path": "elsewhere"}]}

@@ -211,6 +211,25 @@ def test_a_run_with_lora_packing_and_held_out_part(base, data, tmp_path):
         assert not torch.allclose(merged(ids).logits, load_lm(str(base))(ids).logits, atol=1e-3)
 
 
+def test_a_run_that_ends_while_it_saves_measures_nothing_again(base, data, tmp_path, monkeypatch):
+    """It goes on from the Trainer's last checkpoint, after the last step: the held-out loss is in the log once."""
+    flags = {"held_out": 0.3, "logging_steps": 2, "save_steps": 2}
+    whole = train(base, data, tmp_path / "whole", **flags)
+
+    def fail(*arguments, **settings):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cai_cli.models.adapters.save_trained", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            train(base, data, tmp_path / "cut", **flags)
+    cut = train(base, data, tmp_path / "cut", **flags)
+    for name in ("metrics.jsonl", "model.safetensors"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    facts = [json.loads((out / "cai.json").read_text()) for out in (cut, whole)]
+    assert facts[0]["held_out"] == facts[1]["held_out"] and facts[0]["train_loss"] == facts[1]["train_loss"]
+
+
 def test_the_tokenizer_of_another_model_brings_its_template(base, data, tmp_path):
     instruct = make_model(tmp_path / "instruct", chat_template=CHATML)
     out = train(base, data, tmp_path / "out", tokenizer_from=str(instruct))

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import jsonlines
 import pytest
 from stack_exchange_dumps import answer, dump, question
-from tiny import make_model
-
-from cai_cli.conversation import message
-from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints, load_checkpoint, save_checkpoint
+from trainer_runs import CHECKPOINTS, COMMANDS, finish, kill_when, make_world, metrics
 
 READING = ["comparisons.jsonl.partial", "comparisons.rejects.jsonl"]
 THINGS = ("bread", "a kite", "some soup", "a shelf", "a song", "a garden", "tea")
@@ -24,91 +15,13 @@ THINGS = ("bread", "a kite", "some soup", "a shelf", "a song", "a garden", "tea"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A tiny language model and preference model, and some rows for each trainer."""
-    from cai_cli.models.load import load_pm, load_tokenizer
-    from cai_cli.models.score import reset_head
-
-    folder = tmp_path_factory.mktemp("resume")
-    model = make_model(folder / "lm")
-    pm = load_pm(str(model), "cpu")
-    reset_head(pm, 0)
-    pm.save_pretrained(folder / "pm")
-    load_tokenizer(str(model)).save_pretrained(folder / "pm")
-    prompts, samples, comparisons = [], [], []
-    for n in range(320):
-        prompt = [message("user", f"How do I make {THINGS[n % len(THINGS)]}, {'please, ' * (n % 5)}number {n}?")]
-        good, bad = [message("assistant", "First, mix it. " * (1 + n % 3))], [message("assistant", "No. " * (1 + n % 4))]
-        prompts.append({"id": f"p{n}", "prompt": prompt})
-        samples.append({"id": f"p{n}/0", "prompt": prompt, "completion": good, "finish_reason": "stop"})
-        row = {"id": f"p{n}/c", "prompt_id": f"p{n}", "prompt": prompt, "chosen": good, "rejected": bad}
-        comparisons.append({**row, "probability": 0.5 + n % 50 / 100, "origin": "human", "source": "made-up"})
-    files = {"prompts": prompts, "few": prompts[:16], "samples": samples, "comparisons": comparisons}
-    for name, rows in files.items():
-        with jsonlines.open(folder / f"{name}.jsonl", "w") as writer:
-            writer.write_all(rows)
-    return folder
-
-
-COMMANDS = {
-    "pmp": "pmp --model lm --posts posts.xml --max-pairs 320 --num-train-epochs 2 --lm-coef 0.5"
-    " --save-steps 20 --logging-steps 5 --lr-scheduler-type cosine --learning-rate 1e-3",
-    "train-pm": "train-pm --model lm --comparisons comparisons.jsonl --num-train-epochs 4"
-    " --save-steps 10 --logging-steps 10 --lr-scheduler-type cosine --learning-rate 1e-3",
-    "sft": "sft --model lm --data samples.jsonl --num-train-epochs 3 --save-steps 10 --logging-steps 10"
-    " --lr-scheduler-type linear --learning-rate 1e-3 --gradient-accumulation-steps 2",
-    "sft-packed": "sft --model lm --data samples.jsonl --num-train-epochs 3 --save-steps 5 --logging-steps 5"
-    " --learning-rate 1e-3 --packing --max-length 192 --per-device-train-batch-size 2 --held-out 0.1",
-    "sft-lora": "sft --model lm --data samples.jsonl --num-train-epochs 2 --save-steps 10 --logging-steps 10 --learning-rate 1e-3"
-    " --lora --lora-r 4 --lora-dropout 0.1 --save-adapter --lr-scheduler-type cosine",
-    "sft-qlora": "sft --model lm --data samples.jsonl --num-train-epochs 2 --save-steps 10 --logging-steps 10 --save-adapter"
-    " --learning-rate 1e-3 --lora --lora-r 4 --lora-dropout 0.1 --quantize 4bit",
-    "ppo": "ppo --model lm --pm pm --prompts prompts.jsonl --eval-prompts few.jsonl --eval-steps 20 --steps 24 --save-steps 3"
-    " --rollout-batch-size 16 --max-new-tokens 12 --learning-rate 1e-3 --target-kl 1",
-    "ppo-critic-beside": "ppo --model lm --pm pm --prompts prompts.jsonl --steps 24 --save-steps 3 --rollout-batch-size 16"
-    " --max-new-tokens 12 --learning-rate 1e-3 --value-device cpu",
-}
-CHECKPOINTS = {
-    "pmp": "step-*",
-    "train-pm": "step-*",
-    "sft": "checkpoint-*",
-    "sft-packed": "checkpoint-*",
-    "sft-lora": "checkpoint-*",
-    "sft-qlora": "checkpoint-*",
-    "ppo": "step-*",
-    "ppo-critic-beside": "step-*",
-}
-
-
-def start(stage: str, out: str, world: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "cai_cli", *COMMANDS[stage].split(), "--out", out]
-    return subprocess.Popen(command, cwd=world, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(stage: str, out: str, world: Path) -> str:
-    """Run to the end; stdout, which is for data, stays empty. Returns what was said."""
-    process = start(stage, out, world)
-    printed, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    assert printed == ""
-    return said
+    return make_world(tmp_path_factory.mktemp("resume"))
 
 
 def kill_after_a_checkpoint(stage: str, out: str, world: Path) -> None:
-    kill_when(stage, out, world, lambda: any((world / out / "checkpoints").glob(f"{CHECKPOINTS[stage]}/complete")))
-
-
-def kill_when(stage: str, out: str, world: Path, seen: Callable[[], bool]) -> None:
-    """Start the stage and kill it as soon as something is seen of it."""
-    process = start(stage, out, world)
-    deadline = time.monotonic() + 120
-    while not seen():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (world / out / "cai.json").exists()
+    """sft in its second epoch, whose order a Trainer draws from what the first has left of its random state."""
+    name = "checkpoint-30" if stage == "sft" else CHECKPOINTS[stage]
+    kill_when(stage, out, world, lambda: any((world / out / "checkpoints").glob(f"{name}/complete")))
 
 
 def plant_half_written(stage: str, folder: Path) -> Path:
@@ -119,12 +32,6 @@ def plant_half_written(stage: str, folder: Path) -> Path:
         (half / name).write_bytes(b"half")
     (half / "trainer_state.json").write_text('{"global_step": 9999}')
     return half
-
-
-def metrics(folder: Path) -> list[dict]:
-    """Every line, but for how long it took."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if not name.startswith("seconds_")} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -182,31 +89,3 @@ def test_a_killed_trainer_ends_in_the_same_bytes(stage, world):
         evaluated = [row["step"] for row in metrics(world / whole) if "eval_score" in row]
         assert evaluated == [0, 20, 24]
     assert "already done" in finish(stage, cut, world)
-
-
-# Checkpoints
-
-
-def test_only_marked_checkpoints_count(tmp_path):
-    import torch
-
-    save_checkpoint(tmp_path, 5, {"weight": torch.ones(2), "step": 5})
-    save_checkpoint(tmp_path, 10, {"weight": torch.zeros(2), "step": 10})
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
-    (tmp_path / "step-00000015").mkdir()
-    (tmp_path / "step-00000015/state.pt").write_bytes(b"half")
-    step, state = load_checkpoint(tmp_path)
-    assert (step, state["step"], state["weight"].tolist()) == (10, 10, [0.0, 0.0])
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
-    assert load_checkpoint(tmp_path / "none") is None
-
-
-def test_hf_checkpoints_without_our_mark_are_removed(tmp_path):
-    for step in (9, 10, 100):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text("{}")
-    assert drop_unmarked_hf_checkpoints(tmp_path / "none") is None
-    for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}/complete").touch()
-    assert drop_unmarked_hf_checkpoints(tmp_path) == tmp_path / "checkpoint-10"
-    assert not (tmp_path / "checkpoint-100").exists()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.errors import UserError
-from cai_cli.manifest import fingerprint_model, fingerprint_weights, manifest_path, parse_weight, read_manifest
+from cai_cli.fingerprints import WEIGHT_FILES, fingerprint_model, fingerprint_weights, model_files
+from cai_cli.manifest import manifest_path, parse_weight, read_manifest
 
 HINT = "let another model judge, or pass --allow-self-judge"
 
@@ -22,7 +23,8 @@ def check_author(model: str | None, pairs: list[str], judge: str) -> None:
     for source in pairs:
         path = Path(parse_weight(source)[0])
         for written in authors(path):
-            same = written.get("fingerprint") == fingerprint_model(judge)
+            weights = model_files(judge, WEIGHT_FILES)
+            same = written["fingerprint"] == fingerprint_model(judge) or (weights and weights.items() <= written["files"].items())
             author = path.parent / written["path"]
             if same or (author.is_dir() and fingerprint_weights(str(author)) == fingerprint_weights(judge)):
                 raise UserError(f"--feedback-model {judge}: holds the weights of the model that wrote {path}", HINT)

@@ -1,16 +1,16 @@
 """How far a run has come: measurements on held-out prompts, the best policy, the gold guard, checkpoints to go on from.
 
-checkpoints/step-<n>/   all state after n steps, written once the policy's own rollout has passed the KL check
-checkpoints/best-<n>/   the policy's weights at the best measurement
+checkpoints/step-<n>/        all state after n steps, written once the policy's own rollout has passed the KL check
+checkpoints/unchecked-<n>/   the same, written on SIGTERM: the run goes on from it, but its policy is never the one that is saved
+checkpoints/best-<n>/        the policy's weights at the best measurement, for each `step-<n>` that is kept
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cai_cli.errors import RunError
 from cai_cli.models.finite import blame
@@ -20,7 +20,17 @@ from cai_cli.ppo.trainer import Rollout, Trainer
 from cai_cli.ranks import barrier, is_main
 from cai_cli.records import Prompt
 from cai_cli.talk import say
-from cai_cli.training.checkpoints import load_checkpoint, load_weights, save_checkpoint, save_weights, step_folder
+from cai_cli.training.checkpoints import (
+    checkpoints,
+    damage,
+    drop,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+    step_folder,
+    step_of,
+)
 
 if TYPE_CHECKING:
     from cai_cli.stages.ppo import Options
@@ -34,6 +44,7 @@ class Progress:
         self.eval_prompts = eval_prompts
         self.keeps_best = bool(eval_prompts or options.gold_pm or options.load_best_model_at_end)
         self.step = 0
+        self.checked = 0  # the step of the last checkpoint whose policy has passed the KL check; 0: none
         self.best, self.guard = Best(), Guard()
         self.window: list[Episode] = []  # Rollouts since the last measurement, where there are no held-out prompts.
         self.samples: list[Episode] = []  # of the last measurement on held-out prompts
@@ -42,37 +53,66 @@ class Progress:
         self.stopped: str | None = None
 
     def resume(self) -> None:
-        """Take up the last complete checkpoint, if any."""
-        found = load_checkpoint(self.folder)
-        if found is None:
-            return
-        self.step, state = found
-        self.trainer.load(state["trainer"], step_folder(self.folder, self.step))
-        self.best, self.guard = Best(**state["best"]), Guard.from_state(state["guard"])
-        self.window = [Episode(**row) for row in state["window"]]
-        self.first, self.last = state["first"], state["last"]
-        say(f"{self.options.out}: continuing from step {self.step}")
+        """Take up the newest whole checkpoint, if any; best policies of a time after it are measured again."""
+        found = load_checkpoint(self.folder, "step", "unchecked", look=self.damage)
+        if found is not None:
+            checkpoint, state = found
+            self.step, self.checked, self.stopped = step_of(checkpoint), state["checked"], state["stopped"]
+            self.trainer.load(state["trainer"], checkpoint)
+            self.best, self.guard = Best(**state["best"]), Guard.from_state(state["guard"])
+            self.window = [Episode(**row) for row in state["window"]]
+            self.first, self.last = state["first"], state["last"]
+            say(f"{self.options.out}: continuing from step {self.step}")
+        if is_main():
+            drop([path for path in checkpoints(self.folder, "best") if found is None or step_of(path) > self.step])
+        barrier()
 
     def save(self) -> None:
-        """Keep all state, and of the best policies the one it refers to."""
+        """Keep all state once the policy has passed the KL check, and of the best policies those that checkpoints refer to."""
+        self.checked = self.step
         if is_main():
-            state = {
-                "trainer": self.trainer.state(),
-                "best": asdict(self.best),
-                "guard": self.guard.state(),
-                "window": [asdict(episode) for episode in self.window],
-                "first": self.first,
-                "last": self.last,
-            }
-            save_checkpoint(self.folder, self.step, state, self.trainer.save_critic)
-            for path in self.folder.glob("best-*"):
-                if path != self.best_folder:
-                    shutil.rmtree(path)
+            save_checkpoint(self.folder, self.step, self.state(), self.trainer.save_critic)
+            drop(checkpoints(self.folder, "unchecked"))
+            kept = [best for path in checkpoints(self.folder, "step") for best in self.best_at(step_of(path))]
+            drop([path for path in checkpoints(self.folder, "best") if path not in kept])
         barrier()
+
+    def save_unchecked(self) -> None:
+        """Keep all state to go on from, before it is known how far the policy has gone."""
+        if is_main():
+            target = step_folder(self.folder, self.step, "unchecked")
+            save_weights(target, self.state(), self.trainer.save_critic)
+            drop([path for path in checkpoints(self.folder, "unchecked") if path != target])
+        barrier()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "trainer": self.trainer.state(),
+            "best": asdict(self.best),
+            "guard": self.guard.state(),
+            "window": [asdict(episode) for episode in self.window],
+            "first": self.first,
+            "last": self.last,
+            "checked": self.checked,
+            "stopped": self.stopped,
+        }
+
+    def damage(self, checkpoint: Path) -> str | None:
+        """What is damaged of a checkpoint, or of the policies it goes on with that may be saved in the end."""
+        parts = [checkpoint]
+        if self.options.load_best_model_at_end or self.options.gold_pm:
+            parts += self.best_at(step_of(checkpoint))
+        if checkpoint.name.startswith("unchecked"):
+            parts += checkpoints(self.folder, "step")[:1]
+        return next((told for part in parts if (told := damage(part))), None)
+
+    def best_at(self, step: int) -> list[Path]:
+        """The best policy as it was known after that many steps; none where none is kept."""
+        return [path for path in checkpoints(self.folder, "best") if step_of(path) <= step][:1]
 
     @property
     def best_folder(self) -> Path:
-        return self.folder / f"best-{self.best.step:08d}"
+        return step_folder(self.folder, self.best.step, "best")
 
     def measure(self, rollout: Rollout | None) -> dict[str, float]:
         """Every --eval-steps and at both ends: score held-out prompts, note the best policy, ask the guard.
@@ -125,12 +165,10 @@ class Progress:
             return self.best.step
         if self.stopped is None or gone_too_far:
             return self.step
-        found = load_checkpoint(self.folder)
-        if found is None:
+        if not self.checked:
             hint = "lower --learning-rate, raise --kl-coef, or save more often (--save-steps)"
             if self.step == 0 and "not finite" in self.stopped:
                 hint = blame(self.trainer.policy.learner, self.options.bf16)
             raise RunError(f"{self.stopped}, before the first checkpoint", hint)
-        step, state = found
-        self.trainer.load_policy(state["trainer"]["policy"])
-        return step
+        self.trainer.load_policy(load_weights(step_folder(self.folder, self.checked))["trainer"]["policy"])
+        return self.checked

@@ -114,7 +114,12 @@ class TrackOptions:
     """What is kept and shown of a run."""
 
     eval_steps: Annotated[int, flag("Output", "Steps between evaluations on --eval-prompts.", min=1)] = 10
-    save_steps: Annotated[int, flag("Output", "Steps between checkpoints; a killed run goes on from the last.", min=1)] = 20
+    save_steps: Annotated[
+        int,
+        flag(
+            "Output", "Steps between checkpoints; a killed run goes on from the last. Two are kept: room on disk for both.", min=1
+        ),
+    ] = 20
     sample_steps: Annotated[int, flag("Output", "Steps between sample generations in samples.jsonl; 0: none.", min=0)] = 10
     load_best_model_at_end: Annotated[
         bool,

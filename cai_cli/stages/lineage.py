@@ -17,16 +17,17 @@ import typer
 
 from cai_cli.ancestry import source_path, unnested
 from cai_cli.errors import UserError
-from cai_cli.manifest import Manifest, fingerprint_file, fingerprint_model, hash_file, manifest_path, read_manifest
+from cai_cli.fingerprints import file_changes, fingerprint_file, hash_file, model_files
+from cai_cli.manifest import Manifest, manifest_path, read_manifest
 from cai_cli.storage import is_input
 from cai_cli.talk import say, show_text
 
 STALE, MISSING = "stale", "missing"
 INPUT, MODEL, CONSTITUTION = "input", "model", "constitution"
 # A constitution is hashed whole, an input by samples where it is large.
-HASHES: dict[str, Callable[[Path], str]] = {
+HASHES: dict[str, Callable[[Path], Any]] = {
     INPUT: fingerprint_file,
-    MODEL: lambda path: fingerprint_model(str(path)),
+    MODEL: lambda path: model_files(str(path)),
     CONSTITUTION: hash_file,
 }
 WIDEST = 200  # characters of an indent: of a chain of thousands the last levels are drawn
@@ -64,7 +65,7 @@ class Tree:
     def __init__(self) -> None:
         self.states: Counter[str] = Counter()
         self.met: set[str] = set()
-        self.hashes: dict[tuple[str, Path], str] = {}
+        self.hashes: dict[tuple[str, Path], Any] = {}
 
     def branches(self, artifact: Path, manifest: Manifest, indent: str = "") -> Iterator[str | Iterator[Any]]:
         """A line for each thing the artifact was made from, the walk over its own sources after it (see `unnested`)."""
@@ -86,15 +87,15 @@ class Tree:
                 yield self.branches(path, parent, (indent + below)[-WIDEST:])
 
     def state_of(self, kind: str, path: Path, item: dict[str, Any]) -> str | None:
-        """Whether a thing is stale or missing, which is counted."""
+        """Whether a thing is missing or stale, a model with the files that changed; it is counted."""
         there = os.path.isdir(path) if kind == MODEL else is_input(path)  # noqa: PTH112 - False for what can be no path
         state = None if there else MISSING
-        if there and self.hash_of(kind, path) != item.get("fingerprint" if kind == MODEL else "sha256"):
-            state = STALE
-        self.states.update([state] if state else [])
+        if there and (now := self.hash_of(kind, path)) != (written := item["files" if kind == MODEL else "sha256"]):
+            state = f"{STALE}: {'; '.join(file_changes(written, now))}" if kind == MODEL else STALE
+        self.states.update([state.partition(":")[0]] if state else [])
         return state
 
-    def hash_of(self, kind: str, path: Path) -> str:
+    def hash_of(self, kind: str, path: Path) -> Any:
         """What the content of a thing is now; it is read once."""
         if (kind, path) not in self.hashes:
             self.hashes[kind, path] = HASHES[kind](path)

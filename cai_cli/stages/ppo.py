@@ -22,6 +22,7 @@ from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
 from cai_cli.engines.base import LENGTH
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import reply_cautions
+from cai_cli.interruption import Terminated, after_the_step
 from cai_cli.jsonl import write_rows
 from cai_cli.manifest import parse_weight
 from cai_cli.models.model_directory import check_model
@@ -97,6 +98,7 @@ def run(options: Options) -> None:
     from cai_cli.ppo.measures import sample_rows
     from cai_cli.ppo.progress import Progress
     from cai_cli.ppo.trainer import Clock, Trainer
+    from cai_cli.training.collective import told_to_stop
     from cai_cli.training.facts import model_facts
 
     longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
@@ -110,9 +112,8 @@ def run(options: Options) -> None:
         say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
     progress.resume()
     texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
-    resumed = progress.step
     last: list[Episode] = []  # the last rollout
-    with closing(trainer), RunLog(options, artifact.folder, progress.step) as log:
+    with closing(trainer), RunLog(options, artifact.folder, progress.step) as log, after_the_step():
         if eval_prompts and progress.step == 0:
             log.write(0, progress.measure(None))
             log.samples(sample_rows(0, progress.samples, texts, SAMPLES if options.sample_steps else 0))
@@ -123,7 +124,7 @@ def run(options: Options) -> None:
             last = rollout.table
             if not progress.check_kl(rollout.kl):
                 break
-            if step > resumed and step % options.save_steps == 0:
+            if step > progress.checked and step % options.save_steps == 0:
                 progress.save()
             row = trainer.learn(step, rollout, clock)
             progress.step = step = step + 1
@@ -132,6 +133,9 @@ def run(options: Options) -> None:
             if options.sample_steps and step % options.sample_steps == 0:
                 episodes = progress.samples if measured else rollout.table
                 log.samples(sample_rows(step, episodes, texts, SAMPLES))
+            if told_to_stop(trainer.policy.learner.device):
+                progress.save_unchecked()
+                raise Terminated
     if progress.stopped:
         warn(f"{progress.stopped}: stopping here")
     saved = progress.settle()

@@ -109,7 +109,7 @@ def run(options: Options) -> None:
         return
 
     from cai_cli.models.adapters import save_trained
-    from cai_cli.training.checkpoints import drop_unmarked_hf_checkpoints
+    from cai_cli.training.checkpoints import newest_whole
     from cai_cli.training.facts import model_facts
     from cai_cli.training.hf_trainer import TrainingLog, whole_weights
     from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
@@ -126,13 +126,13 @@ def run(options: Options) -> None:
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
         say(f"{len(rejected)} rows rejected into {options.out / 'rejects.jsonl'}")
     trainer = make_trainer(options, model, tokenizer, data, by_kind(rows), artifact.checkpoints)
-    checkpoint = drop_unmarked_hf_checkpoints(artifact.checkpoints)
+    checkpoint = newest_whole(artifact.checkpoints, "checkpoint")
     packs = f" in {len(data)} packs" if options.packing else ""
     say(f"sft: {len(train)} rows{packs}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
     with TrainingLog("sft", artifact.metrics_file) as log:
-        result = log.train(trainer, checkpoint)
+        log.train(trainer, checkpoint)
         held_out = log.evaluate(trainer)
-        train_loss = log.mean_loss(trainer, result.training_loss)
+        train_loss = log.mean_loss(trainer)
 
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     facts = {

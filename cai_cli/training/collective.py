@@ -1,4 +1,5 @@
-"""What several processes compute together: sums, lists, gradients. With one process each is what it was given.
+"""What several processes compute or agree on together: sums, lists, gradients, when to stop. With one process each is what
+it was given.
 
 Work is dealt out like cards: of W processes, process r has every W-th item from the r-th on (`own_part`); `gathered` puts
 such parts together again, in the order of the whole, on every process.
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cai_cli.interruption import asked_to_stop
 from cai_cli.ranks import join_group, rank, world_size
 
 Item = TypeVar("Item")
@@ -36,6 +38,25 @@ def gathered(part: list[Item]) -> list[Item]:
     for n, items in enumerate(parts):
         whole[n :: world_size()] = items
     return whole
+
+
+def of_the_first(value: Item) -> Item:
+    """What the first process has, on every one of them."""
+    if world_size() == 1:
+        return value
+    import torch.distributed as dist
+
+    join_group()
+    sent: list[Any] = [value]
+    dist.broadcast_object_list(sent)
+    return sent[0]
+
+
+def told_to_stop(device: torch.device) -> bool:
+    """Whether SIGTERM has come to any of the processes: all get the same answer, so that they stop after the same step."""
+    if world_size() == 1:
+        return asked_to_stop()
+    return bool(total(torch.tensor(float(asked_to_stop()), device=device)) > 0)
 
 
 def total(value: Tensor) -> Tensor:

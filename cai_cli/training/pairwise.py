@@ -20,6 +20,7 @@ from transformers import get_scheduler
 
 from cai_cli.errors import RunError
 from cai_cli.evaluation.comparisons import Judged, by_group, sigmoid
+from cai_cli.interruption import Terminated, after_the_step
 from cai_cli.json_text import load_json
 from cai_cli.jsonl import strict_json, write_atomically
 from cai_cli.keys import key
@@ -29,9 +30,9 @@ from cai_cli.models.language_head import language_loss
 from cai_cli.models.score import hidden_states, last_scores, right_pad, score_all
 from cai_cli.options import PairwiseOptions, TrainingOptions
 from cai_cli.ranks import is_main, rank, world_size
-from cai_cli.talk import progress, say
-from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint
-from cai_cli.training.collective import gathered, own_part, sum_gradients, total
+from cai_cli.talk import progress, say, warn
+from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint, step_of
+from cai_cli.training.collective import gathered, own_part, sum_gradients, told_to_stop, total
 from cai_cli.training.losses import centring_loss, soft_pairwise_loss
 
 GROUP_BATCHES = 16  # Batches are cut from length-sorted runs of this many, which saves padding and keeps the order random.
@@ -73,12 +74,12 @@ def fit_pairwise(
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = get_scheduler(options.schedule, optimizer, options.warmup_steps, steps)
-    step = resume(folder, model, optimizer, schedule)
+    step, recent = resume(folder, model, optimizer, schedule)
     model.train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    recent: list[dict[str, float]] = []
-    with progress("train", steps, step) as advance, MetricsFile(folder / "metrics.jsonl", step) as metrics:
+    metrics_file = MetricsFile(folder / "metrics.jsonl", step)
+    with progress("train", steps, step) as advance, metrics_file as metrics, after_the_step():
         while step < steps:
             torch.manual_seed(key(seed, "step", step, rank()) % (1 << 63))  # for the adapters' dropout; nothing else draws
             group = batches[step * per_step : (step + 1) * per_step]
@@ -101,8 +102,11 @@ def fit_pairwise(
                 recent = []
             if held_out and options.eval_steps and step % options.eval_steps == 0 and step < steps:
                 metrics.write({"step": step, **evaluate_pairs(model, held_out, pad, evaluation_batch(options))})
-            if step % options.save_steps == 0 and step < steps:
-                save_training_state(folder, step, model, optimizer, schedule)
+            stopping = told_to_stop(model.device)
+            if stopping or (step % options.save_steps == 0 and step < steps):
+                save_training_state(folder, step, model, optimizer, schedule, recent)
+            if stopping:
+                raise Terminated
     if options.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
@@ -205,24 +209,27 @@ def judge(model: Any, pairs: list[TokenPair], pad: int, batch_size: int) -> tupl
     return judged, scores
 
 
-def resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> int:
-    """Take up the last complete checkpoint, if any; returns the step to go on from."""
+def resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> tuple[int, list[dict[str, float]]]:
+    """Take up the newest whole checkpoint, if any; returns the step to go on from, and the losses since the last log line."""
     found = load_checkpoint(folder / "checkpoints")
     if found is None:
-        return 0
-    step, state = found
+        return 0, []
+    checkpoint, state = found
+    step = step_of(checkpoint)
     load_trainable_state(model, state["model"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     say(f"{folder}: continuing from step {step}")
-    return step
+    return step, state["recent"]
 
 
-def save_training_state(folder: Path, step: int, model: Any, optimizer: Any, schedule: Any) -> None:
+def save_training_state(
+    folder: Path, step: int, model: Any, optimizer: Any, schedule: Any, recent: list[dict[str, float]]
+) -> None:
     if is_main():
         check_weights(trainable_state(model), f"step {step}")
         state = {"model": trainable_state(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-        save_checkpoint(folder / "checkpoints", step, state)
+        save_checkpoint(folder / "checkpoints", step, {**state, "recent": recent})
 
 
 def disable_dropout(model: Any) -> None:
@@ -242,7 +249,8 @@ def autocast(device_type: str, bf16: bool) -> torch.autocast:
 class MetricsFile:
     """metrics.jsonl of a training run: lines after `step`, left by a run that was killed later, are cut at the start.
 
-    Of several processes the first one writes.
+    A line that cannot be read is left out and named: a kill may have torn the last one, anything else is damage. Of several
+    processes the first one writes.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -251,12 +259,12 @@ class MetricsFile:
             return
         kept = []
         if path.exists() and step > 0:
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for number, line in enumerate(path.read_bytes().splitlines(), start=1):
                 try:
-                    if load_json(line, constant=float)["step"] <= step:
-                        kept.append(line + "\n")
-                except ValueError:
-                    break
+                    if load_json(line.decode(), constant=float)["step"] <= step:
+                        kept.append(line.decode() + "\n")
+                except (ValueError, TypeError, KeyError):
+                    warn(f"{path}: line {number} cannot be read and is left out")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, "".join(kept))
         self.stream = path.open("a", encoding="utf-8")

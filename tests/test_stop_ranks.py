@@ -1,0 +1,69 @@
+"""SIGTERM to several processes, all at once or only one of them: they stop after the same step, and end in the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from test_sft_ranks import ACCELERATE, ON_A_CPU, TORCHRUN
+from trainer_runs import COMMANDS, make_world, metrics, wait_for
+
+FLAGS = {
+    "train-pm": ("--save-steps", "1000", "--logging-steps", "7"),
+    "sft": ("--save-steps", "1000", "--logging-steps", "7"),
+    "ppo": ("--save-steps", "1000", "--steps", "12", "--sample-steps", "1"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    world = make_world(tmp_path_factory.mktemp("stop-ranks"))
+    (world / "fsdp.py").write_text(ON_A_CPU)
+    return world
+
+
+def start(stage: str, out: str, world: Path, fsdp: bool) -> subprocess.Popen:
+    launcher = ACCELERATE if fsdp else TORCHRUN
+    command = [sys.executable, *launcher, *COMMANDS[stage].split(), *FLAGS[stage], "--device", "cpu", "--out", out]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(command, cwd=world, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(stage: str, out: str, world: Path, fsdp: bool) -> str:
+    process = start(stage, out, world, fsdp)
+    said = process.communicate(timeout=280)[1]
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("stage", "to", "fsdp"),
+    [("train-pm", "launcher", False), ("train-pm", "second", False), ("sft", "second", False), ("sft", "launcher", True),
+     ("ppo", "second", False)],
+)  # fmt: skip
+def test_processes_told_to_stop_write_one_checkpoint_and_end_in_the_same_bytes(stage, to, fsdp, world):
+    kind = f"{stage}-{to}-{fsdp}"
+    whole, cut = world / f"{stage}-whole-{fsdp}", world / f"{kind}-cut"
+    if not whole.exists():
+        finish(stage, whole.name, world, fsdp)
+    process = start(stage, cut.name, world, fsdp)
+    wait_for(process, lambda: (cut / "metrics.jsonl").exists() and (cut / "metrics.jsonl").read_bytes().count(b"\n") >= 1)
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "RANK" in child.environ()]
+    [second] = (
+        [worker for worker in workers if worker.environ()["RANK"] == "1" and "cai_cli" in " ".join(worker.cmdline())]
+        if (to == "second")
+        else [process]
+    )
+    second.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    assert not (cut / "cai.json").exists()
+    assert len(list((cut / "checkpoints").glob("*-*/complete"))) >= 1, said
+    assert "continuing from" in finish(stage, cut.name, world, fsdp)
+    assert metrics(cut) == metrics(whole)
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
