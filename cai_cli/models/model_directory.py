@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cai_cli.errors import UserError
-from cai_cli.manifest import ADAPTER_CONFIG, is_adapter
+from cai_cli.fingerprints import ADAPTER_CONFIG
+from cai_cli.manifest import is_adapter
 from cai_cli.storage import read_input
 
 Role = Literal["language model", "preference model", "either"]
