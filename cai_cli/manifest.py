@@ -39,7 +39,7 @@ def parse_weight(text: str) -> tuple[str, float]:
 
 def manifest_path(out: Path) -> Path:
     """Where the manifest of an artifact lies; that of an adapter is the one of the model it was saved with."""
-    if out.is_dir() or out.suffix == "":
+    if out.suffix == "" or os.path.isdir(out):  # noqa: PTH112 - a name that can be no path is no folder
         own, beside = out / MODEL_MANIFEST, out.parent / MODEL_MANIFEST
         return beside if is_adapter(out) and beside.is_file() and not own.is_file() else own
     name = re.sub(r"\.(jsonl?|ya?ml)$", "", out.name.removesuffix(".gz"))

@@ -84,7 +84,7 @@ class Family:
 
     def plain(self, name: str = "lm", kind: Any = AutoModelForCausalLM) -> Any:
         """The model as transformers loads it. A fresh one: some keep what they have seen."""
-        return kind.from_pretrained(self.folder / name, dtype=torch.float32).eval()
+        return kind.from_pretrained(self.folder / name, dtype=torch.float32, trust_remote_code=False).eval()
 
     @torch.no_grad()
     def sample(self, batch_size: int, model: str = "lm", prompts: str = "prompts.jsonl") -> None:

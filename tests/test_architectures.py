@@ -179,7 +179,7 @@ def test_every_command_that_scores_refuses_an_encoder_in_one_line(cai, tmp_path,
     ):
         done = cai(*words)
         assert done.returncode == 2, done.stderr
-        assert "DebertaV2ForSequenceClassification is an encoder" in done.stderr.splitlines()[-1]
+        assert "deberta-v2 is an encoder" in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
 
 

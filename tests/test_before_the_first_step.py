@@ -152,7 +152,7 @@ def test_weights_that_share_memory_undeclared_are_found_first(base, tmp_path):
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     with pytest.raises(UserError, match="cannot be saved"):
         rehearse(model, tokenizer, tmp_path)
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_tied_weights_that_are_declared_are_no_obstacle(tmp_path):
@@ -173,7 +173,7 @@ def test_a_rehearsal_leaves_folder_and_model_as_they_were(lora, base, tmp_path):
     assert model.config is config and config.use_cache is False
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import mistake, run_cai
+from ppo_setup import make_pm
 from tiny import make_model
 
 from cai_cli.conversation import message
@@ -31,16 +32,16 @@ READERS = {
     "split samples": ("samples", "split {file} --parts a=1 --out {out}"),
     "revise": ("prompts", "revise --model {lm} --prompts {file} --out {out}.jsonl"),
     "sample": ("prompts", "sample --model {lm} --prompts {file} --out {out}.jsonl"),
-    "ppo": ("prompts", "ppo --model {lm} --pm {lm} --prompts {file} --out {out}"),
-    "ppo --eval-prompts": ("prompts", "ppo --model {lm} --pm {lm} --prompts {one} --eval-prompts {file} --out {out}"),
+    "ppo": ("prompts", "ppo --model {lm} --pm {pm} --prompts {file} --out {out}"),
+    "ppo --eval-prompts": ("prompts", "ppo --model {lm} --pm {pm} --prompts {one} --eval-prompts {file} --out {out}"),
     "sft samples": ("samples", "sft --model {lm} --data {file} --out {out}"),
     "sft revisions": ("revisions", "sft --model {lm} --data {file} --out {out}"),
     "label --pairs samples": ("samples", "label --pairs {file} --feedback-model {lm} --out {out}.jsonl"),
     "label --pairs comparisons": ("comparisons", "label --pairs {file} --feedback-model {lm} --out {out}.jsonl"),
     "train-pm": ("comparisons", "train-pm --model {lm} --comparisons {file} --out {out}"),
-    "evaluate pm": ("comparisons", "evaluate pm --pm {lm} --comparisons {file} --out {out}.json"),
+    "evaluate pm": ("comparisons", "evaluate pm --pm {pm} --comparisons {file} --out {out}.json"),
     "evaluate labels": ("comparisons", "evaluate labels {file} {file} --out {out}.json"),
-    "score": ("samples", "score --pm {lm} {file} --out {out}.jsonl"),
+    "score": ("samples", "score --pm {pm} {file} --out {out}.jsonl"),
     "export": ("revisions", "export paper-chains {file} --out {out}.jsonl"),
 }
 
@@ -50,16 +51,21 @@ def lm(tmp_path_factory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "lm")
 
 
+@pytest.fixture(scope="module")
+def pm(lm) -> Path:
+    return make_pm(lm, lm.parent / "pm")
+
+
 def put(path: Path, kind: str, ids: str) -> Path:
     path.write_text("".join(json.dumps({"id": name, **ROWS[kind]}) + "\n" for name in ids))
     return path
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_second_row_of_an_id_stops_with_both_lines(reader, lm, tmp_path):
+def test_a_second_row_of_an_id_stops_with_both_lines(reader, lm, pm, tmp_path):
     kind, words = READERS[reader]
     file, one = put(tmp_path / "rows.jsonl", kind, "abcb"), put(tmp_path / "one.jsonl", kind, "a")
-    done = run_cai(*words.format(file=file, one=one, lm=lm, out=tmp_path / "out").split())
+    done = run_cai(*words.format(file=file, one=one, lm=lm, pm=pm, out=tmp_path / "out").split())
     assert done.returncode == 2, done.stderr
     assert done.stderr == f"error: {file}:4: field `id`: 'b' is on line 2 too — ids are unique in a file\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "rows.jsonl"]

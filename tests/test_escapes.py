@@ -132,7 +132,7 @@ def test_what_is_printed_to_be_read(cai, tmp_path, prompts, llama):
     shown = cai("inspect", rows)
     assert shown.returncode == 0 and "\\x1b[31m" in shown.stdout, shown.stderr
     unharmed(shown.stdout)
-    rejects = put(tmp_path / "r.jsonl", {"id": "x", "reason": BAD, "detail": BAD, "line": BAD, "row": {BAD: "\ud800"}})
+    rejects = put(tmp_path / "r.jsonl", {"id": "x", "reason": BAD, "detail": BAD, "line": BAD, "row": {BAD: BAD}})
     shown = cai("inspect", rejects)
     assert shown.returncode == 0, shown.stderr
     unharmed(shown.stdout)

@@ -144,7 +144,7 @@ def test_a_killed_run_ends_in_the_same_weights(path, tmp_path):
         calls = count()
 
         def stop(*_):
-            if next(calls) == stop_at:
+            if torch.is_grad_enabled() and next(calls) == stop_at:  # trials of the model learn nothing
                 raise KeyboardInterrupt
 
         model.base_model.register_forward_pre_hook(stop)

@@ -10,6 +10,7 @@ from cai_cli.engines.base import STOP, Completion
 from cai_cli.models import packed_attention
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.packing import can_pack, prepare, where_it_can
+from cai_cli.models.shortcuts import shortcuts_of
 from cai_cli.ppo import forward
 from cai_cli.ppo.episodes import like_length, make_episodes, over_episodes, sampled_logprobs
 from cai_cli.ppo.forward import LogProbability, has_plain_head, response_logprobs, response_values
@@ -41,7 +42,7 @@ def test_a_batch_equals_each_row_alone(models, attention, temperature, monkeypat
         model.set_attn_implementation("sdpa" if "packed" in attention else attention)
         has_plain_head(policy)
         prepare(model, 64, packs="packed" in attention)
-        assert model.cai_packs == ("packed" in attention)
+        assert shortcuts_of(model).packs == ("packed" in attention)
     completions = random_completions(13)
     episodes = make_episodes(completions, PAD, "cpu")
     sampled = sampled_logprobs(completions, episodes)

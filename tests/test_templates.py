@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cai, mistake
+from ppo_setup import make_pm
 from tiny import CHATML, byte_level_tokenizer, make_model
 
 from cai_cli.conversation import message
@@ -114,6 +115,8 @@ def test_every_command_refuses_a_broken_template(cai: Cai, tmp_path: Path, comma
     prompts = put(tmp_path / "p.jsonl", [{"prompt": [EGG]}])
     rows = put(tmp_path / "d.jsonl", [sample("a", [EGG], "Yes.")])
     judge = make_model(tmp_path / "j", seed=2)
+    if command == "ppo":
+        judge = make_pm(judge, tmp_path / "pm")
     arguments = {
         "sample": ("--prompts", prompts),
         "revise": ("--prompts", prompts),

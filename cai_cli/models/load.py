@@ -47,7 +47,7 @@ def pick_device(device: str, flag: str = "--device") -> torch.device:
         raise UserError(f"{flag} {device}: no MPS device here", f"use {flag} cpu")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{flag} {device}: no CUDA device here", f"use {flag} cpu")
-    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+    if chosen.type == "cuda" and 0 < (count := torch.cuda.device_count()) <= (chosen.index or 0):
         raise UserError(f"{flag} {device}: there are {count} CUDA devices here", f"cuda:0 to cuda:{count - 1}")
     return chosen
 

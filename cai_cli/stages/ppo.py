@@ -147,7 +147,10 @@ def run(options: Options) -> None:
         saved_step=saved,
         best_step=progress.best.step if progress.best.step >= 0 else None,
         kl_coef=trainer.kl.coefficient,
-        counts={"in": sum(len(prompts) for prompts, _ in sources) + len(rejected), "rejected": len(rejected)},
+        counts={
+            "in": sum(len(prompts) for prompts, _ in sources) + len(rejected),
+            "rejected": dict(sorted(Counter(item.reason for item in rejected).items())),
+        },
         evaluation=progress.last,
         warnings=warn_all(last_cautions(last)),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
