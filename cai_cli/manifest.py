@@ -7,7 +7,6 @@ content: the stage, its content options, and the hashes of the inputs, models an
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from cai_cli.jsonl import write_atomically
 from cai_cli.manifest_shape import Manifest as Manifest
 from cai_cli.manifest_shape import Misshapen, parse_manifest
 from cai_cli.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, NOTED, Part
-from cai_cli.storage import check_input, is_input, open_input, read_input
+from cai_cli.storage import check_input, is_input, read_input
 
 MODEL_MANIFEST = "cai.json"
 WEIGHT = re.compile(r"^(?P<path>.+):(?P<weight>\d+(\.\d+)?|\.\d+)$")

@@ -261,8 +261,8 @@ def test_a_read_that_fails_on_the_way_is_no_matter_of_room(tmp_path, monkeypatch
     """A disk that gives no more: every way to read a file is told as one, plain or unpacked."""
     import gzip
 
+    from cai_cli.fingerprints import fingerprint_file
     from cai_cli.importers.post_files import read_file
-    from cai_cli.manifest import fingerprint_file
 
     plain = put(tmp_path / "rows.jsonl", *({"n": n, "t": "x" * 99} for n in range(3000)))
     packed = tmp_path / "rows.jsonl.gz"

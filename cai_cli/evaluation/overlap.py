@@ -15,8 +15,9 @@ from typing import Any
 from cai_cli.ancestry import source_path, unnested
 from cai_cli.conversation import Conversation, first_human_turn
 from cai_cli.errors import CaiError, RecordError
+from cai_cli.fingerprints import fingerprint_file
 from cai_cli.jsonl import read_lines, read_rows
-from cai_cli.manifest import MODEL_MANIFEST, fingerprint_file, input_file, manifest_path, read_manifest
+from cai_cli.manifest import MODEL_MANIFEST, input_file, manifest_path, read_manifest
 from cai_cli.prompt_files import conversation_of
 from cai_cli.splits import group_key
 from cai_cli.storage import is_input

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.errors import UserError
-from cai_cli.manifest import ADAPTER_CONFIG, is_adapter
+from cai_cli.fingerprints import ADAPTER_CONFIG
+from cai_cli.manifest import is_adapter
 from cai_cli.ranks import local_rank
 from cai_cli.storage import read_input
 

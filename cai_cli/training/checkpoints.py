@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from cai_cli.errors import RunError
-from cai_cli.jsonl import write_atomically
 from cai_cli.fingerprints import hash_file
+from cai_cli.jsonl import write_atomically
 from cai_cli.ranks import is_main
 from cai_cli.talk import warn
 from cai_cli.training.collective import of_the_first
@@ -100,6 +100,11 @@ def drop(targets: list[Path]) -> None:
         shutil.rmtree(target, ignore_errors=True)
 
 
+def drop_half_written(folder: Path, *names: str) -> None:
+    """Remove the `<name>-<step>` that are not sealed."""
+    drop([path for path in checkpoints(folder, *names) if not (path / MARK).exists()])
+
+
 def write_state(file: Path, state: dict[str, Any]) -> None:
     with file.open("wb") as stream:
         torch.save(state, stream)
@@ -137,10 +142,10 @@ def newest_whole(folder: Path, *names: str, look: Callable[[Path], str | None] =
     whole one before it. Raises RunError where none is whole.
     """
     whole, damaged = None, list[tuple[Path, str]]()
+    if is_main():
+        drop_half_written(folder, *names)
     for path in checkpoints(folder, *names) if is_main() else []:
-        if not (path / MARK).exists():
-            drop([path])
-        elif told := None if whole else look(path):
+        if told := None if whole else look(path):
             damaged.append((path, told))
         else:
             whole = whole or path

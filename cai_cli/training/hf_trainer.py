@@ -16,12 +16,8 @@ from cai_cli.errors import RunError
 from cai_cli.interruption import Terminated, after_the_step
 from cai_cli.ranks import is_main, rank
 from cai_cli.talk import progress
-<<<<<<< HEAD
-from cai_cli.training.checkpoints import drop_half_written, mark_hf_checkpoint
-=======
-from cai_cli.training.checkpoints import read_state, seal_hf_checkpoint, write_state
+from cai_cli.training.checkpoints import drop_half_written, read_state, seal_hf_checkpoint, write_state
 from cai_cli.training.collective import told_to_stop
->>>>>>> 0fc0346 (Checkpoints: two kept, each sealed with checksums; SIGTERM writes one after the step under way; a model's files are compared by name)
 from cai_cli.training.pairwise import MetricsFile
 
 # What a log line of the Trainer is called in metrics.jsonl; what starts anew on a resume (num_tokens) is left out.
@@ -59,18 +55,14 @@ class TrainingLog(TrainerCallback):
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         trainer.add_callback(self)
-<<<<<<< HEAD
+        self.trainer, self.checkpoint = trainer, checkpoint
         try:
-            return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with after_the_step():
+                return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception:
             if is_main():  # a full disk, perhaps: half a checkpoint only takes room
-                drop_half_written(Path(trainer.args.output_dir), "checkpoint-*")
+                drop_half_written(Path(str(trainer.args.output_dir)), "checkpoint")
             raise
-=======
-        self.trainer, self.checkpoint = trainer, checkpoint
-        with after_the_step():
-            return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
->>>>>>> 0fc0346 (Checkpoints: two kept, each sealed with checksums; SIGTERM writes one after the step under way; a model's files are compared by name)
 
     def evaluate(self, trainer: Trainer) -> dict[str, float] | None:
         """The held-out loss of each kind after training; None where nothing is held out."""
