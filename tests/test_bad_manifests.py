@@ -85,6 +85,8 @@ WRONG: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("`models`", lambda m: m.update(models=None)),
     ("`models[0].path`", lambda m: m.update(models=[{"option": "model", "fingerprint": "0"}])),
     ("`models[0].fingerprint`", lambda m: m.update(models=[{"option": "model", "path": "m", "fingerprint": 3}])),
+    ("`models[0].files`", lambda m: m.update(models=[{"option": "model", "path": "m", "fingerprint": "0"}])),
+    ("`models[0].files.a`", lambda m: m.update(models=[{"option": "model", "path": "m", "fingerprint": "0", "files": {"a": 1}}])),
     ("`constitution`", lambda m: m.update(constitution="article")),
     ("`constitution.path`", lambda m: m.update(constitution={"sha256": "0"})),
     ("`counts`", lambda m: m.update(counts=[1])),
@@ -200,7 +202,7 @@ def test_what_other_versions_write_is_let_through(cai, copy):
         lambda m: m.update(
             version="99",
             new={"deep": [1, {"x": None}]},
-            models=[{"option": "model", "path": "org/m", "fingerprint": {"a.safetensors": "0"}, "revision": 3}],
+            models=[{"option": "model", "path": "org/m", "fingerprint": "0", "files": {"a": "0"}, "new": 3}],
         ),
     )
     shown = cai("lineage", "prompts.jsonl", cwd=copy)
@@ -231,8 +233,8 @@ def test_a_circle_of_files_and_models(capsys, tmp_path):
     model.mkdir()
     (model / "config.json").write_text("{}")
     write_manifest(a, b)
-    write_manifest(b, models=[{"option": "model", "path": "model", "fingerprint": "0"}])
-    write_manifest(model, models=[{"option": "model", "path": ".", "fingerprint": "0"}])
+    write_manifest(b, models=[{"option": "model", "path": "model", "fingerprint": "0", "files": {}}])
+    write_manifest(model, models=[{"option": "model", "path": ".", "fingerprint": "0", "files": {}}])
     spoil(model / "cai.json", lambda m: m.update(inputs=[{"option": "data", "path": "../a.jsonl", "weight": 1, "sha256": "0"}]))
     lines = walked(capsys, a)
     assert len(lines) == 5 and sum("(above)" in line for line in lines) == 2, lines
@@ -312,7 +314,7 @@ def test_any_shape_is_read_or_refused(made, copy, capsys):
     chance = random.Random(0)
     place, artifact = copy / "splits" / "a.manifest.json", copy / "splits" / "a.jsonl"
     whole = json.loads(place.read_text())
-    whole["models"] = [{"option": "model", "path": "../splits", "fingerprint": "0", "manifest_sha256": None}]
+    whole["models"] = [{"option": "model", "path": "../splits", "fingerprint": "0", "files": {"a": "0"}, "manifest_sha256": None}]
     whole["constitution"] = {"name": "article", "path": "article.yaml", "sha256": "0"}
     whole["merged"] = whole["inputs"]
     whole["options"]["shard"] = "0/1"

@@ -196,4 +196,4 @@ def test_a_damaged_manifest_of_a_model_in_the_making_is_one_line(world, harm):
     harm(manifest)
     done = run_cai(*COMMANDS["train-pm"].split(), "--out", out, cwd=world)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "cai.partial.json: is not one of our manifests" in done.stderr and f"move {out} away" in done.stderr
+    assert "cai.partial.json: is not one of our manifests" in done.stderr

@@ -126,14 +126,14 @@ def test_a_manifest_without_a_field_is_one_line(cai, begun, field):
     manifest = json.loads(file.read_text())
     del manifest["models"][0][field]
     file.write_text(json.dumps(manifest))
-    mistake(again(cai, begun), f"cai.partial.json: field `models[0].{field}` is missing", "move pm away, or choose another --out")
+    mistake(again(cai, begun), f"cai.partial.json: field `models[0].{field}`: missing")
 
 
 @pytest.mark.parametrize("models", [None, 3, [3], [None]])
 def test_a_manifest_of_another_shape_is_one_line(cai, begun, models):
     file = begun / "pm/cai.partial.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "models": models}))
-    mistake(again(cai, begun), "cai.partial.json: is not one of our manifests")
+    mistake(again(cai, begun), "cai.partial.json: field `models")
     file.rename(manifest_path(begun / "pm"))
     done = cai("lineage", "pm", cwd=begun)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
