@@ -48,7 +48,7 @@ def manifest_path(out: Path) -> Path:
 
 def is_adapter(folder: Path) -> bool:
     """Whether the directory holds low-rank adapters, to be put on a base model, instead of a model."""
-    return (folder / ADAPTER_CONFIG).is_file()
+    return is_input(folder / ADAPTER_CONFIG)
 
 
 def rejects_path(out: Path) -> Path:

@@ -206,4 +206,5 @@ class PairwiseOptions(TrainingOptions, AdapterOptions):
     ] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_adapters()

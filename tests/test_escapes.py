@@ -150,7 +150,7 @@ def test_what_is_printed_to_be_read(cai, tmp_path, prompts, llama):
         assert shown.returncode == 0 and "forged" in shown.stdout, shown.stderr
         unharmed(shown.stdout)
     data = cai("import", "red-team", attempts, "--out", "-", cwd=tmp_path)
-    assert BAD.strip() in json.loads(data.stdout)["prompt"][0]["content"]
+    assert BAD.strip().replace("\r\n", "\n") in json.loads(data.stdout)["prompt"][0]["content"]
 
 
 def test_the_tree_of_things_with_odd_names(cai, tmp_path, prompts):

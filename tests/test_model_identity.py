@@ -11,6 +11,7 @@ from conftest import mistake
 
 from cai_cli.artifact import ModelArtifact
 from cai_cli.fingerprints import file_changes, fingerprint_model, fingerprint_weights, model_files
+from cai_cli.locks import give_back
 from cai_cli.manifest import manifest_path
 from cai_cli.stages.train_pm import Options
 
@@ -96,6 +97,7 @@ def begun(tmp_path, llama) -> Path:
     (tmp_path / "c.jsonl").write_text(json.dumps({"id": "c", **row, **replies}) + "\n")
     options = Options(model=str(tmp_path / "lm"), comparisons=[str(tmp_path / "c.jsonl")], out=tmp_path / "pm")
     ModelArtifact("train-pm", options).start()
+    give_back(options)  # as the end of the process does
     return tmp_path
 
 
