@@ -214,7 +214,7 @@ def test_places_where_nothing_can_be(cai, world, tmp_path):
         (tmp_path / ("n" * 300) / "rows.jsonl", "File name too long"),
         (tmp_path / f"{'n' * 250}.jsonl", "File name too long"),
         (Path("/proc/nowhere/rows.jsonl"), "No such file or directory"),
-        (tmp_path / "loop" / "rows.jsonl", "File exists"),
+        (tmp_path / "loop" / "rows.jsonl", "cannot be locked"),
     ):
         no_room(cai("import", "red-team", world / "attempts.jsonl", "--out", place), problem)
     no_room(cai("split", world / "prompts.jsonl", "--parts", "a=1", "--out", "/proc/nowhere/out"))

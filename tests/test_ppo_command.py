@@ -117,7 +117,7 @@ def test_prompts_longer_than_the_context_are_put_aside_by_name(folder, options, 
     ppo.run(settings)
     [rejected] = [json.loads(line) for line in (settings.out / "rejects.jsonl").read_text().splitlines()]
     assert rejected["id"] == "long" and rejected["reason"] == "prompt_too_long" and "tokens" in rejected["detail"]
-    assert facts(settings)["counts"] == {"in": 3, "rejected": 1}
+    assert facts(settings)["counts"] == {"in": 3, "rejected": {"prompt_too_long": 1}}
     prompts.write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(RunError, match=r"none of its prompts can be used \(prompt_too_long 1\)"):
         ppo.run(options(prompts=prompts, if_changed="restart"))
