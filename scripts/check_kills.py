@@ -117,14 +117,14 @@ def check(stage: str, name: str, work: Path, moments: int, seconds: float, whole
     while stops < moments:
         process = start(stage, work, out)
         try:
-            code = process.wait(draw.uniform(0, seconds))
+            code = process.wait(draw.uniform(0.1, seconds))
         except subprocess.TimeoutExpired:
             if whole_group and number != signal.SIGKILL:
                 os.killpg(process.pid, number)
             else:
                 process.send_signal(number)
             code = process.wait(PATIENCE)
-            stops += 1
+            stops += code != 0  # it may have been through at that very moment
         alive = left_over(process.pid)
         left += len(alive)
         for pid in alive:
@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--group", action="store_true", help="send the signal to all processes of the run, as a terminal does")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all it starts
     work = options.work.resolve()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not (work / "demo" / "world").exists():
