@@ -227,7 +227,7 @@ def read_manifest(path: Path) -> Manifest | None:
             raise Misshapen("", f"is larger than {LARGEST_MANIFEST >> 20} MiB")
         return parse_manifest(read_input(path))
     except Misshapen as error:
-        raise UserError(f"{path}: {error}", "restore it, or move it away and make what it belongs to again") from None
+        raise UserError(f"{path}: {error}", "restore it, or move it away with what it belongs to, and make that again") from None
     except ValueError:
         raise UserError(f"{path}: is not one of our manifests", "move it away, or choose another --out") from None
 

@@ -152,7 +152,9 @@ class TrainingOptions(DeviceOptions):
     save_steps: Annotated[
         int,
         flag(
-            "Output", "Steps between checkpoints; a killed run goes on from the last. Two are kept: room on disk for both.", min=1
+            "Output",
+            "Steps between checkpoints, from which a killed run goes on; two are kept while a third is written.",
+            min=1,
         ),
     ] = 200
     logging_steps: Annotated[int, flag("Output", "Steps between lines of metrics.jsonl.", min=1)] = 10

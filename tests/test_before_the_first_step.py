@@ -111,8 +111,9 @@ def test_a_disk_without_room_is_found_first(stage, base, monkeypatch):
 
 def test_the_room_that_is_needed():
     """3 checkpoints, at most two at once; one of them beside the model; none where the run is too short to keep one."""
-    assert needed_bytes(12, 4, 3) == 24
-    assert needed_bytes(12, 20, 3) == 32
+    assert needed_bytes(12, 4, 3) == 36
+    assert needed_bytes(12, 20, 3) == 44
+    assert needed_bytes(12, 4, 2) == 28
     assert needed_bytes(12, 4, 1) == 16
     assert needed_bytes(12, 4, 0) == 4
 

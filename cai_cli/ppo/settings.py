@@ -117,7 +117,9 @@ class TrackOptions:
     save_steps: Annotated[
         int,
         flag(
-            "Output", "Steps between checkpoints; a killed run goes on from the last. Two are kept: room on disk for both.", min=1
+            "Output",
+            "Steps between checkpoints, from which a killed run goes on; two are kept while a third is written.",
+            min=1,
         ),
     ] = 20
     sample_steps: Annotated[int, flag("Output", "Steps between sample generations in samples.jsonl; 0: none.", min=0)] = 10

@@ -77,8 +77,8 @@ def check_room(folder: Path, checkpoints: Path, checkpoint: int, model: int, sav
 
 
 def needed_bytes(checkpoint: int, model: int, saves: int) -> int:
-    """A checkpoint goes once the next one is there, and the last one once the model is."""
-    return max(min(saves, 2) * checkpoint, min(saves, 1) * checkpoint + model)
+    """Two checkpoints are kept while a third is written, and both until the model is there."""
+    return max(min(saves, 3) * checkpoint, min(saves, 2) * checkpoint + model)
 
 
 def bytes_of(weights: Any) -> int:
