@@ -118,6 +118,11 @@ def test_channels_are_told_apart(tmp_path) -> None:
     assert said(engine, thought).text == "" and said(engine, "<|channel|>analysis<|message|>hm").finish_reason == "length"
 
 
+def test_a_template_that_opens_no_reply_has_no_header_to_meet(tmp_path) -> None:
+    found = said(engine_of(tmp_path / "m", TURNS), "No.<|im_start|>user\nWhy?<|im_end|>")
+    assert (found.fault, found.text) == (None, "No.")
+
+
 def test_a_reply_that_opens_another_turn_of_its_own_is_no_reply(tmp_path) -> None:
     engine = engine_of(tmp_path / "m", MARKED)
     found = said(engine, "analysis<|im_start|>assistant\nNo.<|im_end|>")

@@ -119,7 +119,8 @@ class TransformersEngine:
         stop, fault = None, None
         if (other := next((n for n, index in enumerate(spoken) if index in self.turn_start_ids), None)) is not None:
             stop = self.tokenizer.convert_ids_to_tokens(spoken[other])
-            if spoken[other : other + len(self.header)] == self.header and not isinstance(request.prompt, str):
+            own = bool(self.header) and spoken[other : other + len(self.header)] == self.header
+            if own and not isinstance(request.prompt, str):
                 fault = (OWN_HEADER, f"it goes on with {self.tokenizer.decode(self.header)!r}")
             spoken = spoken[:other]
         text, thinking = self._decode(spoken), ""
