@@ -20,8 +20,8 @@ Not kept: drawn again with the next attempt's key, and after the last attempt th
 
 A revision that repeats an earlier *revision* is kept: that text has been revised, and the principle drawn had nothing to add
 (so 3 of the paper's 264 published steps). One that repeats the draft is not, in any round: with it an unrevised text would
-become a training target. A revision that is *near* its draft (`is_near`) is kept, and told by `cai inspect`: of the published steps one
-keeps all of its draft's words (and adds four); the next ones lose three or more and at least 4.5 % of them.
+become a training target. A revision that is *near* its draft (`is_near`) is kept, and `cai inspect` tells it: of the published
+steps one keeps all of its draft's words (and adds four); the next ones lose three or more and at least 4.5 % of them.
 The rules for roles know English; a text without common English words passes them.
 Source: Constitutional AI (arXiv 2212.08073), section 3.1 and appendix E, on the mix-up of critique and revision.
 """
