@@ -94,6 +94,8 @@ def reasons_text(reasons: Counter[str]) -> str:
 
 def is_foreign(file: Path, beside: str | None) -> bool:
     """Whether a file in a folder without a manifest is none that a command of ours leaves there, killed or not."""
+    if file.name == "checkpoints" and file.is_dir():  # of a rehearsal that was killed, before anything was claimed
+        return any(path.name != "rehearsal" for path in file.iterdir())
     name = file.name.removeprefix(".").removesuffix(".tmp")
     ours = is_lock_file(file) or name == PARTIAL_MODEL_MANIFEST or (beside is not None and name.startswith(beside))
     return not ours
