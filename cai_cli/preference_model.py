@@ -38,7 +38,7 @@ def reading(tokenizer: PreTrainedTokenizerBase, form: Format, max_length: int) -
     Answer: ...`. The function raises UnfitRow where the ids are more than `max_length`; nothing is ever cut.
     """
     from cai_cli.models.chat import close_with_eos, encode_scored, encode_text, stop_ids
-    from cai_cli.models.templates import UnfitRow
+    from cai_cli.models.templates import UnfitRow, check_text
 
     stops = stop_ids(tokenizer)
     eos = int(tokenizer.eos_token_id)
@@ -47,7 +47,9 @@ def reading(tokenizer: PreTrainedTokenizerBase, form: Format, max_length: int) -
         return encode_scored(tokenizer, prompt, reply, stops, max_length)
 
     def qa(prompt: Conversation, reply: Conversation) -> list[int]:
-        ids = close_with_eos(encode_text(tokenizer, question_answer(prompt[-1]["content"], reply[0]["content"])), eos)
+        text = question_answer(prompt[-1]["content"], reply[0]["content"])
+        check_text(tokenizer, text)
+        ids = close_with_eos(encode_text(tokenizer, text), eos)
         if len(ids) > max_length:
             raise UnfitRow("too_long", f"{len(ids)} tokens, at most {max_length} fit")
         return ids
