@@ -129,6 +129,9 @@ class Progress:
         if self.eval_prompts:
             episodes = self.trainer.evaluate(self.eval_prompts)
             row = held_out_row(episodes)
+            if not math.isfinite(row["eval_kl"]):  # nothing of it can be kept; the last good policy is what is saved
+                self.check_kl(row["eval_kl"])
+                return {}
             self.first = self.first or row
             self.last = row
             self.samples = episodes

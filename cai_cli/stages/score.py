@@ -27,7 +27,7 @@ from cai_cli.conversation import (
     message,
     prompt_id,
 )
-from cai_cli.errors import RecordError
+from cai_cli.errors import RecordError, UserError
 from cai_cli.evaluation.cautions import score_cautions
 from cai_cli.generation import chunks
 from cai_cli.jsonl import Row, check_new, read_rows
@@ -170,7 +170,12 @@ def reply_of(value: Any, field: str) -> Conversation:
 
 def dry_run(items: list[Item], tokenizer: Any, encode: Any) -> None:
     """Show the first row's texts exactly as the model reads them, with the token that is scored."""
+    from cai_cli.models.templates import UnfitRow
+
     for name, (prompt, reply) in items[0].texts.items() if items else ():
-        ids = encode(prompt, reply)
+        try:
+            ids = encode(prompt, reply)
+        except UnfitRow as error:
+            raise UserError(f"the first row: {error.reason}: {error.detail}", "such rows are rejected") from None
         show_text(f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}")
     say(f"{len(items)} rows, {sum(len(item.texts) for item in items)} texts to score")
