@@ -47,7 +47,7 @@ class SplitFolder:
     def done(self, rows: int | None = None) -> bool:
         """Whether all is there; `rows`: of so many, where that is known."""
         whole = self.old is None and self.finished is not None and all(map(Path.exists, part_files(self.folder, self.parts)))
-        done = whole and rows in (None, (self.finished.get("counts") or {}).get("out"))
+        done = whole and rows in (None, ((self.finished or {}).get("counts") or {}).get("out"))
         if done:
             if not self.options.dry_run:
                 self._end()
