@@ -7,8 +7,12 @@ def main(told: bool = True) -> None:
     """Entry point. Signals are listened to first: what is imported next takes a moment, and Ctrl-C may come within it."""
     with one_line(told):
         from cai_cli.cli import main as command_line
+        from cai_cli.ranks import leave_group
 
-        command_line()
+        try:
+            command_line()
+        finally:
+            leave_group()
 
 
 if __name__ == "__main__":

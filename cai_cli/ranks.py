@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Callable
 
 from cai_cli.errors import UserError
@@ -48,6 +50,21 @@ def join_group() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def leave_group() -> None:
+    """Take leave of the other processes, where there are any.
+
+    gloo's threads let go of Python objects: one that does so while the interpreter shuts down ends the process by SIGABRT,
+    and a run whose work is done and saved would count as failed.
+    """
+    if "torch.distributed" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()  # of the models in parts, each of which holds its group
+        dist.destroy_process_group()
 
 
 def barrier() -> None:

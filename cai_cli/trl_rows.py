@@ -4,7 +4,8 @@
     prompt-completion   {"prompt", "completion"}
     language modelling  {"messages"}, the last reply being the completion; {"conversations"} of ShareGPT too
 
-Each text or turns. A pair of TRL's is a human's with probability 1. Ids are made from the prompt: `<prompt id>/<k>`.
+Each text or turns. A pair of TRL's is a human's with probability 1. Ids are made from the prompt: `<prompt id>/row<k>`, which
+are no ids of our samples (`<prompt id>/<k>`).
 """
 
 from __future__ import annotations
@@ -77,4 +78,4 @@ class RowReader:
             return text_field(row, "id")
         number = self.made[prompt_identity]
         self.made[prompt_identity] += 1
-        return f"{prompt_identity}/{number}"
+        return f"{prompt_identity}/row{number}"

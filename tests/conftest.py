@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import pytest
 
 # One thread and no network, here and in every command that a test runs: results do not depend on the machine's cores.
@@ -17,9 +17,8 @@ Cai = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_cai(*args: object, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run `cai ARGS` in a process of its own."""
-    command = [sys.executable, "-m", "cai_cli", *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    """Run `cai ARGS` in a process of its own, forked from one that has torch imported."""
+    return forks.run(list(map(str, args)), cwd, timeout)
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,7 @@ def test_trl_pairs_are_comparisons_of_a_human(tmp_path):
     found = list(read_records(path, RowReader().comparison))
     assert all((row.prompt, row.chosen, row.rejected) == ([Q], [A], [B]) for row in found)
     assert {(row.probability, row.origin) for row in found} == {(1.0, "human")}
-    assert [row.id for row in found] == [f"{prompt_id([Q])}/{n}" for n in range(len(PAIRS))]
+    assert [row.id for row in found] == [f"{prompt_id([Q])}/row{n}" for n in range(len(PAIRS))]
 
 
 @pytest.mark.parametrize("row", PAIRS)
@@ -171,10 +171,19 @@ def test_ids_do_not_repeat_over_the_files_of_a_command(tmp_path):
 def test_trl_completions_are_trained_on_and_paired(tmp_path, row):
     path = put(tmp_path / "x.jsonl", row, {"prompt": "q", "completion": "b"})
     first, second = read_targets(str(path), "final", 0)
-    assert (first.prompt, first.completion, first.id) == ([Q], [A], f"{prompt_id([Q])}/0")
-    assert (second.completion, second.id) == ([B], f"{prompt_id([Q])}/1")
+    assert (first.prompt, first.completion, first.id) == ([Q], [A], f"{prompt_id([Q])}/row0")
+    assert (second.completion, second.id) == ([B], f"{prompt_id([Q])}/row1")
     [pair] = read_pairs([str(path)])
     assert (pair.replies, pair.id) == (["a", "b"], f"{prompt_id([Q])}/0")
+
+
+def test_trl_rows_beside_our_own_of_the_same_prompt_are_other_rows(tmp_path):
+    sample = {"id": f"{prompt_id([Q])}/0", "prompt": [Q], "completion": [A], "finish_reason": "stop"}
+    path = put(tmp_path / "x.jsonl", sample, {"prompt": "q", "completion": "b"})
+    assert len({target.id for target in read_targets(str(path), "final", 0)}) == 2
+    comparison = {**PAIRS[1], "id": f"{prompt_id([Q])}/0", "prompt_id": "p", "probability": 1.0, "origin": "ai"}
+    path = put(tmp_path / "y.jsonl", comparison, *PAIRS)
+    assert len({row.id for row in read_records(path, RowReader().comparison)}) == 1 + len(PAIRS)
 
 
 def test_a_row_with_a_field_of_ours_is_read_strictly(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,9 +14,12 @@ from ppo_setup import make_pair, options_for, write_prompts
 
 from cai_cli import interruption
 from cai_cli.errors import RunError
+from cai_cli.ppo import progress
+from cai_cli.ppo.best import Best
 from cai_cli.ppo.progress import Progress
 from cai_cli.ppo.trainer import Trainer
 from cai_cli.stages import ppo
+from cai_cli.training.checkpoints import checkpoints
 
 RUNS_AWAY = {"steps": 12, "save_steps": 2, "learning_rate": 0.02, "kl_coef": 0.0, "lr_scheduler_type": "constant"}
 FILES = ("model.safetensors", "metrics.jsonl", "samples.jsonl")
@@ -184,6 +188,51 @@ def test_a_stop_at_any_other_time_does_no_harm(folder, tmp_path, monkeypatch, me
 
 
 BEST = {"max_kl": 50.0, "load_best_model_at_end": True, "eval_steps": 1, "save_steps": 2, "steps": 6, "learning_rate": 1e-3}
+
+
+def test_no_more_policies_pile_up_than_there_is_room_for(folder, tmp_path, monkeypatch):
+    """Each measurement better than the one before, and a checkpoint only at the end of many: two of the best ones at most."""
+    counts, save, offered = [], progress.save_weights, Best.offer
+
+    def counted(target, *state):
+        save(target, *state)
+        counts.append({name: len(checkpoints(target.parent, name)) for name in ("best", "step")})
+
+    monkeypatch.setattr(progress, "save_weights", counted)
+    monkeypatch.setattr(Best, "offer", lambda self, step, episodes, budget: offered(replace_score(self), step, episodes, 1e9))
+    flags = {**BEST, "max_kl": 1e9, "eval_prompts": [str(folder / "prompts.jsonl")], "save_steps": 4, "steps": 10}
+    ppo.run(make(folder, tmp_path / "out", **flags))
+    assert len(counts) == 11 and max(count["best"] - count["step"] for count in counts) == 2
+    assert facts(tmp_path / "out")["best_step"] == 10
+
+
+def replace_score(best: Best) -> Best:
+    best.score = -math.inf
+    return best
+
+
+def test_held_out_prompts_whose_kl_is_not_finite_end_in_the_last_good_policy(folder, tmp_path, monkeypatch):
+    """The rollouts' KL looks well: what is not finite is seen on held-out prompts alone."""
+    flags = {**BEST, "eval_prompts": [str(folder / "prompts.jsonl")], "load_best_model_at_end": False}
+    row, seen = progress.held_out_row, []
+
+    def odd(episodes):
+        seen.append(row(episodes))
+        return seen[-1] | ({"eval_kl": math.nan} if len(seen) == 5 else {})
+
+    monkeypatch.setattr(progress, "held_out_row", odd)
+    ppo.run(make(folder, tmp_path / "out", **flags))
+    told = facts(tmp_path / "out")
+    assert "the KL is nan at step 4" in told["stopped"] and told["saved_step"] == 2
+    assert all(math.isfinite(value) for value in told["evaluation"].values())
+
+
+def test_warnings_outlast_a_stop_after_the_last_step(folder, tmp_path, monkeypatch):
+    options = make(folder, tmp_path / "out", steps=2, learning_rate=1e-3, max_kl=50.0)
+    ppo.run(make(folder, tmp_path / "whole", steps=2, learning_rate=1e-3, max_kl=50.0))
+    stopped_at(options, monkeypatch, 1)
+    ppo.run(options)
+    assert facts(options.out)["warnings"] == facts(tmp_path / "whole")["warnings"] != []
 
 
 def test_each_kept_checkpoint_has_its_best_policy(folder, tmp_path, monkeypatch, capsys):

@@ -48,6 +48,7 @@ class Progress:
         self.best, self.guard = Best(), Guard()
         self.window: list[Episode] = []  # Rollouts since the last measurement, where there are no held-out prompts.
         self.samples: list[Episode] = []  # of the last measurement on held-out prompts
+        self.rollout: list[Episode] = []  # of the last step
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.stopped: str | None = None
@@ -60,7 +61,7 @@ class Progress:
             self.step, self.checked, self.stopped = step_of(checkpoint), state["checked"], state["stopped"]
             self.trainer.load(state["trainer"], checkpoint)
             self.best, self.guard = Best(**state["best"]), Guard.from_state(state["guard"])
-            self.window = [Episode(**row) for row in state["window"]]
+            self.window, self.rollout = ([Episode(**row) for row in state[name]] for name in ("window", "rollout"))
             self.first, self.last = state["first"], state["last"]
             say(f"{self.options.out}: continuing from step {self.step}")
         if is_main():
@@ -73,9 +74,15 @@ class Progress:
         if is_main():
             save_checkpoint(self.folder, self.step, self.state(), self.trainer.save_critic)
             drop(checkpoints(self.folder, "unchecked"))
-            kept = [best for path in checkpoints(self.folder, "step") for best in self.best_at(step_of(path))]
-            drop([path for path in checkpoints(self.folder, "best") if path not in kept])
+            self.drop_bests()
         barrier()
+
+    def drop_bests(self) -> None:
+        """Of the best policies keep the one there is and those that checkpoints go on with."""
+        kept = [self.best_folder]
+        for path in checkpoints(self.folder, "step", "unchecked"):
+            kept += self.best_at(step_of(path))
+        drop([path for path in checkpoints(self.folder, "best") if path not in kept])
 
     def save_unchecked(self) -> None:
         """Keep all state to go on from, before it is known how far the policy has gone."""
@@ -91,6 +98,7 @@ class Progress:
             "best": asdict(self.best),
             "guard": self.guard.state(),
             "window": [asdict(episode) for episode in self.window],
+            "rollout": [asdict(episode) for episode in self.rollout],
             "first": self.first,
             "last": self.last,
             "checked": self.checked,
@@ -141,6 +149,7 @@ class Progress:
         budget = options.max_kl if options.best_max_kl is None else options.best_max_kl
         if self.keeps_best and self.best.offer(self.step, episodes, budget) and is_main():
             save_weights(self.best_folder, self.trainer.policy_state())
+            self.drop_bests()
         if self.stopped is None:
             self.stopped = self.guard.watch(self.step, episodes)
         return row

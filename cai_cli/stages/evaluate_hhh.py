@@ -103,12 +103,12 @@ def run(options: Options) -> None:
     if options.dry_run:
         dry_run(options, examples, items)
         return
-    results.start()
     facts = score_replies(options, items) if options.pm else answer_all(options, examples, items)
     measured = {Path(name).name: measure(group) for name, group in groups.items()}
     whole = measure(items)
     if not whole["scored"]:
         raise RunError(f"none of the {len(items)} items could be asked: {whole['skipped']}", "take a model with a longer context")
+    results.start()
     draw(results.picture, options, groups, whole)
     rows = [item.to_row() for item in items]
     model = str(options.model or options.pm)

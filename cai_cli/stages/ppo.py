@@ -112,7 +112,6 @@ def run(options: Options) -> None:
         say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
     progress.resume()
     texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
-    last: list[Episode] = []  # the last rollout
     with closing(trainer), RunLog(options, artifact.folder, progress.step) as log, after_the_step():
         if eval_prompts and progress.step == 0:
             log.write(0, progress.measure(None))
@@ -121,11 +120,11 @@ def run(options: Options) -> None:
             clock, step = Clock(), progress.step
             batch = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
             rollout = trainer.rollout(step, batch, clock)
-            last = rollout.table
             if not progress.check_kl(rollout.kl):
                 break
             if step > progress.checked and step % options.save_steps == 0:
                 progress.save()
+            progress.rollout = rollout.table
             row = trainer.learn(step, rollout, clock)
             progress.step = step = step + 1
             measured = progress.measure(rollout)
@@ -152,7 +151,7 @@ def run(options: Options) -> None:
             "rejected": dict(sorted(Counter(item.reason for item in rejected).items())),
         },
         evaluation=progress.last,
-        warnings=warn_all(last_cautions(last)),
+        warnings=warn_all(last_cautions(progress.rollout)),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
     )
 
@@ -162,7 +161,8 @@ def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_
     from cai_cli.training.rehearsal import learned_bytes, rehearse_saving
 
     policy = learned_bytes(trainer.policy.learner)
-    saves, best = options.steps // options.save_steps, 2 * policy if keeps_best else 0
+    saves = options.steps // options.save_steps
+    best = min(saves, 2) * policy + 2 * policy if keeps_best else 0  # of each checkpoint, and two while the better one is written
     whole = trainer.policy.whole
     rehearse_saving(whole, trainer.tokenizer, artifact.folder, artifact.checkpoints, saves, 2 * policy, best)
 

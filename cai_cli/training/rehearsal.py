@@ -37,7 +37,7 @@ def rehearse_saving(model: Any, tokenizer: Any, folder: Path, checkpoints: Path,
     scratch.mkdir(parents=True)
     try:
         checkpoint = ADAMW_STATES * learned
-        check_room(folder, checkpoints, checkpoint, saved_bytes(model), saves, kept)
+        check_room(folder, checkpoint, saved_bytes(model), saves, kept)
         with (scratch / "size").open("wb") as stream:  # a limit on the size of a file; a hole takes no room
             stream.truncate(checkpoint if saves else 0)
         save_all(model, tokenizer, scratch)
@@ -67,9 +67,9 @@ def save_all(model: Any, tokenizer: Any, scratch: Path) -> None:
     tokenizer.save_pretrained(scratch)
 
 
-def check_room(folder: Path, checkpoints: Path, checkpoint: int, model: int, saves: int, kept: int) -> None:
+def check_room(folder: Path, checkpoint: int, model: int, saves: int, kept: int) -> None:
     """Raise RunError where the disk has no room for what will lie there at once."""
-    free = shutil.disk_usage(folder).free + sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free
     needed = kept + needed_bytes(checkpoint, model, saves)
     if needed > free:
         told = f"{folder}: {free / 1e9:.3g} GB are free; checkpoints and the trained model need {needed / 1e9:.3g} GB"
