@@ -48,3 +48,9 @@ class RunError(CaiError):
     """The run could not be carried out to its end."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """What any error says, in one line; with the next one where the first is but a heading."""
+    lines = [line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cai_cli.errors import CaiError, RunError, UserError
+from cai_cli.errors import CaiError, RunError, UserError, first_line
 
 BLOCK = 1 << 16
 MISSING = "check the path; a stage's output exists once the stage has finished"
@@ -135,7 +135,7 @@ def storage_error(error: BaseException, out: Path | None = None) -> CaiError | N
 
     `out`: what the command writes, by which a path that fails is told from one that is read.
     """
-    text = first_line(error)
+    text = first_line(error)[:FIRST_LINE]
     number, name = number_of(error)
     full = number in NO_ROOM or FULL.search(text) is not None
     by_words = WRITING.search(text) is not None or (SQLITE.search(text) is not None and "sqlite3" in kinds_of(error))
@@ -184,8 +184,3 @@ def is_output(name: str, out: Path) -> bool:
     path, out = Path(os.path.abspath(name)), Path(os.path.abspath(out))  # noqa: PTH100 - not resolved: links may be what is wrong
     beside = path.parent == out.parent and path.name.lstrip(".").startswith(out.name.split(".")[0])
     return path == out or out in path.parents or path in out.parents or beside
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
-    return lines[0][:FIRST_LINE] if lines else type(error).__name__

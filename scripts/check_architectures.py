@@ -27,10 +27,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from architecture_families import FAMILIES, build
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from cai_cli.engines.base import OVERLONG
-from cai_cli.errors import CaiError, RunError
+from cai_cli.errors import CaiError, RunError, UserError
 from cai_cli.microworld import checkpoint
 from cai_cli.models.load import load_tokenizer
 
@@ -76,11 +77,20 @@ class Family:
 
     def __init__(self, name: str, folder: Path, recorders: dict[str, Recorder]) -> None:
         self.folder, self.recorders = folder, recorders
-        tokenizer = load_tokenizer(str(checkpoint("helpful-only")))
-        model = build(name, len(tokenizer), int(tokenizer.pad_token_id), int(tokenizer.eos_token_id))
-        model.save_pretrained(folder / "lm")
-        tokenizer.save_pretrained(folder / "lm")
+        words = load_tokenizer(str(checkpoint("helpful-only")))
+        self.save(name, words)
+        try:
+            load_tokenizer(str(folder / "lm"))
+        except UserError:  # transformers reads any tokenizer as the family's own kind, of bytes, and adds a token to it
+            self.save(name, byte_tokenizer(words.chat_template))
+            self.save(name, load_tokenizer(str(folder / "lm")))
         write_files(folder)
+
+    def save(self, name: str, tokenizer: Any) -> None:
+        """A random model of the tokenizer's size, with it."""
+        model = build(name, len(tokenizer), int(tokenizer.pad_token_id), int(tokenizer.eos_token_id))
+        model.save_pretrained(self.folder / "lm")
+        tokenizer.save_pretrained(self.folder / "lm")
 
     def plain(self, name: str = "lm", kind: Any = AutoModelForCausalLM) -> Any:
         """The model as transformers loads it. A fresh one: some keep what they have seen."""
@@ -190,6 +200,17 @@ CHECKS: dict[str, Callable[[Family], None]] = {
     "ppo": Family.ppo,
     "sft": Family.sft,
 }
+
+
+def byte_tokenizer(template: Any) -> PreTrainedTokenizerFast:
+    """Tokens of bytes, as most families have them, with the ids of the micro-world's special tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special, alphabet = ["<pad>", "<bos>", "<eos>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator([SENTENCE, "Human: Paint it. Assistant: No, water the soil."], trainer)
+    names = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=template, **names)
 
 
 def write_files(folder: Path) -> None:

@@ -42,6 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "falcon_h1": {"mamba_d_ssm": 64, **MAMBA2},
     "mamba": {"state_size": 8},
+    "llama4_text": {"num_local_experts": 2, "head_dim": 8, "intermediate_size_mlp": 64},
 }
 
 

@@ -81,8 +81,6 @@ def server() -> tuple[socket.socket, dict[str, str]]:
 def serve() -> None:
     line = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    import cai_cli.preload
-    import cai_cli.cli  # noqa: F401
 
     while True:
         request, streams, *_ = socket.recv_fds(line, 1 << 20, 2)
@@ -121,7 +119,7 @@ def command(words: list[str], cwd: str, test: str | None, streams: list[int]) ->
         traceback.print_exc()
         code = 1
     if isinstance(code, str):
-        print(code, file=sys.stderr)
+        sys.stderr.write(f"{code}\n")
     try:
         atexit._run_exitfuncs()
         sys.stdout.flush()

@@ -14,6 +14,7 @@ from ppo_setup import make_pm
 from safetensors.torch import load_file, save_file
 
 from cai_cli.errors import UserError
+from cai_cli.microworld import checkpoint
 from cai_cli.models.load import load_lm, load_pm, load_tokenizer, pick_device
 from cai_cli.models.model_directory import check_model, is_preference_model
 
@@ -229,3 +230,33 @@ def test_the_command_says_it_in_one_line(cai: Cai, llama: Path, tmp_path: Path) 
     words = ("sample", "--prompts", prompts, "--out", tmp_path / "out.jsonl")
     mistake(cai(*words, "--model", model), f"--model {model}: 2 tensors", "q_proj")
     mistake(cai(*words, "--model", llama, "--device", "mps"), "--device mps: no MPS device here")
+
+
+# Tokenizers
+
+
+def test_a_vocabulary_that_transformers_reads_as_another_kind_is_refused(cai: Cai, qwen: Path, tmp_path: Path) -> None:
+    """For Qwen2 it takes its own class, of bytes, whatever the files say: of words nothing is left."""
+    model = Path(shutil.copytree(qwen, tmp_path / "lm"))
+    words = checkpoint("helpful-only")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(words / name, model / name)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "How can I water a daisy?"}\n')
+    for stage in ("sample", "revise"):
+        result = cai(stage, "--model", model, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "x.jsonl")
+        mistake(
+            result, f"--model {model}", "read as Qwen2Tokenizer", "loses text", "the tokenizer that the model was trained with"
+        )
+
+
+def test_a_tokenizer_with_unknown_words_is_what_it_is(llama: Path, tmp_path: Path) -> None:
+    """The probe's words are unknown to its own file as well: nothing is lost by reading it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    model = Path(shutil.copytree(llama, tmp_path / "lm"))
+    vocabulary = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "Bonjour": 2, "?": 3}, unk_token="<pad>"))
+    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, eos_token="<eos>", pad_token="<pad>", unk_token="<pad>")
+    tokenizer.save_pretrained(model)
+    assert load_tokenizer(str(model)).encode("Bonjour?") == [2, 3]

@@ -13,6 +13,7 @@ from cai_cli.engines.tree_rows import tree_mask
 from cai_cli.engines.trials import shares_prefixes, takes_tree_masks
 from cai_cli.microworld import checkpoint
 from cai_cli.models.load import load_tokenizer
+from cai_cli.models.templates import UnfitRow
 
 HEADS = {"num_attention_heads": 4, "intermediate_size": 64}
 GROUPED = {**HEADS, "num_key_value_heads": 2, "head_dim": 8}
@@ -124,3 +125,12 @@ def test_a_mask_by_hand():
         [0, 1, 1, 1, 0, 1, 1, 0],
         [0, 1, 1, 1, 0, 1, 0, 1],
     ]
+
+
+def test_an_option_of_which_no_token_is_made_is_a_reject():
+    """Its log-probability would be that of nothing at all, 0."""
+    engine = engine_of("Llama")
+    asked = [OptionRequest("How can I water a daisy?", options) for options in ((" water", " paint"), (" water", ""))]
+    known, lost = engine.score(asked)
+    assert isinstance(known, list) and isinstance(lost, UnfitRow)
+    assert (lost.reason, lost.detail) == ("option_without_tokens", "the tokenizer makes no token of ''")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import mistake
+from families import make_family
 from tiny import CHATML, byte_level_tokenizer, make_model
 
 from cai_cli.artifact import Rejected
@@ -169,6 +170,30 @@ def test_a_model_that_sees_past_the_border_is_not_packed():
     check_isolation(LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=64, num_attention_heads=2)).eval(), "llama")
     with pytest.raises(UserError, match="sees past the border of packed rows"):
         check_isolation(MambaForCausalLM(MambaConfig(**sizes, state_size=4)).eval(), "mamba")
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_what_trl_does_not_know_of_the_logits_is_found_first(base, tmp_path, scale):
+    """A scale behind the output layer: TRL's loss is that of other logits, and nothing would say so."""
+    options = sft.Options(model=str(base), data=["x"], out=tmp_path / "out", held_out=0.0)
+    tokenizer = load_tokenizer(str(base))
+    model = open_model(options, tokenizer)
+    data = dataset_of([TokenRow([1, 2, 3, 4], 2, "helpful", False)])
+    model.get_output_embeddings().register_forward_hook(lambda *given: scale * given[-1])
+    if scale == 1:
+        make_trainer(options, model, tokenizer, data, {}, tmp_path)
+        return
+    with pytest.raises(UserError, match=r"LlamaForCausalLM\): TRL's loss is [\d.]+ where its logits give [\d.]+"):
+        make_trainer(options, model, tokenizer, data, {}, tmp_path)
+
+
+def test_an_architecture_without_a_loss_of_trl_is_one_line(tmp_path):
+    base = make_family(tmp_path / "lm", "llama4_text")
+    options = sft.Options(model=str(base), data=["x"], out=tmp_path / "out", held_out=0.0)
+    data = dataset_of([TokenRow([1, 2, 3, 4], 2, "helpful", False)])
+    tokenizer = load_tokenizer(str(base))
+    with pytest.raises(UserError, match=r"Llama4ForCausalLM\): has no loss to train on"):
+        make_trainer(options, open_model(options, tokenizer), tokenizer, data, {}, tmp_path)
 
 
 # The whole stage

@@ -68,14 +68,19 @@ class OptionScorer:
     def encode(self, requests: list[OptionRequest]) -> list[list[Sequence] | UnfitRow]:
         """Prompts and options encoded together. What is scored starts where any option leaves the prompt's own tokens."""
         encoded: list[list[Sequence] | UnfitRow] = []
-        for rows in self.renderer.encode_all([(request.prompt, ["", *request.options]) for request in requests]):
+        texts = [(request.prompt, ["", *request.options]) for request in requests]
+        for request, rows in zip(requests, self.renderer.encode_all(texts), strict=True):
             if isinstance(rows, UnfitRow):
                 encoded.append(rows)
             elif (longest := max(map(len, rows))) > self.context:
                 encoded.append(UnfitRow("question_too_long", f"{longest} tokens, the context holds {self.context}"))
             else:
                 start = shared_length(rows)
-                encoded.append([Sequence(row, start) for row in rows[1:]])
+                lost = [option for option, row in zip(request.options, rows[1:], strict=True) if len(row) <= start]
+                if lost:  # scored as certain
+                    encoded.append(UnfitRow("option_without_tokens", f"the tokenizer makes no token of {lost[0]!r}"))
+                else:
+                    encoded.append([Sequence(row, start) for row in rows[1:]])
         return encoded
 
     def score_sequences(self, sequences: list[Sequence]) -> list[float]:

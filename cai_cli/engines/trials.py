@@ -17,8 +17,8 @@ from cai_cli.engines.batches import left_pad
 from cai_cli.engines.decoding import KeyedDecoding, prefill
 from cai_cli.engines.prefix_tree import Sequence, Stretch, row_of
 from cai_cli.engines.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
-from cai_cli.errors import RunError
-from cai_cli.models.shortcuts import TRIAL, at_rest, difference, first_line, says_cannot, shortcuts_of, trial_rows
+from cai_cli.errors import RunError, first_line
+from cai_cli.models.shortcuts import TRIAL, at_rest, difference, says_cannot, shortcuts_of, trial_rows
 
 NEW_TOKENS = (2, 6, 4)  # That rows end at different steps: those that have ended leave the batch.
 

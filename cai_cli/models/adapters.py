@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cai_cli.errors import RunError, UserError
+from cai_cli.errors import RunError, UserError, first_line
 from cai_cli.models.finite import check_weights
-from cai_cli.models.model_directory import first_line
 from cai_cli.models.saved_configs import as_settled
 from cai_cli.talk import warn
 

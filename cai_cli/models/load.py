@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_cli.errors import UserError
+from cai_cli.errors import UserError, first_line
 from cai_cli.manifest import is_adapter
-from cai_cli.models.model_directory import base_and_adapters, check_model, first_line, is_preference_model, read_json
+from cai_cli.models.model_directory import base_and_adapters, check_model, is_preference_model, read_json
 from cai_cli.ranks import local_rank
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NO_CODE = {"trust_remote_code": False}  # left to itself, transformers asks on stdin whether to run a directory's code
+PROBE = "How can I mend a fence? (A) Oil it. (B) Paint it."  # words of the demo's vocabulary, too
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
 
@@ -82,8 +83,30 @@ def load_tokenizer(path: str, flag: str = "--model") -> PreTrainedTokenizerBase:
         raise UserError(f"{flag} {path}: no usable tokenizer: {first_line(error)}", hint) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{flag} {path}: its tokenizer has no EOS token", "set eos_token in tokenizer_config.json")
+    check_text_is_kept(tokenizer, Path(path), flag)
     separate_padding(tokenizer)
     return tokenizer
+
+
+def check_text_is_kept(tokenizer: PreTrainedTokenizerBase, path: Path, flag: str) -> None:
+    """Raise UserError where transformers' class for an architecture loses text that the directory's tokenizer.json keeps.
+
+    For some architectures (Qwen2, Phi-3 ...) it takes their own class, whatever tokenizer_config.json names. Of another
+    model's vocabulary, put beside such a model, that class may make no token at all, and prompts end up empty.
+    """
+
+    def kept(decoded: str) -> int:
+        return len("".join(decoded.split()))
+
+    own = kept(tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False)))
+    if own >= kept(PROBE) or not (file := path / "tokenizer.json").is_file():
+        return
+    from tokenizers import Tokenizer
+
+    plain = Tokenizer.from_file(str(file))
+    if own < kept(plain.decode(plain.encode(PROBE, add_special_tokens=False).ids, skip_special_tokens=False)):
+        told = f"{flag} {path}: read as {type(tokenizer).__name__}, as transformers does for the model, its tokenizer loses text"
+        raise UserError(told, "its tokenizer.json is of another kind: take the tokenizer that the model was trained with")
 
 
 def separate_padding(tokenizer: PreTrainedTokenizerBase) -> None:

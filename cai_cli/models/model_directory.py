@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from cai_cli.errors import UserError
+from cai_cli.errors import UserError, first_line
 from cai_cli.fingerprints import ADAPTER_CONFIG
 from cai_cli.manifest import is_adapter
 from cai_cli.storage import read_input
@@ -263,9 +263,3 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: is not a JSON object", AGAIN)
     return content
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line; with the next one where the first is but a heading."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cai_cli.errors import UserError
+from cai_cli.errors import UserError, first_line
 from cai_cli.models.adapters import is_peft
 from cai_cli.models.finite import check_outputs
 from cai_cli.models.model_directory import HEAD_NAMES
@@ -18,7 +18,6 @@ from cai_cli.models.packing import is_packed, packed_states
 from cai_cli.models.shortcuts import (
     at_rest,
     close,
-    first_line,
     is_exact,
     row_states,
     says_cannot,

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from cai_cli.errors import first_line
 from cai_cli.talk import warn
 
 ANY_LENGTH = 1 << 30
@@ -147,10 +148,6 @@ def difference(model: Any, attempt: Callable[[], tuple[Tensor, Tensor]]) -> str:
                 raise
             return f"an error ({first_line(error)})"
     return "" if close(got, wanted, is_exact(model)) else "other numbers than of each row alone"
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextmanager

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cai_cli.errors import UserError
+from cai_cli.errors import UserError, first_line
 from cai_cli.keys import key
 from cai_cli.models.adapters import Task, add_lora
 from cai_cli.models.load import NO_CODE, load_config, load_lm, load_pm, training_dtype
-from cai_cli.models.model_directory import first_line
 from cai_cli.models.packed_attention import SHORT
 from cai_cli.models.packing import prepare, where_it_can
 from cai_cli.models.saved_configs import settle_configs

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
+from torch.nn.functional import cross_entropy
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from cai_cli.errors import RunError, UserError
+from cai_cli.errors import RunError, UserError, first_line
 from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
 from cai_cli.models.finite import advice
 from cai_cli.models.load import load_lm, training_dtype
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from cai_cli.stages.sft import Options
 
 PROBE_TOKENS = 12
+SAME_LOSS = 2e-2  # share of a loss that lower precision may change it by; an unknown scale changes it by much more
 ISOLATED = 1e-3  # largest change of a log-probability by what is packed in front; a leak changes them by much more
 
 
@@ -100,7 +102,34 @@ def make_trainer(
             if weight.requires_grad:
                 weight.data = weight.data.float()
         load_trainable_state(model, before)
+    check_loss(trainer.model, options.model)
     return trainer
+
+
+def check_loss(model: Any, name: str) -> None:
+    """Raise UserError where TRL's loss is not the cross-entropy of the model's own logits.
+
+    TRL applies the output layer to the backbone's states in pieces, and what an architecture does to logits after it (scaling,
+    capping) only where it knows its name.
+    """
+    import torch
+
+    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] * 7 % model.get_input_embeddings().num_embeddings
+    row = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            ours = cross_entropy(model(**row, use_cache=False).logits[0, :-1].float(), ids[0, 1:]).item()
+            theirs = model(**row, labels=ids, fused_lm_head=True).loss.item()
+    except (AttributeError, TypeError, ValueError) as error:
+        hint = "TRL, which trains it, does not know its parts: take another architecture"
+        raise UserError(f"--model {name} ({type(model).__name__}): has no loss to train on: {first_line(error)}", hint) from None
+    finally:
+        model.train(training)
+    if not abs(ours - theirs) <= SAME_LOSS * max(1.0, abs(ours)) and math.isfinite(ours):
+        told = f"--model {name} ({type(model).__name__}): TRL's loss is {theirs:.4g} where its logits give {ours:.4g}"
+        raise UserError(told, "TRL, which trains it, does not know what it does to its logits: take another architecture")
 
 
 def check_isolation(model: Any, name: str) -> None:
