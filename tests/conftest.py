@@ -82,3 +82,20 @@ def mistake(result: subprocess.CompletedProcess[str], *parts: str) -> str:
     for part in parts:
         assert part in lines[0], lines[0]
     return lines[0]
+
+
+# The longest first, so that no process waits for another one's at the end (with xdist's --no-loadscope-reorder).
+LONG = (
+    "test_demo",
+    "test_pipeline",
+    "test_trainer_stops",
+    "test_stop_ranks",
+    "test_trainer_resume",
+    "test_interruption",
+    "test_bad_disks",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))

@@ -1,9 +1,9 @@
 """`cai` commands without their five seconds of imports: a process that has imported torch forks one for each.
 
-What is forked is as a started one: its own arguments, folder, streams, environment, exit. Where a test sets environment
-variables, which libraries read as they are imported, `run` starts a process instead; so it does for all with CAI_TEST_FORKS=0.
+What is forked is as a started one: its own arguments, folder, streams, environment, signals, exit. Where a test sets environment
+variables, which libraries read as they are imported, `start` starts a process instead; so it does for all with CAI_TEST_FORKS=0.
 
-The server is this file, run with the socket to its parent as stdin.
+The server is this file, run with a socket as stdin: on it come requests, each with a line of its own to answer on.
 """
 
 from __future__ import annotations
@@ -27,45 +27,76 @@ PYTHON = (sys.executable, "-m", "cai_cli")
 
 def run(words: list[str], cwd: Path | None, timeout: float) -> subprocess.CompletedProcess[str]:
     """`cai WORDS` with nothing to read, to its end."""
+    command = start(words, cwd)
+    try:
+        said = command.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        command.kill()
+        command.wait()
+        raise
+    return subprocess.CompletedProcess([*PYTHON, *words], command.returncode, *said)
+
+
+def start(words: list[str], cwd: Path | None = None) -> Command:
+    """`cai WORDS`, under way."""
     if os.environ.get("CAI_TEST_FORKS") == "0" or environment() != server()[1]:
-        return subprocess.run(
-            [*PYTHON, *words], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
-        )
-    line, _ = server()
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
+        return subprocess.Popen([*PYTHON, *words], cwd=cwd, stdin=nothing, stdout=pipe, stderr=pipe, text=True)
+    return Forked(words, cwd)
+
+
+class Forked:
+    """What a test asks of a subprocess.Popen with pipes and text."""
+
+    def __init__(self, words: list[str], cwd: Path | None) -> None:
+        self.args = [*PYTHON, *words]
+        self.returncode: int | None = None
+        self.streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - read when the command has ended
+        self.line, theirs = socket.socketpair()
         request = json.dumps([words, str(cwd or Path.cwd()), os.environ.get(LEFT[0])]).encode() + b"\n"
-        socket.send_fds(line, [request], [out.fileno(), err.fileno()])
-        pid, code = int(answer(line)), None
-        if select.select([line], [], [], timeout)[0]:
-            code = int(answer(line))
-        else:
-            os.kill(pid, signal.SIGKILL)
-            answer(line)
-        out.seek(0), err.seek(0)
-        said = out.read(), err.read()
-    if code is None:
-        raise subprocess.TimeoutExpired([*PYTHON, *words], timeout, *said)
-    return subprocess.CompletedProcess([*PYTHON, *words], code, *said)
+        socket.send_fds(server()[0], [request], [theirs.fileno(), *(stream.fileno() for stream in self.streams)])
+        theirs.close()
+        self.said = self.line.makefile()
+        self.pid = int(self.said.readline())
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self.line], [], [], 0)[0]:
+            self.returncode = int(self.said.readline())
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None and not select.select([self.line], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.poll()
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        said = []
+        for stream in self.streams:
+            stream.seek(0)
+            said.append(stream.read())
+        return said[0], said[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+Command = subprocess.Popen[str] | Forked
 
 
 def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in LEFT}
 
 
-def answer(line: socket.socket) -> str:
-    """The next line from the server; it writes one at a time."""
-    said = b""
-    while not said.endswith(b"\n"):
-        more = line.recv(1)
-        if not more:
-            raise RuntimeError("the process that forks has ended")
-        said += more
-    return said.decode()
-
-
 @functools.cache
 def server() -> tuple[socket.socket, dict[str, str]]:
-    """The line to the process that forks, and the environment that it has."""
+    """The socket of the process that forks, and the environment that it has."""
     ours, theirs = socket.socketpair()
     process = subprocess.Popen([sys.executable, __file__], stdin=theirs)
     theirs.close()
@@ -79,31 +110,39 @@ def server() -> tuple[socket.socket, dict[str, str]]:
 
 
 def serve() -> None:
-    line = socket.socket(fileno=os.dup(0))
+    requests = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
     while True:
-        request, streams, *_ = socket.recv_fds(line, 1 << 20, 2)
+        request, given, *_ = socket.recv_fds(requests, 1 << 20, 3)
         if not request:
             return
         while not request.endswith(b"\n"):
-            request += line.recv(1 << 20)
-        pid = os.fork()
-        if not pid:
-            line.close()
-            command(*json.loads(request), streams)
-        for stream in streams:
-            os.close(stream)
-        line.sendall(b"%d\n" % pid)
-        line.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            request += requests.recv(1 << 20)
+        if not os.fork():
+            requests.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            watch(*given, *json.loads(request))
+        for descriptor in given:
+            os.close(descriptor)
 
 
-def command(words: list[str], cwd: str, test: str | None, streams: list[int]) -> None:
+def watch(line: int, out: int, err: int, words: list[str], cwd: str, test: str | None) -> None:
+    """Fork the command, and tell its pid and how it ended."""
+    pid = os.fork()
+    if not pid:
+        os.close(line)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        command(words, cwd, test)
+    os.write(line, b"%d\n" % pid)
+    os.write(line, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    os._exit(0)
+
+
+def command(words: list[str], cwd: str, test: str | None) -> None:
     """Be `python -m cai_cli WORDS`."""
-    os.dup2(streams[0], 1)
-    os.dup2(streams[1], 2)
-    for stream in streams:
-        os.close(stream)
     os.chdir(cwd)
     if test is not None:
         os.environ[LEFT[0]] = test

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import mistake
 from tiny import make_model
@@ -143,7 +144,7 @@ def test_the_last_checkpoint_stays_and_no_half_of_another(cai, world, tmp_path, 
 
 def start_and_kill(words: list[str], out: Path) -> str:
     """A run that is killed with its first checkpoint complete; returns the checkpoint's name."""
-    process = subprocess.Popen([*PYTHON, *words, "--out", str(out)], stderr=subprocess.DEVNULL)
+    process = forks.start([*words, "--out", str(out)])
     deadline = time.monotonic() + 120
     while not (found := list((out / "checkpoints").glob("*/complete"))) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -227,7 +228,7 @@ def test_places_where_nothing_can_be(cai, world, tmp_path):
 def test_a_folder_that_goes_away_under_a_running_stage(world, tmp_path, stage):
     out = tmp_path / "out"
     words = [*words_of(MODELS[stage], world), "--num-train-epochs", "9"]
-    process = subprocess.Popen([*PYTHON, *words, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    process = forks.start([*words, "--out", str(out)])
     while process.poll() is None and not (out / "metrics.jsonl").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGSTOP)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import run_cai
 from tiny import make_model
 
 from cai_cli.conversation import message
@@ -77,7 +78,8 @@ def test_a_stage_that_writes_rows_stops_with_its_rows_on_disk(helpful, world, tm
     assert errors(said) == [f"error: {WORDS[number]} — {CONTINUES}"] and "Traceback" not in said and "ignored" not in said
     rows = [json.loads(line) for line in partial.read_text().splitlines()]
     assert rows and not out.exists()
-    again = subprocess.run([sys.executable, "-m", "cai_cli", *map(str, words)], capture_output=True, text=True, check=True)
+    again = run_cai(*words)
+    assert again.returncode == 0, again.stderr
     assert f"continuing after {len(rows)} rows" in again.stderr
     assert len(out.read_text().splitlines()) == 120
     names = {"samples.jsonl", "samples.manifest.json"}

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import mistake, run_cai
 from stack_exchange_dumps import answer, dump, question
@@ -140,9 +141,8 @@ def test_a_second_process_is_told_of_the_first_and_writes_nothing(name, inputs, 
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".lock")]
 
 
-def start(words: str, out: Path, inputs: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "cai_cli", *words.split(), "--out", str(out)]
-    return subprocess.Popen(command, cwd=inputs, stdout=-1, stderr=-1, text=True)
+def start(words: str, out: Path, inputs: Path) -> forks.Command:
+    return forks.start([*words.split(), "--out", str(out)], inputs)
 
 
 @pytest.mark.parametrize("name", ["sample", "sft", "import --split"])

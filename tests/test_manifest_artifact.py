@@ -6,11 +6,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import mistake
 
@@ -304,7 +303,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(world, helpful, uninterrupted
     prompts = world / "helpful-sft.jsonl"
     words = ["sample", "--model", helpful, "--prompts", prompts, *SAMPLE, "--batch-size", "2", "--out", out]
     partial = out.with_name("samples.jsonl.partial")
-    process = subprocess.Popen([sys.executable, "-m", "cai_cli", *map(str, words)], stderr=subprocess.DEVNULL)
+    process = forks.start(list(map(str, words)))
     deadline = time.monotonic() + 120
     while (not partial.exists() or partial.read_bytes().count(b"\n") < 8) and time.monotonic() < deadline:
         assert process.poll() is None, "the run was over before it could be killed"

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import jsonlines
 import pytest
 import torch
@@ -190,8 +191,10 @@ COMMAND = (
 )
 
 
-def start(files: Path, *arguments: str, ranks: int = 1) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+def start(files: Path, *arguments: str, ranks: int = 1) -> forks.Command:
+    if ranks == 1:
+        return forks.start([*COMMAND.split(), *arguments], files)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *launcher, "-m", "cai_cli", *COMMAND.split(), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen(command, cwd=files, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

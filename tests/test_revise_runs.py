@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 
 from cai_cli.stages import revise
@@ -62,7 +63,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(helpful, world, whole, tmp_pa
     out = tmp_path / "revisions.jsonl"
     command = words(helpful, world, out, "--batch-size", 1)
     partial = out.with_name("revisions.jsonl.partial")
-    process = subprocess.Popen([sys.executable, "-m", "cai_cli", *command], stderr=subprocess.DEVNULL)
+    process = forks.start(list(map(str, command)))
     deadline = time.monotonic() + 120
     while (not partial.exists() or partial.read_bytes().count(b"\n") < 2) and time.monotonic() < deadline:
         assert process.poll() is None, "the run was over before it could be killed"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import jsonlines
+from forks import Command
 from tiny import make_model
 
 from cai_cli.conversation import message
@@ -73,10 +73,9 @@ CHECKPOINTS = {
 }
 
 
-def start(stage: str, out: str, world: Path, *flags: str) -> subprocess.Popen:
+def start(stage: str, out: str, world: Path, *flags: str) -> Command:
     """`flags` win over those of COMMANDS."""
-    command = [sys.executable, "-m", "cai_cli", *COMMANDS[stage].split(), *flags, "--out", out]
-    return subprocess.Popen(command, cwd=world, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forks.start([*COMMANDS[stage].split(), *flags, "--out", out], world)
 
 
 def finish(stage: str, out: str, world: Path, *flags: str) -> str:
@@ -88,7 +87,7 @@ def finish(stage: str, out: str, world: Path, *flags: str) -> str:
     return said
 
 
-def wait_for(process: subprocess.Popen, seen: Callable[[], bool]) -> None:
+def wait_for(process: Command, seen: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not seen():
         assert process.poll() is None, process.communicate()[1]
