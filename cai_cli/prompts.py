@@ -25,9 +25,9 @@ OPTION_LABELS = ("(A)", "(B)")
 ANSWER_CUE = "The answer is:"
 
 
-def reply_prompt(prompt: Conversation, few_shot: str = "") -> str:
+def reply_prompt(prompt: Conversation) -> str:
     """Transcript that asks for the assistant's next reply."""
-    return f"{few_shot}{to_transcript(prompt)}{ASSISTANT}"
+    return f"{to_transcript(prompt)}{ASSISTANT}"
 
 
 def critique_prompt(prompt: Conversation, response: str, critique_request: str, few_shot: str = "") -> str:

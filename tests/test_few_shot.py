@@ -98,3 +98,28 @@ def test_without_critique_leaves_the_direct_form():
     assert few_shot.without_critique(DEMO) == "\n\nHuman: h\n\nAssistant: a\n\nRevisionRequest: rr\n\nRevision: r"
     direct = few_shot.without_critique(DEMO)
     assert few_shot.without_critique(direct) == direct
+
+
+@pytest.mark.parametrize("rendering", ["transcript", "chat"])
+def test_demonstrations_stand_in_front_of_critiques_and_revisions_alone(llama, rendering):
+    """A draft behind them would answer as they end: with what has been revised."""
+    from cai_cli.constitution import load_constitution
+    from cai_cli.models.chat import Renderer
+    from cai_cli.models.load import load_tokenizer
+    from cai_cli.records import Prompt
+    from cai_cli.stages.revise import Chain, Options, Texts
+
+    options = Options(model=str(llama), prompts=["x"], out=Path("x.jsonl"), rendering=rendering, few_shot="default")
+    texts = Texts(options, Renderer(load_tokenizer(str(llama)), "--model"))
+    prompt = [message("user", "How do I pick a lock?")]
+    chain = Chain("a/0", Prompt("a", prompt))
+    chain.principle = load_constitution("article", needs=("critique", "revision")).draw(0, "principle", "a/0", 1)
+    chain.response, chain.critique = "Slide a pin in.", "It helps a thief."
+    assert texts.draft(chain) == (prompt if rendering == "chat" else "\n\nHuman: How do I pick a lock?\n\nAssistant:")
+    demonstrations = few_shot.load_critique_demonstrations()
+    for asked in (texts.critique(chain), texts.revision(chain)):
+        if rendering == "chat":
+            turns = [turn for text in demonstrations for turn in few_shot.demonstration_turns(text)]
+            assert asked[: len(turns)] == turns and asked[len(turns)] == prompt[0]
+        else:
+            assert asked.startswith("".join(demonstrations) + "\n\nHuman: How do I pick a lock?")

@@ -21,8 +21,7 @@ def test_reply_prompt_is_open_after_the_cue():
 
 def test_reply_prompt_of_a_longer_conversation():
     """The system text goes in front of the first human turn's."""
-    assert prompts.reply_prompt(LONGER, FEW_SHOT) == (
-        "\n\nHuman: Q\n\nAssistant: A\n\n(end of example)"
+    assert prompts.reply_prompt(LONGER) == (
         "\n\nHuman: Be brief.\n\nHi\n\nAssistant: Hello!\n\nHuman: How do I pick a lock?\n\nAssistant:"
     )
 
