@@ -62,6 +62,7 @@ evaluate_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=Non
 
 
 FLAG = re.compile(r"--[a-z][a-z-]*")
+LARGEST = 3.4e38  # that float32 holds
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -124,6 +125,7 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
     def command(context: typer.Context, **values: Any) -> None:
         del values["config"], values["debug"]
         try:
+            check_numbers(values)
             run(options_type(**values))
             sys.stdout.flush()
         except UserError as error:
@@ -144,6 +146,13 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     where.command(name, cls=Command, rich_help_panel=panel or None)(command)
+
+
+def check_numbers(values: dict[str, Any]) -> None:
+    """Raise UserError where a number is none that float32 holds, in which models compute and optimisers count."""
+    for name, value in values.items():
+        if isinstance(value, float) and not abs(value) <= LARGEST:
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: is out of range", "give a smaller number")
 
 
 def has_seen_enough(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import run_cai
+from conftest import mistake, run_cai
 from stack_exchange_dumps import answer, dump, question
 from tiny import byte_level_tokenizer, make_model
 
@@ -115,3 +115,10 @@ def test_a_finished_model_that_a_kill_left_uncleaned_is_cleaned_up(inputs, tmp_p
     done = run_cai(*words, cwd=inputs)
     assert done.returncode == 0 and "already done" in done.stderr
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == whole
+
+
+@pytest.mark.parametrize("words", ["pmp --model gpt --posts posts.xml", "train-pm --model gpt --comparisons comparisons.jsonl"])
+def test_an_architecture_without_a_classifier_is_told_before_anything_is_read(words, inputs, tmp_path):
+    failed = run_cai(*words.split(), "--out", tmp_path / "m", cwd=inputs)
+    mistake(failed, "--model gpt: no preference model can be made of it", "take a base model of another architecture")
+    assert not (tmp_path / "m").exists()

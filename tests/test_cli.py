@@ -222,3 +222,11 @@ def test_paths_are_told_as_they_are(cai, tmp_path):
 
 if __name__ == "__main__":
     sys.stdout.write("\n".join(all_flags()) + "\n")
+
+
+@pytest.mark.parametrize("flag", ["--learning-rate", "--max-grad-norm", "--lora-dropout"])
+@pytest.mark.parametrize("number", ["inf", "1e39", "nan"])
+def test_numbers_that_no_model_computes_with_are_refused(cai, tmp_path, flag, number):
+    result = cai("sft", "--model", "lm", "--data", "x.jsonl", "--out", tmp_path / "out", flag, number)
+    mistake(result, flag)
+    assert not (tmp_path / "out").exists()

@@ -191,9 +191,20 @@ def load_pm(
 
     from cai_cli.models.score import check_scorer
 
+    check_classifier(path, flag)
     model = _load(AutoModelForSequenceClassification, path, device, dtype, flag, tokenizer, quantize, num_labels=1)
     check_scorer(model, f"{flag} {path}")
     return model
+
+
+def check_classifier(path: str, flag: str) -> None:
+    """Raise UserError where transformers has no sequence classifier of the architecture, which a preference model is."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    config = load_config(path, flag)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        told = f"{flag} {path}: no preference model can be made of it: transformers has no classifier for {config.model_type}"
+        raise UserError(told, "take a base model of another architecture")
 
 
 def quantisation(quantize: str, place: torch.device) -> dict[str, Any]:

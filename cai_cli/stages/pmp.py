@@ -103,9 +103,10 @@ def run(options: Options) -> None:
     if artifact.done:
         return
 
-    from cai_cli.models.load import load_tokenizer
+    from cai_cli.models.load import check_classifier, load_tokenizer
     from cai_cli.models.templates import install_template
 
+    check_classifier(options.model, "--model")  # before a dump is read
     tokenizer = load_tokenizer(options.model)
     if options.format == "chat":
         install_template(tokenizer)
