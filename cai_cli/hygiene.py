@@ -12,7 +12,7 @@ Not kept: drawn again with the next attempt's key, and after the last attempt th
     leaked_role      nothing is left, for the text starts as somebody else's turn
     truncated        cut off by --max-new-tokens
     role_confused    a critique where a revision belongs, or a revision (or any reply to the human) where a critique belongs
-    unrevised        the revision is the draft again, but for case, white space and punctuation
+    unrevised        the revision is the draft again but for an opening, a word or two, or what was added to it (`is_near`)
     own_header       the model opens another turn of its own, as models do that do not know where theirs ends
     prompt_too_long  prompt and answer do not fit the model's context (not drawn again, as the next two)
     template_refused  the chat template does not take this conversation
@@ -20,8 +20,8 @@ Not kept: drawn again with the next attempt's key, and after the last attempt th
 
 A revision that repeats an earlier *revision* is kept: that text has been revised, and the principle drawn had nothing to add
 (so 3 of the paper's 264 published steps). One that repeats the draft is not, in any round: with it an unrevised text would
-become a training target. A revision that is *near* its draft (`is_near`) is kept, and `cai inspect` tells it: of the published
-steps one keeps all of its draft's words (and adds four); the next ones lose three or more and at least 4.5 % of them.
+become a training target. Of the published steps one keeps all of its draft's words (and adds four); the next ones lose three or
+more and at least 4.5 % of them, and they pass: the bounds of `is_near` lie between. The final revisions keep 62 % at most.
 The rules for roles know English; a text without common English words passes them.
 Source: Constitutional AI (arXiv 2212.08073), section 3.1 and appendix E, on the mix-up of critique and revision.
 """
@@ -164,7 +164,7 @@ def check_critique(text: str, response: str) -> str | None:
 
 def check_revision(text: str, draft: str, critique: str) -> str | None:
     """UNREVISED for the draft again, ROLE_CONFUSED for the critique again or for talk about the assistant's answer."""
-    if same_text(text, draft):
+    if is_near(text, draft):
         return UNREVISED
     return ROLE_CONFUSED if same_text(text, critique) or CRITIQUE_TEXT.search(text) else None
 

@@ -168,8 +168,8 @@ DRAFT = (
         DRAFT.replace("safe", "ｓａｆｅ"),
     ],
 )
-def test_the_draft_with_little_changed_is_near(text):
-    assert is_near(text, DRAFT)
+def test_the_draft_with_little_changed_is_unrevised(text):
+    assert is_near(text, DRAFT) and check_revision(text, DRAFT, "The critique.") == "unrevised"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_texts_of_signs_only_are_told_apart():
 
 
 def test_the_published_chains_pass(data):
-    """160 critiques and 160 revisions of the paper: none is trimmed or refused; one is near its draft."""
+    """160 critiques and 160 revisions of the paper: none is trimmed, and one refused, which adds four words to its draft."""
     caught, near = 0, []
     for line in data("constitutional-ai/PALMS_SLMADISON.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -217,8 +217,8 @@ def test_the_published_chains_pass(data):
             critique, revision = clean(step["critique"]["sample"], CRITIQUE), clean(step["revision"]["sample"], REVISION)
             assert not critique.trimmed and not revision.trimmed
             assert check_critique(critique.text, response) is None, critique.text
-            assert check_revision(revision.text, draft, critique.text) is None, revision.text
-            if is_near(revision.text, draft):
+            if reason := check_revision(revision.text, draft, critique.text):
+                assert reason == "unrevised"
                 near.append(revision.text)
             caught += check_revision(critique.text, draft, "") is not None
             response = revision.text

@@ -273,10 +273,12 @@ def test_the_tokenizer_of_another_model_brings_its_template(base, data, tmp_path
 
 
 def test_nothing_to_train_on_is_told(base, tmp_path):
-    path = put(tmp_path / "r.jsonl", [chain("a", "Do it.", "Do it!")])
-    with pytest.raises(RunError, match="none of the 1 rows can be trained on") as error:
+    draft = "Sure, pull the pin and throw it far."
+    near = (f"{draft[:-1]}!", draft.removeprefix("Sure, "), f"{draft} Take care.", draft.replace("far", "fast"))
+    path = put(tmp_path / "r.jsonl", [chain(f"a/{n}", draft, text) for n, text in enumerate(near)])
+    with pytest.raises(RunError, match="none of the 4 rows can be trained on") as error:
         train(base, path, tmp_path / "out")
-    assert "unrevised 1" in (error.value.hint or "")
+    assert "unrevised 4" in (error.value.hint or "")
     assert not (tmp_path / "out").exists()
 
 

@@ -4,7 +4,8 @@
 
 Paper section 3.1. Each round draws one principle with replacement, by key (seed, id, round), and sees only the prompt and
 the latest revision. Deviations: a segment that comes out empty, cut off or in the wrong role, or a revision that is the draft
-again, is drawn again, then the prompt is rejected (rules in `hygiene`); so an unrevised draft never becomes a training target.
+again but for an opening or a word or two, is drawn again, then the prompt is rejected (rules in `hygiene`); so an unrevised draft
+never becomes a training target.
 Demonstrations stand in front of critiques and revisions alone: the draft is the helpful-only model's own (a small instruction
 model refused 2 % of red-team prompts by itself and 23 % behind them). The paper does not say where its own stood.
 """
@@ -29,7 +30,7 @@ from cai_cli.few_shot import (
     without_critique,
 )
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, same_text
+from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, is_near
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     CONSTITUTION,
@@ -127,8 +128,8 @@ class Chain:
 def run(options: Options) -> None:
     """Critique and revise a model's replies under a constitution (paper section 3.1).
 
-    A revision that is the draft again is drawn again and then rejected: nothing unrevised becomes a training target (not in the
-    paper, of whose 264 published revisions 3 repeat the text before them).
+    A revision that is the draft again, but for an opening, a word or two or what was added, is drawn again and then rejected:
+    nothing unrevised becomes a training target (not in the paper, of whose 264 published revisions one would be rejected).
 
     Example: cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out revisions.jsonl
     """
@@ -187,7 +188,7 @@ def revise_chunk(engine: Engine, texts: Texts, options: Options, constitution: C
     def confused_or_unrevised(chain: Chain, text: str) -> str | None:
         if options.check_roles:
             return check_revision(text, chain.initial, chain.critique)
-        return UNREVISED if same_text(text, chain.initial) else None
+        return UNREVISED if is_near(text, chain.initial) else None
 
     for number in range(1, options.rounds + 1):
         for chain in chains:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cai_cli.artifact import Rejected
 from cai_cli.conversation import Conversation, message
 from cai_cli.errors import RecordError, UserError
-from cai_cli.hygiene import UNREVISED, same_text
+from cai_cli.hygiene import UNREVISED, is_near, share_kept
 from cai_cli.jsonl import check_new, read_rows
 from cai_cli.keys import shuffled
 from cai_cli.manifest import parse_weight
@@ -98,8 +98,10 @@ def revision_targets(row: dict[str, Any], which: str, thinking: bool) -> Iterato
     for number, step in numbered if which == "all" else numbered[-1:]:
         identity = f"{chain.id}/{number}" if which == "all" else chain.id
         text = step.revision if which == "all" else chain.completion[0]["content"]
-        if same_text(text, chain.initial[0]["content"]):
-            yield Rejected(identity, UNREVISED, f"revision {number} is the draft again", {"prompt": chain.prompt})
+        draft = chain.initial[0]["content"]
+        if is_near(text, draft):
+            told = f"revision {number} keeps {share_kept(text, draft):.0%} of the draft's words"
+            yield Rejected(identity, UNREVISED, told, {"prompt": chain.prompt, "draft": draft, "revision": text})
             continue
         thoughts = step.revision_thinking if thinking else ""
         yield Target(identity, chain.prompt, [message("assistant", text)], chain.kind or OTHER, thoughts)
