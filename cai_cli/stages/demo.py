@@ -41,15 +41,15 @@ STEPS = (
     + SAMPLE
     + " --out {out}/samples.jsonl",
     "sft --model {out}/models/base --data {out}/revisions.jsonl --data {out}/samples.jsonl"
-    " --learning-rate 8e-4 --lr-scheduler-type linear --num-train-epochs 2 " + TRAIN + " --out {out}/sl-cai",
-    "label --model {out}/sl-cai --prompts {out}/world/harmful-label.jsonl --feedback-model {out}/models/helpful-only"
+    " --learning-rate 8e-4 --lr-scheduler-type linear --num-train-epochs 1 " + TRAIN + " --out {out}/sl-cai",
+    "label --model {out}/sl-cai --prompts {out}/world/harmful-label.jsonl -n 8 --feedback-model {out}/models/helpful-only"
     " --constitution {out}/world/constitution.yaml " + SAMPLE + " --out {out}/comparisons.jsonl",
     "pmp --model {out}/models/base --posts {out}/world/posts.xml --format chat --pairs-per-question 2 --min-score-gap 2"
     " --lm-coef 1 --learning-rate 1e-3 " + TRAIN + " --out {out}/pmp",
-    "train-pm --model {out}/pmp --comparisons {out}/comparisons.jsonl:3 --comparisons {out}/world/human-helpfulness.jsonl"
+    "train-pm --model {out}/pmp --comparisons {out}/comparisons.jsonl:5 --comparisons {out}/world/human-helpfulness.jsonl"
     " --lm-coef 0.5 --learning-rate 1e-3 --lr-scheduler-type linear " + TRAIN + " --out {out}/pm",
-    "ppo --model {out}/sl-cai --pm {out}/pm --prompts {out}/world/rl.jsonl --steps 72 --rollout-batch-size 128 --num-ppo-epochs 1"
-    " --learning-rate 2e-4 --lr-scheduler-type cosine --value-learning-rate 5e-4 --kl-coef 0.25 --per-device-train-batch-size 64"
+    "ppo --model {out}/sl-cai --pm {out}/pm --prompts {out}/world/rl.jsonl --steps 96 --rollout-batch-size 128 --num-ppo-epochs 1"
+    " --learning-rate 2e-4 --lr-scheduler-type cosine --value-learning-rate 5e-4 --kl-coef 0.2 --per-device-train-batch-size 64"
     " --max-new-tokens 64 --batch-size 256 --out {out}/rl-cai",
 )
 COLUMNS = ("harmless", "evasive", "helpful", "helpful_dual", "over_refusal", "nonsense")
