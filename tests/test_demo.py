@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from cai_cli.hygiene import is_near
+
 SEED = 3
 
 
@@ -44,6 +46,16 @@ def test_learns(demo: tuple[Path, str]) -> None:
     assert models["rl-cai"]["evasive"] <= 0.03
     for rate in ("helpful", "helpful_dual"):
         assert results["differences"][rate]["high"] > -0.03, "helpfulness was lost beyond doubt"
+
+
+def test_no_target_is_its_draft_with_little_changed(demo: tuple[Path, str]) -> None:
+    folder = demo[0] / "demo"
+    rows = [json.loads(line) for line in (folder / "revisions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) > 800
+    near = [row["id"] for row in rows if is_near(row["completion"][0]["content"], row["initial"][0]["content"])]
+    assert near == []
+    rejects = json.loads((folder / "revisions.manifest.json").read_text(encoding="utf-8"))["counts"]["rejected"]
+    assert rejects["unrevised"] > 0, "the model's near revisions are what this is about"
 
 
 def test_prints_each_command_and_draws(demo: tuple[Path, str]) -> None:
