@@ -22,6 +22,8 @@ from cai_cli.errors import CaiError, UserError
 from cai_cli.help_text import Command, Group
 from cai_cli.interruption import Terminated, asked_to_stop, one_line
 from cai_cli.locks import give_all_back
+from cai_cli.manifest import check_inputs
+from cai_cli.options import check_needs
 from cai_cli.stages import (
     constitution,
     demo,
@@ -45,6 +47,7 @@ from cai_cli.stages import (
 )
 from cai_cli.storage import read_input, storage_error
 from cai_cli.talk import discard_unwritten, fail, nobody_reads, open_closed_streams, say
+from cai_cli.usage_hints import line_for
 from cai_cli.yaml_text import load_yaml
 
 app = typer.Typer(
@@ -53,7 +56,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
     cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -126,7 +128,10 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
         del values["config"], values["debug"]
         try:
             check_numbers(values)
-            run(options_type(**values))
+            options = options_type(**values)
+            check_needs(options, given(context))
+            check_inputs(options)
+            run(options)
             sys.stdout.flush()
         except UserError as error:
             error.message = place_of(context, FLAG.findall(error.message)) + error.message
@@ -160,6 +165,12 @@ def has_seen_enough(error: BaseException) -> bool:
     return isinstance(error, BrokenPipeError | SystemExit) and nobody_reads()
 
 
+def given(context: typer.Context) -> set[str]:
+    """The options that were written, on the command line or in the --config file; the others have their defaults."""
+    sources = {str(parameter.name): context.get_parameter_source(str(parameter.name)) for parameter in context.command.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
 def place_of(context: typer.Context, flags: list[str]) -> str:
     """The --config file with a colon where one of the flags has its value from there, else nothing."""
     for parameter in context.command.params:
@@ -176,7 +187,11 @@ def show_version(value: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False) -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -242,8 +257,8 @@ def main() -> None:
         else:
             parameter = getattr(error, "param", None)
             place = place_of(context, parameter.opts) if context and parameter else ""
-            problem = place + " ".join(message.split()).removesuffix(".")
-            fail(problem, f"see `{context.command_path if context else 'cai'} --help`")
+            problem, hint = line_for(error, sys.argv[1:])
+            fail(place + problem, hint)
         sys.exit(2)
     except (Exception, SystemExit) as error:
         if has_seen_enough(error):

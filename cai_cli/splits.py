@@ -71,6 +71,18 @@ def parse_parts(text: str) -> dict[str, float]:
     return parts
 
 
+def split_cautions(parts: Mapping[str, float], counts: Mapping[str, int]) -> list[str]:
+    """Proportions that do not add up, as if one were forgotten, and how they are taken; parts that got no prompt."""
+    found = []
+    total = sum(parts.values())
+    if not any(math.isclose(total, whole, rel_tol=1e-6) for whole in (1, 100)) and len(set(parts.values())) > 1:
+        taken = ", ".join(f"{name} {weight / total:.1%}" for name, weight in parts.items())
+        found.append(f"the parts add up to {total:g}, neither 1 nor 100: all prompts are divided as {taken}")
+    if empty := ", ".join(f"{name}={parts[name]:g}" for name in parts if not counts.get(name)):
+        found.append(f"no prompt of {sum(counts.values())} fell into {empty}: give larger shares, or more prompts")
+    return found
+
+
 def check_parts(parts: Mapping[str, float]) -> None:
     for name, weight in parts.items():
         if not (math.isfinite(weight) and weight >= 0):

@@ -47,7 +47,8 @@ def check_model(path: str, flag: str = "--model", role: Role | None = None) -> N
 def check_place(path: str, flag: str) -> None:
     folder = Path(path)
     if folder.is_file():
-        raise UserError(f"{flag} {path}: is a file", "a model is a directory with config.json and *.safetensors")
+        whole = f": {folder.parent}" if holds_model(folder.parent) else ""
+        raise UserError(f"{flag} {path}: is a file", f"a model is a directory with config.json and *.safetensors{whole}")
     if folder.is_dir():
         # A stage writes cai.json last: before that, even saved weights may be half a model.
         stage = folder.parent if is_adapter(folder) else folder
@@ -55,10 +56,20 @@ def check_place(path: str, flag: str) -> None:
             hint = "its training has not finished: run the same command again"
             raise UserError(f"{flag} {path}: is not a model directory", hint)
         if not holds_model(folder):
-            raise UserError(f"{flag} {path}: is not a model directory", "no config.json in it")
+            raise UserError(f"{flag} {path}: is not a model directory", f"no config.json in it{what_else(folder)}")
         return
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or path.endswith("/"):
         raise UserError(f"{flag} {path}: no such directory", "give a model directory, or org/name of a model on the Hub")
+
+
+def what_else(folder: Path) -> str:
+    """What a directory without a config.json holds instead, for a hint: models below it, or rows."""
+    models = sorted(path.parent.relative_to(folder) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.json"))
+    if models:
+        return f": name a model below it, such as {', '.join(map(str, models[:3]))}"
+    if rows := next(iter(sorted(folder.glob("*.jsonl"))), None):
+        return f", but rows ({rows.name}): name the directory that a trainer wrote"
+    return f"; {missing_weights(folder)}"
 
 
 def holds_model(folder: Path) -> bool:

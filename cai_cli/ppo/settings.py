@@ -8,9 +8,9 @@ policy's step size; the KL penalty (0.05 a token) and the missing-EOS penalty (1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from cai_cli.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, flag
+from cai_cli.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, Needs, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ class ModelOptions(DeviceOptions, AdapterOptions):
 @dataclass(frozen=True, kw_only=True)
 class RewardOptions:
     """From the preference model's score to the reward of a reply."""
+
+    NEEDS: ClassVar[Needs] = {"kl_horizon": ("target_kl",)}
 
     kl_coef: Annotated[float, flag("Reward", "Weight of the per-token KL penalty (paper: 0.001).", min=0.0)] = 0.05
     target_kl: Annotated[
@@ -112,6 +114,8 @@ class PPOOptions:
 @dataclass(frozen=True, kw_only=True)
 class TrackOptions:
     """What is kept and shown of a run."""
+
+    NEEDS: ClassVar[Needs] = dict.fromkeys(("eval_steps", "best_max_kl"), ("eval_prompts", "load_best_model_at_end", "gold_pm"))
 
     eval_steps: Annotated[int, flag("Output", "Steps between evaluations on --eval-prompts.", min=1)] = 10
     save_steps: Annotated[

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -38,7 +38,9 @@ from cai_cli.options import (
     ChatTemplateKwargs,
     DeviceOptions,
     GenerationOptions,
+    Needs,
     OutputOptions,
+    check_draws,
     flag,
     template_kwargs,
 )
@@ -51,6 +53,11 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OutputOptions, DeviceOptions):
+    NEEDS: ClassVar[Needs] = {
+        "chat_template_kwargs": ("model",),
+        **dict.fromkeys(("cot_form", "cot_samples", "rationale_tokens", "rationale_temperature"), ("cot",)),
+    }
+
     files: Annotated[list[Path], typer.Argument(help="Multiple-choice files: prompt, corrects, incorrects a row."), INPUT]
     model: Annotated[str | None, flag("Model", "A language model, which answers by log-probabilities."), MODEL] = None
     pm: Annotated[str | None, flag("Model", "A preference model instead: it scores text_correct and text_incorrect."), MODEL] = (
@@ -88,6 +95,7 @@ def run(options: Options) -> None:
         raise UserError("give either --model or --pm", "a language model or a preference model, see `cai evaluate hhh --help`")
     if options.pm and (options.cot or options.few_shot != NONE):
         raise UserError("--pm reads scores: it takes no --cot and no --few-shot", "leave them out, or give --model")
+    check_draws(options.cot_samples, "--cot-samples", options.rationale_temperature, "--rationale-temperature")
     if options.model:
         check_model(options.model, role="language model")
     else:

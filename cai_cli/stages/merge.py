@@ -18,7 +18,7 @@ import typer
 
 from cai_cli.artifact import check_same, copy_to_backup, move_to_backup
 from cai_cli.errors import UserError
-from cai_cli.evaluation.cautions import label_cautions
+from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
 from cai_cli.jsonl import read_lines, write_lines
 from cai_cli.locks import give_back, hold
 from cai_cli.manifest import (
@@ -102,7 +102,7 @@ def run(options: Options) -> None:
         manifest["summary"] = summary(temporary, rejects, options.out)
     if manifest["stage"] == "label":
         summarised = manifest["summary"]
-        manifest["warnings"] = warn_all(label_cautions(summarised["undecided_rate"], summarised["same_position_rate"]))
+        manifest["warnings"] = warn_all(label_cautions(*(summarised[name] for name in CAUTIONED)))
     write_manifest(manifest_path(options.out), manifest)
     temporary.replace(options.out)
     give_back(options)

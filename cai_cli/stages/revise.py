@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from cai_cli.artifact import Rejected
 from cai_cli.constitution import Constitution, Principle, load_constitution
@@ -36,8 +36,10 @@ from cai_cli.options import (
     DEMONSTRATIONS,
     MODEL,
     GenerationOptions,
+    Needs,
     Prompts,
     RowOptions,
+    check_draws,
     flag,
     template_kwargs,
 )
@@ -66,6 +68,8 @@ CHUNK_BATCHES = 4  # Prompts are worked on in chunks of this many batches; rows 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RowOptions, GenerationOptions):
+    NEEDS: ClassVar[Needs] = {"attempts": ("temperature",)}
+
     model: Annotated[str, flag("Model", "The helpful-only language model."), MODEL]
     prompts: Prompts
     constitution: Annotated[str, flag("Data", "YAML file or shipped name: article, humanity, thorough."), CONSTITUTION] = (
@@ -132,6 +136,7 @@ def run(options: Options) -> None:
 
     Example: cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out revisions.jsonl
     """
+    check_draws(options.num_samples, "--num-samples", options.temperature)
     check_model(options.model, role="language model")
     constitution = load_constitution(options.constitution, needs=("critique", "revision"))
     artifact = RowArtifact("revise", options, options.limit)

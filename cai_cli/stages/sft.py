@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.cautions import target_cautions
+from cai_cli.evaluation.cautions import rate_cautions, target_cautions
 from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
@@ -29,6 +29,7 @@ from cai_cli.options import (
     AdapterOptions,
     ChatTemplateKwargs,
     OutputOptions,
+    Takes,
     TrainingOptions,
     flag,
     template_kwargs,
@@ -49,6 +50,7 @@ class Options(AdapterOptions, TrainingOptions, OutputOptions):
         list[str],
         flag("Data", "Revisions or samples, FILE[:proportion]; 0.5 takes half of its rows, 2 takes them twice. Repeatable."),
         INPUT,
+        Takes.WEIGHT,
     ]
     targets: Annotated[
         Literal["final", "all"], flag("Data", "Train on each chain's final revision, or on all of them (paper).")
@@ -77,7 +79,6 @@ def run(options: Options) -> None:
     Example: cai sft --model base/ --data revisions.jsonl --data samples.jsonl --out sl-cai/
     """
     check_model(options.model, role="language model")
-    options.check_adapters()
     if options.quantize and by_fsdp():
         raise UserError(f"--quantize {options.quantize}: FSDP cannot hold it in parts", "leave one of them out")
     artifact = ModelArtifact("sft", options, fsdp=True)
@@ -140,7 +141,10 @@ def run(options: Options) -> None:
         "held_out": {"rows": len(rows) - len(train), "loss": held_out},
         "tokens": sum(len(row.ids) for row in train),
         "train_loss": train_loss,
-        "warnings": warn_all(target_cautions([target.completion[0]["content"] for target in targets])),
+        "warnings": warn_all(
+            target_cautions([target.completion[0]["content"] for target in targets])
+            + rate_cautions(options.learning_rate, options.warmup_steps, trainer.state.global_step)
+        ),
         **model_facts(trainer.model, tokenizer),
     }
 

@@ -20,7 +20,7 @@ from cai_cli.errors import RunError
 from cai_cli.jsonl import read_records
 from cai_cli.manifest import parse_weight
 from cai_cli.models.model_directory import check_model
-from cai_cli.options import INPUT, MODEL, OutputOptions, PairwiseOptions, flag
+from cai_cli.options import INPUT, MODEL, OutputOptions, PairwiseOptions, Takes, flag
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.records import Comparison
 from cai_cli.talk import tell_dropped
@@ -30,7 +30,7 @@ from cai_cli.trl_rows import RowReader
 @dataclass(frozen=True, kw_only=True)
 class Options(PairwiseOptions, OutputOptions):
     model: Annotated[str, flag("Model", "The PMP checkpoint, or any language model."), MODEL]
-    comparisons: Annotated[list[str], flag("Data", "Comparisons, FILE[:loss weight]. Repeatable."), INPUT]
+    comparisons: Annotated[list[str], flag("Data", "Comparisons, FILE[:loss weight]. Repeatable."), INPUT, Takes.WEIGHT]
     chat_template: Annotated[
         Path | None, flag("Model", "Jinja file to install; else a model without a template gets the transcript one."), INPUT
     ] = None
