@@ -10,6 +10,7 @@ Models   `ModelArtifact`: a directory that is complete when its `cai.json` is th
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections import Counter
@@ -28,14 +29,18 @@ from cai_cli.manifest import (
     differences,
     manifest_path,
     noted_changes,
+    parts_of,
     read_manifest,
     write_manifest,
 )
+from cai_cli.options import Part, flag_name
 from cai_cli.ranks import barrier, check_sharding, is_main, main_first
-from cai_cli.storage import MAKE_ROOM
+from cai_cli.storage import MAKE_ROOM, check_writable, is_input
 from cai_cli.talk import say, warn
 
 PARTIAL_MODEL_MANIFEST = "cai.partial.json"
+RESTART = "then --if-changed restart starts afresh, and moves what there is to .bak"
+FLAG = re.compile(r"--[a-z][a-z0-9-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,25 @@ def check_same(old: Manifest, new: Manifest, options: Any) -> bool:
     raise UserError(f"{options.out} was made differently: {'; '.join(found)}", hint)
 
 
+def with_restart(hint: str | None, options: Any) -> str | None:
+    """A hint that can be followed: where `--out` is begun, flags that would make another artifact need --if-changed restart."""
+    if hint is None or "--if-changed" in hint or not hasattr(options, "if_changed") or not is_begun(options.out):
+        return hint
+    parts = {flag_name(name): part for name, part in parts_of(options).items()}
+    free = (Part.RUNTIME, Part.LIMIT, Part.NOTED)
+    if not any(name in parts and parts[name] not in free for name in FLAG.findall(hint)):
+        return hint
+    return f"{hint}; {RESTART}"
+
+
+def is_begun(out: Path | None) -> bool:
+    """Whether a manifest says of what lies at `out`, finished or not, how it was made."""
+    if out is None or str(out) == "-":
+        return False
+    own = [manifest_path(out), out / "split.manifest.json"]
+    return any(is_input(path) or is_input(path.with_suffix(".partial.json")) for path in own)
+
+
 def reasons_text(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
 
@@ -125,6 +149,8 @@ class FileArtifact:
         if self.done:
             give_back(options)
             say(f"{self.out}: already done; nothing to do")
+        elif not getattr(options, "dry_run", False):
+            check_writable(self.out, self.out.parent, self.out.stem)
 
     def start(self) -> None:
         """Make room: an old one, which is to be restarted, goes to .bak, the file itself last."""
@@ -178,6 +204,8 @@ class ModelArtifact:
                 self._clean_up()  # a kill may have come before it
             give_back(self.options)
             say(f"{self.folder}: already done; nothing to do")
+        if is_main() and not self.done and not self.options.dry_run:
+            check_writable(self.folder, self.folder, PARTIAL_MODEL_MANIFEST)
 
     @property
     def begun(self) -> bool:

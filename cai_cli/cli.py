@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from cai_cli import __version__
+from cai_cli.artifact import FLAG, with_restart
 from cai_cli.errors import CaiError, UserError
 from cai_cli.help_text import Command, Group
 from cai_cli.interruption import Terminated, asked_to_stop, one_line
@@ -63,7 +63,6 @@ constitution_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode
 evaluate_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Measure models and labels.")
 
 
-FLAG = re.compile(r"--[a-z][a-z-]*")
 LARGEST = 3.4e38  # that float32 holds
 
 
@@ -126,6 +125,7 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
 
     def command(context: typer.Context, **values: Any) -> None:
         del values["config"], values["debug"]
+        options = None
         try:
             check_numbers(values)
             options = options_type(**values)
@@ -133,8 +133,11 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
             check_inputs(options)
             run(options)
             sys.stdout.flush()
-        except UserError as error:
-            error.message = place_of(context, FLAG.findall(error.message)) + error.message
+        except CaiError as error:
+            if isinstance(error, UserError):
+                error.message = place_of(context, FLAG.findall(error.message)) + error.message
+            if options is not None:
+                error.hint = with_restart(error.hint, options)
             raise
         except Terminated as stopped:
             out = values.get("out")

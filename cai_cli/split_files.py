@@ -14,6 +14,7 @@ from cai_cli.jsonl import replacing
 from cai_cli.locks import give_back, hold
 from cai_cli.manifest import Manifest, read_manifest, write_manifest
 from cai_cli.splits import assign_prompt, parse_parts, split_cautions
+from cai_cli.storage import check_writable
 from cai_cli.talk import say, warn_all
 
 SPLIT_MANIFEST = "split.manifest.json"
@@ -52,6 +53,8 @@ class SplitFolder:
             if not self.options.dry_run:
                 self._end()
             say(f"{self.folder}: already done; nothing to do")
+        elif not self.options.dry_run:
+            check_writable(self.folder, self.folder, PARTIAL_SPLIT_MANIFEST)
         return done
 
     def write(self, rows: Iterable[tuple[Conversation, str]], manifest: Manifest) -> None:

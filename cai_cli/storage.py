@@ -56,6 +56,7 @@ ROWS = re.compile(r"\.(jsonl?|txt|csv|tsv|parquet|xml|7z|ya?ml)(\.gz)?$")  # nam
 NO_ROWS = re.compile(
     r"^\.|\.(manifest|rejects)\.|^metrics\.jsonl$|^(cai|.*config.*|tokenizer|.*index|.*_map|.*tokens|vocab)\.json$"
 )
+LONGEST_ENDING = len(".manifest.partial.json.bak.tmp")  # of what is made beside a file
 NAMED = 4  # of the files in a directory
 STDIN = Path("<stdin>")  # what is piped in, as if it were a file
 
@@ -170,6 +171,29 @@ def read_input(path: Path, hint: str = MISSING) -> bytes:
     """The bytes of a small file that is given. Raises UserError."""
     with open_input(path, hint) as stream:
         return stream.read()
+
+
+# Writing
+
+
+def check_writable(out: Path, folder: Path, name: str) -> None:
+    """Raise RunError where nothing of such a name can be made in the folder of `out`, before a model is loaded for it.
+
+    A folder that is not there is made, and removed again.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    # As long as the longest name that is made beside it; named as a lock is, which nobody takes for foreign.
+    probe = folder / f".{name}{'x' * (LONGEST_ENDING - len('.lock'))}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"--out {out}: {error.strerror}", MAKE_ROOM) from None
+    finally:
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
 
 
 # Whatever is left

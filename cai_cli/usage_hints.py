@@ -88,7 +88,7 @@ WITHOUT = {
     "resume resume-from-checkpoint continue resume-from": "the same command again carries on where it was cut off: leave it out",
     "weight-decay optim optimizer adam-beta1 adam-beta2": "AdamW without weight decay is all there is: leave it out",
     "trust-remote-code": "code in a model's directory is never run: leave it out",
-    "num-processes nproc nproc-per-node num-gpus n-gpus": "for several GPUs, `torchrun --nproc-per-node N -m cai_cli ...` starts it",
+    "num-processes nproc nproc-per-node num-gpus n-gpus": "several GPUs: `torchrun --nproc-per-node N -m cai_cli ...` starts it",
     "num-workers workers dataloader-num-workers threads num-proc": "threads are counted by OMP_NUM_THREADS: leave it out",
     "deepspeed fsdp": "cai sft takes FSDP from `accelerate launch --use_fsdp --fsdp_version 2`: leave it out",
     "hf-token token auth-token api-key": "a token is taken from the variable HF_TOKEN, or from `hf auth login`: leave it out",

@@ -34,6 +34,7 @@ from cai_cli.manifest import (
 from cai_cli.options import INPUT, OutputOptions
 from cai_cli.revision_summary import summarise
 from cai_cli.shards import lines_by_id, parse_shard
+from cai_cli.storage import check_writable
 from cai_cli.talk import say, warn_all
 
 
@@ -89,6 +90,7 @@ def run(options: Options) -> None:
         check_overlap(shards)
         say(f"{len(shards)} shards of `cai {shards[0].manifest['stage']}`, {total(shards, 'out')} rows")
         return
+    check_writable(options.out, options.out.parent, options.out.stem)
     check_overlap(shards)
     rejects = rejects_path(options.out)
     if old is not None:

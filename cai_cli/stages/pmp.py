@@ -27,6 +27,7 @@ from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOption
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.ranks import barrier, is_main
 from cai_cli.records import Comparison
+from cai_cli.storage import check_writable
 from cai_cli.talk import progress, say, table
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def write_comparisons(options: Options) -> None:
     if done:
         say(f"{path}: already done")
         return
+    if is_main():
+        check_writable(options.out, options.out, PAIRS)
     if is_main() and path.exists():
         copy_to_backup(options.out / PAIRS_MANIFEST)
         move_to_backup(options.out / PAIRS_REJECTS, path)
