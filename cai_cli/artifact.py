@@ -10,7 +10,6 @@ Models   `ModelArtifact`: a directory that is complete when its `cai.json` is th
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections import Counter
@@ -33,14 +32,13 @@ from cai_cli.manifest import (
     read_manifest,
     write_manifest,
 )
-from cai_cli.options import Part, flag_name
+from cai_cli.options import FLAG, Part, flag_name
 from cai_cli.ranks import barrier, check_sharding, is_main, main_first
 from cai_cli.storage import MAKE_ROOM, check_writable, is_input
 from cai_cli.talk import say, warn
 
 PARTIAL_MODEL_MANIFEST = "cai.partial.json"
 RESTART = "then --if-changed restart starts afresh, and moves what there is to .bak"
-FLAG = re.compile(r"--[a-z][a-z0-9-]*")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,16 +17,17 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from cai_cli import __version__
-from cai_cli.artifact import FLAG, with_restart
+from cai_cli.artifact import with_restart
 from cai_cli.errors import CaiError, UserError
 from cai_cli.help_text import Command, Group
 from cai_cli.interruption import Terminated, asked_to_stop, one_line
 from cai_cli.locks import give_all_back
 from cai_cli.manifest import check_inputs
-from cai_cli.options import check_needs
+from cai_cli.options import FLAG, check_needs
 from cai_cli.stages import (
     constitution,
     demo,
+    env,
     evaluate_hhh,
     evaluate_labels,
     evaluate_pm,
@@ -205,6 +206,7 @@ STAGES = "Stages"
 FILES = "Files"
 
 add_command(app, "demo", demo.Options, demo.run, "Start here")
+add_command(app, "env", env.Options, env.run, "Start here")
 add_command(app, "revise", revise.Options, revise.run, STAGES)
 add_command(app, "sample", sample.Options, sample.run, STAGES)
 add_command(app, "sft", sft.Options, sft.run, STAGES)

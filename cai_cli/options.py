@@ -16,6 +16,7 @@ given all the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -45,6 +46,8 @@ class Takes(Enum):
     STDIN = "-"
     WEIGHT = "FILE:weight"
 
+
+FLAG = re.compile(r"--[a-z][a-z0-9-]*")  # as it stands in a sentence
 
 # Option -> the options of which one has to be on for anything to read it.
 Needs = Mapping[str, tuple[str, ...]]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from cai_cli.errors import UserError, first_line
 from cai_cli.fingerprints import ADAPTER_CONFIG
+from cai_cli.hub import why_offline
 from cai_cli.manifest import is_adapter
 from cai_cli.storage import read_input
 
@@ -21,6 +22,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 WEIGHTS, INDEX, ADAPTER_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", INDEX, ADAPTER_CONFIG)
+TOKENIZERS = ("tokenizer*", "*.model", "vocab.*", "*.tiktoken", "tekken.json")  # files of which a tokenizer has one
 HEAD_NAMES = ("score", "classifier")  # of a sequence classifier
 PREFERENCE_MODEL = "ForSequenceClassification"
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead", "ForConditionalGeneration")
@@ -37,6 +39,7 @@ def check_model(path: str, flag: str = "--model", role: Role | None = None) -> N
     if role is None:
         return
     found = role_of(path, flag)
+    check_tokenizer(path, flag)
     if found is None or role in ("either", found):
         return
     if found == "language model":
@@ -125,8 +128,8 @@ def role_of(path: str, flag: str = "--model") -> Role | None:
 
 
 def base_role(path: str, flag: str) -> Role | None:
-    local = Path(path).is_dir()
-    folder = Path(path) if local else hub_folder(path, flag)
+    folder = Path(path) if Path(path).is_dir() else hub_folder(path, flag)
+    local = folder == Path(path) or why_offline() is not None  # nothing that is missing can be fetched
     for name in JSON_FILES:
         if (folder / name).is_file():
             read_json(folder / name)
@@ -156,6 +159,15 @@ def base_role(path: str, flag: str) -> Role | None:
     )
 
 
+def check_tokenizer(path: str, flag: str) -> None:
+    """Raise UserError where neither the directory nor, below an adapter, its base model has a tokenizer's files."""
+    base, adapters = base_and_adapters(path, flag)
+    folders = [Path(place) for place in (base, *adapters)]
+    if all(folder.is_dir() and not any(next(folder.glob(name), None) for name in TOKENIZERS) for folder in folders):
+        hint = "save it with the model (`tokenizer.save_pretrained`), or copy tokenizer.json and tokenizer_config.json there"
+        raise UserError(f"{flag} {path}: has no tokenizer", hint)
+
+
 def is_preference_model(path: str) -> bool:
     """Whether the checkpoint was saved as a sequence classifier, so that its score head means something."""
     return role_of(path) == "preference model"
@@ -176,9 +188,13 @@ def hub_folder(path: str, flag: str) -> Path:
     """Where the Hub's copy of a model's config.json lies on this machine."""
     from huggingface_hub import hf_hub_download
 
+    offline = why_offline()
     try:
         return Path(hf_hub_download(path, "config.json")).parent
     except Exception as error:  # the library raises many types: no such model, no config.json in it, no network
+        if offline:
+            told = f"{flag} {path}: no such directory, and of that name none is cached here; {offline}"
+            raise UserError(told, f"give a model directory, or fetch it where there is a network: hf download {path}") from None
         told = f"{flag} {path}: no such directory, and no config.json of that name from the Hub: {first_line(error)}"
         raise UserError(told, "give a model directory, or org/name of a model on the Hub") from None
 

@@ -29,6 +29,7 @@ from cai_cli.evaluation.results_file import ResultsFile
 from cai_cli.evaluation.solved_items import Examples
 from cai_cli.few_shot import NONE
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     DEMONSTRATIONS,
@@ -107,6 +108,7 @@ def run(options: Options) -> None:
     results = ResultsFile("evaluate hhh", options)
     if results.done:
         return
+    check_device(options)
     items = [item for group in groups.values() for item in group]
     if options.dry_run:
         dry_run(options, examples, items)

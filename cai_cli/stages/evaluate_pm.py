@@ -22,6 +22,7 @@ from cai_cli.evaluation.comparisons import COLUMNS, Judged, by_group, length_mat
 from cai_cli.evaluation.overlap import find_overlap, tell_overlap
 from cai_cli.evaluation.results_file import ResultsFile
 from cai_cli.jsonl import read_records, write_rows
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, Needs, flag
 from cai_cli.preference_model import dry_run, open_preference_model, open_reading, tokenise
@@ -67,6 +68,7 @@ def run(options: Options) -> None:
     results = ResultsFile("evaluate pm", options) if options.out else None
     if results and results.done:
         return
+    check_device(options)
     reader = RowReader()
     comparisons = [row for source in options.comparisons for row in read_records(Path(source), reader.comparison)]
     if not comparisons:

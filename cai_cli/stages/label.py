@@ -28,6 +28,7 @@ from cai_cli.feedback.replies import draw_replies
 from cai_cli.feedback.self_judge import check_author, check_two_models
 from cai_cli.few_shot import NONE
 from cai_cli.generation import SegmentSettings, attempts_at, chunks
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     CONSTITUTION,
@@ -163,6 +164,7 @@ def run(options: Options) -> None:
     artifact = RowArtifact("label", options, options.limit)
     if artifact.done:
         return
+    check_device(options)
     pairs = list(pairs_to_label(options))
     if all(pair.rejected for pair in pairs):
         reasons = ", ".join(sorted({pair.rejected.reason for pair in pairs if pair.rejected}))

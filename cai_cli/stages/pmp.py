@@ -22,6 +22,7 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import dump_row, read_records
 from cai_cli.locks import give_back, hold
 from cai_cli.manifest import Manifest, begin_manifest, input_file, read_manifest, write_manifest
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOptions, flag
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
@@ -103,6 +104,7 @@ def run(options: Options) -> None:
     artifact = ModelArtifact("pmp", options, beside="comparisons.")
     if artifact.done:
         return
+    check_device(options)
 
     from cai_cli.models.load import check_classifier, load_tokenizer
     from cai_cli.models.templates import install_template

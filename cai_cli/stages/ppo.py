@@ -25,6 +25,7 @@ from cai_cli.evaluation.cautions import rate_cautions, reply_cautions
 from cai_cli.interruption import Terminated, after_the_step
 from cai_cli.jsonl import write_rows
 from cai_cli.manifest import parse_weight
+from cai_cli.models.load import check_attention, check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, Takes, check_training_dtype, flag
 from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
@@ -79,6 +80,8 @@ def run(options: Options) -> None:
     artifact = ModelArtifact("ppo", options)
     if artifact.done:
         return
+    check_device(options)
+    check_attention(options)
     # A prompt that is in two sources counts in both; an id means one prompt in all of them.
     known: Known = {}
     sources = [(read_prompts([source], known=known), parse_weight(source)[1]) for source in options.prompts]

@@ -30,6 +30,7 @@ from cai_cli.few_shot import (
 )
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
 from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, same_text
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     CONSTITUTION,
@@ -142,6 +143,7 @@ def run(options: Options) -> None:
     artifact = RowArtifact("revise", options, options.limit)
     if artifact.done:
         return
+    check_device(options)
     prompts = read_prompts(options.prompts, options.limit)
     chains = [Chain(f"{prompt.id}/{k}", prompt) for prompt in prompts for k in range(options.num_samples)]
     todo = artifact.remaining(chains)

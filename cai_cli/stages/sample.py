@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from cai_cli.artifact import Rejected
 from cai_cli.conversation import Conversation, message
 from cai_cli.generation import Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import MODEL, GenerationOptions, Needs, Prompts, RowOptions, check_draws, flag, template_kwargs
 from cai_cli.prompt_files import read_prompts
@@ -59,6 +60,7 @@ def run(options: Options) -> None:
     artifact = RowArtifact("sample", options, options.limit)
     if artifact.done:
         return
+    check_device(options)
     prompts = read_prompts(options.prompts, options.limit)
     slots = [Slot(prompt, k) for prompt in prompts for k in range(options.num_samples)]
     todo = artifact.remaining(slots)

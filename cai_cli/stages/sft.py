@@ -22,6 +22,7 @@ from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import rate_cautions, target_cautions
 from cai_cli.jsonl import write_atomically, write_rows
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     INPUT,
@@ -84,6 +85,7 @@ def run(options: Options) -> None:
     artifact = ModelArtifact("sft", options, fsdp=True)
     if artifact.done:
         return
+    check_device(options)
     reader = RowReader()
     how = (options.targets, options.seed, options.train_on_thinking, reader)
     found = [item for source in options.data for item in read_targets(source, *how)]

@@ -19,6 +19,7 @@ from cai_cli.artifact import ModelArtifact, reasons_text
 from cai_cli.errors import RunError
 from cai_cli.jsonl import read_records
 from cai_cli.manifest import parse_weight
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, OutputOptions, PairwiseOptions, Takes, flag
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
@@ -46,6 +47,7 @@ def run(options: Options) -> None:
     artifact = ModelArtifact("train-pm", options)
     if artifact.done:
         return
+    check_device(options)
     weighted = list(read_weighted(options.comparisons))
 
     from cai_cli.models.load import load_tokenizer
