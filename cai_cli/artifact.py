@@ -13,12 +13,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cai_cli.errors import RunError, UserError
+from cai_cli.hygiene import advice
 from cai_cli.jsonl import Row, write_atomically
 from cai_cli.locks import give_back, hold, is_lock_file
 from cai_cli.manifest import (
@@ -108,6 +109,13 @@ def is_begun(out: Path | None) -> bool:
         return False
     own = [manifest_path(out), out / "split.manifest.json"]
     return any(is_input(path) or is_input(path.with_suffix(".partial.json")) for path in own)
+
+
+def why_none(rejected: Iterable[Rejected], options: Any) -> str:
+    """Why none of the rows is left, and the next step for the commonest reason; nothing where none was rejected."""
+    reasons = Counter(item.reason for item in rejected)
+    step = advice(reasons.most_common(1)[0][0], map(flag_name, parts_of(options))) if reasons else ""
+    return "; ".join(filter(None, (reasons_text(reasons), step)))
 
 
 def reasons_text(reasons: Counter[str]) -> str:

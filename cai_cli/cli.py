@@ -48,7 +48,7 @@ from cai_cli.stages import (
 )
 from cai_cli.storage import read_input, storage_error
 from cai_cli.talk import discard_unwritten, fail, nobody_reads, open_closed_streams, say
-from cai_cli.usage_hints import line_for
+from cai_cli.usage_hints import line_for, meant_flag
 from cai_cli.yaml_text import load_yaml
 
 app = typer.Typer(
@@ -87,7 +87,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         if name not in known:
             near = get_close_matches(name, list(known), n=1)
             hint = f"did you mean `{near[0].replace('_', '-')}`?" if near else f"see `{context.command_path} --help`"
-            raise UserError(f"{path}: unknown key `{key}`", hint)
+            raise UserError(f"{path}: unknown key `{key}`", meant_flag(context, f"--{key}") or hint)
     defaults: dict[str, Any] = {}
     for key, value in settings.items():
         parameter = known[str(key).replace("-", "_")]

@@ -31,7 +31,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cai_cli.options import FLAG
@@ -69,12 +69,16 @@ ADVICE = {
     TEMPLATE_REFUSED: ("the chat template takes no such conversations: bring them into its form",),
     CONTROL_TOKEN: ("the texts spell out tokens of the model's own: take them out", "take another model"),
     OVERLONG_PROMPT: ("lower --max-new-tokens", "shorten --few-shot", "take a model with a longer context"),
+    "too_long": ("raise --max-length",),
+    "identical_replies": ("a pair is two different replies to one prompt: look at how the file was made",),
+    "missing_field": ("`cai import table --columns` reads fields of any names",),
 }
 
 
-def advice(reason: str, flags: Collection[str]) -> str:
+def advice(reason: str, flags: Iterable[str]) -> str:
     """The next step for a run of a command with these flags; nothing where the reason is none of ours."""
-    told = [step for step in ADVICE.get(reason, ()) if set(FLAG.findall(step.replace("--no-", "--"))) <= {*flags}]
+    known = set(flags)
+    told = [step for step in ADVICE.get(reason, ()) if set(FLAG.findall(step.replace("--no-", "--"))) <= known]
     return ", or ".join(told)
 
 

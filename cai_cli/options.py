@@ -106,11 +106,12 @@ def check_needs(options: Any, given: Collection[str]) -> None:
         raise UserError(f"{this} does nothing without {those}", f"leave {this} out, or add {those}")
 
 
-def check_draws(count: int, flag: str, temperature: float, temperature_flag: str = "--temperature") -> None:
-    """Raise UserError where several texts are asked for that can only be the same one."""
+def check_draws(count: int, flag: str, temperature: float, temperature_flag: str = "--temperature", least: int = 1) -> None:
+    """Raise UserError where several texts are asked for that can only be the same one; `least`: how many one can ask for."""
     if count > 1 and temperature == 0:
         told = f"{temperature_flag} 0 draws the same text each time, and {flag} {count} asks for {count}"
-        raise UserError(told, f"give {flag} 1, or a temperature above 0 (paper: 1)")
+        fewer = f"give {flag} 1, or " if least == 1 else ""
+        raise UserError(told, f"{fewer}give a {temperature_flag} above 0 (paper: 1)")
 
 
 def template_kwargs(text: str | None) -> dict[str, Any]:

@@ -297,7 +297,7 @@ class RowArtifact:
             raise RunError(f"{self.out}: there was nothing to work on", "the inputs hold no rows")
         if accepted == 0 or rejected / total > rate:
             why = reasons_text(self.reject_reasons)
-            step = advice(self.reject_reasons.most_common(1)[0][0], [flag_name(name) for name in parts_of(self.options)])
+            step = advice(self.reject_reasons.most_common(1)[0][0], map(flag_name, parts_of(self.options)))
             hints = [step] if self.streaming or not step else [f"{step}, with --if-changed restart"]
             hints += [] if self.streaming else [f"look at {self.rejects}; what is done is kept"]
             hints += [f"--max-reject-rate raises the bar (now {rate:g})"] if accepted else []

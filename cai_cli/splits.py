@@ -62,11 +62,12 @@ def parse_parts(text: str) -> dict[str, float]:
                 f"cannot read the part {item.strip()!r} of a split", "write NAME=PROPORTION, as in sft=0.5,rl=0.4,test=0.1"
             )
         if name in parts:
-            raise UserError(f"the part {name!r} of the split is given twice")
+            raise UserError(f"the part {name!r} of the split is given twice", "give each part once, with all of its proportion")
         try:
             parts[name] = float(number)
         except ValueError:
-            raise UserError(f"the proportion of the part {name!r} is not a number: {number!r}") from None
+            hint = "write numbers: 0.9, or 90 where all of them are per cent"
+            raise UserError(f"the proportion of the part {name!r} is not a number: {number!r}", hint) from None
     check_parts(parts)
     return parts
 

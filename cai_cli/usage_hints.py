@@ -127,7 +127,7 @@ ELSEWHERE = {
 
 def line_for(error: Any, words: list[str]) -> tuple[str, str]:
     """What is wrong, and what to do about it; `words` are what was typed behind `cai`."""
-    problem = " ".join(error.format_message().split()).removesuffix(".")
+    problem = " ".join(error.format_message().split()).removesuffix(".").replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     if context is None:
         return problem, "see `cai --help`"
@@ -141,6 +141,8 @@ def line_for(error: Any, words: list[str]) -> tuple[str, str]:
         problem = match[0] if meant else problem
     elif match := re.match(r"Got unexpected extra argument\S* \((.*)\)", problem):
         meant = meant_extra(context, match[1].split(" ")[0], words)
+    elif match := re.search(r"'([^']*)' is not one of 'hh-rlhf'", problem):
+        meant = meant_format(match[1], words)
     elif problem.startswith("Missing") and (example := example_of(context.command)):
         meant = f"for example `{example}`"
     return problem, "; ".join(filter(None, (meant, f"see `{context.command_path} --help`")))
@@ -214,7 +216,18 @@ def meant_extra(context: Any, extra: str, words: list[str]) -> str:
         if words[place - 1] != before:
             return f"{named} takes one value: put quotes around one that has spaces"
     inputs = [name for name in ("--prompts", "--data", "--comparisons", "--posts") if name in flags]
-    return f"a file goes behind its flag: {inputs[0]} {extra}" if inputs else ""
+    if inputs:
+        return f"a file goes behind its flag: {inputs[0]} {extra}"
+    taken = [str(parameter.name).upper() for parameter in context.command.params if parameter.param_type_name == "argument"]
+    if not taken and "--out" in flags:
+        return f"where to write goes behind its flag: --out {extra}"
+    return f"it takes {' '.join(taken)} and flags" if taken else "it takes flags alone"
+
+
+def meant_format(word: str, words: list[str]) -> str:
+    """How rows of a format that has no name are imported."""
+    file = word if "." in word else next((other for other in words[words.index(word) + 1 :] if "." in other), "FILE")
+    return f"rows of any fields are read by `cai import table {file} --columns prompt=COLUMN`"
 
 
 def example_of(command: Any) -> str | None:

@@ -216,7 +216,7 @@ def check_options(options: Options) -> None:
     if options.pairs and options.model:
         raise UserError("--pairs are replies already: --model has nothing to write", "leave --model out")
     if options.prompts:
-        check_draws(options.num_samples, "--num-samples", options.temperature)
+        check_draws(options.num_samples, "--num-samples", options.temperature, least=2)
     if options.hard and options.clamp not in (None, NONE):
         raise UserError("--hard makes labels of 0 or 1 and --clamp keeps them from there", "leave one of them out")
     check_model(options.feedback_model, "--feedback-model", "language model")

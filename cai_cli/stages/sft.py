@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
+from cai_cli.artifact import ModelArtifact, Rejected, why_none
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import rate_cautions, target_cautions
 from cai_cli.jsonl import write_atomically, write_rows
@@ -105,7 +105,7 @@ def run(options: Options) -> None:
     rejected += unfit
     train = [row for row in rows if not row.held_out]
     if not train:
-        reasons = reasons_text(Counter(item.reason for item in rejected)) or "all of it is held out"
+        reasons = why_none(rejected, options) or "all of it is held out"
         raise RunError(f"none of the {len(found)} rows can be trained on", reasons)
     if options.dry_run:
         dry_run(rows, tokenizer, len(rejected))

@@ -9,13 +9,12 @@ found them better than hard ones without chain of thought). One epoch, as in arX
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cai_cli.artifact import ModelArtifact, reasons_text
+from cai_cli.artifact import ModelArtifact, why_none
 from cai_cli.errors import RunError
 from cai_cli.jsonl import read_records
 from cai_cli.manifest import parse_weight
@@ -57,7 +56,7 @@ def run(options: Options) -> None:
     install_template(tokenizer, options.chat_template)
     pairs, rejected = tokenise(weighted, reading(tokenizer, "chat", options.max_length))
     if not pairs:
-        raise RunError(f"none of the {len(weighted)} pairs can be trained on", reasons_text(Counter(r.reason for r in rejected)))
+        raise RunError(f"none of the {len(weighted)} pairs can be trained on", why_none(rejected, options))
     training, held_out = split_held_out(pairs, options.held_out, options.seed)
     run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
 
