@@ -94,11 +94,12 @@ def run(options: Options) -> None:
     rejected = [item for item in found if isinstance(item, Rejected)]
 
     from cai_cli.models.chat import check_thoughts_are_kept, stop_ids
-    from cai_cli.models.templates import install_template
+    from cai_cli.models.templates import check_settings, install_template
 
     tokenizer = open_tokenizer(options)
     install_template(tokenizer, options.chat_template)
     kwargs = template_kwargs(options.chat_template_kwargs)
+    check_settings(tokenizer, kwargs)
     if options.train_on_thinking:
         check_thoughts_are_kept(tokenizer, options.model, **kwargs)
     rows, unfit = tokenise(targets, tokenizer, stop_ids(tokenizer), options.max_length, kwargs, options.held_out, options.seed)
