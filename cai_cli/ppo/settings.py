@@ -8,8 +8,10 @@ policy's step size; the KL penalty (0.05 a token) and the missing-EOS penalty (1
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, ClassVar, Literal
 
+from cai_cli.errors import UserError
 from cai_cli.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, Needs, flag
 
 
@@ -139,3 +141,14 @@ class TrackOptions:
         flag("Output", "tensorboard, wandb: send the metrics there too; metrics.jsonl is always written. Repeatable."),
         RUNTIME,
     ] = None
+
+
+def check_trackers(names: list[str] | None) -> None:
+    """Raises UserError for a tracker that is unknown or not installed, before any work."""
+    for name in names or []:
+        if name == "none":
+            continue
+        if name not in ("tensorboard", "wandb"):
+            raise UserError(f"--report-to {name}: unknown", "tensorboard or wandb; metrics.jsonl is always written")
+        if find_spec(name) is None:
+            raise UserError(f"--report-to {name}: not installed", f"pip install {name}")

@@ -28,7 +28,7 @@ from cai_cli.manifest import parse_weight
 from cai_cli.models.load import check_attention, check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, Takes, check_training_dtype, flag
-from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
+from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions, check_trackers
 from cai_cli.prompt_files import Known, read_prompts
 from cai_cli.prompt_mix import mixed_prompts
 from cai_cli.ranks import is_main, main_first, world_size
@@ -204,9 +204,6 @@ def check_options(options: Options) -> None:
         raise UserError(f"--lora-dropout {options.lora_dropout:g}: PPO needs the same log-probabilities twice", "leave it at 0")
     if options.lora and options.frozen_dtype != "auto":
         raise UserError("--frozen-dtype: with --lora frozen and trained model are one backbone", "use --dtype, or --quantize")
-
-    from cai_cli.ppo.log import check_trackers
-
     check_trackers(options.report_to)
 
 
