@@ -93,7 +93,9 @@ def check_same(old: Manifest, new: Manifest, options: Any) -> bool:
 
 
 def with_restart(hint: str | None, options: Any) -> str | None:
-    """A hint that can be followed: where `--out` is begun, flags that would make another artifact need --if-changed restart."""
+    """The hint of a run that failed, so that it can be followed: where `--out` is begun, flags that would make another artifact
+    need --if-changed restart.
+    """
     if hint is None or "--if-changed" in hint or not hasattr(options, "if_changed") or not is_begun(options.out):
         return hint
     parts = {flag_name(name): part for name, part in parts_of(options).items()}

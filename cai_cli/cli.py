@@ -137,7 +137,7 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
         except CaiError as error:
             if isinstance(error, UserError):
                 error.message = place_of(context, FLAG.findall(error.message)) + error.message
-            if options is not None:
+            elif options is not None:
                 error.hint = with_restart(error.hint, options)
             raise
         except Terminated as stopped:

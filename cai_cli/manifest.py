@@ -72,6 +72,7 @@ def check_inputs(options: Any) -> None:
     """
     hints = get_type_hints(type(options), include_extras=True)
     piped = []
+    mixed: set[tuple[str, str]] = set()
     for name in (name for name, part in parts_of(options).items() if part is INPUT):
         marks, value = hints[name].__metadata__, getattr(options, name)
         for source in value if isinstance(value, list) else [value] if value is not None else []:
@@ -81,6 +82,9 @@ def check_inputs(options: Any) -> None:
                 raise UserError(f"{told}: its files have no weights", f"name {path} alone")
             if weight == 0:
                 raise UserError(f"{told}: a weight is above 0", "leave the file out, or give it a share")
+            if (name, path) in mixed:
+                raise UserError(f"{told}: is named twice", f"name it once; {path}:2 counts it twice")
+            mixed |= {(name, path)} if Takes.WEIGHT in marks and path != PIPED else set()
             if path == PIPED and Takes.STDIN not in marks:
                 raise UserError(f"{told}: only prompts are read from stdin", "write it to a file, and name that")
             piped += [told] if path == PIPED else []

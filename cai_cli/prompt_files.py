@@ -73,7 +73,7 @@ def rows_of(source: str, dropped: Counter[str]) -> Iterator[tuple[str, Prompt, b
             yield place, prompt, False
         return
     path = input_file(source) or Path(source)
-    if path.name.removesuffix(".gz").endswith(".txt") or (path == STDIN and not holds_rows(path)):
+    if path.name.removesuffix(".gz").endswith(".txt") or (path == STDIN and not is_json(path)):
         for number, line in read_lines(path):
             if line.strip():
                 yield f"{path}:{number}", Prompt.from_row({"prompt": [message("user", line.strip())]}), False
@@ -86,7 +86,7 @@ def rows_of(source: str, dropped: Counter[str]) -> Iterator[tuple[str, Prompt, b
             raise error.at(place) from None
 
 
-def holds_rows(path: Path) -> bool:
+def is_json(path: Path) -> bool:
     """Whether a file without a name to tell by holds JSON, or lines of text, by its first line that is not empty."""
     first = next((line.strip() for _, line in read_lines(path) if line.strip()), "")
     return first.startswith(("{", "["))

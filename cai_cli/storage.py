@@ -91,7 +91,7 @@ def check_input(path: Path, hint: str = MISSING) -> None:
     problem = what_is_wrong(path)
     if problem is not None:
         hints = {"is a directory": name_a_file(path), "no such file": hint}
-        raise UserError(f"{path}: {problem}", hints.get(problem, "name a file that can be read"))
+        raise UserError(f"{path}: {problem}", hints.get(problem, "name a file that can be read; prompts come over a pipe as -"))
 
 
 def unreadable(path: Path | str, error: OSError) -> UserError:

@@ -12,7 +12,7 @@ from conftest import Cai, mistake
 from cai_cli import cli
 from cai_cli.conversation import message
 from cai_cli.errors import UserError
-from cai_cli.evaluation.cautions import label_cautions, rate_cautions
+from cai_cli.evaluation.cautions import held_out_cautions, label_cautions, rate_cautions
 from cai_cli.options import FLAG, check_draws, check_needs, flag_name
 from cai_cli.stages import evaluate_hhh, evaluate_pm, label, pmp, ppo, revise, sample, sft, train_pm
 
@@ -92,6 +92,20 @@ def test_the_flag_pattern_takes_whole_flags():
     assert cli.check_needs is check_needs
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("sft --model ./lm --data x --data x:0.5 --out y", "--data x:0.5: is named twice — name it once; x:2 counts it twice"),
+        ("train-pm --model ./lm --comparisons x --comparisons x --out y", "--comparisons x: is named twice"),
+        ("ppo --model ./lm --pm ./pm --prompts x:1 --prompts x --out y", "--prompts x: is named twice"),
+        ("ppo --model ./lm --pm ./pm --prompts x --eval-prompts x --out y", "--model ./lm: no such directory"),
+    ],
+)
+def test_a_file_that_is_named_twice_is_a_mistake(cai: Cai, words, told):
+    """Where files are mixed by weight: it would count twice, without a word."""
+    mistake(cai(*words.split()), told)
+
+
 # Runs that can only repeat, or learn nothing
 
 
@@ -139,6 +153,13 @@ def test_pairs_of_one_text_are_rejected_by_name(cai: Cai, llama, tmp_path):
 def test_rates_that_learn_nothing_are_told():
     assert rate_cautions(0.0, 0, 10) == ["--learning-rate 0: nothing was learned"]
     assert rate_cautions(1e-5, 10, 10) != [] == rate_cautions(1e-5, 9, 10)
+
+
+def test_prompts_that_are_held_out_and_trained_on_are_told():
+    assert held_out_cautions(["a", "b", "c"], ["c", "a", "d"]) == [
+        "2 of 3 --eval-prompts are in --prompts too: they are not held out"
+    ]
+    assert held_out_cautions([], ["a"]) == held_out_cautions(["b"], ["a"]) == []
 
 
 def test_a_judge_that_reads_the_position_is_told_in_any_order():

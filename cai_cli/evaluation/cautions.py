@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cai_cli.evaluation.refusals import refusal_rate
 
@@ -47,6 +47,12 @@ def rate_cautions(learning_rate: float, warmup_steps: int, steps: int) -> list[s
     if warmup_steps >= steps:
         return [f"--warmup-steps {warmup_steps} of {steps} steps: the learning rate never came to its peak"]
     return []
+
+
+def held_out_cautions(held_out: Collection[str], trained_on: Collection[str]) -> list[str]:
+    """Ids of prompts: whether those that a run is measured on are among those that it learns from."""
+    both = len(set(held_out) & set(trained_on))
+    return [f"{both} of {len(held_out)} --eval-prompts are in --prompts too: they are not held out"] if both else []
 
 
 def target_cautions(texts: Sequence[str]) -> list[str]:

@@ -61,9 +61,11 @@ def check_device(options: Any) -> None:
 
 def check_attention(options: Any) -> None:
     """Raise UserError where flash attention is asked for and cannot be had, before a model is loaded; a dry run needs none."""
+    if options.attn_implementation != "flash_attention_2" or options.dry_run:
+        return
     from transformers.utils.import_utils import is_flash_attn_2_available
 
-    if options.attn_implementation == "flash_attention_2" and not options.dry_run and not is_flash_attn_2_available():
+    if not is_flash_attn_2_available():
         told = "--attn-implementation flash_attention_2: needs the package flash-attn and a GPU that it knows"
         raise UserError(told, "leave it at auto, or install what it needs")
 

@@ -28,6 +28,13 @@ PREFERENCE_MODEL = "ForSequenceClassification"
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead", "ForConditionalGeneration")
 WRAPPERS = r"(?:base_model\.model\.|module\.|_orig_mod\.)*"  # what peft and others put in front of a head's name
 AGAIN = "fetch or save it again"
+PICKLE = "is a pickle, which may run code when read: convert it with `save_pretrained` on a machine you trust it on"
+OTHER_WEIGHTS = (
+    ("*.bin", PICKLE),
+    ("*.pt*", PICKLE),
+    ("*.gguf", "is GGUF, for inference elsewhere: fetch the model's *.safetensors"),
+    ("*.incomplete", "is half a download: fetch it again"),
+)
 
 
 def check_model(path: str, flag: str = "--model", role: Role | None = None) -> None:
@@ -72,7 +79,8 @@ def what_else(folder: Path) -> str:
         return f": name a model below it, such as {', '.join(map(str, models[:3]))}"
     if rows := next(iter(sorted(folder.glob("*.jsonl"))), None):
         return f", but rows ({rows.name}): name the directory that a trainer wrote"
-    return f"; {missing_weights(folder)}"
+    other = any(next(folder.glob(pattern), None) for pattern, _ in OTHER_WEIGHTS)
+    return f"; {missing_weights(folder)}" if other else ""
 
 
 def holds_model(folder: Path) -> bool:
@@ -242,12 +250,7 @@ def adapter_shapes(adapter: str, flag: str) -> Shapes:
 
 def missing_weights(folder: Path) -> str:
     """The next step for a directory without safetensors, by what is there instead."""
-    for pattern, hint in (
-        ("*.bin", "is a pickle, which may run code when read: convert it with `save_pretrained` on a machine you trust it on"),
-        ("*.pt*", "is a pickle, which may run code when read: convert it with `save_pretrained` on a machine you trust it on"),
-        ("*.gguf", "is GGUF, for inference elsewhere: fetch the model's *.safetensors"),
-        ("*.incomplete", "is half a download: fetch it again"),
-    ):
+    for pattern, hint in OTHER_WEIGHTS:
         if file := next(iter(sorted(folder.rglob(pattern))), None):
             return f"{file.name} {hint}"
     return "no *.safetensors in it: " + AGAIN

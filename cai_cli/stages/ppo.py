@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
 from cai_cli.engines.base import LENGTH
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.cautions import rate_cautions, reply_cautions
+from cai_cli.evaluation.cautions import held_out_cautions, rate_cautions, reply_cautions
 from cai_cli.interruption import Terminated, after_the_step
 from cai_cli.jsonl import write_rows
 from cai_cli.manifest import parse_weight
@@ -96,6 +96,8 @@ def run(options: Options) -> None:
     sources = [(fitting(prompts, renderer, room, rejected), proportion) for prompts, proportion in sources]
     eval_prompts = fitting(eval_prompts, renderer, room, rejected)
     check_rejects(options, sources, rejected)
+    learned = [prompt.id for prompts, _ in sources for prompt in prompts]
+    shared = warn_all(held_out_cautions([prompt.id for prompt in eval_prompts], learned))
     schedule = mixed_prompts(sources, options.steps * options.rollout_batch_size, options.seed)
     if options.dry_run:
         dry_run(options, renderer, schedule, rejected)
@@ -158,9 +160,8 @@ def run(options: Options) -> None:
             "rejected": dict(sorted(Counter(item.reason for item in rejected).items())),
         },
         evaluation=progress.last,
-        warnings=warn_all(
-            last_cautions(progress.rollout) + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)
-        ),
+        warnings=shared
+        + warn_all(last_cautions(progress.rollout) + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
     )
 
