@@ -59,7 +59,7 @@ ADVICE = {
     EMPTY: ("the model ends its turn at once: see --dry-run for what it gets", "try another --rendering"),
     LEAKED_ROLE: ("the model speaks for the human: see --dry-run for what it gets", "try another --rendering"),
     TRUNCATED: ("raise --max-new-tokens", "raise --rationale-tokens", "pass --on-truncated keep"),
-    ROLE_CONFUSED: ("the model mixes up critique and revision: give it --few-shot demonstrations", "pass --no-critique"),
+    ROLE_CONFUSED: ("the model mixes up critique and revision: give it --few-shot demonstrations", "--no-critique"),
     UNREVISED: (
         "the model repeats its draft: try another --constitution",
         "give it --few-shot demonstrations",

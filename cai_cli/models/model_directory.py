@@ -46,8 +46,10 @@ def check_model(path: str, flag: str = "--model", role: Role | None = None) -> N
     if role is None:
         return
     found = role_of(path, flag)
+    if found is None:
+        return
     check_tokenizer(path, flag)
-    if found is None or role in ("either", found):
+    if role in ("either", found):
         return
     if found == "language model":
         raise UserError(f"{flag} {path}: is a language model without a score head", "train it with `cai train-pm`")
