@@ -13,12 +13,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cai_cli.errors import RunError, UserError
+from cai_cli.hygiene import advice
 from cai_cli.jsonl import Row, write_atomically
 from cai_cli.locks import give_back, hold, is_lock_file
 from cai_cli.manifest import (
@@ -28,14 +29,17 @@ from cai_cli.manifest import (
     differences,
     manifest_path,
     noted_changes,
+    parts_of,
     read_manifest,
     write_manifest,
 )
+from cai_cli.options import FLAG, Part, flag_name
 from cai_cli.ranks import barrier, check_sharding, is_main, main_first
-from cai_cli.storage import MAKE_ROOM
+from cai_cli.storage import MAKE_ROOM, check_writable, is_input
 from cai_cli.talk import say, warn
 
 PARTIAL_MODEL_MANIFEST = "cai.partial.json"
+RESTART = "then --if-changed restart starts afresh, and moves what there is to .bak"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,34 @@ def check_same(old: Manifest, new: Manifest, options: Any) -> bool:
     raise UserError(f"{options.out} was made differently: {'; '.join(found)}", hint)
 
 
+def with_restart(hint: str | None, options: Any) -> str | None:
+    """The hint of a run that failed, so that it can be followed: where `--out` is begun, flags that would make another artifact
+    need --if-changed restart.
+    """
+    if hint is None or "--if-changed" in hint or not hasattr(options, "if_changed") or not is_begun(options.out):
+        return hint
+    parts = {flag_name(name): part for name, part in parts_of(options).items()}
+    free = (Part.RUNTIME, Part.LIMIT, Part.NOTED)
+    if not any(name in parts and parts[name] not in free for name in FLAG.findall(hint)):
+        return hint
+    return f"{hint}; {RESTART}"
+
+
+def is_begun(out: Path | None) -> bool:
+    """Whether a manifest says of what lies at `out`, finished or not, how it was made."""
+    if out is None or str(out) == "-":
+        return False
+    own = [manifest_path(out), out / "split.manifest.json"]
+    return any(is_input(path) or is_input(path.with_suffix(".partial.json")) for path in own)
+
+
+def why_none(rejected: Iterable[Rejected], options: Any) -> str:
+    """Why none of the rows is left, and the next step for the commonest reason; nothing where none was rejected."""
+    reasons = Counter(item.reason for item in rejected)
+    step = advice(reasons.most_common(1)[0][0], map(flag_name, parts_of(options))) if reasons else ""
+    return "; ".join(filter(None, (reasons_text(reasons), step)))
+
+
 def reasons_text(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
 
@@ -125,6 +157,8 @@ class FileArtifact:
         if self.done:
             give_back(options)
             say(f"{self.out}: already done; nothing to do")
+        elif not getattr(options, "dry_run", False):
+            check_writable(self.out, self.out.parent, self.out.stem)
 
     def start(self) -> None:
         """Make room: an old one, which is to be restarted, goes to .bak, the file itself last."""
@@ -178,6 +212,8 @@ class ModelArtifact:
                 self._clean_up()  # a kill may have come before it
             give_back(self.options)
             say(f"{self.folder}: already done; nothing to do")
+        if is_main() and not self.done and not self.options.dry_run:
+            check_writable(self.folder, self.folder, PARTIAL_MODEL_MANIFEST)
 
     @property
     def begun(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -18,13 +17,17 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from cai_cli import __version__
+from cai_cli.artifact import with_restart
 from cai_cli.errors import CaiError, UserError
 from cai_cli.help_text import Command, Group
 from cai_cli.interruption import Terminated, asked_to_stop, one_line
 from cai_cli.locks import give_all_back
+from cai_cli.manifest import check_inputs
+from cai_cli.options import FLAG, check_needs
 from cai_cli.stages import (
     constitution,
     demo,
+    env,
     evaluate_hhh,
     evaluate_labels,
     evaluate_pm,
@@ -45,6 +48,7 @@ from cai_cli.stages import (
 )
 from cai_cli.storage import read_input, storage_error
 from cai_cli.talk import discard_unwritten, fail, nobody_reads, open_closed_streams, say
+from cai_cli.usage_hints import line_for, meant_flag
 from cai_cli.yaml_text import load_yaml
 
 app = typer.Typer(
@@ -53,7 +57,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
     cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -61,7 +64,6 @@ constitution_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode
 evaluate_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Measure models and labels.")
 
 
-FLAG = re.compile(r"--[a-z][a-z-]*")
 LARGEST = 3.4e38  # that float32 holds
 
 
@@ -85,7 +87,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         if name not in known:
             near = get_close_matches(name, list(known), n=1)
             hint = f"did you mean `{near[0].replace('_', '-')}`?" if near else f"see `{context.command_path} --help`"
-            raise UserError(f"{path}: unknown key `{key}`", hint)
+            raise UserError(f"{path}: unknown key `{key}`", meant_flag(context, f"--{key}") or hint)
     defaults: dict[str, Any] = {}
     for key, value in settings.items():
         parameter = known[str(key).replace("-", "_")]
@@ -124,12 +126,19 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
 
     def command(context: typer.Context, **values: Any) -> None:
         del values["config"], values["debug"]
+        options = None
         try:
             check_numbers(values)
-            run(options_type(**values))
+            options = options_type(**values)
+            check_needs(options, given(context))
+            check_inputs(options)
+            run(options)
             sys.stdout.flush()
-        except UserError as error:
-            error.message = place_of(context, FLAG.findall(error.message)) + error.message
+        except CaiError as error:
+            if isinstance(error, UserError):
+                error.message = place_of(context, FLAG.findall(error.message)) + error.message
+            elif options is not None:
+                error.hint = with_restart(error.hint, options)
             raise
         except Terminated as stopped:
             out = values.get("out")
@@ -160,6 +169,12 @@ def has_seen_enough(error: BaseException) -> bool:
     return isinstance(error, BrokenPipeError | SystemExit) and nobody_reads()
 
 
+def given(context: typer.Context) -> set[str]:
+    """The options that were written, on the command line or in the --config file; the others have their defaults."""
+    sources = {str(parameter.name): context.get_parameter_source(str(parameter.name)) for parameter in context.command.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
 def place_of(context: typer.Context, flags: list[str]) -> str:
     """The --config file with a colon where one of the flags has its value from there, else nothing."""
     for parameter in context.command.params:
@@ -176,7 +191,11 @@ def show_version(value: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False) -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -187,6 +206,7 @@ STAGES = "Stages"
 FILES = "Files"
 
 add_command(app, "demo", demo.Options, demo.run, "Start here")
+add_command(app, "env", env.Options, env.run, "Start here")
 add_command(app, "revise", revise.Options, revise.run, STAGES)
 add_command(app, "sample", sample.Options, sample.run, STAGES)
 add_command(app, "sft", sft.Options, sft.run, STAGES)
@@ -242,8 +262,8 @@ def main() -> None:
         else:
             parameter = getattr(error, "param", None)
             place = place_of(context, parameter.opts) if context and parameter else ""
-            problem = place + " ".join(message.split()).removesuffix(".")
-            fail(problem, f"see `{context.command_path if context else 'cai'} --help`")
+            problem, hint = line_for(error, sys.argv[1:])
+            fail(place + problem, hint)
         sys.exit(2)
     except (Exception, SystemExit) as error:
         if has_seen_enough(error):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from cai_cli.storage import open_input
+from cai_cli.storage import STDIN, open_input
 
 WHOLE_FILE_BYTES = 64 << 20
 SAMPLE_BYTES = 1 << 16
@@ -43,8 +43,7 @@ def hash_file(path: Path) -> str:
 
 def fingerprint_file(path: Path) -> str:
     """Whole-content hash up to 64 MiB; above, of the size and 64 evenly spaced samples, so that 100 GB take seconds."""
-    size = path.stat().st_size
-    if size <= WHOLE_FILE_BYTES:
+    if path == STDIN or (size := path.stat().st_size) <= WHOLE_FILE_BYTES:
         return hash_file(path)
     state = hashlib.sha256(str(size).encode())
     with open_input(path) as stream:

@@ -31,8 +31,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cai_cli.options import FLAG
 from cai_cli.splits import group_key
 
 EMPTY, TRUNCATED, ROLE_CONFUSED, UNREVISED = "empty", "truncated", "role_confused", "unrevised"
@@ -52,18 +54,33 @@ RULES = (
     CONTROL_TOKEN,
 )
 
-# The next step for a run in which this is the commonest reason for rejects.
+# What to do about a run in which this is the commonest reason for rejects: each is for commands that have the flags it names.
 ADVICE = {
-    EMPTY: "the model ends its turn at once: see --dry-run for what it gets, and try another --rendering",
-    LEAKED_ROLE: "the model speaks for the human: see --dry-run for what it gets, and try another --rendering",
-    TRUNCATED: "raise --max-new-tokens, or pass --on-truncated keep",
-    ROLE_CONFUSED: "the model mixes up critique and revision: give it --few-shot demonstrations, or --no-critique",
-    UNREVISED: "the model repeats its draft: try another --constitution, --few-shot demonstrations, or a larger model",
-    OWN_HEADER: "the model does not end its turns: is its end of turn in generation_config's eos_token_id?",
-    TEMPLATE_REFUSED: "the chat template takes no such conversations: bring them into its form",
-    CONTROL_TOKEN: "the texts spell out tokens of the model's own: take them out, or take another model",
-    OVERLONG_PROMPT: "lower --max-new-tokens, shorten --few-shot, or take a model with a longer context",
+    EMPTY: ("the model ends its turn at once: see --dry-run for what it gets", "try another --rendering"),
+    LEAKED_ROLE: ("the model speaks for the human: see --dry-run for what it gets", "try another --rendering"),
+    TRUNCATED: ("raise --max-new-tokens", "raise --rationale-tokens", "pass --on-truncated keep"),
+    ROLE_CONFUSED: ("the model mixes up critique and revision: give it --few-shot demonstrations", "--no-critique"),
+    UNREVISED: (
+        "the model repeats its draft: try another --constitution",
+        "give it --few-shot demonstrations",
+        "take a larger model",
+    ),
+    OWN_HEADER: ("the model does not end its turns: is its end of turn in generation_config's eos_token_id?",),
+    TEMPLATE_REFUSED: ("the chat template takes no such conversations: bring them into its form",),
+    CONTROL_TOKEN: ("the texts spell out tokens of the model's own: take them out", "take another model"),
+    OVERLONG_PROMPT: ("lower --max-new-tokens", "shorten --few-shot", "take a model with a longer context"),
+    "too_long": ("raise --max-length",),
+    "identical_replies": ("a pair is two different replies to one prompt: look at how the file was made",),
+    "missing_field": ("`cai import table --columns` reads fields of any names",),
 }
+
+
+def advice(reason: str, flags: Iterable[str]) -> str:
+    """The next step for a run of a command with these flags; nothing where the reason is none of ours."""
+    known = set(flags)
+    told = [step for step in ADVICE.get(reason, ()) if set(FLAG.findall(step.replace("--no-", "--"))) <= known]
+    return ", or ".join(told)
+
 
 # The kinds of segment, and the label that a model may put in front of its own.
 REPLY, CRITIQUE, REVISION = "reply", "critique", "revision"

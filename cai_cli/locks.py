@@ -98,6 +98,8 @@ def locked(out: Path, place: Path) -> BaseFileLock:
             if attempt == ATTEMPTS - 1:
                 raise
         except Timeout:
+            if not place.exists():  # held by nobody: it cannot be made, which this says
+                place.touch()
             hint = "wait for it or stop it, or choose another --out"
             raise UserError(f"{out}: {holder_of(place)} is writing it", hint) from None
         except NotImplementedError:

@@ -22,10 +22,12 @@ from cai_cli.fingerprints import ADAPTER_CONFIG, combined, file_changes, fingerp
 from cai_cli.jsonl import strict_json, write_atomically
 from cai_cli.manifest_shape import Manifest as Manifest
 from cai_cli.manifest_shape import Misshapen, parse_manifest
-from cai_cli.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, NOTED, Part
-from cai_cli.storage import check_input, is_input, read_input
+from cai_cli.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, NOTED, Part, Takes, flag_name
+from cai_cli.ranks import world_size
+from cai_cli.storage import STDIN, check_input, is_input, read_input
 
 MODEL_MANIFEST = "cai.json"
+PIPED = "-"  # how stdin is named
 WEIGHT = re.compile(r"^(?P<path>.+):(?P<weight>\d+(\.\d+)?|\.\d+)$")
 LARGEST_MANIFEST = 16 << 20
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "bitsandbytes")
@@ -58,8 +60,38 @@ def rejects_path(out: Path) -> Path:
 
 
 def input_file(path: str) -> Path | None:
-    """The local file behind an input, or None for a data set on the Hub (`hf:org/name`)."""
-    return None if path.startswith("hf:") else Path(path)
+    """The local file behind an input, `-` for what is piped in; None for a data set on the Hub (`hf:org/name`)."""
+    return None if path.startswith("hf:") else STDIN if path == PIPED else Path(path)
+
+
+def check_inputs(options: Any) -> None:
+    """Raise UserError for an input that is written as this option cannot be read.
+
+    `-` stands for one input of one process, and only where rows are read that need no file's name; a weight above 0 is only for
+    inputs that are mixed.
+    """
+    hints = get_type_hints(type(options), include_extras=True)
+    piped = []
+    mixed: set[tuple[str, str]] = set()
+    for name in (name for name, part in parts_of(options).items() if part is INPUT):
+        marks, value = hints[name].__metadata__, getattr(options, name)
+        for source in value if isinstance(value, list) else [value] if value is not None else []:
+            path, weight = parse_weight(str(source))
+            told = f"{flag_name(name)} {source}"
+            if path != str(source) and Takes.WEIGHT not in marks:
+                raise UserError(f"{told}: its files have no weights", f"name {path} alone")
+            if weight == 0:
+                raise UserError(f"{told}: a weight is above 0", "leave the file out, or give it a share")
+            if (name, path) in mixed:
+                raise UserError(f"{told}: is named twice", f"name it once; {path}:2 counts it twice")
+            mixed |= {(name, path)} if Takes.WEIGHT in marks and path != PIPED else set()
+            if path == PIPED and Takes.STDIN not in marks:
+                raise UserError(f"{told}: only prompts are read from stdin", "write it to a file, and name that")
+            piped += [told] if path == PIPED else []
+    if len(piped) > 1:
+        raise UserError(f"{piped[-1]}: stdin is there once, and named {len(piped)} times", "write it to a file, and name that")
+    if piped and world_size() > 1:
+        raise UserError(f"{piped[0]}: several processes cannot share stdin", "write the prompts to a file, and name that")
 
 
 def describe_input(option: str, value: str, beside: Path) -> dict[str, Any]:
@@ -67,6 +99,8 @@ def describe_input(option: str, value: str, beside: Path) -> dict[str, Any]:
     file = input_file(path)
     if file is None:
         return {"option": option, "path": path, "weight": weight, "sha256": None}
+    if file == STDIN:
+        return {"option": option, "path": path, "weight": weight, "sha256": fingerprint_file(file)}
     check_input(file)
     parent = manifest_path(file)
     return {
@@ -89,10 +123,6 @@ def describe_model(option: str, value: str, beside: Path) -> dict[str, Any]:
         "files": files,
         "manifest_sha256": hash_file(parent) if parent.is_file() else None,
     }
-
-
-def flag_name(option: str) -> str:
-    return "--" + option.replace("_", "-")
 
 
 def parts_of(options: Any) -> dict[str, Part]:

@@ -9,14 +9,19 @@ command's flags. The second mark in `Annotated` says what part a field has in an
     LIMIT           a higher value continues the artifact
     NOTED           recorded, warned about when it changes (dtype, engine)
     RUNTIME         where and how fast, never what: free to change
+
+A class may say in `NEEDS` which of its options nothing reads unless another one is on: `check_needs` refuses them where they are
+given all the same.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -34,6 +39,18 @@ class Part(Enum):
     NOTED = "noted"
     RUNTIME = "runtime"
 
+
+class Takes(Enum):
+    """What an INPUT takes besides the name of a file."""
+
+    STDIN = "-"
+    WEIGHT = "FILE:weight"
+
+
+FLAG = re.compile(r"--[a-z][a-z0-9-]*")  # as it stands in a sentence
+
+# Option -> the options of which one has to be on for anything to read it.
+Needs = Mapping[str, tuple[str, ...]]
 
 INPUT, MODEL, CONSTITUTION, DEMONSTRATIONS, LIMIT, NOTED, RUNTIME = (
     Part.INPUT,
@@ -53,8 +70,9 @@ def flag(panel: str, text: str, *names: str, **settings: Any) -> Any:
 
 Prompts = Annotated[
     list[str],
-    flag("Data", "Prompts: our JSONL, hh-rlhf transcripts, .txt lines, .gz, or hf:org/name[:split]. Repeatable."),
+    flag("Data", "Prompts: our JSONL, hh-rlhf transcripts, .txt lines, .gz, hf:org/name[:split], or - for stdin. Repeatable."),
     INPUT,
+    Takes.STDIN,
 ]
 Device = Annotated[str, flag("Model", "auto, cpu, cuda, cuda:1, mps."), RUNTIME]
 Dtype = Annotated[
@@ -67,6 +85,33 @@ Dtype = Annotated[
 ChatTemplateKwargs = Annotated[
     str | None, flag("Model", """JSON object of settings for the chat template, as in '{"enable_thinking": false}'.""")
 ]
+
+
+def flag_name(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def check_needs(options: Any, given: Collection[str]) -> None:
+    """Raise UserError for an option among those `given` that nothing reads, since what would read it is off."""
+    needs = {name: others for kind in type(options).__mro__ for name, others in vars(kind).get("NEEDS", {}).items()}
+    for name, others in needs.items():
+        value = getattr(options, name)
+        off = name not in given or value is None or value is False
+        if off or any(getattr(options, other) for other in others):
+            continue
+        this, those = flag_name(name), " or ".join(map(flag_name, others))
+        if isinstance(getattr(options, others[0]), float):  # 0, or it would be on
+            hint = f"leave {this} out, or give {those} a value above 0"
+            raise UserError(f"{this} does nothing with {those} 0", hint)
+        raise UserError(f"{this} does nothing without {those}", f"leave {this} out, or add {those}")
+
+
+def check_draws(count: int, flag: str, temperature: float, temperature_flag: str = "--temperature", least: int = 1) -> None:
+    """Raise UserError where several texts are asked for that can only be the same one; `least`: how many one can ask for."""
+    if count > 1 and temperature == 0:
+        told = f"{temperature_flag} 0 draws the same text each time, and {flag} {count} asks for {count}"
+        fewer = f"give {flag} 1, or " if least == 1 else ""
+        raise UserError(told, f"{fewer}give a {temperature_flag} above 0 (paper: 1)")
 
 
 def template_kwargs(text: str | None) -> dict[str, Any]:
@@ -161,6 +206,8 @@ class TrainingOptions(DeviceOptions):
 
     def __post_init__(self) -> None:
         check_training_dtype(self.dtype)
+        if self.num_train_epochs == 0:
+            raise UserError("--num-train-epochs 0: nothing would be learned", "leave it at 1, or give another number above 0")
 
     @property
     def schedule(self) -> str:
@@ -171,6 +218,8 @@ class TrainingOptions(DeviceOptions):
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions:
     """Low-rank adapters instead of all weights, in the spelling of peft and the Hugging Face trainers."""
+
+    NEEDS: ClassVar[Needs] = dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout", "quantize", "save_adapter"), ("lora",))
 
     lora: Annotated[
         bool, flag("Adapters", "Train low-rank adapters on all linear layers, saved merged (not in the paper).", "--lora")
@@ -186,16 +235,12 @@ class AdapterOptions:
         False
     )
 
-    def check_adapters(self) -> None:
-        """Raises UserError for flags that only make sense with --lora."""
-        for name in ("quantize", "save_adapter"):
-            if getattr(self, name) and not self.lora:
-                raise UserError(f"--{name.replace('_', '-')} needs --lora", "full fine-tuning has no adapter; add --lora")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PairwiseOptions(TrainingOptions, AdapterOptions):
     """How a preference model is fitted to pairs: `pmp` and `train-pm` share the loop."""
+
+    NEEDS: ClassVar[Needs] = {"eval_steps": ("held_out",)}
 
     lm_coef: Annotated[
         float, flag("Optimisation", "Weight of a language-modelling loss on the chosen text, beside the pairwise loss.", min=0.0)
@@ -206,7 +251,3 @@ class PairwiseOptions(TrainingOptions, AdapterOptions):
     eval_steps: Annotated[
         int | None, flag("Output", "Steps between evaluations of the held-out part, by origin, in metrics.jsonl.", min=1)
     ] = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_adapters()

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from cai_cli.artifact import ModelArtifact, Rejected
 from cai_cli.conversation import Conversation
 from cai_cli.errors import RunError
-from cai_cli.evaluation.cautions import label_cautions, undecided_rate
+from cai_cli.evaluation.cautions import label_cautions, rate_cautions, undecided_rate
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
+from cai_cli.feedback.pairs import IDENTICAL
 from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.manifest import manifest_path, read_manifest
 from cai_cli.models.model_directory import check_model
@@ -101,7 +102,10 @@ def open_preference_model(path: str, device: str = "auto", dtype: str = "auto", 
 def tokenise(
     weighted: Iterable[tuple[Comparison, float]], encode: Encode
 ) -> tuple[list[tuple[Comparison, TokenPair]], list[Rejected]]:
-    """Both replies of each comparison as ids closed by EOS; pairs that do not fit are rejected by name, never cut."""
+    """Both replies of each comparison as ids closed by EOS; pairs that do not fit are rejected by name, never cut.
+
+    So is a pair of one text twice: its loss has no gradient, and a tie is right for it whatever the model.
+    """
     from cai_cli.models.templates import UnfitRow
     from cai_cli.training.pairwise import TokenPair
 
@@ -109,6 +113,8 @@ def tokenise(
     for row, weight in weighted:
         try:
             chosen, other = encode(row.prompt, row.chosen), encode(row.prompt, row.rejected)
+            if chosen == other:
+                raise UnfitRow(IDENTICAL, "chosen and rejected are one text for the model: neither can be better")
         except UnfitRow as error:
             rejected.append(Rejected(row.id, error.reason, error.detail))
             continue
@@ -175,7 +181,8 @@ def run_pairwise_stage(
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     seen = len(training) + len(held_out)
     facts |= {"counts": {"in": seen + len(rejected), "out": seen, "rejected": counts}, **model_facts(model, tokenizer)}
-    facts["warnings"] = warn_all(pairwise_cautions(training + held_out, facts))
+    rates = rate_cautions(options.learning_rate, options.warmup_steps, facts["steps"])
+    facts["warnings"] = warn_all(pairwise_cautions(training + held_out, facts) + rates)
     card = preference_model_card({**artifact.manifest, **facts})
 
     def save(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Read prompts, forgiving in what is taken: our JSONL, `{"prompt": "text"}`, `{"messages": [...]}`, ShareGPT, hh-rlhf
-transcripts, plain .txt lines, .gz of each, and `hf:org/name[:split]` through `datasets`. A trailing `:number` on a source is a
-proportion. Identical prompts are merged and counted: those without a given id wherever they stand, and those that two files
-hold under the same id. In one file a given id is on one line.
+transcripts, plain .txt lines, .gz of each, `-` for JSON lines or plain ones over stdin, and `hf:org/name[:split]` through
+`datasets`. A trailing `:number` on a source is a proportion. Identical prompts are merged and counted: those without a given id
+wherever they stand, and those that two files hold under the same id. In one file a given id is on one line.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from cai_cli.errors import RecordError, UserError
 from cai_cli.foreign_turns import Refused, is_transcript, read_conversation, turns_in_text
 from cai_cli.hub import read_hub
 from cai_cli.jsonl import read_lines, read_rows
-from cai_cli.manifest import parse_weight
+from cai_cli.manifest import input_file, parse_weight
 from cai_cli.records import Prompt
 from cai_cli.row_kinds import kind_of
+from cai_cli.storage import STDIN
 from cai_cli.talk import say, tell_dropped
 
 # The prompt that an id stands for, and its place.
@@ -71,8 +72,8 @@ def rows_of(source: str, dropped: Counter[str]) -> Iterator[tuple[str, Prompt, b
         for place, prompt in hub_prompts(source, dropped):
             yield place, prompt, False
         return
-    path = Path(source)
-    if path.name.removesuffix(".gz").endswith(".txt"):
+    path = input_file(source) or Path(source)
+    if path.name.removesuffix(".gz").endswith(".txt") or (path == STDIN and not is_json(path)):
         for number, line in read_lines(path):
             if line.strip():
                 yield f"{path}:{number}", Prompt.from_row({"prompt": [message("user", line.strip())]}), False
@@ -83,6 +84,12 @@ def rows_of(source: str, dropped: Counter[str]) -> Iterator[tuple[str, Prompt, b
             yield place, prompt_from_row(row, dropped), row.get("id") is not None
         except RecordError as error:
             raise error.at(place) from None
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file without a name to tell by holds JSON, or lines of text, by its first line that is not empty."""
+    first = next((line.strip() for _, line in read_lines(path) if line.strip()), "")
+    return first.startswith(("{", "["))
 
 
 def hub_prompts(source: str, dropped: Counter[str]) -> Iterator[tuple[str, Prompt]]:

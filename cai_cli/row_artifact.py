@@ -16,12 +16,23 @@ from typing import Any, Protocol, TypeVar
 
 from cai_cli.artifact import Rejected, check_same, copy_to_backup, move_to_backup, reasons_text
 from cai_cli.errors import RecordError, RunError, UserError
-from cai_cli.hygiene import ADVICE
+from cai_cli.hygiene import advice
 from cai_cli.jsonl import Appended, Row, dump_row, read_own_rows, repair_tail, write_atomically
 from cai_cli.locks import give_back, hold
-from cai_cli.manifest import Manifest, begin_manifest, manifest_path, read_manifest, rejects_path, rows_told, write_manifest
+from cai_cli.manifest import (
+    Manifest,
+    begin_manifest,
+    manifest_path,
+    parts_of,
+    read_manifest,
+    rejects_path,
+    rows_told,
+    write_manifest,
+)
+from cai_cli.options import flag_name
 from cai_cli.ranks import barrier, check_sharding, is_main, main_first, rank, world_size
 from cai_cli.shards import block, parse_shard, put_in_order, rank_file, rank_files
+from cai_cli.storage import check_writable
 from cai_cli.talk import say, warn_all
 
 POLL_SECONDS = 0.2
@@ -101,6 +112,11 @@ class RowArtifact:
 
     def _resume(self) -> None:
         """Find out whether the artifact is done, can be continued, or is to be started."""
+        self._look()
+        if is_main() and not self.done and not self._dry_run:
+            check_writable(self.out, self.out.parent, self.out.stem)
+
+    def _look(self) -> None:
         begun = next((path for path in (self.out, self.partial, *rank_files(self.out)) if path.exists()), None)
         if begun is None:
             return
@@ -281,7 +297,8 @@ class RowArtifact:
             raise RunError(f"{self.out}: there was nothing to work on", "the inputs hold no rows")
         if accepted == 0 or rejected / total > rate:
             why = reasons_text(self.reject_reasons)
-            hints = [ADVICE.get(self.reject_reasons.most_common(1)[0][0], "")]
+            step = advice(self.reject_reasons.most_common(1)[0][0], map(flag_name, parts_of(self.options)))
+            hints = [step] if self.streaming or not step else [f"{step}, with --if-changed restart"]
             hints += [] if self.streaming else [f"look at {self.rejects}; what is done is kept"]
             hints += [f"--max-reject-rate raises the bar (now {rate:g})"] if accepted else []
             raise RunError(f"{self.out}: {rejected} of {total} rows were rejected ({why})", "; ".join(filter(None, hints)))

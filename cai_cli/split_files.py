@@ -13,8 +13,9 @@ from cai_cli.errors import UserError
 from cai_cli.jsonl import replacing
 from cai_cli.locks import give_back, hold
 from cai_cli.manifest import Manifest, read_manifest, write_manifest
-from cai_cli.splits import assign_prompt, parse_parts
-from cai_cli.talk import say
+from cai_cli.splits import assign_prompt, parse_parts, split_cautions
+from cai_cli.storage import check_writable
+from cai_cli.talk import say, warn_all
 
 SPLIT_MANIFEST = "split.manifest.json"
 PARTIAL_SPLIT_MANIFEST = "split.manifest.partial.json"
@@ -52,6 +53,8 @@ class SplitFolder:
             if not self.options.dry_run:
                 self._end()
             say(f"{self.folder}: already done; nothing to do")
+        elif not self.options.dry_run:
+            check_writable(self.folder, self.folder, PARTIAL_SPLIT_MANIFEST)
         return done
 
     def write(self, rows: Iterable[tuple[Conversation, str]], manifest: Manifest) -> None:
@@ -69,7 +72,8 @@ class SplitFolder:
         for name, count in counts.items():
             part = {**manifest, "counts": {"in": total, "out": count, "rejected": {}}}
             write_manifest(self.folder / f"{name}.manifest.json", part)
-        write_manifest(self.manifest_file, {**manifest, "counts": {"in": total, "out": total, "rejected": {}}})
+        cautions = {"warnings": warn_all(split_cautions(self.parts, counts))}
+        write_manifest(self.manifest_file, {**manifest, "counts": {"in": total, "out": total, "rejected": {}}, **cautions})
         self._end()
         say(f"{self.folder}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 

@@ -62,13 +62,26 @@ def parse_parts(text: str) -> dict[str, float]:
                 f"cannot read the part {item.strip()!r} of a split", "write NAME=PROPORTION, as in sft=0.5,rl=0.4,test=0.1"
             )
         if name in parts:
-            raise UserError(f"the part {name!r} of the split is given twice")
+            raise UserError(f"the part {name!r} of the split is given twice", "give each part once, with all of its proportion")
         try:
             parts[name] = float(number)
         except ValueError:
-            raise UserError(f"the proportion of the part {name!r} is not a number: {number!r}") from None
+            hint = "write numbers: 0.9, or 90 where all of them are per cent"
+            raise UserError(f"the proportion of the part {name!r} is not a number: {number!r}", hint) from None
     check_parts(parts)
     return parts
+
+
+def split_cautions(parts: Mapping[str, float], counts: Mapping[str, int]) -> list[str]:
+    """Proportions that do not add up, as if one were forgotten, and how they are taken; parts that got no prompt."""
+    found = []
+    total = sum(parts.values())
+    if not any(math.isclose(total, whole, rel_tol=1e-6) for whole in (1, 100)) and len(set(parts.values())) > 1:
+        taken = ", ".join(f"{name} {weight / total:.1%}" for name, weight in parts.items())
+        found.append(f"the parts add up to {total:g}, neither 1 nor 100: all prompts are divided as {taken}")
+    if empty := ", ".join(f"{name}={parts[name]:g}" for name in parts if not counts.get(name)):
+        found.append(f"no prompt of {sum(counts.values())} fell into {empty}: give larger shares, or more prompts")
+    return found
 
 
 def check_parts(parts: Mapping[str, float]) -> None:

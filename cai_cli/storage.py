@@ -12,10 +12,12 @@ import io
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cai_cli.errors import CaiError, RunError, UserError, first_line
 
@@ -50,6 +52,13 @@ WRITING = re.compile(
 READING = re.compile(r"PytorchStreamReader|deserializing")
 SQLITE = re.compile(r"disk I/O error|unable to open database file")
 FIRST_LINE = 200
+ROWS = re.compile(r"\.(jsonl?|txt|csv|tsv|parquet|xml|7z|ya?ml)(\.gz)?$")  # names of files that some command reads
+NO_ROWS = re.compile(
+    r"^\.|\.(manifest|rejects)\.|^metrics\.jsonl$|^(cai|.*config.*|tokenizer|.*index|.*_map|.*tokens|vocab)\.json$"
+)
+LONGEST_ENDING = len(".manifest.partial.json.bak.tmp")  # of what is made beside a file
+NAMED = 4  # of the files in a directory
+STDIN = Path("<stdin>")  # what is piped in, as if it were a file
 
 
 # Reading
@@ -57,6 +66,8 @@ FIRST_LINE = 200
 
 def what_is_wrong(path: Path) -> str | None:
     """Why there is no file to be read at the path; None where there is one."""
+    if path == STDIN:
+        return None
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -79,8 +90,8 @@ def check_input(path: Path, hint: str = MISSING) -> None:
     """Raise UserError where there is no file to be read at the path; `hint` is for one that is not there."""
     problem = what_is_wrong(path)
     if problem is not None:
-        hints = {"is a directory": "name a file", "no such file": hint}
-        raise UserError(f"{path}: {problem}", hints.get(problem, "name a file that can be read"))
+        hints = {"is a directory": name_a_file(path), "no such file": hint}
+        raise UserError(f"{path}: {problem}", hints.get(problem, "name a file that can be read; prompts come over a pipe as -"))
 
 
 def unreadable(path: Path | str, error: OSError) -> UserError:
@@ -91,6 +102,39 @@ def unreadable(path: Path | str, error: OSError) -> UserError:
     elif error.errno in FULL_TABLE:
         hint = "allow more open files (`ulimit -n`)"
     return UserError(f"{path}: cannot be read: {error.strerror or error}", hint)
+
+
+def name_a_file(folder: Path) -> str:
+    """What to name in place of a directory: by what lies in it."""
+    with suppress(OSError):
+        files, below = (
+            sorted(str(path.relative_to(folder)) for path in folder.glob(depth) if holds_rows(path)) for depth in ("*", "*/*")
+        )
+        more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+        if files:
+            return f"name a file in it: {', '.join(files[:NAMED])}{more}"
+        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+            return "it holds a model: rows are in files, models go to --model, --pm and their like"
+        if below:
+            return f"name a file below it, such as {below[0]}"
+    return "name a file: there is none of rows in it"
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a file's name is one of those that some command reads."""
+    return ROWS.search(path.name) is not None and not NO_ROWS.search(path.name) and path.is_file()
+
+
+@cache
+def piped_in() -> bytes:
+    """All that comes over stdin, read once. Raises UserError where nothing does."""
+    if sys.stdin.isatty():
+        raise UserError("-: stdin is a terminal: nothing is piped in", "put `cat FILE |` in front, or name the file")
+    with reading(STDIN):
+        content = sys.stdin.buffer.read()
+    if not content.strip():
+        raise UserError("-: stdin is empty", "look at the command in front of the pipe, or name a file")
+    return content
 
 
 @contextmanager
@@ -116,6 +160,8 @@ class InputFile(io.FileIO):
 
 def open_input(path: Path, hint: str = MISSING) -> io.BufferedReader:
     """Open a file that is given, to read its bytes. Raises UserError, here and where reading it fails later."""
+    if path == STDIN:
+        return io.BufferedReader(cast(io.RawIOBase, io.BytesIO(piped_in())))
     check_input(path, hint)
     with reading(path):
         return io.BufferedReader(InputFile(path), BLOCK)
@@ -125,6 +171,29 @@ def read_input(path: Path, hint: str = MISSING) -> bytes:
     """The bytes of a small file that is given. Raises UserError."""
     with open_input(path, hint) as stream:
         return stream.read()
+
+
+# Writing
+
+
+def check_writable(out: Path, folder: Path, name: str) -> None:
+    """Raise RunError where nothing of such a name can be made in the folder of `out`, before a model is loaded for it.
+
+    A folder that is not there is made, and removed again.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    # As long as the longest name that is made beside it; named as a lock is, which nobody takes for foreign.
+    probe = folder / f".{name}{'x' * (LONGEST_ENDING - len('.lock'))}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"--out {out}: {error.strerror}", MAKE_ROOM) from None
+    finally:
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
 
 
 # Whatever is left

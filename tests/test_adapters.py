@@ -108,11 +108,6 @@ def test_a_score_head_learns_in_full_and_is_saved(llama: Path, tmp_path: Path) -
     assert not (tmp_path / "adapter").exists()
 
 
-def test_flags_that_need_lora() -> None:
-    with pytest.raises(UserError, match="--quantize needs --lora"):
-        Options(out=Path("unused"), quantize="4bit").check_adapters()
-
-
 def test_an_adapter_is_not_quantised(llama: Path, tmp_path: Path) -> None:
     trained = add_lora(load_lm(str(llama)), options(), "CAUSAL_LM", seed=0)
     trained.save_pretrained(tmp_path)

@@ -211,10 +211,9 @@ def test_the_gold_guard_stops_and_saves_the_best(folder, options, monkeypatch):
     [
         ({"rollout_batch_size": 10, "num_mini_batches": 4}, "10 is not divisible by --num-mini-batches 4"),
         ({"target_kl": 0.0}, "--target-kl 0"),
-        ({"prompts": "p.jsonl:0"}, "--prompts p.jsonl:0: a proportion is above 0"),
+        ({"steps": 4, "critic_warmup_steps": 4}, "--critic-warmup-steps 4: of --steps 4 none is left for the policy"),
         ({"lora": True, "lora_dropout": 0.1}, "--lora-dropout 0.1"),
         ({"lora": True, "frozen_dtype": "bfloat16"}, "--frozen-dtype"),
-        ({"quantize": "4bit"}, "--quantize needs --lora"),
         ({"report_to": ["nix"]}, "--report-to nix: unknown"),
         ({"normalise_scores": True}, "keeps no mean and deviation"),
         ({"gold_pm": "/nix"}, "--gold-pm /nix: no such directory"),

@@ -284,6 +284,6 @@ def test_nothing_to_train_on_is_told(base, tmp_path):
 
 def test_settings_that_do_not_go_together(cai, base, data, tmp_path):
     words = ("sft", "--model", base, "--data", data, "--out", tmp_path / "out")
-    mistake(cai(*words, "--quantize", "4bit"), "--quantize needs --lora")
+    mistake(cai(*words, "--quantize", "4bit"), "--quantize does nothing without --lora")
     mistake(cai(*words, "--chat-template-kwargs", "{x"), "--chat-template-kwargs: not valid JSON")
     assert dataset_of([]).num_rows == 0

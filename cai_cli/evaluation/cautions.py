@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cai_cli.evaluation.refusals import refusal_rate
 
 MOSTLY = 0.9
 UNDECIDED = 0.01  # a label this near 0.5 says nothing of which reply is better
 ALIKE = 1e-6  # spread of scores that rounding may make, relative to their size
+CAUTIONED = ("undecided_rate", "same_position_rate", "mean_probability_a")  # of a summary of labels, see `label_cautions`
 LEAST = 4  # fewer than these are alike by chance
 
 
@@ -18,13 +19,17 @@ def undecided_rate(probabilities: Sequence[float]) -> float | None:
     return share([abs(probability - 0.5) < UNDECIDED for probability in probabilities]) if probabilities else None
 
 
-def label_cautions(undecided: float | None, same_position: float | None = None) -> list[str]:
-    """`undecided`: see `undecided_rate`; `same_position`: how often the judge took the same option in both orders."""
+def label_cautions(undecided: float | None, same_position: float | None = None, probability_a: float | None = None) -> list[str]:
+    """`undecided`: see `undecided_rate`; `same_position`: how often the judge took the same option in both orders;
+    `probability_a`: its mean for the first option, which tells of a judge that was asked in one order only.
+    """
     found = []
     if undecided is not None and undecided >= MOSTLY:
         found.append(f"{undecided:.0%} of the labels are 0.5: they say nothing of which reply is better")
     if same_position is not None and same_position >= MOSTLY:
         found.append(f"the judge takes the same option in both orders in {same_position:.0%} of the pairs: it reads the position")
+    elif same_position is None and probability_a is not None and not 1 - MOSTLY < probability_a < MOSTLY:
+        found.append(f"the judge gives {probability_a:.0%} to the first option on average: it reads the position")
     return found
 
 
@@ -33,6 +38,21 @@ def score_cautions(scores: Sequence[float]) -> list[str]:
     if len(scores) < LEAST or max(scores) - min(scores) > ALIKE * max(1.0, *map(abs, scores)):
         return []
     return [f"all {len(scores)} scores are {scores[0]:.4g}: the preference model tells no two texts apart"]
+
+
+def rate_cautions(learning_rate: float, warmup_steps: int, steps: int) -> list[str]:
+    """Of a run of `steps` steps: whether it learned at the rate that was asked for."""
+    if learning_rate == 0:
+        return ["--learning-rate 0: nothing was learned"]
+    if warmup_steps >= steps:
+        return [f"--warmup-steps {warmup_steps} of {steps} steps: the learning rate never came to its peak"]
+    return []
+
+
+def held_out_cautions(held_out: Collection[str], trained_on: Collection[str]) -> list[str]:
+    """Ids of prompts: whether those that a run is measured on are among those that it learns from."""
+    both = len(set(held_out) & set(trained_on))
+    return [f"{both} of {len(held_out)} --eval-prompts are in --prompts too: they are not held out"] if both else []
 
 
 def target_cautions(texts: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from cai_cli.conversation import Conversation, first_human_turn
 from cai_cli.errors import CaiError, RecordError
 from cai_cli.fingerprints import fingerprint_file
 from cai_cli.jsonl import read_lines, read_rows
-from cai_cli.manifest import MODEL_MANIFEST, input_file, manifest_path, read_manifest
+from cai_cli.manifest import MODEL_MANIFEST, PIPED, input_file, manifest_path, read_manifest
 from cai_cli.prompt_files import conversation_of
 from cai_cli.splits import group_key
 from cai_cli.storage import is_input
@@ -102,9 +102,10 @@ def sources_of(artifact: Path, seen: set[tuple[str, bool]], trained_on: bool = T
     for item in manifest["inputs"]:
         if item["option"] in NOT_TRAINED_ON:
             continue
-        if input_file(item["path"]) is None:
+        if item["path"] == PIPED or input_file(item["path"]) is None:
             if trained_on:
-                yield Path(item["path"]), f"{item['path']} (a data set on the Hub)"
+                where = "what came over stdin" if item["path"] == PIPED else f"{item['path']} (a data set on the Hub)"
+                yield Path(item["path"]), where
             continue
         path = source_path(artifact, item)
         problem = None

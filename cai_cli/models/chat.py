@@ -9,6 +9,7 @@ from cai_cli.conversation import HUMAN, Conversation, message
 from cai_cli.errors import UserError
 from cai_cli.models.templates import (
     UnfitRow,
+    check_settings,
     check_template,
     check_text,
     control_ids,
@@ -179,6 +180,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.flag = flag
         self.template_kwargs = template_kwargs or {}
+        check_settings(tokenizer, self.template_kwargs, flag)
         if tokenizer.chat_template is not None:
             check_template(tokenizer, flag)
         self.thinking = require_known_thinking(tokenizer, flag)

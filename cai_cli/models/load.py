@@ -53,6 +53,23 @@ def pick_device(device: str, flag: str = "--device") -> torch.device:
     return chosen
 
 
+def check_device(options: Any) -> None:
+    """Raise UserError where there is no such device here, before anything is read for it; a dry run needs none."""
+    if options.device not in ("auto", "cpu") and not options.dry_run:
+        pick_device(options.device)
+
+
+def check_attention(options: Any) -> None:
+    """Raise UserError where flash attention is asked for and cannot be had, before a model is loaded; a dry run needs none."""
+    if options.attn_implementation != "flash_attention_2" or options.dry_run:
+        return
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    if not is_flash_attn_2_available():
+        told = "--attn-implementation flash_attention_2: needs the package flash-attn and a GPU that it knows"
+        raise UserError(told, "leave it at auto, or install what it needs")
+
+
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     """float32 on a CPU; on a GPU "auto" keeps the checkpoint's own type."""
     import torch

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from cai_cli.errors import UserError, first_line
 from cai_cli.fingerprints import ADAPTER_CONFIG
+from cai_cli.hub import why_offline
 from cai_cli.manifest import is_adapter
 from cai_cli.storage import read_input
 
@@ -21,11 +22,19 @@ Shapes = dict[str, tuple[int, ...]]
 
 WEIGHTS, INDEX, ADAPTER_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", INDEX, ADAPTER_CONFIG)
+TOKENIZERS = ("tokenizer*", "*.model", "vocab.*", "*.tiktoken", "tekken.json")  # files of which a tokenizer has one
 HEAD_NAMES = ("score", "classifier")  # of a sequence classifier
 PREFERENCE_MODEL = "ForSequenceClassification"
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead", "ForConditionalGeneration")
 WRAPPERS = r"(?:base_model\.model\.|module\.|_orig_mod\.)*"  # what peft and others put in front of a head's name
 AGAIN = "fetch or save it again"
+PICKLE = "is a pickle, which may run code when read: convert it with `save_pretrained` on a machine you trust it on"
+OTHER_WEIGHTS = (
+    ("*.bin", PICKLE),
+    ("*.pt*", PICKLE),
+    ("*.gguf", "is GGUF, for inference elsewhere: fetch the model's *.safetensors"),
+    ("*.incomplete", "is half a download: fetch it again"),
+)
 
 
 def check_model(path: str, flag: str = "--model", role: Role | None = None) -> None:
@@ -37,7 +46,10 @@ def check_model(path: str, flag: str = "--model", role: Role | None = None) -> N
     if role is None:
         return
     found = role_of(path, flag)
-    if found is None or role in ("either", found):
+    if found is None:
+        return
+    check_tokenizer(path, flag)
+    if role in ("either", found):
         return
     if found == "language model":
         raise UserError(f"{flag} {path}: is a language model without a score head", "train it with `cai train-pm`")
@@ -47,7 +59,8 @@ def check_model(path: str, flag: str = "--model", role: Role | None = None) -> N
 def check_place(path: str, flag: str) -> None:
     folder = Path(path)
     if folder.is_file():
-        raise UserError(f"{flag} {path}: is a file", "a model is a directory with config.json and *.safetensors")
+        whole = f": {folder.parent}" if holds_model(folder.parent) else ""
+        raise UserError(f"{flag} {path}: is a file", f"a model is a directory with config.json and *.safetensors{whole}")
     if folder.is_dir():
         # A stage writes cai.json last: before that, even saved weights may be half a model.
         stage = folder.parent if is_adapter(folder) else folder
@@ -55,10 +68,21 @@ def check_place(path: str, flag: str) -> None:
             hint = "its training has not finished: run the same command again"
             raise UserError(f"{flag} {path}: is not a model directory", hint)
         if not holds_model(folder):
-            raise UserError(f"{flag} {path}: is not a model directory", "no config.json in it")
+            raise UserError(f"{flag} {path}: is not a model directory", f"no config.json in it{what_else(folder)}")
         return
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or path.endswith("/"):
         raise UserError(f"{flag} {path}: no such directory", "give a model directory, or org/name of a model on the Hub")
+
+
+def what_else(folder: Path) -> str:
+    """What a directory without a config.json holds instead, for a hint: models below it, or rows."""
+    models = sorted(path.parent.relative_to(folder) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.json"))
+    if models:
+        return f": name a model below it, such as {', '.join(map(str, models[:3]))}"
+    if rows := next(iter(sorted(folder.glob("*.jsonl"))), None):
+        return f", but rows ({rows.name}): name the directory that a trainer wrote"
+    other = any(next(folder.glob(pattern), None) for pattern, _ in OTHER_WEIGHTS)
+    return f"; {missing_weights(folder)}" if other else ""
 
 
 def holds_model(folder: Path) -> bool:
@@ -114,8 +138,8 @@ def role_of(path: str, flag: str = "--model") -> Role | None:
 
 
 def base_role(path: str, flag: str) -> Role | None:
-    local = Path(path).is_dir()
-    folder = Path(path) if local else hub_folder(path, flag)
+    folder = Path(path) if Path(path).is_dir() else hub_folder(path, flag)
+    local = folder == Path(path) or why_offline() is not None  # nothing that is missing can be fetched
     for name in JSON_FILES:
         if (folder / name).is_file():
             read_json(folder / name)
@@ -145,6 +169,15 @@ def base_role(path: str, flag: str) -> Role | None:
     )
 
 
+def check_tokenizer(path: str, flag: str) -> None:
+    """Raise UserError where neither the directory nor, below an adapter, its base model has a tokenizer's files."""
+    base, adapters = base_and_adapters(path, flag)
+    folders = [Path(place) for place in (base, *adapters)]
+    if all(folder.is_dir() and not any(next(folder.glob(name), None) for name in TOKENIZERS) for folder in folders):
+        hint = "save it with the model (`tokenizer.save_pretrained`), or copy tokenizer.json and tokenizer_config.json there"
+        raise UserError(f"{flag} {path}: has no tokenizer", hint)
+
+
 def is_preference_model(path: str) -> bool:
     """Whether the checkpoint was saved as a sequence classifier, so that its score head means something."""
     return role_of(path) == "preference model"
@@ -165,9 +198,13 @@ def hub_folder(path: str, flag: str) -> Path:
     """Where the Hub's copy of a model's config.json lies on this machine."""
     from huggingface_hub import hf_hub_download
 
+    offline = why_offline()
     try:
         return Path(hf_hub_download(path, "config.json")).parent
     except Exception as error:  # the library raises many types: no such model, no config.json in it, no network
+        if offline:
+            told = f"{flag} {path}: no such directory, and of that name none is cached here; {offline}"
+            raise UserError(told, f"give a model directory, or fetch it where there is a network: hf download {path}") from None
         told = f"{flag} {path}: no such directory, and no config.json of that name from the Hub: {first_line(error)}"
         raise UserError(told, "give a model directory, or org/name of a model on the Hub") from None
 
@@ -215,12 +252,7 @@ def adapter_shapes(adapter: str, flag: str) -> Shapes:
 
 def missing_weights(folder: Path) -> str:
     """The next step for a directory without safetensors, by what is there instead."""
-    for pattern, hint in (
-        ("*.bin", "is a pickle, which may run code when read: convert it with `save_pretrained` on a machine you trust it on"),
-        ("*.pt*", "is a pickle, which may run code when read: convert it with `save_pretrained` on a machine you trust it on"),
-        ("*.gguf", "is GGUF, for inference elsewhere: fetch the model's *.safetensors"),
-        ("*.incomplete", "is half a download: fetch it again"),
-    ):
+    for pattern, hint in OTHER_WEIGHTS:
         if file := next(iter(sorted(folder.rglob(pattern))), None):
             return f"{file.name} {hint}"
     return "no *.safetensors in it: " + AGAIN

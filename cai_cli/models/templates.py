@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -80,6 +81,16 @@ def check_template(tokenizer: PreTrainedTokenizerBase, flag: str) -> None:
             if turn["content"] not in text:
                 told = f"leaves out what the {turn['role']} says where a turn is plain text"
                 raise UserError(f"{flag}: its chat template {told}", hint)
+
+
+def check_settings(tokenizer: PreTrainedTokenizerBase, settings: Iterable[str], flag: str = "--model") -> None:
+    """Raise UserError for a setting of --chat-template-kwargs that stands nowhere in the template, so that nothing reads it."""
+    template = str(tokenizer.chat_template or "")
+    for name in settings:
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            given = "--feedback-chat-template-kwargs" if flag.startswith("--feedback-model") else "--chat-template-kwargs"
+            why = f"the chat template of {flag} does not read it" if template else f"{flag} has no chat template"
+            raise UserError(f"{given}: {name} does nothing: {why}", "leave it out, or correct its name")
 
 
 def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **settings: Any) -> str:

@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_cli.errors import UserError
 from cai_cli.manifest import plain
 from cai_cli.ranks import is_main
 from cai_cli.talk import console, progress
@@ -91,19 +90,6 @@ class RunLog:
 
 
 # Trackers
-
-
-def check_trackers(names: list[str] | None) -> None:
-    """Raises UserError for a tracker that is unknown or not installed, before any work."""
-    from importlib.util import find_spec
-
-    for name in names or []:
-        if name == "none":
-            continue
-        if name not in ("tensorboard", "wandb"):
-            raise UserError(f"--report-to {name}: unknown", "tensorboard or wandb; metrics.jsonl is always written")
-        if find_spec(name) is None:
-            raise UserError(f"--report-to {name}: not installed", f"pip install {name}")
 
 
 def open_trackers(options: Options, folder: Path, step: int) -> list[Any]:

@@ -8,9 +8,11 @@ policy's step size; the KL penalty (0.05 a token) and the missing-EOS penalty (1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from importlib.util import find_spec
+from typing import Annotated, ClassVar, Literal
 
-from cai_cli.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, flag
+from cai_cli.errors import UserError
+from cai_cli.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, Needs, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class ModelOptions(DeviceOptions, AdapterOptions):
 @dataclass(frozen=True, kw_only=True)
 class RewardOptions:
     """From the preference model's score to the reward of a reply."""
+
+    NEEDS: ClassVar[Needs] = {"kl_horizon": ("target_kl",)}
 
     kl_coef: Annotated[float, flag("Reward", "Weight of the per-token KL penalty (paper: 0.001).", min=0.0)] = 0.05
     target_kl: Annotated[
@@ -113,6 +117,8 @@ class PPOOptions:
 class TrackOptions:
     """What is kept and shown of a run."""
 
+    NEEDS: ClassVar[Needs] = dict.fromkeys(("eval_steps", "best_max_kl"), ("eval_prompts", "load_best_model_at_end", "gold_pm"))
+
     eval_steps: Annotated[int, flag("Output", "Steps between evaluations on --eval-prompts.", min=1)] = 10
     save_steps: Annotated[
         int,
@@ -135,3 +141,14 @@ class TrackOptions:
         flag("Output", "tensorboard, wandb: send the metrics there too; metrics.jsonl is always written. Repeatable."),
         RUNTIME,
     ] = None
+
+
+def check_trackers(names: list[str] | None) -> None:
+    """Raises UserError for a tracker that is unknown or not installed, before any work."""
+    for name in names or []:
+        if name == "none":
+            continue
+        if name not in ("tensorboard", "wandb"):
+            raise UserError(f"--report-to {name}: unknown", "tensorboard or wandb; metrics.jsonl is always written")
+        if find_spec(name) is None:
+            raise UserError(f"--report-to {name}: not installed", f"pip install {name}")

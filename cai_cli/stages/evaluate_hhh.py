@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -29,6 +29,7 @@ from cai_cli.evaluation.results_file import ResultsFile
 from cai_cli.evaluation.solved_items import Examples
 from cai_cli.few_shot import NONE
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     DEMONSTRATIONS,
@@ -38,7 +39,9 @@ from cai_cli.options import (
     ChatTemplateKwargs,
     DeviceOptions,
     GenerationOptions,
+    Needs,
     OutputOptions,
+    check_draws,
     flag,
     template_kwargs,
 )
@@ -51,6 +54,11 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OutputOptions, DeviceOptions):
+    NEEDS: ClassVar[Needs] = {
+        "chat_template_kwargs": ("model",),
+        **dict.fromkeys(("cot_form", "cot_samples", "rationale_tokens", "rationale_temperature"), ("cot",)),
+    }
+
     files: Annotated[list[Path], typer.Argument(help="Multiple-choice files: prompt, corrects, incorrects a row."), INPUT]
     model: Annotated[str | None, flag("Model", "A language model, which answers by log-probabilities."), MODEL] = None
     pm: Annotated[str | None, flag("Model", "A preference model instead: it scores text_correct and text_incorrect."), MODEL] = (
@@ -88,6 +96,7 @@ def run(options: Options) -> None:
         raise UserError("give either --model or --pm", "a language model or a preference model, see `cai evaluate hhh --help`")
     if options.pm and (options.cot or options.few_shot != NONE):
         raise UserError("--pm reads scores: it takes no --cot and no --few-shot", "leave them out, or give --model")
+    check_draws(options.cot_samples, "--cot-samples", options.rationale_temperature, "--rationale-temperature")
     if options.model:
         check_model(options.model, role="language model")
     else:
@@ -99,6 +108,7 @@ def run(options: Options) -> None:
     results = ResultsFile("evaluate hhh", options)
     if results.done:
         return
+    check_device(options)
     items = [item for group in groups.values() for item in group]
     if options.dry_run:
         dry_run(options, examples, items)

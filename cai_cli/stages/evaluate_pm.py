@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from cai_cli.artifact import Rejected, reasons_text
 from cai_cli.errors import RunError, UserError
@@ -22,8 +22,9 @@ from cai_cli.evaluation.comparisons import COLUMNS, Judged, by_group, length_mat
 from cai_cli.evaluation.overlap import find_overlap, tell_overlap
 from cai_cli.evaluation.results_file import ResultsFile
 from cai_cli.jsonl import read_records, write_rows
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, flag
+from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, Needs, flag
 from cai_cli.preference_model import dry_run, open_preference_model, open_reading, tokenise
 from cai_cli.ranks import is_main
 from cai_cli.talk import progress, say, table
@@ -37,6 +38,8 @@ CHUNK_BATCHES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Options(DeviceOptions):
+    NEEDS: ClassVar[Needs] = {"if_changed": ("out",)}
+
     pm: Annotated[str, flag("Model", "The preference model."), MODEL]
     comparisons: Annotated[list[str], flag("Data", "Comparisons, best of held-out prompts. Repeatable."), INPUT]
     max_reject_rate: Annotated[
@@ -65,6 +68,7 @@ def run(options: Options) -> None:
     results = ResultsFile("evaluate pm", options) if options.out else None
     if results and results.done:
         return
+    check_device(options)
     reader = RowReader()
     comparisons = [row for source in options.comparisons for row in read_records(Path(source), reader.comparison)]
     if not comparisons:

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from cai_cli.choices import FORMS, PLAIN, Form, option_labels
 from cai_cli.constitution import load_constitution
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.cautions import label_cautions
+from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
 from cai_cli.feedback.diagnostics import show
 from cai_cli.feedback.judge import Inquiry, judge_pairs, masses_by_format, mean_mass
 from cai_cli.feedback.labels import Pair, Rule, parse_clamp
@@ -28,6 +28,7 @@ from cai_cli.feedback.replies import draw_replies
 from cai_cli.feedback.self_judge import check_author, check_two_models
 from cai_cli.few_shot import NONE
 from cai_cli.generation import SegmentSettings, attempts_at, chunks
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     CONSTITUTION,
@@ -37,7 +38,10 @@ from cai_cli.options import (
     NOTED,
     RUNTIME,
     GenerationOptions,
+    Needs,
     RowOptions,
+    Takes,
+    check_draws,
     flag,
     template_kwargs,
 )
@@ -57,9 +61,15 @@ COT_CLAMP = "0.4:0.6"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RowOptions, GenerationOptions):
+    NEEDS: ClassVar[Needs] = {
+        **dict.fromkeys(("max_new_tokens", "temperature", "chat_template_kwargs", "dtype", "num_samples"), ("prompts",)),
+        **dict.fromkeys(("cot_form", "rationale_tokens", "rationale_temperature"), ("cot",)),
+        **dict.fromkeys(("on_truncated", "attempts"), ("prompts", "cot")),
+    }
+
     model: Annotated[str | None, flag("Model", "SL-CAI, which writes the replies. Not with --pairs."), MODEL] = None
     prompts: Annotated[
-        list[str] | None, flag("Data", "Prompts to reply to and compare (as for `cai sample`). Repeatable."), INPUT
+        list[str] | None, flag("Data", "Prompts to reply to and compare (as for `cai sample`). Repeatable."), INPUT, Takes.STDIN
     ] = None
     pairs: Annotated[
         list[str] | None,
@@ -154,6 +164,7 @@ def run(options: Options) -> None:
     artifact = RowArtifact("label", options, options.limit)
     if artifact.done:
         return
+    check_device(options)
     pairs = list(pairs_to_label(options))
     if all(pair.rejected for pair in pairs):
         reasons = ", ".join(sorted({pair.rejected.reason for pair in pairs if pair.rejected}))
@@ -190,7 +201,7 @@ def run(options: Options) -> None:
     from cai_cli.evaluation.label_plot import summarise_labels
 
     def cautions(_: Path) -> list[str]:
-        return label_cautions(*(artifact.manifest["summary"][name] for name in ("undecided_rate", "same_position_rate")))
+        return label_cautions(*(artifact.manifest["summary"][name] for name in CAUTIONED))
 
     facts |= {"summary": lambda rows, _: summarise_labels(rows, options.out), "cautions": cautions}
     if artifact.finish(feedback=judge.facts(), **facts):
@@ -204,6 +215,8 @@ def check_options(options: Options) -> None:
         raise UserError("--prompts needs --model, which writes the replies", "name the SL-CAI model directory")
     if options.pairs and options.model:
         raise UserError("--pairs are replies already: --model has nothing to write", "leave --model out")
+    if options.prompts:
+        check_draws(options.num_samples, "--num-samples", options.temperature, least=2)
     if options.hard and options.clamp not in (None, NONE):
         raise UserError("--hard makes labels of 0 or 1 and --clamp keeps them from there", "leave one of them out")
     check_model(options.feedback_model, "--feedback-model", "language model")

@@ -18,7 +18,7 @@ import typer
 from cai_cli.ancestry import source_path, unnested
 from cai_cli.errors import UserError
 from cai_cli.fingerprints import file_changes, fingerprint_file, hash_file, model_files
-from cai_cli.manifest import Manifest, manifest_path, read_manifest
+from cai_cli.manifest import PIPED, Manifest, manifest_path, read_manifest
 from cai_cli.storage import is_input
 from cai_cli.talk import say, show_text
 
@@ -75,7 +75,7 @@ class Tree:
             items.append((CONSTITUTION, {**constitution, "option": "constitution"}))
         for number, (kind, item) in enumerate(items, start=1):
             corner, below = ("└── ", "    ") if number == len(items) else ("├── ", "│   ")
-            if on_hub(kind, item):
+            if no_file(kind, item):
                 yield indent + corner + label(item["path"], None, item["option"])
                 continue
             path = source_path(artifact, item)
@@ -102,11 +102,11 @@ class Tree:
         return self.hashes[kind, path]
 
 
-def on_hub(kind: str, item: dict[str, Any]) -> bool:
-    """Data sets and models on the Hub have no content here: the first no hash, the second the hash of its name."""
+def no_file(kind: str, item: dict[str, Any]) -> bool:
+    """What came over stdin is gone. Of the Hub, data sets have no hash here, and models the hash of their name."""
     if kind == MODEL:
         return bool(item.get("fingerprint") == hashlib.sha256(os.fsencode(item["path"])).hexdigest())
-    return item["sha256"] is None
+    return item["sha256"] is None or item["path"] == PIPED
 
 
 def shown(path: Path) -> str:

@@ -18,7 +18,7 @@ import typer
 
 from cai_cli.artifact import check_same, copy_to_backup, move_to_backup
 from cai_cli.errors import UserError
-from cai_cli.evaluation.cautions import label_cautions
+from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
 from cai_cli.jsonl import read_lines, write_lines
 from cai_cli.locks import give_back, hold
 from cai_cli.manifest import (
@@ -34,6 +34,7 @@ from cai_cli.manifest import (
 from cai_cli.options import INPUT, OutputOptions
 from cai_cli.revision_summary import summarise
 from cai_cli.shards import lines_by_id, parse_shard
+from cai_cli.storage import check_writable
 from cai_cli.talk import say, warn_all
 
 
@@ -89,6 +90,7 @@ def run(options: Options) -> None:
         check_overlap(shards)
         say(f"{len(shards)} shards of `cai {shards[0].manifest['stage']}`, {total(shards, 'out')} rows")
         return
+    check_writable(options.out, options.out.parent, options.out.stem)
     check_overlap(shards)
     rejects = rejects_path(options.out)
     if old is not None:
@@ -102,7 +104,7 @@ def run(options: Options) -> None:
         manifest["summary"] = summary(temporary, rejects, options.out)
     if manifest["stage"] == "label":
         summarised = manifest["summary"]
-        manifest["warnings"] = warn_all(label_cautions(summarised["undecided_rate"], summarised["same_position_rate"]))
+        manifest["warnings"] = warn_all(label_cautions(*(summarised[name] for name in CAUTIONED)))
     write_manifest(manifest_path(options.out), manifest)
     temporary.replace(options.out)
     give_back(options)

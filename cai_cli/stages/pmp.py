@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cai_cli.artifact import ModelArtifact, check_same, copy_to_backup, move_to_backup, reasons_text
+from cai_cli.artifact import ModelArtifact, check_same, copy_to_backup, move_to_backup, why_none
 from cai_cli.errors import RunError, UserError
 from cai_cli.jsonl import dump_row, read_records
 from cai_cli.locks import give_back, hold
 from cai_cli.manifest import Manifest, begin_manifest, input_file, read_manifest, write_manifest
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOptions, flag
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.ranks import barrier, is_main
 from cai_cli.records import Comparison
+from cai_cli.storage import check_writable
 from cai_cli.talk import progress, say, table
 
 if TYPE_CHECKING:
@@ -102,6 +105,7 @@ def run(options: Options) -> None:
     artifact = ModelArtifact("pmp", options, beside="comparisons.")
     if artifact.done:
         return
+    check_device(options)
 
     from cai_cli.models.load import check_classifier, load_tokenizer
     from cai_cli.models.templates import install_template
@@ -116,7 +120,7 @@ def run(options: Options) -> None:
     weighted = ((row, 1.0) for row in read_records(options.out / PAIRS, Comparison.from_row))
     pairs, rejected = tokenise(weighted, reading(tokenizer, options.format, options.max_length))
     if not pairs:
-        why = reasons_text(Counter(item.reason for item in rejected)) or "no question has two answers of different score"
+        why = why_none(rejected, options) or "no question has two answers of different score"
         raise RunError("no pair can be trained on", why)
     training, held_out = split_held_out(pairs, options.held_out, options.seed)
     run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
@@ -137,6 +141,8 @@ def write_comparisons(options: Options) -> None:
     if done:
         say(f"{path}: already done")
         return
+    if is_main():
+        check_writable(options.out, options.out, PAIRS)
     if is_main() and path.exists():
         copy_to_backup(options.out / PAIRS_MANIFEST)
         move_to_backup(options.out / PAIRS_REJECTS, path)
@@ -170,6 +176,7 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
     written = 0
     files = [file for file in map(input_file, data.posts) if file is not None]
     with (
+        no_trace(data.out, temporary, rejects),
         temporary.open("w", encoding="utf-8") as rows,
         rejects.open("w", encoding="utf-8") as skips,
         progress("read posts, MB", sum(file.stat().st_size for file in files) // MEGABYTE) as advance,
@@ -190,6 +197,19 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
     write_manifest(data.out / PAIRS_MANIFEST, {**manifest, "counts": {**counts.to_row(), "out": written}})
     temporary.replace(data.out / PAIRS)
     show_counts(counts, written)
+
+
+@contextmanager
+def no_trace(folder: Path, *files: Path) -> Iterator[None]:
+    """Where the user's mistake ends what is within, leave neither the files nor an empty folder."""
+    try:
+        yield
+    except UserError:
+        for file in files:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def in_megabytes(advance: Callable[[int, str], None]) -> Callable[[int], None]:

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Annotated
 from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
 from cai_cli.engines.base import LENGTH
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.cautions import reply_cautions
+from cai_cli.evaluation.cautions import held_out_cautions, rate_cautions, reply_cautions
 from cai_cli.interruption import Terminated, after_the_step
 from cai_cli.jsonl import write_rows
 from cai_cli.manifest import parse_weight
+from cai_cli.models.load import check_attention, check_device
 from cai_cli.models.model_directory import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, check_training_dtype, flag
-from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
+from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, Takes, check_training_dtype, flag
+from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions, check_trackers
 from cai_cli.prompt_files import Known, read_prompts
 from cai_cli.prompt_mix import mixed_prompts
 from cai_cli.ranks import is_main, main_first, world_size
@@ -53,10 +54,14 @@ class Options(TrackOptions, PPOOptions, RewardOptions, ModelOptions, OutputOptio
         MODEL,
     ] = None
     prompts: Annotated[
-        list[str], flag("Data", "Prompts (as for `cai sample`), FILE[:proportion of the batch]. Repeatable."), INPUT
+        list[str],
+        flag("Data", "Prompts (as for `cai sample`), FILE[:proportion of the batch]. Repeatable."),
+        INPUT,
+        Takes.STDIN,
+        Takes.WEIGHT,
     ]
     eval_prompts: Annotated[
-        list[str] | None, flag("Data", "Held-out prompts, sampled and scored every --eval-steps. Repeatable."), INPUT
+        list[str] | None, flag("Data", "Held-out prompts, sampled and scored every --eval-steps. Repeatable."), INPUT, Takes.STDIN
     ] = None
     max_reject_rate: Annotated[
         float, flag("Data", "Exit 1 when a larger share of the prompts does not fit.", min=0.0, max=1.0), RUNTIME
@@ -75,6 +80,8 @@ def run(options: Options) -> None:
     artifact = ModelArtifact("ppo", options)
     if artifact.done:
         return
+    check_device(options)
+    check_attention(options)
     # A prompt that is in two sources counts in both; an id means one prompt in all of them.
     known: Known = {}
     sources = [(read_prompts([source], known=known), parse_weight(source)[1]) for source in options.prompts]
@@ -89,6 +96,8 @@ def run(options: Options) -> None:
     sources = [(fitting(prompts, renderer, room, rejected), proportion) for prompts, proportion in sources]
     eval_prompts = fitting(eval_prompts, renderer, room, rejected)
     check_rejects(options, sources, rejected)
+    learned = [prompt.id for prompts, _ in sources for prompt in prompts]
+    shared = warn_all(held_out_cautions([prompt.id for prompt in eval_prompts], learned))
     schedule = mixed_prompts(sources, options.steps * options.rollout_batch_size, options.seed)
     if options.dry_run:
         dry_run(options, renderer, schedule, rejected)
@@ -151,7 +160,8 @@ def run(options: Options) -> None:
             "rejected": dict(sorted(Counter(item.reason for item in rejected).items())),
         },
         evaluation=progress.last,
-        warnings=warn_all(last_cautions(progress.rollout)),
+        warnings=shared
+        + warn_all(last_cautions(progress.rollout) + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
     )
 
@@ -178,27 +188,23 @@ def check_options(options: Options) -> None:
     check_model(options.pm, "--pm", "preference model")
     if options.gold_pm:
         check_model(options.gold_pm, "--gold-pm", "preference model")
-    options.check_adapters()
     check_training_dtype(options.dtype)
     check_value_device(options)
     if options.rollout_batch_size < world_size():
         told = f"--rollout-batch-size {options.rollout_batch_size}: there are {world_size()} processes"
         raise UserError(told, "give each at least one episode")
-    for source in options.prompts:
-        if parse_weight(source)[1] <= 0:
-            raise UserError(f"--prompts {source}: a proportion is above 0", "leave the file out, or give it a share")
     batch, parts = options.rollout_batch_size, options.num_mini_batches
     if batch % parts:
         raise UserError(f"--rollout-batch-size {batch} is not divisible by --num-mini-batches {parts}", "change one of them")
+    if options.critic_warmup_steps >= options.steps:
+        told = f"--critic-warmup-steps {options.critic_warmup_steps}: of --steps {options.steps} none is left for the policy"
+        raise UserError(told, "lower it, or raise --steps")
     if options.target_kl is not None and options.target_kl <= 0:
         raise UserError(f"--target-kl {options.target_kl:g}: a policy that learns has some KL", "give nats a reply, such as 6")
     if options.lora_dropout:
         raise UserError(f"--lora-dropout {options.lora_dropout:g}: PPO needs the same log-probabilities twice", "leave it at 0")
     if options.lora and options.frozen_dtype != "auto":
         raise UserError("--frozen-dtype: with --lora frozen and trained model are one backbone", "use --dtype, or --quantize")
-
-    from cai_cli.ppo.log import check_trackers
-
     check_trackers(options.report_to)
 
 

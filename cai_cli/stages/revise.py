@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from cai_cli.artifact import Rejected
 from cai_cli.constitution import Constitution, Principle, load_constitution
@@ -31,14 +31,17 @@ from cai_cli.few_shot import (
 )
 from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
 from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, is_near
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     CONSTITUTION,
     DEMONSTRATIONS,
     MODEL,
     GenerationOptions,
+    Needs,
     Prompts,
     RowOptions,
+    check_draws,
     flag,
     template_kwargs,
 )
@@ -67,6 +70,8 @@ CHUNK_BATCHES = 4  # Prompts are worked on in chunks of this many batches; rows 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RowOptions, GenerationOptions):
+    NEEDS: ClassVar[Needs] = {"attempts": ("temperature",)}
+
     model: Annotated[str, flag("Model", "The helpful-only language model."), MODEL]
     prompts: Prompts
     constitution: Annotated[str, flag("Data", "YAML file or shipped name: article, humanity, thorough."), CONSTITUTION] = (
@@ -133,11 +138,13 @@ def run(options: Options) -> None:
 
     Example: cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out revisions.jsonl
     """
+    check_draws(options.num_samples, "--num-samples", options.temperature)
     check_model(options.model, role="language model")
     constitution = load_constitution(options.constitution, needs=("critique", "revision"))
     artifact = RowArtifact("revise", options, options.limit)
     if artifact.done:
         return
+    check_device(options)
     prompts = read_prompts(options.prompts, options.limit)
     chains = [Chain(f"{prompt.id}/{k}", prompt) for prompt in prompts for k in range(options.num_samples)]
     todo = artifact.remaining(chains)

@@ -8,13 +8,14 @@ Paper section 3.2: helpful prompts are answered by the helpful model directly, t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from cai_cli.artifact import Rejected
 from cai_cli.conversation import Conversation, message
 from cai_cli.generation import Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
-from cai_cli.options import MODEL, GenerationOptions, Prompts, RowOptions, flag, template_kwargs
+from cai_cli.options import MODEL, GenerationOptions, Needs, Prompts, RowOptions, check_draws, flag, template_kwargs
 from cai_cli.prompt_files import read_prompts
 from cai_cli.prompts import TRANSCRIPT_STOPS, reply_prompt
 from cai_cli.records import Event, Prompt, Sample, events_text
@@ -26,6 +27,8 @@ CHUNK_BATCHES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RowOptions, GenerationOptions):
+    NEEDS: ClassVar[Needs] = {"attempts": ("temperature",)}
+
     model: Annotated[str, flag("Model", "The language model that replies."), MODEL]
     prompts: Prompts
     num_samples: Annotated[int, flag("Generation", "Replies to each prompt (paper: 2).", "-n", "--num-samples", min=1)] = 2
@@ -52,10 +55,12 @@ def run(options: Options) -> None:
 
     Example: cai sample --model helpful-only/ --prompts helpful.jsonl -n 2 --out samples.jsonl
     """
+    check_draws(options.num_samples, "--num-samples", options.temperature)
     check_model(options.model, role="language model")
     artifact = RowArtifact("sample", options, options.limit)
     if artifact.done:
         return
+    check_device(options)
     prompts = read_prompts(options.prompts, options.limit)
     slots = [Slot(prompt, k) for prompt in prompts for k in range(options.num_samples)]
     todo = artifact.remaining(slots)

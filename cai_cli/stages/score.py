@@ -32,6 +32,7 @@ from cai_cli.evaluation.cautions import score_cautions
 from cai_cli.generation import chunks
 from cai_cli.jsonl import Row, check_new, read_rows
 from cai_cli.manifest import device_facts
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOptions, flag
 from cai_cli.preference_model import open_preference_model, open_reading
@@ -69,6 +70,7 @@ def run(options: Options) -> None:
     artifact = RowArtifact("score", options, options.limit)
     if artifact.done:
         return
+    check_device(options)
     items = read_items(options.file, options.field)[: options.limit]
     todo = artifact.remaining(items)
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
+from cai_cli.artifact import ModelArtifact, Rejected, why_none
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.cautions import target_cautions
+from cai_cli.evaluation.cautions import rate_cautions, target_cautions
 from cai_cli.jsonl import write_atomically, write_rows
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
     INPUT,
@@ -29,6 +30,7 @@ from cai_cli.options import (
     AdapterOptions,
     ChatTemplateKwargs,
     OutputOptions,
+    Takes,
     TrainingOptions,
     flag,
     template_kwargs,
@@ -49,6 +51,7 @@ class Options(AdapterOptions, TrainingOptions, OutputOptions):
         list[str],
         flag("Data", "Revisions or samples, FILE[:proportion]; 0.5 takes half of its rows, 2 takes them twice. Repeatable."),
         INPUT,
+        Takes.WEIGHT,
     ]
     targets: Annotated[
         Literal["final", "all"], flag("Data", "Train on each chain's final revision, or on all of them (paper).")
@@ -77,12 +80,12 @@ def run(options: Options) -> None:
     Example: cai sft --model base/ --data revisions.jsonl --data samples.jsonl --out sl-cai/
     """
     check_model(options.model, role="language model")
-    options.check_adapters()
     if options.quantize and by_fsdp():
         raise UserError(f"--quantize {options.quantize}: FSDP cannot hold it in parts", "leave one of them out")
     artifact = ModelArtifact("sft", options, fsdp=True)
     if artifact.done:
         return
+    check_device(options)
     reader = RowReader()
     how = (options.targets, options.seed, options.train_on_thinking, reader)
     found = [item for source in options.data for item in read_targets(source, *how)]
@@ -91,18 +94,19 @@ def run(options: Options) -> None:
     rejected = [item for item in found if isinstance(item, Rejected)]
 
     from cai_cli.models.chat import check_thoughts_are_kept, stop_ids
-    from cai_cli.models.templates import install_template
+    from cai_cli.models.templates import check_settings, install_template
 
     tokenizer = open_tokenizer(options)
     install_template(tokenizer, options.chat_template)
     kwargs = template_kwargs(options.chat_template_kwargs)
+    check_settings(tokenizer, kwargs)
     if options.train_on_thinking:
         check_thoughts_are_kept(tokenizer, options.model, **kwargs)
     rows, unfit = tokenise(targets, tokenizer, stop_ids(tokenizer), options.max_length, kwargs, options.held_out, options.seed)
     rejected += unfit
     train = [row for row in rows if not row.held_out]
     if not train:
-        reasons = reasons_text(Counter(item.reason for item in rejected)) or "all of it is held out"
+        reasons = why_none(rejected, options) or "all of it is held out"
         raise RunError(f"none of the {len(found)} rows can be trained on", reasons)
     if options.dry_run:
         dry_run(rows, tokenizer, len(rejected))
@@ -140,7 +144,10 @@ def run(options: Options) -> None:
         "held_out": {"rows": len(rows) - len(train), "loss": held_out},
         "tokens": sum(len(row.ids) for row in train),
         "train_loss": train_loss,
-        "warnings": warn_all(target_cautions([target.completion[0]["content"] for target in targets])),
+        "warnings": warn_all(
+            target_cautions([target.completion[0]["content"] for target in targets])
+            + rate_cautions(options.learning_rate, options.warmup_steps, trainer.state.global_step)
+        ),
         **model_facts(trainer.model, tokenizer),
     }
 

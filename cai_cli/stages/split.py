@@ -14,16 +14,16 @@ import typer
 
 from cai_cli.jsonl import dump_row
 from cai_cli.manifest import begin_manifest
-from cai_cli.options import INPUT, OutputOptions, flag
+from cai_cli.options import INPUT, OutputOptions, Takes, flag
 from cai_cli.prompt_files import read_prompts
 from cai_cli.split_files import SplitFolder
-from cai_cli.splits import assign_prompt
-from cai_cli.talk import say
+from cai_cli.splits import assign_prompt, split_cautions
+from cai_cli.talk import say, warn_all
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OutputOptions):
-    prompts: Annotated[list[str], typer.Argument(help="Prompts in any form that is read."), INPUT]
+    prompts: Annotated[list[str], typer.Argument(help="Prompts in any form that is read, - for stdin."), INPUT, Takes.STDIN]
     parts: Annotated[str, flag("Data", "Names and proportions: sft=0.5,label=0.2,rl=0.2,validation=0.05,test=0.05.")]
 
 
@@ -40,5 +40,6 @@ def run(options: Options) -> None:
     if options.dry_run:
         counts = Counter(assign_prompt(prompt.prompt, folder.parts, options.seed) for prompt in prompts)
         say(", ".join(f"{name} {counts[name]}" for name in folder.parts))
+        warn_all(split_cautions(folder.parts, counts))
         return
     folder.write(((prompt.prompt, dump_row(prompt.to_row())) for prompt in prompts), manifest)

@@ -9,18 +9,18 @@ found them better than hard ones without chain of thought). One epoch, as in arX
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cai_cli.artifact import ModelArtifact, reasons_text
+from cai_cli.artifact import ModelArtifact, why_none
 from cai_cli.errors import RunError
 from cai_cli.jsonl import read_records
 from cai_cli.manifest import parse_weight
+from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
-from cai_cli.options import INPUT, MODEL, OutputOptions, PairwiseOptions, flag
+from cai_cli.options import INPUT, MODEL, OutputOptions, PairwiseOptions, Takes, flag
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.records import Comparison
 from cai_cli.talk import tell_dropped
@@ -30,7 +30,7 @@ from cai_cli.trl_rows import RowReader
 @dataclass(frozen=True, kw_only=True)
 class Options(PairwiseOptions, OutputOptions):
     model: Annotated[str, flag("Model", "The PMP checkpoint, or any language model."), MODEL]
-    comparisons: Annotated[list[str], flag("Data", "Comparisons, FILE[:loss weight]. Repeatable."), INPUT]
+    comparisons: Annotated[list[str], flag("Data", "Comparisons, FILE[:loss weight]. Repeatable."), INPUT, Takes.WEIGHT]
     chat_template: Annotated[
         Path | None, flag("Model", "Jinja file to install; else a model without a template gets the transcript one."), INPUT
     ] = None
@@ -46,6 +46,7 @@ def run(options: Options) -> None:
     artifact = ModelArtifact("train-pm", options)
     if artifact.done:
         return
+    check_device(options)
     weighted = list(read_weighted(options.comparisons))
 
     from cai_cli.models.load import load_tokenizer
@@ -55,7 +56,7 @@ def run(options: Options) -> None:
     install_template(tokenizer, options.chat_template)
     pairs, rejected = tokenise(weighted, reading(tokenizer, "chat", options.max_length))
     if not pairs:
-        raise RunError(f"none of the {len(weighted)} pairs can be trained on", reasons_text(Counter(r.reason for r in rejected)))
+        raise RunError(f"none of the {len(weighted)} pairs can be trained on", why_none(rejected, options))
     training, held_out = split_held_out(pairs, options.held_out, options.seed)
     run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
 
