@@ -59,7 +59,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 constitution_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Check and show constitutions.")
-configs_app = typer.Typer(cls=Group, rich_markup_mode=None, help="List and copy the example configurations.")
+configs_app = typer.Typer(cls=Group, rich_markup_mode=None)
 evaluate_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Measure models and labels.")
 
 
