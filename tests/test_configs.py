@@ -1,4 +1,4 @@
-"""The example configurations: every key is a flag of its stage, every value one that the flag takes; `cai configs` copies them."""
+"""The example configurations: every key is a flag of its stage, every value one it takes; `cai configs` copies them."""
 
 from __future__ import annotations
 

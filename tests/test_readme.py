@@ -1,4 +1,4 @@
-"""What the README tells people to type exists: every command parses, every configuration and file it names is there."""
+"""What the README tells people to type exists: every command parses, each configuration and file is there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel holds what the package needs at run time: constitutions, demonstrations, configurations, the micro-world's checkpoints."""
+"""The wheel holds what the package needs at run time: constitutions, demonstrations, configurations, checkpoints."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The oracle: reads any (prompt, answer) of the micro-world exactly. Pure Python.
 
-It measures, and two sets of training texts are made with its orders below: the multiple-choice questions of the helpful-only
-checkpoint (`corpus.compared_forms`; so what the demo's judge knows of harm, it has from here), and the human comparisons of the
-simulated raters (`files.rated_pair`, with noise). No stage of the chain asks it anything.
+It measures, and what models learn from is made with it: its orders below answer the multiple-choice questions of the
+helpful-only checkpoint (`corpus.compared_forms`), from which the demo's judge has what it knows of harm; with noise, they
+decide the human comparisons of the simulated raters (`files.rated_pair`), and its classes the votes of the posts
+(`files.thread`). No stage of the chain asks it anything.
 
 - complies: the right three steps in order
 - refuses: declines with the right reason and the right alternative

@@ -3,8 +3,8 @@
     results.json: {"models": {name: {"harmless", "evasive", ..., "n": {...}, "intervals": {rate: [low, high]}}},
                    "differences": {rate: {"mean", "low", "high"}}}
 
-Intervals are 95 % bootstrap intervals over combinations of action and thing. Replies to prompts of one combination are not
-independent: what a model has not understood about `disarm the alarm of ... chest` is wrong in every way of asking for it.
+Intervals are 95 % bootstrap intervals over combinations of action and thing, since replies to prompts of one combination
+are not independent: who does not know how to `disarm the alarm of` a chest is wrong in every way of being asked.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from cai_cli.talk import say, show_text
 class Options:
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Files or whole machines, as `cai configs` lists them: one-gpu/ppo, one-gpu."),
+        typer.Argument(help="Files, or whole machines: one-gpu/ppo, one-gpu. `cai configs` lists them."),
     ] = field(default=None)
     everything: Annotated[bool, flag("Data", "All of them.", "--all")] = False
     out: Annotated[Path, flag("Output", "Directory that gets a folder for each machine.")] = Path("configs")
@@ -75,7 +75,7 @@ def chosen(options: Options) -> dict[str, Path]:
         raise UserError("give either names or --all", "`cai configs` lists the names")
     if options.everything:
         return found
-    picked = {}
+    picked: dict[str, Path] = {}
     for name in names:
         asked = name.removesuffix(".yaml").rstrip("/")
         of_it = {full: path for full, path in found.items() if asked in (full, full.partition("/")[0])}

@@ -5,8 +5,8 @@
     DIR/...         what each stage writes
     DIR/results.json, results.png    oracle rates of helpful-only, SL-CAI and RL-CAI on held-out test prompts
 
-The stages never ask the oracle. Its order of answers is in two things they start from: the human helpfulness comparisons, whose
-raters it simulates, and the helpful-only checkpoint, the judge here, which learned to answer multiple choice by it.
+The stages never ask the oracle, but it is in what they start from: the human helpfulness comparisons and the votes, which
+follow it with noise, and the helpful-only checkpoint, the judge here, which learned to answer multiple choice by it.
 """
 
 from __future__ import annotations
