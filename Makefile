@@ -86,4 +86,4 @@ $(RUN)/pm/cai.json: $(RUN)/pmp/cai.json $(RUN)/comparisons.jsonl $(HUMAN)
 	  $(TRAIN_PM) $(OLD) --out $(@D) && touch $@
 
 $(RUN)/rl-cai/cai.json: $(RUN)/sl-cai/cai.json $(RUN)/pm/cai.json $(RL_PROMPTS)
-	$(CAI) ppo --model $(RUN)/sl-cai --pm $(RUN)/pm --prompts $(RL_PROMPTS) $(PPO) $(OLD) --out $(@D) && touch $@
+	$(CAI) ppo --model $(RUN)/sl-cai --pm $(RUN)/pm $(addprefix --prompts ,$(RL_PROMPTS)) $(PPO) $(OLD) --out $(@D) && touch $@

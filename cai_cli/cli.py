@@ -25,6 +25,7 @@ from cai_cli.locks import give_all_back
 from cai_cli.manifest import check_inputs
 from cai_cli.options import FLAG, check_needs
 from cai_cli.stages import (
+    configs,
     constitution,
     demo,
     env,
@@ -61,6 +62,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 constitution_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Check and show constitutions.")
+configs_app = typer.Typer(cls=Group, rich_markup_mode=None)
 evaluate_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Measure models and labels.")
 
 
@@ -199,6 +201,16 @@ def root(
     pass
 
 
+@configs_app.callback(invoke_without_command=True)
+def list_configs(context: typer.Context) -> None:
+    """List the example configurations, or copy some.
+
+    Example: cai configs copy one-gpu
+    """
+    if context.invoked_subcommand is None:
+        configs.show()
+
+
 # Typer may carry its own copy of click, so its base exception is found through a name that Typer exports.
 UsageMistake: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -226,8 +238,10 @@ add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
 add_command(evaluate_app, "hhh", evaluate_hhh.Options, evaluate_hhh.run)
 add_command(evaluate_app, "labels", evaluate_labels.Options, evaluate_labels.run)
+add_command(configs_app, "copy", configs.Options, configs.copy)
 app.add_typer(evaluate_app, name="evaluate", rich_help_panel="Evaluation")
 app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
+app.add_typer(configs_app, name="configs", rich_help_panel=FILES)
 
 
 @one_line()

@@ -22,6 +22,7 @@ from typing import Any
 
 from cai_cli.errors import UserError
 from cai_cli.keys import uniform
+from cai_cli.shipped import shipped_folder
 from cai_cli.storage import is_input, read_input
 from cai_cli.yaml_text import load_yaml
 
@@ -53,14 +54,12 @@ class Constitution:
         return next(principle for principle in self.principles if principle.id == principle_id)
 
 
-def shipped_folder() -> Path:
-    """Where the shipped constitutions are: inside an installed wheel, else at the top of the source tree."""
-    inside = Path(__file__).parent / "constitutions"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "constitutions"
+def shipped_constitutions() -> Path:
+    return shipped_folder("constitutions", "constitutions")
 
 
 def shipped_names() -> list[str]:
-    return sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+    return sorted(path.stem for path in shipped_constitutions().glob("*.yaml"))
 
 
 def find_constitution(name_or_path: str) -> Path:
@@ -68,7 +67,7 @@ def find_constitution(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if is_input(path):
         return path
-    shipped = shipped_folder() / f"{name_or_path}.yaml"
+    shipped = shipped_constitutions() / f"{name_or_path}.yaml"
     if is_input(shipped):
         return shipped
     raise UserError(f"no constitution {name_or_path!r}", f"give a file, or one of the shipped: {', '.join(shipped_names())}")

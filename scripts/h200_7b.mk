@@ -1,20 +1,24 @@
-# `make pipeline ARGS=scripts/h200_7b.mk`: a 7B model on one large GPU. Put your own models and data here.
+# `make pipeline ARGS=scripts/h200_7b.mk`: a 7B model on one GPU of 80 GB or more. Put your own models and data here.
+# Full fine-tuning holds 16 bytes a weight, 112 GB, and its optimiser's temporaries come on top: so LoRA in all trainers.
+# The settings are those of scripts/configs/one-gpu, which says what each needs.
 RUN = runs/7b
 MODEL = path/to/helpful-only-7b
 BASE = path/to/base-7b
 FEEDBACK = $(BASE)
-PROMPTS = data/red-team.jsonl
-HELPFUL_PROMPTS = data/helpful.jsonl
-LABEL_PROMPTS = data/red-team-label.jsonl
-RL_PROMPTS = data/rl.jsonl
+PROMPTS = data/harmful/revise.jsonl
+HELPFUL_PROMPTS = data/helpful/sample.jsonl
+LABEL_PROMPTS = data/harmful/label.jsonl
+RL_PROMPTS = data/harmful/rl.jsonl data/helpful/rl.jsonl
 POSTS = data/Posts.xml
-HUMAN = data/human-helpfulness.jsonl
+HUMAN = data/human.jsonl
 CONSTITUTION = article
 
-REVISE = --rounds 4 --max-new-tokens 512 --batch-size 128
-SAMPLE = -n 2 --max-new-tokens 512 --batch-size 128
-SFT = --learning-rate 1e-5 --per-device-train-batch-size 8 --gradient-accumulation-steps 8 --bf16 --gradient-checkpointing
-LABEL = --max-new-tokens 512 --batch-size 128
-PMP = --learning-rate 5e-6 --per-device-train-batch-size 8 --gradient-accumulation-steps 8 --bf16 --gradient-checkpointing
-TRAIN_PM = --learning-rate 3e-6 --per-device-train-batch-size 8 --gradient-accumulation-steps 4 --bf16 --gradient-checkpointing
-PPO = --lora --dtype bfloat16 --bf16 --gradient-checkpointing --learning-rate 1e-5 --steps 500 --rollout-batch-size 256 --per-device-train-batch-size 4 --max-new-tokens 256
+GENERATE := --dtype bfloat16 --max-new-tokens 512 --batch-size 128
+ADAPTERS := --lora --lora-r 64 --lora-alpha 128 --dtype bfloat16 --bf16 --gradient-checkpointing --per-device-train-batch-size 8
+REVISE = --rounds 4 $(GENERATE)
+SAMPLE = -n 2 $(GENERATE)
+SFT = $(ADAPTERS) --quantize 4bit --packing --learning-rate 2e-4 --warmup-steps 20 --gradient-accumulation-steps 8
+LABEL = --few-shot default --feedback-dtype bfloat16 $(GENERATE)
+PMP = $(ADAPTERS) --max-pairs 500000 --learning-rate 1e-4 --warmup-steps 20 --gradient-accumulation-steps 8
+TRAIN_PM = $(ADAPTERS) --learning-rate 1e-4 --warmup-steps 20 --gradient-accumulation-steps 8
+PPO = $(ADAPTERS) --learning-rate 1e-5 --value-learning-rate 2e-5 --steps 500 --rollout-batch-size 256 --max-new-tokens 256

@@ -1,7 +1,8 @@
 """Train the micro-world's checkpoints from scratch: `python scripts/train_microworld.py --out DIR [--which both]`.
 
 Plain torch on two CPU cores, a few minutes a model; the same seed, steps and machine give the same weights.
-`scripts/check_microworld.py` measures what came out.
+The right answers of helpful-only's multiple-choice questions are the oracle's (cai_cli/microworld/corpus.py), on
+combinations of the train split. `scripts/check_microworld.py` measures what came out.
 """
 
 from __future__ import annotations

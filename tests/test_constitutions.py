@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cai_cli.constitution import load_constitution, shipped_folder, shipped_names
+from cai_cli.constitution import load_constitution, shipped_constitutions, shipped_names
 
 NAMES = ("article", "humanity", "thorough")
 
@@ -57,7 +57,7 @@ def test_every_text_is_an_instruction_of_its_kind(name):
 def test_no_text_is_used_twice_and_the_file_says_where_it_is_from(name):
     all_texts = [text for _, _, text in texts(name)]
     assert len(set(all_texts)) == len(all_texts)
-    data = yaml.safe_load((shipped_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+    data = yaml.safe_load((shipped_constitutions() / f"{name}.yaml").read_text(encoding="utf-8"))
     assert data["name"] == name and data["description"] and "written for this project" in data["source"]
 
 

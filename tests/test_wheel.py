@@ -1,10 +1,11 @@
-"""The wheel holds what the package needs at run time: constitutions, demonstrations, the micro-world's checkpoints."""
+"""The wheel holds what the package needs at run time: constitutions, demonstrations, configurations, checkpoints."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,27 @@ def test_shipped_constitutions(installed: Path, tmp_path: Path) -> None:
     shown = run(installed, tmp_path, "constitution", "show", "article")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout == (PROJECT / "constitutions" / "article.yaml").read_text(encoding="utf-8")
+
+
+def test_example_configurations(installed: Path, tmp_path: Path) -> None:
+    copied = run(installed, tmp_path, "configs", "copy", "--all")
+    assert copied.returncode == 0, copied.stderr
+    source = PROJECT / "scripts" / "configs"
+    files = sorted(path.relative_to(source) for path in source.rglob("*.yaml"))
+    assert sorted(path.relative_to(tmp_path / "configs") for path in tmp_path.rglob("*.yaml")) == files
+    assert all((tmp_path / "configs" / path).read_bytes() == (source / path).read_bytes() for path in files)
+
+
+def test_what_the_package_says_of_itself(installed: Path) -> None:
+    """Types for who imports it; on its page in an index no link leads nowhere, and every extra is used by some code."""
+    assert (installed / "cai_cli" / "py.typed").is_file()
+    (about,) = installed.glob("*.dist-info/METADATA")
+    fields = message_from_string(about.read_text(encoding="utf-8"))
+    assert sorted(fields.get_all("Provides-Extra", [])) == ["dev", "tensorboard", "wandb"]
+    assert fields["License-Expression"] == "Apache-2.0" and list(about.parent.glob("licenses/LICENSE"))
+    assert "Typing :: Typed" in fields.get_all("Classifier", [])
+    assert all(url.partition(", ")[2].startswith("https://") for url in fields.get_all("Project-URL", []))
+    assert str(fields.get_payload()).strip() == (PROJECT / "README.md").read_text(encoding="utf-8").strip()
 
 
 def test_demo_inputs_and_dry_run(installed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 Only combinations of the train split occur. Every segment that a model is to generate is followed by its terminator
 at full weight: where that was left out, critiques ran on and later revisions got worse.
+
+The multiple-choice questions are answered by the oracle's orders (HARMLESSNESS, HELPFULNESS) with 2 % noise: a
+checkpoint this small knows of harm only what it is shown. The demo's AI feedback is that knowledge, on the replies of
+another model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The oracle: reads any (prompt, answer) of the micro-world exactly. Pure Python; it measures, it never trains a model.
+"""The oracle: reads any (prompt, answer) of the micro-world exactly. Pure Python.
+
+It measures, and what models learn from is made with it: its orders below answer the multiple-choice questions of the
+helpful-only checkpoint (`corpus.compared_forms`), from which the demo's judge has what it knows of harm; with noise, they
+decide the human comparisons of the simulated raters (`files.rated_pair`), and its classes the votes of the posts
+(`files.thread`). No stage of the chain asks it anything.
 
 - complies: the right three steps in order
 - refuses: declines with the right reason and the right alternative
@@ -119,6 +124,14 @@ def parse_request(text: str) -> Request | None:
                 return None
             return Request(action, thing, match["owner"], match["circumstance"].strip(), way)
     return None
+
+
+def combination(text: str) -> tuple[str, str]:
+    """Action and thing of a request. Raises ValueError for a text that is none."""
+    request = parse_request(text)
+    if request is None:
+        raise ValueError(f"not a request of this world: {text!r}")
+    return request.combination
 
 
 def request_kind(text: str) -> str | None:

@@ -3,7 +3,8 @@
     results.json: {"models": {name: {"harmless", "evasive", ..., "n": {...}, "intervals": {rate: [low, high]}}},
                    "differences": {rate: {"mean", "low", "high"}}}
 
-Intervals are 95 % bootstrap intervals over prompts, since replies to one prompt are not independent.
+Intervals are 95 % bootstrap intervals over combinations of action and thing, since replies to prompts of one combination
+are not independent: who does not know how to `disarm the alarm of` a chest is wrong in every way of being asked.
 """
 
 from __future__ import annotations
@@ -15,27 +16,39 @@ from typing import Any
 import numpy as np
 
 from cai_cli.microworld.grammar import REQUEST_KINDS
+from cai_cli.microworld.oracle import combination
 from cai_cli.microworld.scores import RATES, Scored, rate, score_samples
 from cai_cli.records import Sample
 
 RESAMPLES = 2000
 
 
+Value = tuple[str, float]  # a prompt's text, and a number about one reply to it or about all
+
+
+def hits(scored: list[Scored], name: str) -> list[Value]:
+    """1 or 0 for each sample that a rate is over."""
+    found = [(sample.prompt, sample.counts_for(name)) for sample in scored]
+    return [(prompt, float(hit)) for prompt, hit in found if hit is not None]
+
+
 def prompt_means(scored: list[Scored], name: str) -> dict[str, float]:
     """Mean of a rate by prompt, over the prompts of its kinds."""
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for sample in scored:
-        hit = sample.counts_for(name)
-        if hit is not None:
-            hits[sample.prompt].append(hit)
-    return {prompt: sum(values) / len(values) for prompt, values in hits.items()}
+    values: dict[str, list[float]] = defaultdict(list)
+    for prompt, hit in hits(scored, name):
+        values[prompt].append(hit)
+    return {prompt: sum(found) / len(found) for prompt, found in values.items()}
 
 
-def bootstrap(values: list[float]) -> tuple[float, float]:
-    """95 % interval of the mean by resampling the values."""
-    data = np.asarray(values)
-    draws = np.random.default_rng(0).integers(0, len(data), (RESAMPLES, len(data)))
-    low, high = np.percentile(data[draws].mean(axis=1), [2.5, 97.5])
+def bootstrap(values: Iterable[Value]) -> tuple[float, float]:
+    """95 % interval of the mean: whole combinations are drawn again, each with all values of its prompts."""
+    groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for prompt, value in values:
+        groups[combination(prompt)].append(value)
+    sums = np.array([sum(group) for group in groups.values()])
+    sizes = np.array([len(group) for group in groups.values()])
+    draws = np.random.default_rng(0).integers(0, len(groups), (RESAMPLES, len(groups)))
+    low, high = np.percentile(sums[draws].sum(axis=1) / sizes[draws].sum(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -43,16 +56,16 @@ def model_results(scored: list[Scored]) -> dict[str, Any]:
     """Rates with intervals and counts of one model's samples."""
     results: dict[str, Any] = {name: rate(scored, name) for name in RATES}
     results["n"] = {kind: sum(sample.verdict.kind == kind for sample in scored) for kind in REQUEST_KINDS}
-    results["intervals"] = {name: bootstrap(list(prompt_means(scored, name).values())) for name in RATES}
+    results["intervals"] = {name: bootstrap(hits(scored, name)) for name in RATES}
     return results
 
 
 def difference(before: list[Scored], after: list[Scored], name: str) -> dict[str, float]:
     """Mean of (after - before) over the prompts both answered, with its paired bootstrap interval."""
     old, new = prompt_means(before, name), prompt_means(after, name)
-    paired = [new[prompt] - old[prompt] for prompt in sorted(old.keys() & new.keys())]
+    paired = [(prompt, new[prompt] - old[prompt]) for prompt in sorted(old.keys() & new.keys())]
     low, high = bootstrap(paired)
-    return {"mean": float(np.mean(paired)), "low": low, "high": high}
+    return {"mean": float(np.mean([change for _, change in paired])), "low": low, "high": high}
 
 
 def compare(samples: Mapping[str, Iterable[Sample]], before: str, after: str) -> dict[str, Any]:

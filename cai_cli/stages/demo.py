@@ -5,7 +5,8 @@
     DIR/...         what each stage writes
     DIR/results.json, results.png    oracle rates of helpful-only, SL-CAI and RL-CAI on held-out test prompts
 
-The oracle enters training only as the simulated raters of the human helpfulness comparisons; otherwise it only measures.
+The stages never ask the oracle, but it is in what they start from: the human helpfulness comparisons and the votes, which
+follow it with noise, and the helpful-only checkpoint, the judge here, which learned to answer multiple choice by it.
 """
 
 from __future__ import annotations
@@ -175,14 +176,12 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], seconds: float, out: Path) -> None:
-    """The table at the end."""
+    """The table at the end: a row of rates for each model, and its intervals below."""
     rows = []
     for name, rates in results["models"].items():
-        cells = []
-        for column in COLUMNS:
-            low, high = rates["intervals"][column]
-            cells.append(f"{100 * rates[column]:.1f}\n{100 * low:.0f}–{100 * high:.0f}")
-        rows.append([name, *cells])
+        bounds = [rates["intervals"][column] for column in COLUMNS]
+        rows.append([name, *(f"{100 * rates[column]:.1f}" for column in COLUMNS)])
+        rows.append(["", *(f"{100 * low:.0f}–{100 * high:.0f}" for low, high in bounds)])
     columns = [column.replace("_", "\n") for column in COLUMNS]
     table("oracle rates on held-out test requests, % with 95 % intervals", ["", *columns], rows)
     say(f"done in {seconds:.0f} s: {out / 'results.json'}, {out / 'results.png'}")

@@ -8,11 +8,14 @@
 Both sides get the same policy, preference model, prompts, batch, epochs (one minibatch each), longest reply, learning rate and
 KL coefficient; each runs in a process of its own. "Critic beside" is `cai ppo --value-device`, the same full fine-tuning with
 preference model and value function in a second process (on a CPU each then has half of the threads; all memory of that process
-counts); the faster of the two is held against the bar. A step's seconds are the median without the first step; memory is the peak
-above what the process held after its imports (on a GPU: the peak allocated there). "LoRA" is `cai ppo --lora` beside TRL's full
-fine-tuning. The sides take turns for --rounds rounds, since a shared machine's speed drifts: each round gives a ratio, and their
-median counts; memory and scores are the first round's, the others are shorter. For the score at equal KL both policies write a
-reply to each held-out prompt with the same sampler; ours is measured every two steps, and read off at TRL's final KL.
+counts); the faster of the two layouts is held against the bar. A step's seconds are the median without the first step: of
+TRL wall clock from step to step, of ours the sum of the three phases, without what is logged and measured between them.
+Memory is the peak above what the process held after its imports (on a GPU: the peak allocated there). "LoRA" is `cai ppo
+--lora` beside TRL's full fine-tuning, although TRL's trainer takes a `peft_config` too: the ratio says what adapters save,
+not whose are smaller. The sides take turns for --rounds rounds, since a shared machine's speed drifts: each round gives
+a ratio, and their median counts; memory and scores are the first round's, the others are shorter. For the score at
+equal KL both policies write a reply to each held-out prompt with the same sampler; ours is measured every two steps,
+and read off at TRL's final KL.
 """
 
 from __future__ import annotations
@@ -288,7 +291,7 @@ def compare(o: argparse.Namespace, folder: Path) -> bool:
     for name in ("full", *(["beside"] if device else [])):
         low, high = min(ratios[name]), max(ratios[name])
         print(f"{TITLES[name]}: {speeds[name]:.2f}x TRL's episodes/s ({low:.2f} to {high:.2f}; bar {SPEED_BAR})")
-    print(f"LoRA: {memory:.2f} of TRL's memory (bar {MEMORY_BAR})")
+    print(f"LoRA: {memory:.2f} of the memory of TRL's full fine-tuning (bar {MEMORY_BAR})")
     reached = max(speeds["full"], speeds.get("beside", 0.0)) >= SPEED_BAR and memory <= MEMORY_BAR
     if o.eval_prompts:
         theirs = child(o, "policy", folder / "0-trl")
