@@ -2,7 +2,7 @@
 
     metrics.jsonl    a line a step; nothing in it depends on the clock, so a killed run ends in the same bytes
     timings.jsonl    seconds of each phase of the same steps, episodes a second, peak memory of each process
-    samples.jsonl    some replies each --sample-steps
+    samples.jsonl    some replies each --sample-steps, as samples with step, score and kl; samples.rejects.jsonl: those without a text
     --report-to      the metrics to TensorBoard (OUT/tensorboard) or Weights & Biases, through accelerate's trackers
 
 On a terminal a live table of the last steps with rate and ETA, elsewhere a plain line now and then.
@@ -26,6 +26,7 @@ from cai_cli.training.pairwise import MetricsFile
 if TYPE_CHECKING:
     from cai_cli.stages.ppo import Options
 
+REJECTS = "samples.rejects"
 Row = dict[str, Any]
 Show = Callable[[int, Row], None]
 
@@ -59,7 +60,7 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         if is_main():
-            for name in ("metrics", "timings", "samples"):
+            for name in ("metrics", "timings", "samples", REJECTS):
                 self.files[name] = self.opened.enter_context(MetricsFile(self.folder / f"{name}.jsonl", self.start))
             self.trackers = open_trackers(self.options, self.folder, self.start)
         self.show = self.opened.enter_context(shown(self.options.steps, self.start))
@@ -69,6 +70,9 @@ class RunLog:
         for tracker in self.trackers:
             tracker.finish()
         self.opened.__exit__(*error)
+        rejects = self.folder / f"{REJECTS}.jsonl"
+        if self.files and rejects.exists() and not rejects.stat().st_size:
+            rejects.unlink()
 
     def write(self, step: int, row: Row, seconds: dict[str, float] | None = None, memory: dict[str, float] | None = None) -> None:
         """One line of metrics and, for a step that trained, one of timings."""
@@ -84,10 +88,12 @@ class RunLog:
         if seconds:
             self.show(1, row)
 
-    def samples(self, rows: list[Row]) -> None:
+    def samples(self, rows: list[Row], rejects: list[Row]) -> None:
+        """Replies of one step, and what lies in place of those that are no samples."""
         if self.files:
-            for row in rows:
-                self.files["samples"].write(row)
+            for name, some in (("samples", rows), (REJECTS, rejects)):
+                for row in some:
+                    self.files[name].write(row)
 
 
 # Trackers

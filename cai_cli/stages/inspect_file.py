@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +26,7 @@ from cai_cli.errors import RecordError, UserError
 from cai_cli.hygiene import is_near, share_kept
 from cai_cli.jsonl import check_new, read_rows
 from cai_cli.options import flag
-from cai_cli.records import Prompt, Revision, events_text
+from cai_cli.records import Prompt, Revision, Sample, events_text
 from cai_cli.talk import show_text, visible
 from cai_cli.trl_rows import RowReader
 
@@ -99,7 +99,11 @@ def prompt_page(row: dict[str, Any]) -> Page:
 
 def sample_page(row: dict[str, Any]) -> Page:
     sample = RowReader().sample(row)
-    return [*conversation_lines(sample.prompt), *conversation_lines(sample.completion), (f"  {sample.finish_reason}\n", NOTE)]
+    page = [*conversation_lines(sample.prompt), *conversation_lines(sample.completion), (f"  {sample.finish_reason}\n", NOTE)]
+    if "finish_reason" in row:  # a row of ours: what else is known of the reply, such as its score
+        known = {field.name for field in fields(Sample)}
+        page += [(f"  {name}: {value}\n", NOTE) for name, value in row.items() if name not in known]
+    return page
 
 
 def revision_page(row: dict[str, Any]) -> Page:

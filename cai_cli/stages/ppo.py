@@ -115,7 +115,7 @@ def run(options: Options) -> None:
     with closing(trainer), RunLog(options, artifact.folder, progress.step) as log, after_the_step():
         if eval_prompts and progress.step == 0:
             log.write(0, progress.measure(None))
-            log.samples(sample_rows(0, progress.samples, texts, SAMPLES if options.sample_steps else 0))
+            log.samples(*sample_rows(0, progress.samples, texts, SAMPLES if options.sample_steps else 0))
         while progress.step < options.steps and progress.stopped is None:
             clock, step = Clock(), progress.step
             batch = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
@@ -131,7 +131,7 @@ def run(options: Options) -> None:
             log.write(step, row | measured, clock.seconds, trainer.peak_memory())
             if options.sample_steps and step % options.sample_steps == 0:
                 episodes = progress.samples if measured else rollout.table
-                log.samples(sample_rows(step, episodes, texts, SAMPLES))
+                log.samples(*sample_rows(step, episodes, texts, SAMPLES))
             if told_to_stop(trainer.policy.learner.device):
                 progress.save_unchecked()
                 raise Terminated
