@@ -2,7 +2,8 @@
 
     metrics.jsonl    a line a step; nothing in it depends on the clock, so a killed run ends in the same bytes
     timings.jsonl    seconds of each phase of the same steps, episodes a second, peak memory of each process
-    samples.jsonl    some replies each --sample-steps, as samples with step, score and kl; samples.rejects.jsonl: those without a text
+    samples.jsonl    some replies each --sample-steps, as samples with step, score and kl
+    samples.rejects.jsonl    those of them without a text
     --report-to      the metrics to TensorBoard (OUT/tensorboard) or Weights & Biases, through accelerate's trackers
 
 On a terminal a live table of the last steps with rate and ETA, elsewhere a plain line now and then.

@@ -52,8 +52,8 @@ class Options(RowOptions):
         ],
         typer.Argument(
             help="hh-rlhf: Anthropic's transcripts (makes prompts or comparisons). red-team: red_team_attempts (prompts). "
-            "paper-chains: the paper's *_SLMADISON.jsonl (revisions). paper-samples: its *_RLHF and *_RLMADISON files, with their "
-            "PM scores (samples). paper-constitution: its principles (a constitution). "
+            "paper-chains: the paper's *_SLMADISON.jsonl (revisions). paper-samples: its *RLHF and *_RLMADISON files, with "
+            "their PM scores (samples). paper-constitution: its principles (a constitution). "
             "cai-conversation: of HuggingFaceH4 (revisions or comparisons). ultrafeedback: of HuggingFaceH4 (comparisons). "
             "table: CSV, TSV, JSON lines or parquet with any --columns (prompts, samples or comparisons)."
         ),

@@ -23,7 +23,7 @@ from cai_cli.engines.base import LENGTH
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import reply_cautions
 from cai_cli.interruption import Terminated, after_the_step
-from cai_cli.jsonl import write_rows
+from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.manifest import parse_weight
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, check_training_dtype, flag
@@ -100,6 +100,7 @@ def run(options: Options) -> None:
     from cai_cli.ppo.trainer import Clock, Trainer
     from cai_cli.training.collective import told_to_stop
     from cai_cli.training.facts import model_facts
+    from cai_cli.training.model_card import model_card
 
     longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
     trainer = Trainer(options, longest)
@@ -139,21 +140,26 @@ def run(options: Options) -> None:
         warn(f"{progress.stopped}: stopping here")
     saved = progress.settle()
     report(options, progress, artifact.metrics_file, saved)
-    artifact.finish(
-        trainer.save_policy,
-        steps_done=progress.step,
-        stopped=progress.stopped,
-        saved_step=saved,
-        best_step=progress.best.step if progress.best.step >= 0 else None,
-        kl_coef=trainer.kl.coefficient,
-        counts={
+    facts = {
+        "steps_done": progress.step,
+        "stopped": progress.stopped,
+        "saved_step": saved,
+        "best_step": progress.best.step if progress.best.step >= 0 else None,
+        "kl_coef": trainer.kl.coefficient,
+        "counts": {
             "in": sum(len(prompts) for prompts, _ in sources) + len(rejected),
             "rejected": dict(sorted(Counter(item.reason for item in rejected).items())),
         },
-        evaluation=progress.last,
-        warnings=warn_all(last_cautions(progress.rollout)),
+        "evaluation": progress.last,
+        "warnings": warn_all(last_cautions(progress.rollout)),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
-    )
+    }
+
+    def save(folder: Path) -> None:
+        trainer.save_policy(folder)
+        write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
+
+    artifact.finish(save, **facts)
 
 
 def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:

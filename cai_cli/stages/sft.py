@@ -112,8 +112,8 @@ def run(options: Options) -> None:
     from cai_cli.training.checkpoints import newest_whole
     from cai_cli.training.facts import model_facts
     from cai_cli.training.hf_trainer import TrainingLog, whole_weights
+    from cai_cli.training.model_card import model_card
     from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
-    from cai_cli.training.sft_card import sft_card
     from cai_cli.training.sft_trainer import make_trainer, open_model
 
     data = packed_dataset(train, options.max_length, options.seed) if options.packing else dataset_of(train)
@@ -148,7 +148,7 @@ def run(options: Options) -> None:
 
     def save(folder: Path) -> None:
         save_trained(trainer.model, tokenizer, folder, options, options.model, "CAUSAL_LM", weights)
-        write_atomically(folder / "README.md", sft_card(artifact.manifest | facts))
+        write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
 
     artifact.finish(save, **facts)
 
