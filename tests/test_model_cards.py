@@ -50,7 +50,7 @@ def models(cai: Cai, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     shutil.copytree(llama, folder / "lm")
     write_prompts(folder / "prompts.jsonl")
     asked = [said("user", f"How do I bake bread? {n}") for n in range(24)]
-    step = {name: "It harms." for name in ("critique_request", "critique", "revision_request")}
+    step = dict.fromkeys(("critique_request", "critique", "revision_request"), "It harms.")
     first = {"initial": said("assistant", "Sure."), "rounds": [{"principle": EVIL, **step, "revision": "Mix the flour."}]}
     mixed = said("assistant", "Mix the flour.")
     put(folder / "revisions.jsonl", *({"id": f"{n}/0", "prompt": p, "completion": mixed, **first} for n, p in enumerate(asked)))
@@ -76,7 +76,7 @@ def test_the_hub_reads_the_card(models: Path, name: str) -> None:
     assert "constitutional-ai" in data["tags"] and ("lora" in data["tags"]) == (name == "sl-cai")
     assert data["datasets"] == ["org/red-team"] and "base_model" not in data
     figures = {metric["type"] for found in data["model-index"][0]["results"] for metric in found["metrics"]}
-    wanted = {"sl-cai": "held-out_loss_other", "pmp": "accuracy", "pm": "brier", "rl-cai": "kl"}[name]
+    wanted = {"sl-cai": "loss", "pmp": "accuracy", "pm": "brier", "rl-cai": "kl"}[name]
     assert wanted in figures
     measured = [(found["dataset"]["name"], tuple(found["metrics"][0])) for found in data["model-index"][0]["results"]]
     assert len(measured) == len(set(measured)) and (name != "pm" or len(measured) == 2)

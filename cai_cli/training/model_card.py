@@ -191,13 +191,15 @@ def measures(manifest: Manifest) -> tuple[list[list[str]], list[Any]]:
             if group[metric] is not None
         ]
         return [[plain(cell) for cell in row] for row in table + spread], results
-    found = {f"held-out loss, {kind}": loss for kind, loss in ((manifest.get("held_out") or {}).get("loss") or {}).items()}
-    found |= {name.removeprefix("eval_").replace("_", " "): value for name, value in evaluation.items()}
-    if not found:
-        return [], []
-    table = [["", "held out"], *([name, f"{value:.4f}"] for name, value in found.items())]
-    results = [result("text-generation", "held-out prompts", name, value) for name, value in found.items()]
-    return [[plain(cell) for cell in row] for row in table], results
+    losses = ((manifest.get("held_out") or {}).get("loss") or {}) if stage == "sft" else {}
+    table = [[f"held-out loss, {kind}", f"{loss:.4f}"] for kind, loss in losses.items()]
+    table += [[name.removeprefix("eval_").replace("_", " "), f"{value:.4f}"] for name, value in evaluation.items()]
+    results = [result("text-generation", f"held-out rows, {kind}", "loss", loss) for kind, loss in losses.items()]
+    results += [
+        result("text-generation", "held-out prompts", name.removeprefix("eval_"), value) for name, value in evaluation.items()
+    ]
+    heading = [["", "held out"]] if table else []
+    return [[plain(cell) for cell in row] for row in heading + table], results
 
 
 def result(task: str, data: str, metric: str, value: float) -> Any:
@@ -205,8 +207,7 @@ def result(task: str, data: str, metric: str, value: float) -> Any:
     from huggingface_hub import EvalResult
 
     kind, _, part = data.partition(", ")
-    named = re.sub(r"\W+", "_", metric)
-    return EvalResult(task, kind.replace(" ", "-"), data, named, round(value, 6), dataset_config=part or None)
+    return EvalResult(task, kind.replace(" ", "-"), data, metric, round(value, 6), dataset_config=part or None)
 
 
 # Text that is not ours
