@@ -171,7 +171,9 @@ def run_pairwise_stage(
             write_rows(artifact.folder / "rejects.jsonl", [item.to_row() for item in rejected])
         say(f"{len(rejected)} pairs rejected into {artifact.folder / 'rejects.jsonl'}")
     say(f"{artifact.manifest['stage']}: {len(training)} pairs, {len(held_out)} held out")
-    facts = fit_pairwise(model, training, held_out, options, artifact.folder, int(tokenizer.pad_token_id), head)
+    facts = fit_pairwise(
+        model, training, held_out, options, artifact.folder, int(tokenizer.pad_token_id), head, artifact.manifest["stage"]
+    )
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     seen = len(training) + len(held_out)
     facts |= {"counts": {"in": seen + len(rejected), "out": seen, "rejected": counts}, **model_facts(model, tokenizer)}

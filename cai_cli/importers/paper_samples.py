@@ -110,7 +110,10 @@ def sample_of_answer(identity: str, prompt: Conversation, answer: Any, shared: R
 
 def scores_of(found: Any) -> list[float]:
     """The numbers of [{"pm_score": number}, ...]."""
-    scores = [item.get("pm_score") if isinstance(item, dict) else item for item in found] if isinstance(found, list) else [None]
-    if not all(isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score) for score in scores):
-        raise Refused("not_a_number", "field `pm_scores`: expected a list of {pm_score: number}")
-    return [float(score) for score in scores]
+    scores = []
+    for item in found if isinstance(found, list) else [None]:
+        score = item.get("pm_score") if isinstance(item, dict) else item
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise Refused("not_a_number", "field `pm_scores`: expected a list of {pm_score: number}")
+        scores.append(float(score))
+    return scores

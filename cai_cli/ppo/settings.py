@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cai_cli.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, flag
+from cai_cli.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, ReportOptions, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class PPOOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackOptions:
+class TrackOptions(ReportOptions):
     """What is kept and shown of a run."""
 
     eval_steps: Annotated[int, flag("Output", "Steps between evaluations on --eval-prompts.", min=1)] = 10
@@ -129,9 +129,4 @@ class TrackOptions:
     ] = False
     best_max_kl: Annotated[
         float | None, flag("Output", "KL budget of the best policy (nats a reply); --max-kl if not given.", min=0.0)
-    ] = None
-    report_to: Annotated[
-        list[str] | None,
-        flag("Output", "tensorboard, wandb: send the metrics there too; metrics.jsonl is always written. Repeatable."),
-        RUNTIME,
     ] = None

@@ -1,7 +1,8 @@
-"""`cai inspect FILE`: pages through a file of ours in the terminal, with what changed marked.
+"""`cai inspect PATH`: pages through a file of ours in the terminal, with what changed marked; or says what a model is.
 
     cai inspect revisions.jsonl                 each chain: prompt, draft, every round and what its revision changed
     cai inspect comparisons.jsonl --limit 5     rejected against chosen, and the judgements
+    cai inspect rl-cai/                         a model: what it is, how it was made, whether it is finished
 
 On a terminal, what a text lost is red and struck, what it gained is green; elsewhere they stand in [-...-] and {+...+}. Model
 text is shown as it is, but for control characters, which are spelled out.
@@ -44,23 +45,38 @@ Page = list[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    file: Annotated[Path, typer.Argument(help="Prompts, revisions, samples, comparisons or rejects.")]
+    file: Annotated[Path, typer.Argument(help="Prompts, revisions, samples, comparisons or rejects; or a model directory.")]
     id: Annotated[list[str] | None, flag("Data", "Show the row with this id only. Repeatable.")] = None
     first: Annotated[int, flag("Data", "Row to start from, counted from 1.", "--from", min=1)] = 1
     limit: Annotated[int | None, flag("Data", "Show at most this many rows.", min=1)] = None
 
 
 def run(options: Options) -> None:
-    """Page through a file of ours, with what changed marked.
+    """Page through a file of ours, with what changed marked, or show what a model directory holds.
 
     Example: cai inspect revisions.jsonl --from 10
     """
+    if options.file.is_dir():
+        show_model(options)
+        return
     pages = islice(pages_of(options), options.limit)
     if sys.stdout.isatty():
         show_in_pager(pages)
         return
     for page in pages:
         show_text("".join(plain(text, style) for text, style in page))
+
+
+def show_model(options: Options) -> None:
+    """What is known of a model directory, a line each."""
+    from cai_cli.models.portrait import portrait
+
+    if options.id or options.limit is not None or options.first != 1:
+        raise UserError(f"{options.file}: is a directory, and --id, --from and --limit choose rows", "leave them out")
+    facts = list(portrait(options.file))
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        show_text(f"{visible(name):{width}}  {visible(value)}".rstrip())
 
 
 def pages_of(options: Options) -> Iterator[Page]:

@@ -5,7 +5,6 @@ Stale: an input has another content now than when the artifact was made. Missing
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cai_cli.ancestry import source_path, unnested
+from cai_cli.ancestry import is_on_hub, source_path, unnested
 from cai_cli.errors import UserError
 from cai_cli.fingerprints import file_changes, fingerprint_file, hash_file, model_files
 from cai_cli.manifest import Manifest, manifest_path, read_manifest
@@ -75,7 +74,7 @@ class Tree:
             items.append((CONSTITUTION, {**constitution, "option": "constitution"}))
         for number, (kind, item) in enumerate(items, start=1):
             corner, below = ("└── ", "    ") if number == len(items) else ("├── ", "│   ")
-            if on_hub(kind, item):
+            if is_on_hub(item):
                 yield indent + corner + label(item["path"], None, item["option"])
                 continue
             path = source_path(artifact, item)
@@ -100,13 +99,6 @@ class Tree:
         if (kind, path) not in self.hashes:
             self.hashes[kind, path] = HASHES[kind](path)
         return self.hashes[kind, path]
-
-
-def on_hub(kind: str, item: dict[str, Any]) -> bool:
-    """Data sets and models on the Hub have no content here: the first no hash, the second the hash of its name."""
-    if kind == MODEL:
-        return bool(item.get("fingerprint") == hashlib.sha256(os.fsencode(item["path"])).hexdigest())
-    return item["sha256"] is None
 
 
 def shown(path: Path) -> str:

@@ -32,7 +32,8 @@ from cai_cli.prompt_files import Known, read_prompts
 from cai_cli.prompt_mix import mixed_prompts
 from cai_cli.ranks import is_main, main_first, world_size
 from cai_cli.records import Prompt
-from cai_cli.talk import say, show_text, table, warn, warn_all
+from cai_cli.talk import say, show_text, table, tell_next, warn, warn_all
+from cai_cli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from cai_cli.models.chat import Renderer
@@ -102,6 +103,8 @@ def run(options: Options) -> None:
     from cai_cli.training.facts import model_facts
     from cai_cli.training.model_card import model_card
 
+    if not options.eval_prompts:
+        say("no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card")
     longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
     trainer = Trainer(options, longest)
     progress = Progress(options, trainer, artifact.checkpoints, eval_prompts)
@@ -160,6 +163,7 @@ def run(options: Options) -> None:
         write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
 
     artifact.finish(save, **facts)
+    tell_next("cai sample --model", options.out, "--prompts", "TEST.jsonl", "--out", options.out.parent / "replies.jsonl")
 
 
 def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:
@@ -198,13 +202,13 @@ def check_options(options: Options) -> None:
         raise UserError(f"--rollout-batch-size {batch} is not divisible by --num-mini-batches {parts}", "change one of them")
     if options.target_kl is not None and options.target_kl <= 0:
         raise UserError(f"--target-kl {options.target_kl:g}: a policy that learns has some KL", "give nats a reply, such as 6")
+    if options.load_best_model_at_end and not (options.eval_prompts or options.gold_pm):
+        told = "--load-best-model-at-end: nothing is held out to find the best policy by"
+        raise UserError(told, "give --eval-prompts, or a --gold-pm that measures")
     if options.lora_dropout:
         raise UserError(f"--lora-dropout {options.lora_dropout:g}: PPO needs the same log-probabilities twice", "leave it at 0")
     if options.lora and options.frozen_dtype != "auto":
         raise UserError("--frozen-dtype: with --lora frozen and trained model are one backbone", "use --dtype, or --quantize")
-
-    from cai_cli.ppo.log import check_trackers
-
     check_trackers(options.report_to)
 
 

@@ -34,8 +34,9 @@ from cai_cli.options import (
     template_kwargs,
 )
 from cai_cli.ranks import by_fsdp, is_main, main_first
-from cai_cli.talk import say, show_text, tell_dropped, warn_all
+from cai_cli.talk import say, show_text, tell_dropped, tell_next, warn_all
 from cai_cli.training.sft_data import Target, TokenRow, dataset_of, packed_dataset, read_targets, tokenise
+from cai_cli.training.trackers import check_trackers
 from cai_cli.trl_rows import RowReader
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def run(options: Options) -> None:
     """
     check_model(options.model, role="language model")
     options.check_adapters()
+    check_trackers(options.report_to)
     if options.quantize and by_fsdp():
         raise UserError(f"--quantize {options.quantize}: FSDP cannot hold it in parts", "leave one of them out")
     artifact = ModelArtifact("sft", options, fsdp=True)
@@ -129,7 +131,7 @@ def run(options: Options) -> None:
     checkpoint = newest_whole(artifact.checkpoints, "checkpoint")
     packs = f" in {len(data)} packs" if options.packing else ""
     say(f"sft: {len(train)} rows{packs}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
-    with TrainingLog("sft", artifact.metrics_file) as log:
+    with TrainingLog("sft", artifact.metrics_file, options) as log:
         log.train(trainer, checkpoint)
         held_out = log.evaluate(trainer)
         train_loss = log.mean_loss(trainer)
@@ -151,6 +153,8 @@ def run(options: Options) -> None:
         write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
 
     artifact.finish(save, **facts)
+    words = (options.out, "--prompts", "PROMPTS.jsonl", "--feedback-model", options.model)
+    tell_next("cai label --model", *words, "--out", options.out.parent / "comparisons.jsonl")
 
 
 def open_tokenizer(options: Options) -> PreTrainedTokenizerBase:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from cai_cli.ancestry import source_path
+from cai_cli.ancestry import is_on_hub, source_path
 from cai_cli.errors import UserError
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
 from cai_cli.manifest import Manifest, manifest_path, read_manifest
@@ -125,11 +125,6 @@ def before(manifest: Manifest, folder: Path) -> tuple[tuple[Manifest, Path] | No
     except UserError:
         parent = None
     return (None if parent is None or path == folder else (parent, path)), None
-
-
-def is_on_hub(source: dict[str, Any]) -> bool:
-    """Whether an input is a data set, or a model has no files here but a name, on the Hub."""
-    return source.get("sha256", "") is None or source.get("files") == {}
 
 
 def note(names: list[str], name: str) -> None:
