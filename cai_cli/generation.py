@@ -86,7 +86,7 @@ def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item], to
             )
             for n in waiting
         ]
-        completions = engine.generate(requests, told) if told and attempt == 0 else engine.generate(requests)
+        completions = engine.generate(requests, told if attempt == 0 else None)
         for n, completion in zip(waiting, completions, strict=True):
             results[n] = judge(completion, items[n], segment, results.get(n))
         waiting = [n for n in waiting if results[n].reason and results[n].finish_reason not in (OVERLONG, UNFIT)]

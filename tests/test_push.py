@@ -47,7 +47,14 @@ def made(cai: Cai, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     words = f"sft --model {folder}/lm --data {folder}/samples.jsonl --lora --save-adapter"
     done = cai(*words.split(), "--out", folder / "sl-cai")
     assert done.returncode == 0, done.stderr
-    for name in ("rejects.jsonl", "checkpoints/step-00000001/state.pt", "wandb/x.log", "wandb-run-id", ".lock", "tensorboard/events"):
+    for name in (
+        "rejects.jsonl",
+        "checkpoints/step-00000001/state.pt",
+        "wandb/x.log",
+        "wandb-run-id",
+        ".lock",
+        "tensorboard/events",
+    ):
         (folder / "sl-cai" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "sl-cai" / name).write_text("x")
     return folder
@@ -68,7 +75,9 @@ def test_a_model_goes_whole_without_what_is_of_this_machine(made: Path, hub: Fak
     names = set(hub.files)
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "cai.json", "metrics.jsonl"} <= names
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
-    assert not [name for name in names if any(word in name for word in ("rejects", "checkpoints", "wandb", "lock", "tensorboard"))]
+    assert not [
+        name for name in names if any(word in name for word in ("rejects", "checkpoints", "wandb", "lock", "tensorboard"))
+    ]
     assert hub.files["model.safetensors"] == (made / "sl-cai/model.safetensors").read_bytes()
     told = [name for name, content in hub.files.items() if b"secret-folder" in content or os.fsencode(made.parent) in content]
     assert told == []

@@ -42,8 +42,10 @@ def open_trackers(options: Any, stage: str, step: int) -> list[Any]:
     if not names or not is_main():
         return []
     folder = Path(options.out)
+    from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
+    PartialState()  # accelerate's trackers ask it for the process they are in; a Hugging Face Trainer has made it
     opened: list[Any] = []
     for name in names:
         try:
