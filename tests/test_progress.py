@@ -58,15 +58,13 @@ def test_a_stage_ends_with_the_next_command(cai: Cai, llama: Path, tmp_path: Pat
     words = ("sample", "--model", llama, "--prompts", prompts, "--max-new-tokens", 4, "--on-truncated", "keep")
     out = tmp_path / "a b.jsonl"
     done = cai(*words, "--out", out)
-    assert (
-        done.stdout == ""
-        and done.stderr.splitlines()[-1] == f"next: cai sft --model BASE --data '{out}' --out '{tmp_path}/sl-cai'"
-    )
+    last = done.stderr.splitlines()[-1]
+    assert done.stdout == "" and last == f"next: cai sft --model BASE --data '{out}' --out {tmp_path}/sl-cai"
     shown = [line for line in done.stderr.splitlines() if line.startswith("sample: ")]
     assert shown and re.fullmatch(LINE, shown[-1]) and "sample: 24/24 rows, " in shown[-1]
     assert "next: " not in cai(*words, "--out", out).stderr  # nothing was done
     shard = cai(*words, "--shard", "0/2", "--out", tmp_path / "s0.jsonl").stderr.splitlines()[-1]
-    assert shard == f"next: cai merge '{tmp_path}/s0.jsonl' OTHER-SHARDS --out '{tmp_path}/whole-s0.jsonl'".replace("'", "")
+    assert shard == f"next: cai merge {tmp_path}/s0.jsonl OTHER-SHARDS --out {tmp_path}/whole-s0.jsonl"
     model = cai("sft", "--model", llama, "--data", out, "--out", tmp_path / "sl-cai").stderr.splitlines()[-1]
     assert model.startswith(f"next: cai label --model {tmp_path}/sl-cai --prompts PROMPTS.jsonl --feedback-model {llama} --out ")
     monkeypatch.setenv("CAI_NEXT_STEPS", "0")
@@ -76,26 +74,10 @@ def test_a_stage_ends_with_the_next_command(cai: Cai, llama: Path, tmp_path: Pat
 def test_ppo_says_what_is_missing_without_held_out_prompts(cai: Cai, tmp_path: Path) -> None:
     make_pair(tmp_path)
     write_prompts(tmp_path / "p.jsonl")
-    words = [
-        "ppo",
-        "--model",
-        "lm",
-        "--pm",
-        "pm",
-        "--prompts",
-        "p.jsonl",
-        "--steps",
-        "1",
-        "--rollout-batch-size",
-        "8",
-        "--max-new-tokens",
-        "4",
-        "--out",
-        "rl",
-    ]
-    mistake(
-        cai(*words, "--load-best-model-at-end", cwd=tmp_path), "--load-best-model-at-end: nothing is held out", "--eval-prompts"
-    )
+    given = "--model lm --pm pm --prompts p.jsonl --steps 1 --rollout-batch-size 8 --max-new-tokens 4"
+    words = ["ppo", *given.split(), "--out", "rl"]
+    told = ("--load-best-model-at-end: nothing is held out", "--eval-prompts")
+    mistake(cai(*words, "--load-best-model-at-end", cwd=tmp_path), *told)
     done = cai(*words, cwd=tmp_path)
     assert "no --eval-prompts: no held-out scores, no refusal rates" in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1] == "next: cai sample --model rl --prompts TEST.jsonl --out replies.jsonl"

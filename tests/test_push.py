@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,9 +76,7 @@ def test_a_model_goes_whole_without_what_is_of_this_machine(made: Path, hub: Fak
     names = set(hub.files)
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "cai.json", "metrics.jsonl"} <= names
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
-    assert not [
-        name for name in names if any(word in name for word in ("rejects", "checkpoints", "wandb", "lock", "tensorboard"))
-    ]
+    assert not [name for name in names if re.search("rejects|checkpoints|wandb|lock|tensorboard", name)]
     assert hub.files["model.safetensors"] == (made / "sl-cai/model.safetensors").read_bytes()
     told = [name for name, content in hub.files.items() if b"secret-folder" in content or os.fsencode(made.parent) in content]
     assert told == []

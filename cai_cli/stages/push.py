@@ -23,10 +23,10 @@ from typing import Annotated, Any
 import typer
 
 from cai_cli.ancestry import is_on_hub
-from cai_cli.errors import RunError, UserError
+from cai_cli.errors import RunError, UserError, first_line
 from cai_cli.fingerprints import ADAPTER_CONFIG
 from cai_cli.manifest import MODEL_MANIFEST, Manifest, manifest_path, read_manifest
-from cai_cli.models.model_directory import check_place, first_line, read_json
+from cai_cli.models.model_directory import check_place, read_json
 from cai_cli.options import flag
 from cai_cli.storage import check_input
 from cai_cli.talk import say

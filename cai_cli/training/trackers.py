@@ -12,9 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cai_cli.errors import RunError, UserError
+from cai_cli.errors import RunError, UserError, first_line
 from cai_cli.manifest import plain
-from cai_cli.models.model_directory import first_line
 from cai_cli.ranks import is_main
 
 NAMES = ("tensorboard", "wandb")
