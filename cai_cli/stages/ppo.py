@@ -103,14 +103,14 @@ def run(options: Options) -> None:
     from cai_cli.training.facts import model_facts
     from cai_cli.training.model_card import model_card
 
-    if not options.eval_prompts:
-        say("no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card")
     longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
     trainer = Trainer(options, longest)
     progress = Progress(options, trainer, artifact.checkpoints, eval_prompts)
     if not artifact.begun:
         main_first(lambda: rehearse(options, trainer, artifact, progress.keeps_best))
     artifact.start()
+    if not options.eval_prompts:
+        say("no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card")
     if rejected and is_main():
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
         say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
