@@ -15,6 +15,11 @@ def source_path(artifact: Path, item: dict[str, Any]) -> Path:
     return Path(os.path.normpath(manifest_path(artifact).parent / item["path"]))
 
 
+def is_on_hub(item: dict[str, Any]) -> bool:
+    """Whether an item of a manifest is a data set, which has no hash, or a model, which has no files here, of the Hub."""
+    return item.get("sha256", "") is None or item.get("files") == {}
+
+
 def unnested(walk: Iterator[Any]) -> Iterator[Any]:
     """What a walk yields; where it yields another walk, what that one does, as `yield from` would, at any depth."""
     under_way = [walk]

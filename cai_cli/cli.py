@@ -40,6 +40,7 @@ from cai_cli.stages import (
     merge,
     pmp,
     ppo,
+    push,
     revise,
     sample,
     score,
@@ -233,6 +234,7 @@ add_command(app, "inspect", inspect_file.Options, inspect_file.run, FILES)
 add_command(app, "merge", merge.Options, merge.run, FILES)
 add_command(app, "score", score.Options, score.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
+add_command(app, "push", push.Options, push.run, FILES)
 add_command(evaluate_app, "pm", evaluate_pm.Options, evaluate_pm.run)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)

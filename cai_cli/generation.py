@@ -12,6 +12,8 @@ from cai_cli.hygiene import LEAKED_ROLE, OVERLONG_PROMPT, REPLY, STOP_STRING, TR
 from cai_cli.keys import key
 
 Item = TypeVar("Item")
+Told = Callable[[int], None]
+SAMPLED = 0.999  # of a chunk's rows, when all is sampled
 
 
 def keep_all(item: object, text: str) -> str | None:
@@ -66,8 +68,11 @@ class Sampled:
         return self.told or f"last attempt {self.text[:200]!r}"
 
 
-def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item]) -> list[Sampled]:
-    """One text for each item, in order. A text that fails is tried again with the next attempt's key."""
+def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item], told: Told | None = None) -> list[Sampled]:
+    """One text for each item, in order. A text that fails is tried again with the next attempt's key.
+
+    `told(count)` hears of the first attempts as they end.
+    """
     results: dict[int, Sampled] = {}
     waiting = list(range(len(items)))
     settings = segment.settings
@@ -81,7 +86,8 @@ def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item]) ->
             )
             for n in waiting
         ]
-        for n, completion in zip(waiting, engine.generate(requests), strict=True):
+        completions = engine.generate(requests, told if attempt == 0 else None)
+        for n, completion in zip(waiting, completions, strict=True):
             results[n] = judge(completion, items[n], segment, results.get(n))
         waiting = [n for n in waiting if results[n].reason and results[n].finish_reason not in (OVERLONG, UNFIT)]
         if not waiting:
@@ -115,6 +121,26 @@ def judge(completion: Completion, item: Item, segment: Segment[Item], before: Sa
 def attempts_at(temperature: float, attempts: int) -> int:
     """At temperature 0 another attempt would give the same text."""
     return attempts if temperature > 0 else 1
+
+
+class ChunkProgress:
+    """Progress over a chunk of rows, each of so many segments: by segment as they are sampled, and the rest when the rows are
+    on the disk. Usage: `told` for `sample_segment`, then `through(note)`.
+    """
+
+    def __init__(self, advance: Callable[[float, str], None], rows: int, segments: int) -> None:
+        self.advance = advance
+        self.rows = rows
+        self.segments = segments
+        self.reported = 0.0
+
+    def told(self, count: int) -> None:
+        step = min(count / self.segments, self.rows * SAMPLED - self.reported)
+        self.reported += step
+        self.advance(step, "")
+
+    def through(self, note: str) -> None:
+        self.advance(self.rows - self.reported, note)
 
 
 def chunks(items: list[Item], size: int) -> Iterator[list[Item]]:

@@ -176,7 +176,18 @@ def check_training_dtype(dtype: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(DeviceOptions):
+class ReportOptions:
+    """Where a trainer's measurements go besides."""
+
+    report_to: Annotated[
+        list[str] | None,
+        flag("Output", "tensorboard, wandb: send the metrics there too; metrics.jsonl is always written. Repeatable."),
+        RUNTIME,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(ReportOptions, DeviceOptions):
     """Optimisation flags in the spelling of the Hugging Face trainers."""
 
     learning_rate: Annotated[float, flag("Optimisation", "Peak learning rate.", min=0.0)] = 1e-5

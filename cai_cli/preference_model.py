@@ -21,7 +21,6 @@ from cai_cli.prompts import question_answer
 from cai_cli.records import Comparison
 from cai_cli.splits import is_held_out
 from cai_cli.talk import say, show_text, table, warn_all
-from cai_cli.training.preference_card import preference_model_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,6 +155,7 @@ def run_pairwise_stage(
     from cai_cli.models.score import reset_head
     from cai_cli.ranks import is_main, main_first
     from cai_cli.training.facts import model_facts
+    from cai_cli.training.model_card import model_card
     from cai_cli.training.pairwise import disable_dropout, fit_pairwise
     from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
 
@@ -177,13 +177,15 @@ def run_pairwise_stage(
             write_rows(artifact.folder / "rejects.jsonl", [item.to_row() for item in rejected])
         say(f"{len(rejected)} pairs rejected into {artifact.folder / 'rejects.jsonl'}")
     say(f"{artifact.manifest['stage']}: {len(training)} pairs, {len(held_out)} held out")
-    facts = fit_pairwise(model, training, held_out, options, artifact.folder, int(tokenizer.pad_token_id), head)
+    facts = fit_pairwise(
+        model, training, held_out, options, artifact.folder, int(tokenizer.pad_token_id), head, artifact.manifest["stage"]
+    )
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     seen = len(training) + len(held_out)
     facts |= {"counts": {"in": seen + len(rejected), "out": seen, "rejected": counts}, **model_facts(model, tokenizer)}
     rates = rate_cautions(options.learning_rate, options.warmup_steps, facts["steps"])
     facts["warnings"] = warn_all(pairwise_cautions(training + held_out, facts) + rates)
-    card = preference_model_card({**artifact.manifest, **facts})
+    card = model_card({**artifact.manifest, **facts}, artifact.folder)
 
     def save(folder: Path) -> None:
         tokenizer.padding_side = "right"  # positions then count from the first real token in any library

@@ -33,7 +33,7 @@ from cai_cli.options import flag_name
 from cai_cli.ranks import barrier, check_sharding, is_main, main_first, rank, world_size
 from cai_cli.shards import block, parse_shard, put_in_order, rank_file, rank_files
 from cai_cli.storage import check_writable
-from cai_cli.talk import say, warn_all
+from cai_cli.talk import say, tell_next, warn_all
 
 POLL_SECONDS = 0.2
 Summary = Callable[[Path, Path], dict[str, Any]]
@@ -261,6 +261,12 @@ class RowArtifact:
         told = f", {sum(rejected.values())} rejected ({reasons_text(self.reject_reasons)})" if rejected else ""
         say(f"{self.out}: {len(self.accepted_ids)} rows{told}")
         return True
+
+    def tell_next(self, command: str, *words: object) -> None:
+        """Name the command that comes next (see `talk`); a shard is joined with the others first."""
+        if self.shard[1] > 1:
+            command, words = "cai merge", (self.out, "OTHER-SHARDS", "--out", self.out.with_name(f"whole-{self.out.name}"))
+        tell_next(command, *words)
 
     def _through_file(self, number: int) -> Path:
         """What a rank leaves when it is through: how many tokens it sampled."""

@@ -39,6 +39,7 @@ KINDS = (
     RowKind("manifests", ("stage", "options", "inputs"), "`cai lineage` shows them"),
     RowKind(ITEMS, ("corrects", "incorrects"), "`cai evaluate hhh` takes them"),
     RowKind("published chains", ("rl_prompt", "cst"), "`cai import paper-chains` makes revisions of them"),
+    RowKind("published samples", ("rl_prompt", "sampled_answers"), "`cai import paper-samples` makes samples of them"),
     RowKind("cai-conversation", ("init_prompt", "revision_response"), "`cai import cai-conversation` makes revisions of them"),
     RowKind("red-team attempts", ("transcript",), "`cai import red-team` makes prompts of them"),
     RowKind("Stack Exchange questions", ("qid", "answers"), "`cai pmp --posts` takes them"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import shlex
 import sys
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 YELLOW, RED = "33", "1;31"
 PLAIN_SECONDS = 15.0  # Between progress lines in a log file.
+NEXT_STEPS = "CAI_NEXT_STEPS"  # the environment variable with which a command that runs others keeps them from naming the next
 LONGEST = 500  # characters of an error or a warning
 # Control characters, halves of surrogate pairs, and the invisible ones that turn, hide or break what a reader sees. The joiners
 # of Persian and of emoji (U+200C, U+200D) are none of them.
@@ -43,6 +45,12 @@ def say(text: str) -> None:
     """A line."""
     if is_main():
         write_line(visible(text))
+
+
+def tell_next(command: str, *words: object) -> None:
+    """The command that comes next in the chain, to be typed as it stands but for words in capitals; not within a demo."""
+    if os.environ.get(NEXT_STEPS) != "0":
+        say(f"next: {command} {shlex.join(map(str, words))}")
 
 
 def warn(text: str) -> None:
@@ -170,50 +178,55 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 @contextmanager
-def progress(name: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Yield `advance(steps, note)`. A bar with rate and ETA on a terminal, a plain line now and then elsewhere."""
-    with terminal_bar(name, total, done) if sys.stderr.isatty() and is_main() else plain_lines(name, total, done) as advance:
+def progress(name: str, total: int, done: int = 0, unit: str = "") -> Iterator[Callable[[float, str], None]]:
+    """Yield `advance(steps, note)`, of whole units or parts of them. A bar with rate and ETA on a terminal, elsewhere a plain
+    line now and then: `revise: 120/400 rows, 3.1 rows/s, 90 s left`.
+    """
+    shown = terminal_bar if sys.stderr.isatty() and is_main() else plain_lines
+    with shown(name, total, done, unit) as advance:
         yield advance
 
 
 @contextmanager
-def plain_lines(name: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
-    start, position, last = time.monotonic(), done, time.monotonic()
+def plain_lines(name: str, total: int, done: int, unit: str) -> Iterator[Callable[[float, str], None]]:
+    start, position, last = time.monotonic(), float(done), time.monotonic()
 
-    def advance(steps: int, note: str = "") -> None:
+    def advance(steps: float, note: str = "") -> None:
         nonlocal position, last
-        position += steps
+        position = round(position + steps, 9)
         now = time.monotonic()
         if now - last >= PLAIN_SECONDS or position >= total:
             rate = (position - done) / max(now - start, 1e-9)
             eta = (total - position) / rate if rate else 0
-            say(f"{name}: {position}/{total}, {rate:.3g}/s, {eta:.0f} s left{', ' + note if note else ''}")
+            told = f"{int(position)}/{total} {unit}".rstrip()
+            say(f"{name}: {told}, {rate:.3g} {unit}/s, {eta:.0f} s left{', ' + note if note else ''}".replace(" /s", "/s"))
             last = now
 
     yield advance
 
 
 @contextmanager
-def terminal_bar(name: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+def terminal_bar(name: str, total: int, done: int, unit: str) -> Iterator[Callable[[float, str], None]]:
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    start, position = time.monotonic(), done
+    start, position = time.monotonic(), float(done)
     with Progress(*columns, console=console()) as bars:
-        task = bars.add_task(escape(visible(name)), total=total, completed=done, rate="", note="")
+        task = bars.add_task(escape(visible(name)), total=total, completed=done, count=f"{done}/{total} {unit}", rate="", note="")
 
-        def advance(steps: int, note: str = "") -> None:
+        def advance(steps: float, note: str = "") -> None:
             nonlocal position
-            position += steps
-            rate = (position - done) / max(time.monotonic() - start, 1e-9)
-            bars.update(task, advance=steps, rate=f"{rate:.3g}/s", note=escape(visible(note)))
+            position = round(position + steps, 9)
+            told = f"{(position - done) / max(time.monotonic() - start, 1e-9):.3g} {unit}/s".replace(" /s", "/s")
+            count = f"{int(position)}/{total} {unit}"
+            bars.update(task, completed=position, count=count, rate=told, note=escape(visible(note)))
 
         yield advance

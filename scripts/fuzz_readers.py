@@ -35,7 +35,7 @@ from cai_cli.errors import CaiError
 from cai_cli.evaluation.multiple_choice import read_items
 from cai_cli.feedback.pairs import comparisons_of_file, read_pairs
 from cai_cli.few_shot import load_critique_demonstrations
-from cai_cli.importers import hh_rlhf, paper_chains, preferences, red_team
+from cai_cli.importers import hh_rlhf, paper_chains, paper_samples, preferences, red_team
 from cai_cli.importers.post_files import read_file
 from cai_cli.importers.public_files import read_public_rows
 from cai_cli.importers.reject import Reject
@@ -85,6 +85,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "hh comparisons": lambda path: written(hh_rlhf.import_comparisons(path)),
     "red-team": lambda path: written(red_team.import_prompts(path)),
     "paper-chains": lambda path: written(paper_chains.import_chains(path)),
+    "paper-samples": lambda path: written(paper_samples.import_samples(path)),
     "ultrafeedback": lambda path: written(preferences.import_ultrafeedback(read_public_rows(path))),
     "cai revisions": lambda path: written(preferences.import_cai_revisions(read_public_rows(path))),
     "table prompts": imported(preferences.import_prompts, preferences.Columns(id="id")),

@@ -13,7 +13,7 @@ from trainer_runs import CHECKPOINTS, COMMANDS, finish, kill_when, make_world, m
 
 from cai_cli.errors import RunError
 from cai_cli.training.checkpoints import damage, load_checkpoint, load_weights, newest_whole, save_checkpoint, save_weights
-from cai_cli.training.pairwise import MetricsFile
+from cai_cli.training.metrics_file import MetricsFile
 
 
 def truncate(file: Path) -> None:

@@ -29,8 +29,10 @@ class FakeEngine:
         self.calls: list[list[Request]] = []
         self.renderer = SimpleNamespace(has_own_template=chat, tokenizer=SimpleNamespace(chat_template="x" if chat else None))
 
-    def generate(self, requests: list[Request]) -> list[Completion]:
+    def generate(self, requests: list[Request], told: Callable[[int], None] | None = None) -> list[Completion]:
         self.calls.append(requests)
+        if told:
+            told(len(requests))
         completions = []
         for request in requests:
             said = self.say(request, len(self.calls))

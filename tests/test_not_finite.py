@@ -108,7 +108,9 @@ def test_train_pm_at_a_rate_too_high_saves_nothing(held_out, base, tmp_path):
 
 @pytest.mark.parametrize("more", [{}, {"load_best_model_at_end": True}, {"steps": 1}], ids=["last", "best", "one-step"])
 def test_ppo_at_a_rate_too_high_saves_nothing(more, base, pm, tmp_path):
-    options = options_for(base, pm, write_prompts(tmp_path / "p.jsonl"), tmp_path / "out", **{"learning_rate": 1e39, **more})
+    prompts = write_prompts(tmp_path / "p.jsonl")
+    more = {**more, **({"eval_prompts": [str(prompts)]} if "load_best_model_at_end" in more else {})}
+    options = options_for(base, pm, prompts, tmp_path / "out", **{"learning_rate": 1e39, **more})
     with pytest.raises(RunError, match=r"finite|nan"):
         ppo.run(options)
     assert_none_saved(tmp_path / "out")

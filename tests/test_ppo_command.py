@@ -155,8 +155,9 @@ def test_empty_replies_and_replies_that_never_end(folder, options, tmp_path, end
     assert row["length"] == (1.0 if ends else 6.0)
     assert row["reward"] == pytest.approx(row["score"] - row["missing_eos"], abs=1e-5)
     assert facts(settings)["steps_done"] == 2
-    samples = [json.loads(line)["completion"] for line in (settings.out / "samples.jsonl").read_text().splitlines()]
-    assert samples and all(text == "" for text in samples) == ends
+    rejects = settings.out / "samples.rejects.jsonl"
+    assert bool((settings.out / "samples.jsonl").read_text()) != ends and rejects.exists() == ends
+    assert not ends or {json.loads(line)["reason"] for line in rejects.read_text().splitlines()} == {"empty"}
 
 
 # Stops

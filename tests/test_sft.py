@@ -226,7 +226,7 @@ def test_a_run_with_lora_packing_and_held_out_part(base, data, tmp_path):
     assert [line["held_out_loss"] for line in lines if "held_out_loss" in line][-1] == record["held_out"]["loss"]["harmful"]
     assert json.loads((out / "rejects.jsonl").read_text())["id"] == "same"
     card = (out / "README.md").read_text()
-    assert "| lora_r | 16 |" in card and "held-out loss, harmful" in card and str(tmp_path) not in card
+    assert "| lora_r | 16 |" in card and "| held-out loss, harmful |" in card and str(tmp_path) not in card
     tokenizer = load_tokenizer(str(out))
     assert "Human: " in tokenizer.chat_template
     merged, adapter = load_lm(str(out)), load_lm(str(out / "adapter"))

@@ -6,6 +6,7 @@ text does not depend on batch size, shard or resume.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,7 +59,9 @@ class OptionRequest:
 class Engine(Protocol):
     """What a stage needs of a model that writes text."""
 
-    def generate(self, requests: list[Request]) -> list[Completion]: ...
+    def generate(self, requests: list[Request], told: Callable[[int], None] | None = None) -> list[Completion]:
+        """`told(count)` hears of requests as they end."""
+        ...
 
     def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         """Log-probability of each option string; or why there are none: the prompt does not fit the context or the template."""

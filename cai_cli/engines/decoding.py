@@ -7,7 +7,7 @@ stays with transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -174,7 +174,7 @@ class KeyedDecoding:
 
     Called by `generate` with the prompts' ids (B, T) and what it prepared. `tokens`, `logprobs`: what was drawn for each row,
     the stop token included, and its log-probabilities under the sampling temperature. `room`: whether a fresh cache gets our
-    layers.
+    layers. `told(count)` hears of rows as they end.
     """
 
     def __init__(
@@ -185,12 +185,14 @@ class KeyedDecoding:
         temperature: float,
         device: Any,
         room: bool = True,
+        told: Callable[[int], None] | None = None,
     ) -> None:
         self.requests = requests
         self.tokenizer = tokenizer
         self.stop_ids = set(stop_ids)
         self.temperature = temperature
         self.room = room
+        self.told = told or (lambda ended: None)
         self.longest = max(request.max_new_tokens for request in requests)
         self.uniforms = uniforms([request.key for request in requests], self.longest, device)
         # A stop string of n characters spans at most n tokens plus one that starts before it.
@@ -216,7 +218,9 @@ class KeyedDecoding:
             output = model(**prepared, return_dict=True)
             inputs = model._update_model_kwargs_for_generation(output, inputs)
             token, logprob = inverse_cdf(output.logits[:, -1].float(), self.uniforms[rows, step], self.temperature)
-            going = self.take(rows.tolist(), going, token.tolist(), logprob.tolist())
+            before, going = len(going), self.take(rows.tolist(), going, token.tolist(), logprob.tolist())
+            if len(going) < before:
+                self.told(before - len(going))
             if not going:
                 break
             # An architecture may have begun another cache; one of its own kind may hold what `reorder_cache` leaves alone.

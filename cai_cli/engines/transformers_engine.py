@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -63,7 +63,7 @@ class TransformersEngine:
 
     # Generation
 
-    def generate(self, requests: list[Request]) -> list[Completion]:
+    def generate(self, requests: list[Request], told: Callable[[int], None] | None = None) -> list[Completion]:
         """Sampled continuations in the order of the requests."""
         results: dict[int, Completion] = {}
         prompts: dict[int, list[int]] = {}
@@ -77,7 +77,7 @@ class TransformersEngine:
         fitting = list(prompts)
         for batch in self._batches([(len(prompts[n]), requests[n].max_new_tokens) for n in fitting]):
             numbers = [fitting[place] for place in batch]
-            generated = self._generate_batch([requests[n] for n in numbers], [prompts[n] for n in numbers])
+            generated = self._generate_batch([requests[n] for n in numbers], [prompts[n] for n in numbers], told)
             results.update(zip(numbers, generated, strict=True))
         return [results[n] for n in range(len(requests))]
 
@@ -97,10 +97,12 @@ class TransformersEngine:
                 yield [apart[place] for place in places]
 
     @torch.inference_mode()
-    def _generate_batch(self, requests: list[Request], prompts: list[list[int]]) -> list[Completion]:
+    def _generate_batch(
+        self, requests: list[Request], prompts: list[list[int]], told: Callable[[int], None] | None = None
+    ) -> list[Completion]:
         model, pad = self.model, int(self.tokenizer.pad_token_id)
         ours = len(prompts) > 1 or even_length(model) > 0 or takes_batches(model)
-        decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.temperature, model.device, ours)
+        decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.temperature, model.device, ours, told)
         with written_out(model):
             if max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model):
                 inputs = prefill(model, prompts, pad, decoding.longest)

@@ -11,7 +11,7 @@ from cai_cli.conversation import Conversation
 from cai_cli.engines.base import Engine
 from cai_cli.feedback.labels import Pair
 from cai_cli.feedback.pairs import IDENTICAL, choose_pair
-from cai_cli.generation import Segment, SegmentSettings, sample_segment
+from cai_cli.generation import Segment, SegmentSettings, Told, sample_segment
 from cai_cli.prompts import reply_prompt
 
 
@@ -24,14 +24,22 @@ class Slot:
     redraw: int = 0
 
 
-def draw_replies(writer: Engine, pairs: list[Pair], count: int, settings: SegmentSettings, seed: int, chat: bool) -> None:
+def draw_replies(
+    writer: Engine,
+    pairs: list[Pair],
+    count: int,
+    settings: SegmentSettings,
+    seed: int,
+    chat: bool,
+    told: Told | None = None,
+) -> None:
     """Fill in the replies of each pair, or why there are none."""
     segment = reply_segment(settings, seed, chat)
     texts: dict[str, dict[int, str]] = {pair.id: {} for pair in pairs}
     failures: dict[str, tuple[str, str]] = {}
     slots = [Slot(pair, k) for pair in pairs for k in range(count)]
     for redraw in range(1, settings.attempts + 1):
-        for slot, sampled in zip(slots, sample_segment(writer, slots, segment), strict=True):
+        for slot, sampled in zip(slots, sample_segment(writer, slots, segment, told if redraw == 1 else None), strict=True):
             slot.pair.tokens += sampled.tokens
             if sampled.reason:
                 failures[slot.pair.id] = sampled.reason, f"reply {slot.k}: {sampled.detail}"

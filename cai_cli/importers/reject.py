@@ -28,6 +28,7 @@ class Reject:
     reason: str
     row: Any
     detail: str = ""
+    part: str = ""  # of the row, where its parts are records of their own
 
     def to_row(self) -> Row:
         return {"line": self.line, "reason": self.reason, "detail": self.detail, "row": self.row}

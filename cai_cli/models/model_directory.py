@@ -260,6 +260,16 @@ def missing_weights(folder: Path) -> str:
 
 def header(file: Path) -> Shapes:
     """Name -> shape from a safetensors file's header. Raises UserError where the file is not of the length that it gives."""
+    return {name: tuple(tensor["shape"]) for name, tensor in tensors_of(file).items()}
+
+
+def tensor_types(file: Path) -> dict[str, str]:
+    """Name -> dtype as safetensors writes it (F32, BF16), from the file's header."""
+    return {name: str(tensor.get("dtype")) for name, tensor in tensors_of(file).items()}
+
+
+def tensors_of(file: Path) -> dict[str, dict[str, Any]]:
+    """What the header says of each tensor. Raises UserError where the file is not of the length that it gives."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -275,14 +285,16 @@ def header(file: Path) -> Shapes:
         raise UserError(f"{file}: {problem}", AGAIN)
     try:
         tensors = json.loads(content)
-        shapes = {name: tuple(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__"}
+        found = {name: tensor for name, tensor in tensors.items() if name != "__metadata__"}
+        for tensor in found.values():
+            tuple(tensor["shape"])
         end = max((tensor["data_offsets"][1] for tensor in tensors.values() if "data_offsets" in tensor), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{file}: its header is damaged", AGAIN) from None
     if size != 8 + length + end:
         problem = "is cut short" if size < 8 + length + end else "is too long"
         raise UserError(f"{file}: {problem}: {size} bytes, its header gives {8 + length + end}", AGAIN)
-    return shapes
+    return found
 
 
 def read_json(file: Path) -> dict[str, Any]:

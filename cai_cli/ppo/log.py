@@ -2,8 +2,9 @@
 
     metrics.jsonl    a line a step; nothing in it depends on the clock, so a killed run ends in the same bytes
     timings.jsonl    seconds of each phase of the same steps, episodes a second, peak memory of each process
-    samples.jsonl    some replies each --sample-steps
-    --report-to      the metrics to TensorBoard (OUT/tensorboard) or Weights & Biases, through accelerate's trackers
+    samples.jsonl    some replies each --sample-steps, as samples with step, score and kl
+    samples.rejects.jsonl    those of them without a text
+    --report-to      the metrics to trackers, as for every trainer (see `training/trackers`)
 
 On a terminal a live table of the last steps with rate and ETA, elsewhere a plain line now and then.
 """
@@ -11,20 +12,20 @@ On a terminal a live table of the last steps with rate and ETA, elsewhere a plai
 from __future__ import annotations
 
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_cli.manifest import plain
 from cai_cli.ranks import is_main
 from cai_cli.talk import console, progress
-from cai_cli.training.pairwise import MetricsFile
+from cai_cli.training.metrics_file import MetricsFile
+from cai_cli.training.trackers import open_trackers
 
 if TYPE_CHECKING:
     from cai_cli.stages.ppo import Options
 
+REJECTS = "samples.rejects"
 Row = dict[str, Any]
 Show = Callable[[int, Row], None]
 
@@ -54,20 +55,20 @@ class RunLog:
         self.start = step
         self.opened = ExitStack()
         self.files: dict[str, MetricsFile] = {}
-        self.trackers: list[Any] = []
 
     def __enter__(self) -> RunLog:
         if is_main():
-            for name in ("metrics", "timings", "samples"):
-                self.files[name] = self.opened.enter_context(MetricsFile(self.folder / f"{name}.jsonl", self.start))
-            self.trackers = open_trackers(self.options, self.folder, self.start)
+            for name in ("metrics", "timings", "samples", REJECTS):
+                trackers = open_trackers(self.options, "ppo", self.start) if name == "metrics" else []
+                self.files[name] = self.opened.enter_context(MetricsFile(self.folder / f"{name}.jsonl", self.start, trackers))
         self.show = self.opened.enter_context(shown(self.options.steps, self.start))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for tracker in self.trackers:
-            tracker.finish()
         self.opened.__exit__(*error)
+        rejects = self.folder / f"{REJECTS}.jsonl"
+        if self.files and rejects.exists() and not rejects.stat().st_size:
+            rejects.unlink()
 
     def write(self, step: int, row: Row, seconds: dict[str, float] | None = None, memory: dict[str, float] | None = None) -> None:
         """One line of metrics and, for a step that trained, one of timings."""
@@ -78,47 +79,15 @@ class RunLog:
                 rate = self.options.rollout_batch_size / sum(seconds.values())
                 timings = {f"seconds_{name}": value for name, value in seconds.items()}
                 self.files["timings"].write({"step": step, **timings, "episodes_per_second": rate, **(memory or {})})
-        for tracker in self.trackers:
-            tracker.log({name: value for name, value in row.items() if name != "step"}, step=step)
         if seconds:
             self.show(1, row)
 
-    def samples(self, rows: list[Row]) -> None:
+    def samples(self, rows: list[Row], rejects: list[Row]) -> None:
+        """Replies of one step, and what lies in place of those that are no samples."""
         if self.files:
-            for row in rows:
-                self.files["samples"].write(row)
-
-
-# Trackers
-
-
-def open_trackers(options: Options, folder: Path, step: int) -> list[Any]:
-    """accelerate's trackers; a continued run goes on in the same curves."""
-    from accelerate.tracking import TensorBoardTracker, WandBTracker
-
-    opened: list[Any] = []
-    for name in options.report_to or []:
-        if name == "tensorboard":
-            opened.append(TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else None))
-        elif name == "wandb":
-            kept = folder / "wandb-run-id"
-            if not kept.exists():
-                kept.write_text(uuid.uuid4().hex)
-            opened.append(WandBTracker("cai-ppo", name=folder.name, id=kept.read_text(), resume="allow", dir=str(folder)))
-    for tracker in opened:
-        tracker.start()
-        tracker.store_init_configuration(settings_of(options))
-    return opened
-
-
-def settings_of(options: Options) -> dict[str, Any]:
-    """The flags as trackers take them: numbers and text."""
-    found = {name: plain(getattr(options, name)) for name in options.__dataclass_fields__}
-    return {
-        name: value if isinstance(value, bool | int | float | str) else str(value)
-        for name, value in found.items()
-        if value is not None
-    }
+            for name, some in (("samples", rows), (REJECTS, rejects)):
+                for row in some:
+                    self.files[name].write(row)
 
 
 # The screen
@@ -130,7 +99,7 @@ def shown(total: int, done: int) -> Iterator[Show]:
         with live_table(total, done) as show:
             yield show
         return
-    with progress("ppo", total, done) as advance:
+    with progress("ppo", total, done, "steps") as advance:
 
         def show(steps: int, row: Row) -> None:
             advance(steps, f"score {row['score']:.2f}, KL {row['kl']:.2f}, {row['length']:.0f} tokens")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from cai_cli.artifact import Rejected
+from cai_cli.conversation import Conversation, message
 from cai_cli.engines.base import LENGTH
 from cai_cli.evaluation.refusals import refusal_rate
+from cai_cli.hygiene import EMPTY
+from cai_cli.records import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +67,25 @@ def correlation(left: list[float], right: list[float]) -> float:
     return sum((x - a) * (y - b) for x, y in zip(left, right, strict=True)) / spread if spread > 0 else 0.0
 
 
-def sample_rows(step: int, episodes: list[Episode], prompts: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """The first `count` episodes as rows of samples.jsonl."""
-    rows = []
+def sample_rows(
+    step: int, episodes: list[Episode], prompts: dict[str, Conversation], count: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The first `count` episodes as samples, which every stage that takes replies reads, and those without a text as rejects.
+
+    Ids are `<prompt id>/<step>.<k>`, k counting the replies to one prompt: the replies of all steps to it are samples of one
+    prompt. What is known of a reply besides stands in fields of its own.
+    """
+    rows, rejects = [], []
+    counts: Counter[str] = Counter()
     for e in episodes[:count]:
-        row = {"step": step, "prompt_id": e.prompt_id, "prompt": prompts[e.prompt_id], "completion": e.text}
-        row |= {"score": e.score, "kl": e.kl, "tokens": e.tokens, "finish_reason": e.finish_reason}
-        rows.append(row if e.gold is None else {**row, "gold_score": e.gold})
-    return rows
+        identity = f"{e.prompt_id}/{step}.{counts[e.prompt_id]}"
+        counts[e.prompt_id] += 1
+        known = {"step": step, "score": e.score, "kl": e.kl, "tokens": e.tokens}
+        known |= {} if e.gold is None else {"gold_score": e.gold}
+        if e.text.strip():
+            sample = Sample(identity, prompts[e.prompt_id], [message("assistant", e.text)], e.finish_reason, e.kind)
+            rows.append(sample.to_row() | known)
+        else:
+            rejected = Rejected(identity, EMPTY, f"{e.tokens} tokens without a text", {"prompt": prompts[e.prompt_id]} | known)
+            rejects.append({"step": step, **rejected.to_row()})
+    return rows, rejects

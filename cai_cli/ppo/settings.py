@@ -8,11 +8,9 @@ policy's step size; the KL penalty (0.05 a token) and the missing-EOS penalty (1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Annotated, ClassVar, Literal
 
-from cai_cli.errors import UserError
-from cai_cli.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, Needs, flag
+from cai_cli.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, Needs, ReportOptions, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +112,7 @@ class PPOOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackOptions:
+class TrackOptions(ReportOptions):
     """What is kept and shown of a run."""
 
     NEEDS: ClassVar[Needs] = dict.fromkeys(("eval_steps", "best_max_kl"), ("eval_prompts", "load_best_model_at_end", "gold_pm"))
@@ -136,19 +134,3 @@ class TrackOptions:
     best_max_kl: Annotated[
         float | None, flag("Output", "KL budget of the best policy (nats a reply); --max-kl if not given.", min=0.0)
     ] = None
-    report_to: Annotated[
-        list[str] | None,
-        flag("Output", "tensorboard, wandb: send the metrics there too; metrics.jsonl is always written. Repeatable."),
-        RUNTIME,
-    ] = None
-
-
-def check_trackers(names: list[str] | None) -> None:
-    """Raises UserError for a tracker that is unknown or not installed, before any work."""
-    for name in names or []:
-        if name == "none":
-            continue
-        if name not in ("tensorboard", "wandb"):
-            raise UserError(f"--report-to {name}: unknown", "tensorboard or wandb; metrics.jsonl is always written")
-        if find_spec(name) is None:
-            raise UserError(f"--report-to {name}: not installed", f"pip install {name}")

@@ -29,7 +29,7 @@ from cai_cli.jsonl import read_records, strict_json, write_atomically
 from cai_cli.locks import hold
 from cai_cli.options import RUNTIME, flag
 from cai_cli.records import Sample
-from cai_cli.talk import say, table
+from cai_cli.talk import NEXT_STEPS, say, table
 
 SAMPLE = "--max-new-tokens 64 --batch-size 256"
 TRAIN = "--per-device-train-batch-size 32 --max-length 256"
@@ -163,6 +163,7 @@ def run_cli(words: list[str]) -> None:
     from cai_cli.__main__ import main
 
     end_with_parent()
+    os.environ[NEXT_STEPS] = "0"
     sys.argv = ["cai", *words]
     main(told=False)
 

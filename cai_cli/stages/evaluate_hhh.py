@@ -149,7 +149,7 @@ def answer_all(options: Options, examples: Examples, items: list[Item]) -> dict[
     )
     engine = open_engine(str(options.model), settings)
     chat = engine.renderer.has_own_template
-    with progress("evaluate hhh", len(items)) as advance:
+    with progress("evaluate hhh", len(items), unit="questions") as advance:
         for chunk in chunks(items, CHUNK):
             answer(engine, options, examples, chunk, chat)
             advance(len(chunk), "")

@@ -137,7 +137,7 @@ def judge_all(options: Options, pairs: list[TokenPair]) -> tuple[list[Judged], l
     judged: list[Judged] = []
     scores: list[float] = []
     size = CHUNK_BATCHES * options.batch_size
-    with progress("evaluate pm", len(pairs)) as advance:
+    with progress("evaluate pm", len(pairs), unit="pairs") as advance:
         for start in range(0, len(pairs), size):
             chunk = pairs[start : start + size]
             some, their = judge(pm.model, chunk, pm.pad, options.batch_size)

@@ -3,6 +3,7 @@
 hh-rlhf             Anthropic's hh-rlhf transcripts            -> prompts or comparisons
 red-team            red_team_attempts (array or lines)         -> prompts
 paper-chains        the paper's *_SLMADISON.jsonl              -> revisions (`cai export` gives them back)
+paper-samples       the paper's *_RLHF and *_RLMADISON files   -> samples, with their `pm_scores`
 paper-constitution  the paper's principles, two JSON files     -> a constitution (YAML)
 cai-conversation    HuggingFaceH4/cai-conversation-harmless    -> revisions or comparisons
 ultrafeedback       HuggingFaceH4/ultrafeedback_binarized      -> comparisons
@@ -39,10 +40,20 @@ EVERY_TURN = (("hh-rlhf", "prompts"), ("red-team", "prompts"), ("table", "prompt
 @dataclass(frozen=True, kw_only=True)
 class Options(RowOptions):
     format: Annotated[
-        Literal["hh-rlhf", "red-team", "paper-chains", "paper-constitution", "cai-conversation", "ultrafeedback", "table"],
+        Literal[
+            "hh-rlhf",
+            "red-team",
+            "paper-chains",
+            "paper-samples",
+            "paper-constitution",
+            "cai-conversation",
+            "ultrafeedback",
+            "table",
+        ],
         typer.Argument(
             help="hh-rlhf: Anthropic's transcripts (makes prompts or comparisons). red-team: red_team_attempts (prompts). "
-            "paper-chains: the paper's *_SLMADISON.jsonl (revisions). paper-constitution: its principles (a constitution). "
+            "paper-chains: the paper's *_SLMADISON.jsonl (revisions). paper-samples: its *RLHF and *_RLMADISON files, with "
+            "their PM scores (samples). paper-constitution: its principles (a constitution). "
             "cai-conversation: of HuggingFaceH4 (revisions or comparisons). ultrafeedback: of HuggingFaceH4 (comparisons). "
             "table: CSV, TSV, JSON lines or parquet with any --columns (prompts, samples or comparisons)."
         ),
@@ -104,7 +115,7 @@ def import_rows(options: Options) -> None:
     seen = 0
     for item in items:
         if isinstance(item, Reject):
-            name = f"line-{item.line}" if item.line else f"row-{seen + 1}"
+            name = "/".join(filter(None, [f"line-{item.line}" if item.line else f"row-{seen + 1}", item.part]))
             if name not in artifact.rejected_ids:
                 artifact.reject(Rejected(name, item.reason, item.detail, {"line": item.line, "row": item.row}))
         elif item.id not in artifact.accepted_ids:
@@ -123,7 +134,7 @@ def import_rows(options: Options) -> None:
 
 def importer(options: Options, tally: Tally) -> Iterator[Any]:
     """The reader of the format, with what it is to make."""
-    from cai_cli.importers import hh_rlhf, paper_chains, preferences, red_team
+    from cai_cli.importers import hh_rlhf, paper_chains, paper_samples, preferences, red_team
     from cai_cli.importers.public_files import check_columns, expect_fields, read_public_rows
 
     path, every_turn = options.file, options.every_turn
@@ -144,6 +155,7 @@ def importer(options: Options, tally: Tally) -> Iterator[Any]:
         ("hh-rlhf", "comparisons"): lambda: hh_rlhf.import_comparisons(path, kind=kind, **sourced),
         ("red-team", "prompts"): lambda: red_team.import_prompts(path, every_turn=every_turn, **named),
         ("paper-chains", "revisions"): lambda: paper_chains.import_chains(path, **named),
+        ("paper-samples", "samples"): lambda: paper_samples.import_samples(path, kind=kind),
         ("cai-conversation", "revisions"): lambda: preferences.import_cai_revisions(
             expect_fields(path, read_public_rows(path), "init_prompt"), **named
         ),

@@ -1,7 +1,8 @@
-"""`cai inspect FILE`: pages through a file of ours in the terminal, with what changed marked.
+"""`cai inspect PATH`: pages through a file of ours in the terminal, with what changed marked; or says what a model is.
 
     cai inspect revisions.jsonl                 each chain: prompt, draft, every round and what its revision changed
     cai inspect comparisons.jsonl --limit 5     rejected against chosen, and the judgements
+    cai inspect rl-cai/                         a model: what it is, how it was made, whether it is finished
 
 On a terminal, what a text lost is red and struck, what it gained is green; elsewhere they stand in [-...-] and {+...+}. Model
 text is shown as it is, but for control characters, which are spelled out.
@@ -14,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +27,7 @@ from cai_cli.errors import RecordError, UserError
 from cai_cli.hygiene import is_near, share_kept
 from cai_cli.jsonl import check_new, read_rows
 from cai_cli.options import flag
-from cai_cli.records import Prompt, Revision, events_text
+from cai_cli.records import Prompt, Revision, Sample, events_text
 from cai_cli.talk import show_text, visible
 from cai_cli.trl_rows import RowReader
 
@@ -44,23 +45,38 @@ Page = list[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    file: Annotated[Path, typer.Argument(help="Prompts, revisions, samples, comparisons or rejects.")]
+    file: Annotated[Path, typer.Argument(help="Prompts, revisions, samples, comparisons or rejects; or a model directory.")]
     id: Annotated[list[str] | None, flag("Data", "Show the row with this id only. Repeatable.")] = None
     first: Annotated[int, flag("Data", "Row to start from, counted from 1.", "--from", min=1)] = 1
     limit: Annotated[int | None, flag("Data", "Show at most this many rows.", min=1)] = None
 
 
 def run(options: Options) -> None:
-    """Page through a file of ours, with what changed marked.
+    """Page through a file of ours, with what changed marked, or show what a model directory holds.
 
     Example: cai inspect revisions.jsonl --from 10
     """
+    if options.file.is_dir():
+        show_model(options)
+        return
     pages = islice(pages_of(options), options.limit)
     if sys.stdout.isatty():
         show_in_pager(pages)
         return
     for page in pages:
         show_text("".join(plain(text, style) for text, style in page))
+
+
+def show_model(options: Options) -> None:
+    """What is known of a model directory, a line each."""
+    from cai_cli.models.portrait import portrait
+
+    if options.id or options.limit is not None or options.first != 1:
+        raise UserError(f"{options.file}: is a directory, and --id, --from and --limit choose rows", "leave them out")
+    facts = list(portrait(options.file))
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        show_text(f"{visible(name):{width}}  {visible(value)}".rstrip())
 
 
 def pages_of(options: Options) -> Iterator[Page]:
@@ -99,7 +115,11 @@ def prompt_page(row: dict[str, Any]) -> Page:
 
 def sample_page(row: dict[str, Any]) -> Page:
     sample = RowReader().sample(row)
-    return [*conversation_lines(sample.prompt), *conversation_lines(sample.completion), (f"  {sample.finish_reason}\n", NOTE)]
+    page = [*conversation_lines(sample.prompt), *conversation_lines(sample.completion), (f"  {sample.finish_reason}\n", NOTE)]
+    if "finish_reason" in row:  # a row of ours: what else is known of the reply, such as its score
+        known = {field.name for field in fields(Sample)}
+        page += [(f"  {name}: {value}\n", NOTE) for name, value in row.items() if name not in known]
+    return page
 
 
 def revision_page(row: dict[str, Any]) -> Page:

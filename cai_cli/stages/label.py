@@ -27,7 +27,7 @@ from cai_cli.feedback.pairs import read_pairs
 from cai_cli.feedback.replies import draw_replies
 from cai_cli.feedback.self_judge import check_author, check_two_models
 from cai_cli.few_shot import NONE
-from cai_cli.generation import SegmentSettings, attempts_at, chunks
+from cai_cli.generation import ChunkProgress, SegmentSettings, Told, attempts_at, chunks
 from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import (
@@ -182,9 +182,10 @@ def run(options: Options) -> None:
     if writer and not options.allow_self_judge:
         check_two_models(writer.model, judge.model, options.feedback_model)
     preflight = options.min_mass > 0 and not artifact.accepted_ids
-    with progress("label", artifact.share, artifact.share - len(todo)) as advance:
+    with progress("label", artifact.share, artifact.share - len(todo), "pairs") as advance:
         for chunk in in_chunks(todo, PREFLIGHT_PAIRS if preflight else 0, CHUNK_BATCHES * options.batch_size):
-            label_pairs(writer, judge, options, inquiry, chunk)
+            done = ChunkProgress(advance, len(chunk), options.num_samples + 1)  # the replies, and the label
+            label_pairs(writer, judge, options, inquiry, chunk, done.told)
             if preflight:
                 check_preflight(judge, options, inquiry, chunk)
                 preflight = False
@@ -196,7 +197,7 @@ def run(options: Options) -> None:
                 else:
                     artifact.accept(pair.to_comparison(options.rule).to_row())
             artifact.flush()
-            advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
+            done.through(f"{len(artifact.rejected_ids)} rejected")
     facts = (writer or judge).facts()
     from cai_cli.evaluation.label_plot import summarise_labels
 
@@ -206,6 +207,7 @@ def run(options: Options) -> None:
     facts |= {"summary": lambda rows, _: summarise_labels(rows, options.out), "cautions": cautions}
     if artifact.finish(feedback=judge.facts(), **facts):
         show(artifact.manifest["summary"])
+        artifact.tell_next("cai train-pm --model PMP --comparisons", options.out, "--out", options.out.parent / "pm")
 
 
 def check_options(options: Options) -> None:
@@ -271,7 +273,12 @@ def in_chunks(pairs: list[Pair], first: int, size: int) -> Iterator[list[Pair]]:
 
 
 def label_pairs(
-    writer: TransformersEngine | None, judge: TransformersEngine, options: Options, inquiry: Inquiry, pairs: list[Pair]
+    writer: TransformersEngine | None,
+    judge: TransformersEngine,
+    options: Options,
+    inquiry: Inquiry,
+    pairs: list[Pair],
+    told: Told | None = None,
 ) -> None:
     """Replies, where they are to be written, and the judge's answers about them."""
     keep = options.on_truncated == "keep"
@@ -279,7 +286,7 @@ def label_pairs(
         chat = writer.renderer.tokenizer.chat_template is not None
         attempts = attempts_at(options.temperature, options.attempts)
         settings = SegmentSettings(options.max_new_tokens, () if chat else TRANSCRIPT_STOPS, keep, attempts)
-        draw_replies(writer, pairs, options.num_samples, settings, options.seed, chat)
+        draw_replies(writer, pairs, options.num_samples, settings, options.seed, chat, told)
     thinking = SegmentSettings(options.rationale_tokens, (), keep, attempts_at(options.rationale_temperature, options.attempts))
     asked = [pair for pair in pairs if pair.rejected is None]
     judge_pairs(judge, inquiry, asked, judge.renderer.has_own_template, thinking)

@@ -5,7 +5,6 @@ Stale: an input has another content now than when the artifact was made. Missing
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cai_cli.ancestry import source_path, unnested
+from cai_cli.ancestry import is_on_hub, source_path, unnested
 from cai_cli.errors import UserError
 from cai_cli.fingerprints import file_changes, fingerprint_file, hash_file, model_files
 from cai_cli.manifest import PIPED, Manifest, manifest_path, read_manifest
@@ -75,7 +74,7 @@ class Tree:
             items.append((CONSTITUTION, {**constitution, "option": "constitution"}))
         for number, (kind, item) in enumerate(items, start=1):
             corner, below = ("└── ", "    ") if number == len(items) else ("├── ", "│   ")
-            if no_file(kind, item):
+            if no_file(item):
                 yield indent + corner + label(item["path"], None, item["option"])
                 continue
             path = source_path(artifact, item)
@@ -102,11 +101,9 @@ class Tree:
         return self.hashes[kind, path]
 
 
-def no_file(kind: str, item: dict[str, Any]) -> bool:
-    """What came over stdin is gone. Of the Hub, data sets have no hash here, and models the hash of their name."""
-    if kind == MODEL:
-        return bool(item.get("fingerprint") == hashlib.sha256(os.fsencode(item["path"])).hexdigest())
-    return item["sha256"] is None or item["path"] == PIPED
+def no_file(item: dict[str, Any]) -> bool:
+    """Whether nothing of it lies here: it is on the Hub, or came over stdin and is gone."""
+    return is_on_hub(item) or item["path"] == PIPED
 
 
 def shown(path: Path) -> str:

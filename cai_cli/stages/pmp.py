@@ -30,7 +30,8 @@ from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out
 from cai_cli.ranks import barrier, is_main
 from cai_cli.records import Comparison
 from cai_cli.storage import check_writable
-from cai_cli.talk import progress, say, table
+from cai_cli.talk import progress, say, table, tell_next
+from cai_cli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from cai_cli.importers.posts import Counts
@@ -91,6 +92,7 @@ def run(options: Options) -> None:
         if options.model is None:
             raise UserError("--model is missing", "name the base language model, or pass --data-only to make the pairs alone")
         check_model(options.model, role="either")
+        check_trackers(options.report_to)
     if options.dry_run and (options.data_only or not (options.out / PAIRS).exists()):
         then = f", then train {options.model} on them" if not options.data_only else ""
         say(f"would make pairs of {', '.join(options.posts)}{then}")
@@ -124,6 +126,8 @@ def run(options: Options) -> None:
         raise RunError("no pair can be trained on", why)
     training, held_out = split_held_out(pairs, options.held_out, options.seed)
     run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
+    if not options.dry_run:
+        tell_next("cai train-pm --model", options.out, "--comparisons", "COMPARISONS.jsonl", "--out", options.out.parent / "pm")
 
 
 def write_comparisons(options: Options) -> None:
@@ -179,7 +183,7 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
         no_trace(data.out, temporary, rejects),
         temporary.open("w", encoding="utf-8") as rows,
         rejects.open("w", encoding="utf-8") as skips,
-        progress("read posts, MB", sum(file.stat().st_size for file in files) // MEGABYTE) as advance,
+        progress("pmp: read posts", sum(file.stat().st_size for file in files) // MEGABYTE, unit="MB") as advance,
     ):
         for item in make_pairs(data.posts, settings, data.out, counts, in_megabytes(advance)):
             if isinstance(item, Skip):
@@ -212,7 +216,7 @@ def no_trace(folder: Path, *files: Path) -> Iterator[None]:
         raise
 
 
-def in_megabytes(advance: Callable[[int, str], None]) -> Callable[[int], None]:
+def in_megabytes(advance: Callable[[float, str], None]) -> Callable[[int], None]:
     """Progress that is told bytes and shows whole megabytes."""
     read = 0
 

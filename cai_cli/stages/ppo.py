@@ -23,17 +23,18 @@ from cai_cli.engines.base import LENGTH
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import held_out_cautions, rate_cautions, reply_cautions
 from cai_cli.interruption import Terminated, after_the_step
-from cai_cli.jsonl import write_rows
+from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.manifest import parse_weight
 from cai_cli.models.load import check_attention, check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, Takes, check_training_dtype, flag
-from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions, check_trackers
+from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
 from cai_cli.prompt_files import Known, read_prompts
 from cai_cli.prompt_mix import mixed_prompts
 from cai_cli.ranks import is_main, main_first, world_size
 from cai_cli.records import Prompt
-from cai_cli.talk import say, show_text, table, warn, warn_all
+from cai_cli.talk import say, show_text, table, tell_next, warn, warn_all
+from cai_cli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from cai_cli.models.chat import Renderer
@@ -109,6 +110,7 @@ def run(options: Options) -> None:
     from cai_cli.ppo.trainer import Clock, Trainer
     from cai_cli.training.collective import told_to_stop
     from cai_cli.training.facts import model_facts
+    from cai_cli.training.model_card import model_card
 
     longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
     trainer = Trainer(options, longest)
@@ -116,6 +118,8 @@ def run(options: Options) -> None:
     if not artifact.begun:
         main_first(lambda: rehearse(options, trainer, artifact, progress.keeps_best))
     artifact.start()
+    if not options.eval_prompts:
+        say("no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card")
     if rejected and is_main():
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
         say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
@@ -124,7 +128,7 @@ def run(options: Options) -> None:
     with closing(trainer), RunLog(options, artifact.folder, progress.step) as log, after_the_step():
         if eval_prompts and progress.step == 0:
             log.write(0, progress.measure(None))
-            log.samples(sample_rows(0, progress.samples, texts, SAMPLES if options.sample_steps else 0))
+            log.samples(*sample_rows(0, progress.samples, texts, SAMPLES if options.sample_steps else 0))
         while progress.step < options.steps and progress.stopped is None:
             clock, step = Clock(), progress.step
             batch = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
@@ -140,7 +144,7 @@ def run(options: Options) -> None:
             log.write(step, row | measured, clock.seconds, trainer.peak_memory())
             if options.sample_steps and step % options.sample_steps == 0:
                 episodes = progress.samples if measured else rollout.table
-                log.samples(sample_rows(step, episodes, texts, SAMPLES))
+                log.samples(*sample_rows(step, episodes, texts, SAMPLES))
             if told_to_stop(trainer.policy.learner.device):
                 progress.save_unchecked()
                 raise Terminated
@@ -148,22 +152,28 @@ def run(options: Options) -> None:
         warn(f"{progress.stopped}: stopping here")
     saved = progress.settle()
     report(options, progress, artifact.metrics_file, saved)
-    artifact.finish(
-        trainer.save_policy,
-        steps_done=progress.step,
-        stopped=progress.stopped,
-        saved_step=saved,
-        best_step=progress.best.step if progress.best.step >= 0 else None,
-        kl_coef=trainer.kl.coefficient,
-        counts={
+    facts = {
+        "steps_done": progress.step,
+        "stopped": progress.stopped,
+        "saved_step": saved,
+        "best_step": progress.best.step if progress.best.step >= 0 else None,
+        "kl_coef": trainer.kl.coefficient,
+        "counts": {
             "in": sum(len(prompts) for prompts, _ in sources) + len(rejected),
             "rejected": dict(sorted(Counter(item.reason for item in rejected).items())),
         },
-        evaluation=progress.last,
-        warnings=shared
+        "evaluation": progress.last,
+        "warnings": shared
         + warn_all(last_cautions(progress.rollout) + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
-    )
+    }
+
+    def save(folder: Path) -> None:
+        trainer.save_policy(folder)
+        write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
+
+    artifact.finish(save, **facts)
+    tell_next("cai sample --model", options.out, "--prompts", "TEST.jsonl", "--out", options.out.parent / "replies.jsonl")
 
 
 def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:
@@ -201,6 +211,9 @@ def check_options(options: Options) -> None:
         raise UserError(told, "lower it, or raise --steps")
     if options.target_kl is not None and options.target_kl <= 0:
         raise UserError(f"--target-kl {options.target_kl:g}: a policy that learns has some KL", "give nats a reply, such as 6")
+    if options.load_best_model_at_end and not (options.eval_prompts or options.gold_pm):
+        told = "--load-best-model-at-end: nothing is held out to find the best policy by"
+        raise UserError(told, "give --eval-prompts, or a --gold-pm that measures")
     if options.lora_dropout:
         raise UserError(f"--lora-dropout {options.lora_dropout:g}: PPO needs the same log-probabilities twice", "leave it at 0")
     if options.lora and options.frozen_dtype != "auto":

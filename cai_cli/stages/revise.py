@@ -29,7 +29,7 @@ from cai_cli.few_shot import (
     load_critique_demonstrations,
     without_critique,
 )
-from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.generation import ChunkProgress, Segment, SegmentSettings, Told, attempts_at, chunks, sample_segment
 from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, is_near
 from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
@@ -157,9 +157,11 @@ def run(options: Options) -> None:
     engine = open_engine(options.model, options)
     texts = Texts(options, engine.renderer)
     started = time.monotonic()
-    with progress("revise", artifact.share, artifact.share - len(todo)) as advance:
+    segments = 1 + options.rounds * (2 if options.critique else 1)
+    with progress("revise", artifact.share, artifact.share - len(todo), "rows") as advance:
         for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
-            revise_chunk(engine, texts, options, constitution, chunk)
+            done = ChunkProgress(advance, len(chunk), segments)
+            revise_chunk(engine, texts, options, constitution, chunk, done.told)
             for chain in chunk:
                 artifact.tokens += chain.tokens
                 if chain.rejected:
@@ -167,13 +169,16 @@ def run(options: Options) -> None:
                 else:
                     artifact.accept(to_record(chain).to_row())
             artifact.flush()
-            advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
+            done.through(f"{len(artifact.rejected_ids)} rejected")
     seconds = round(time.monotonic() - started, 3)
     if artifact.finish(summary=summarise, generation_seconds=seconds, **engine.facts()):
         show(artifact.manifest)
+        artifact.tell_next("cai sft --model BASE --data", options.out, "--out", options.out.parent / "sl-cai")
 
 
-def revise_chunk(engine: Engine, texts: Texts, options: Options, constitution: Constitution, chains: list[Chain]) -> None:
+def revise_chunk(
+    engine: Engine, texts: Texts, options: Options, constitution: Constitution, chains: list[Chain], told: Told | None = None
+) -> None:
     """Draft, then the rounds, for a chunk of chains at once; each chain ends revised or rejected."""
     common = SegmentSettings(
         options.max_new_tokens,
@@ -186,7 +191,7 @@ def revise_chunk(engine: Engine, texts: Texts, options: Options, constitution: C
         return lambda chain: (options.seed, chain.id, len(chain.rounds) + 1, segment)
 
     # 1. The draft.
-    for chain, text in sample_alive(engine, chains, Segment("draft", texts.draft, key_of("initial"), common)):
+    for chain, text in sample_alive(engine, chains, Segment("draft", texts.draft, key_of("initial"), common), told):
         chain.initial = chain.response = text
 
     def confused_critique(chain: Chain, text: str) -> str | None:
@@ -204,23 +209,25 @@ def revise_chunk(engine: Engine, texts: Texts, options: Options, constitution: C
         if options.critique:
             name = f"critique {number}"
             segment = Segment(name, texts.critique, key_of("critique"), common, CRITIQUE, confused_critique)
-            for chain, text in sample_alive(engine, chains, segment):
+            for chain, text in sample_alive(engine, chains, segment, told):
                 chain.critique = text
         # 3. The revision, spliced in place of the response.
         name = f"revision {number}"
         segment = Segment(name, texts.revision, key_of("revision"), common, REVISION, confused_or_unrevised)
-        for chain, text in sample_alive(engine, chains, segment):
+        for chain, text in sample_alive(engine, chains, segment, told):
             request = chain.drawn.critique if options.critique else ""
             thoughts = (chain.thinking.get(f"critique {number}", ""), chain.thinking[name])
             chain.rounds.append(Round(chain.drawn.id, request, chain.critique, chain.drawn.revision, text, *thoughts))
             chain.response = text
 
 
-def sample_alive(engine: Engine, chains: list[Chain], segment: Segment[Chain]) -> list[tuple[Chain, str]]:
+def sample_alive(
+    engine: Engine, chains: list[Chain], segment: Segment[Chain], told: Told | None = None
+) -> list[tuple[Chain, str]]:
     """The segment's text for each chain still alive; chains without a text worth keeping are marked rejected."""
     alive = [chain for chain in chains if chain.rejected is None]
     kept = []
-    for chain, sampled in zip(alive, sample_segment(engine, alive, segment), strict=True):
+    for chain, sampled in zip(alive, sample_segment(engine, alive, segment, told), strict=True):
         chain.tokens += sampled.tokens
         chain.events += [(rule, segment.name) for rule in sampled.events]
         if sampled.reason is None:

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from cai_cli.artifact import Rejected
 from cai_cli.conversation import Conversation, message
-from cai_cli.generation import Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.generation import ChunkProgress, Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
 from cai_cli.models.load import check_device
 from cai_cli.models.model_directory import check_model
 from cai_cli.options import MODEL, GenerationOptions, Needs, Prompts, RowOptions, check_draws, flag, template_kwargs
@@ -72,9 +72,11 @@ def run(options: Options) -> None:
 
     engine = open_engine(options.model, options)
     segment = reply_segment(options, chat=engine.renderer.tokenizer.chat_template is not None)
-    with progress("sample", artifact.share, artifact.share - len(todo)) as advance:
+    with progress("sample", artifact.share, artifact.share - len(todo), "rows") as advance:
         for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
-            for slot, sampled in zip(chunk, sample_segment(engine, chunk, segment), strict=True):
+            done = ChunkProgress(advance, len(chunk), 1)
+            replies = sample_segment(engine, chunk, segment, done.told)
+            for slot, sampled in zip(chunk, replies, strict=True):
                 artifact.tokens += sampled.tokens
                 if sampled.reason:
                     row = {"prompt": slot.prompt.prompt, "hygiene": events_text(events_of(sampled))}
@@ -82,8 +84,9 @@ def run(options: Options) -> None:
                 else:
                     artifact.accept(to_record(slot, sampled).to_row())
             artifact.flush()
-            advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
-    artifact.finish(**engine.facts())
+            done.through(f"{len(artifact.rejected_ids)} rejected")
+    if artifact.finish(**engine.facts()):
+        artifact.tell_next("cai sft --model BASE --data", options.out, "--out", options.out.parent / "sl-cai")
 
 
 def to_record(slot: Slot, sampled: Sampled) -> Sample:

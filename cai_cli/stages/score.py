@@ -85,7 +85,7 @@ def run(options: Options) -> None:
 
     pm = open_preference_model(options.pm, options.device, options.dtype)
     told: list[float] = []
-    with progress("score", artifact.share, artifact.share - len(todo)) as advance:
+    with progress("score", artifact.share, artifact.share - len(todo), "rows") as advance:
         for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
             encoded: list[tuple[Item, list[list[int]]]] = []
             for item in chunk:

@@ -36,8 +36,9 @@ from cai_cli.options import (
     template_kwargs,
 )
 from cai_cli.ranks import by_fsdp, is_main, main_first
-from cai_cli.talk import say, show_text, tell_dropped, warn_all
+from cai_cli.talk import say, show_text, tell_dropped, tell_next, warn_all
 from cai_cli.training.sft_data import Target, TokenRow, dataset_of, packed_dataset, read_targets, tokenise
+from cai_cli.training.trackers import check_trackers
 from cai_cli.trl_rows import RowReader
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def run(options: Options) -> None:
     Example: cai sft --model base/ --data revisions.jsonl --data samples.jsonl --out sl-cai/
     """
     check_model(options.model, role="language model")
+    check_trackers(options.report_to)
     if options.quantize and by_fsdp():
         raise UserError(f"--quantize {options.quantize}: FSDP cannot hold it in parts", "leave one of them out")
     artifact = ModelArtifact("sft", options, fsdp=True)
@@ -116,8 +118,8 @@ def run(options: Options) -> None:
     from cai_cli.training.checkpoints import newest_whole
     from cai_cli.training.facts import model_facts
     from cai_cli.training.hf_trainer import TrainingLog, whole_weights
+    from cai_cli.training.model_card import model_card
     from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
-    from cai_cli.training.sft_card import sft_card
     from cai_cli.training.sft_trainer import make_trainer, open_model
 
     data = packed_dataset(train, options.max_length, options.seed) if options.packing else dataset_of(train)
@@ -133,7 +135,7 @@ def run(options: Options) -> None:
     checkpoint = newest_whole(artifact.checkpoints, "checkpoint")
     packs = f" in {len(data)} packs" if options.packing else ""
     say(f"sft: {len(train)} rows{packs}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
-    with TrainingLog("sft", artifact.metrics_file) as log:
+    with TrainingLog("sft", artifact.metrics_file, options) as log:
         log.train(trainer, checkpoint)
         held_out = log.evaluate(trainer)
         train_loss = log.mean_loss(trainer)
@@ -155,9 +157,11 @@ def run(options: Options) -> None:
 
     def save(folder: Path) -> None:
         save_trained(trainer.model, tokenizer, folder, options, options.model, "CAUSAL_LM", weights)
-        write_atomically(folder / "README.md", sft_card(artifact.manifest | facts))
+        write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
 
     artifact.finish(save, **facts)
+    words = (options.out, "--prompts", "PROMPTS.jsonl", "--feedback-model", options.model)
+    tell_next("cai label --model", *words, "--out", options.out.parent / "comparisons.jsonl")
 
 
 def open_tokenizer(options: Options) -> PreTrainedTokenizerBase:

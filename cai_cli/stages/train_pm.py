@@ -23,7 +23,8 @@ from cai_cli.models.model_directory import check_model
 from cai_cli.options import INPUT, MODEL, OutputOptions, PairwiseOptions, Takes, flag
 from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.records import Comparison
-from cai_cli.talk import tell_dropped
+from cai_cli.talk import tell_dropped, tell_next
+from cai_cli.training.trackers import check_trackers
 from cai_cli.trl_rows import RowReader
 
 
@@ -43,6 +44,7 @@ def run(options: Options) -> None:
     Example: cai train-pm --model pmp/ --comparisons ai.jsonl --comparisons human.jsonl --out pm/
     """
     check_model(options.model, role="either")
+    check_trackers(options.report_to)
     artifact = ModelArtifact("train-pm", options)
     if artifact.done:
         return
@@ -59,6 +61,10 @@ def run(options: Options) -> None:
         raise RunError(f"none of the {len(weighted)} pairs can be trained on", why_none(rejected, options))
     training, held_out = split_held_out(pairs, options.held_out, options.seed)
     run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
+    if not options.dry_run:
+        tell_next(
+            "cai ppo --model SL-CAI --pm", options.out, "--prompts", "PROMPTS.jsonl", "--out", options.out.parent / "rl-cai"
+        )
 
 
 def read_weighted(sources: list[str]) -> Iterator[tuple[Comparison, float]]:

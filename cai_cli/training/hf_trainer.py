@@ -20,7 +20,8 @@ from cai_cli.ranks import is_main, rank
 from cai_cli.talk import progress
 from cai_cli.training.checkpoints import drop_half_written, read_state, seal_hf_checkpoint, write_state
 from cai_cli.training.collective import told_to_stop
-from cai_cli.training.pairwise import MetricsFile
+from cai_cli.training.metrics_file import MetricsFile
+from cai_cli.training.trackers import open_trackers
 
 # What a log line of the Trainer is called in metrics.jsonl; what starts anew on a resume (num_tokens) is left out.
 METRICS = {
@@ -38,8 +39,9 @@ class TrainingLog(TrainerCallback):
     A number that is not finite raises RunError before the step is saved. On SIGTERM a checkpoint is written after the step.
     """
 
-    def __init__(self, name: str, metrics_file: Path) -> None:
+    def __init__(self, name: str, metrics_file: Path, options: Any) -> None:
         self.name = name
+        self.options = options
         self.metrics_file = metrics_file
         self.opened = ExitStack()
         self.held_out: dict[str, float] = {}
@@ -80,8 +82,10 @@ class TrainingLog(TrainerCallback):
         return sum(losses) / len(losses) if losses else trainer._total_loss_scalar / max(trainer.state.global_step, 1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self.advance = self.opened.enter_context(progress(self.name, state.max_steps, state.global_step))
-        self.metrics = self.opened.enter_context(MetricsFile(self.metrics_file, state.global_step)) if is_main() else None
+        self.advance = self.opened.enter_context(progress(self.name, state.max_steps, state.global_step, "steps"))
+        trackers = open_trackers(self.options, self.name, state.global_step)
+        metrics = MetricsFile(self.metrics_file, state.global_step, trackers)
+        self.metrics = self.opened.enter_context(metrics) if is_main() else None
         self.start = self.last = state.global_step
         self.note = ""
         for entry in state.log_history:  # of the run before a resume

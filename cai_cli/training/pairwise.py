@@ -21,8 +21,6 @@ from transformers import get_scheduler
 from cai_cli.errors import RunError
 from cai_cli.evaluation.comparisons import Judged, by_group, sigmoid
 from cai_cli.interruption import Terminated, after_the_step
-from cai_cli.json_text import load_json
-from cai_cli.jsonl import strict_json, write_atomically
 from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, trainable_state
 from cai_cli.models.finite import LEARNED_TOO_FAST, advice, check_weights
@@ -30,10 +28,12 @@ from cai_cli.models.language_head import language_loss
 from cai_cli.models.score import hidden_states, last_scores, right_pad, score_all
 from cai_cli.options import PairwiseOptions, TrainingOptions
 from cai_cli.ranks import is_main, rank, world_size
-from cai_cli.talk import progress, say, warn
+from cai_cli.talk import progress, say
 from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint, step_of
 from cai_cli.training.collective import gathered, own_part, sum_gradients, told_to_stop, total
 from cai_cli.training.losses import centring_loss, soft_pairwise_loss
+from cai_cli.training.metrics_file import MetricsFile
+from cai_cli.training.trackers import open_trackers
 
 GROUP_BATCHES = 16  # Batches are cut from length-sorted runs of this many, which saves padding and keeps the order random.
 
@@ -62,8 +62,9 @@ def fit_pairwise(
     folder: Path,
     pad: int,
     head: nn.Module | None = None,
+    stage: str = "train-pm",
 ) -> dict[str, Any]:
-    """Train `model` in place; returns facts for the manifest. `folder` takes metrics.jsonl and checkpoints/.
+    """Train `model` in place; returns facts for the manifest. `folder` takes metrics.jsonl and checkpoints/; `stage` is told.
 
     `head` is the language model's output layer, for `--lm-coef`. Raises RunError where the loss is not finite.
     """
@@ -78,8 +79,8 @@ def fit_pairwise(
     model.train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    metrics_file = MetricsFile(folder / "metrics.jsonl", step)
-    with progress("train", steps, step) as advance, metrics_file as metrics, after_the_step():
+    metrics_file = MetricsFile(folder / "metrics.jsonl", step, open_trackers(options, stage, step))
+    with progress(stage, steps, step, "steps") as advance, metrics_file as metrics, after_the_step():
         while step < steps:
             torch.manual_seed(key(seed, "step", step, rank()) % (1 << 63))  # for the adapters' dropout; nothing else draws
             group = batches[step * per_step : (step + 1) * per_step]
@@ -244,39 +245,3 @@ def disable_dropout(model: Any) -> None:
 
 def autocast(device_type: str, bf16: bool) -> torch.autocast:
     return torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16)
-
-
-class MetricsFile:
-    """metrics.jsonl of a training run: lines after `step`, left by a run that was killed later, are cut at the start.
-
-    A line that cannot be read is left out and named: a kill may have torn the last one, anything else is damage. Of several
-    processes the first one writes.
-    """
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.stream: Any = None
-        if not is_main():
-            return
-        kept = []
-        if path.exists() and step > 0:
-            for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-                try:
-                    if load_json(line.decode(), constant=float)["step"] <= step:
-                        kept.append(line.decode() + "\n")
-                except (ValueError, TypeError, KeyError):
-                    warn(f"{path}: line {number} cannot be read and is left out")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(kept))
-        self.stream = path.open("a", encoding="utf-8")
-
-    def write(self, row: dict[str, Any]) -> None:
-        if self.stream is not None:
-            self.stream.write(strict_json(row, self.stream.name) + "\n")
-            self.stream.flush()
-
-    def __enter__(self) -> MetricsFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.stream is not None:
-            self.stream.close()
