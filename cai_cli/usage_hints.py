@@ -92,7 +92,7 @@ WITHOUT = {
     "num-workers workers dataloader-num-workers threads num-proc": "threads are counted by OMP_NUM_THREADS: leave it out",
     "deepspeed fsdp": "cai sft takes FSDP from `accelerate launch --use_fsdp --fsdp_version 2`: leave it out",
     "hf-token token auth-token api-key": "a token is taken from the variable HF_TOKEN, or from `hf auth login`: leave it out",
-    "push-to-hub hub-model-id": "nothing is uploaded: `hf upload` does that with the directory of --out",
+    "push-to-hub hub-model-id": "`cai push DIR org/name` uploads what is finished: leave it out",
     "verbose quiet v q log-level": "what matters is said on stderr: leave it out, or send stderr to a file",
 }
 # Our command -> what other tools, or people, call it.
@@ -110,6 +110,7 @@ COMMANDS = {
     "`cai merge`": "join concat concatenate combine gather",
     "`cai inspect`": "show view head print cat look browse",
     "`cai lineage`": "provenance history trace graph",
+    "`cai push`": "upload publish hub push-to-hub share",
     "`cai evaluate`": "eval test benchmark measure metrics evaluation evals",
     "`cai evaluate hhh`": "hhh",
     "`cai demo`": "quickstart start example tutorial run all pipeline try init new",

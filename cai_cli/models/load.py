@@ -115,7 +115,7 @@ def check_text_is_kept(tokenizer: PreTrainedTokenizerBase, path: Path, flag: str
     def kept(decoded: str) -> int:
         return len("".join(decoded.split()))
 
-    own = kept(tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False)))
+    own = kept(str(tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False))))
     if own >= kept(PROBE) or not (file := path / "tokenizer.json").is_file():
         return
     from tokenizers import Tokenizer
