@@ -1,7 +1,8 @@
 """The demo, whole, as a newcomer runs it: the chain learns, its results are kept, and a second run finds everything done.
 
-About four minutes on one thread, since two jobs of two threads on two cores starve each other: the one test that shows that the stages together do what Constitutional AI is for. The bars of the
-project are for three seeds together; here they are wider, since a single run has more noise.
+About four minutes on one thread, since two jobs of two threads on two cores starve each other: the one test that shows that the
+stages together do what Constitutional AI is for. The bars of the project are for three seeds together; here they are wider, since
+a single run has more noise.
 """
 
 from __future__ import annotations
