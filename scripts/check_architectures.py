@@ -103,11 +103,11 @@ class Family:
         files = ["--model", self.folder / model, "--prompts", self.folder / prompts, "--out", out]
         words = ["--temperature", 0, "--max-new-tokens", 12, "--batch-size", batch_size, "-n", 1]
         try:
-            cai("sample", *files, *words, "--attempts", 1, "--on-truncated", "keep", "--max-reject-rate", 1)
+            cai("sample", *files, *words, "--on-truncated", "keep", "--max-reject-rate", 1)
         except RunError:  # every text of a random model may be unfit, as one with another turn in it
             if not self.recorders["generate"].calls:
                 raise
-        completions = [completion for _, _, found in self.recorders["generate"].take() for completion in found]
+        completions = [completion for *_, found in self.recorders["generate"].take() for completion in found]
         for n, completion in enumerate(completions):
             if completion.finish_reason == OVERLONG:
                 continue
@@ -171,7 +171,7 @@ class Family:
         models = ["--model", self.folder / "lm", "--pm", self.folder / "pm", "--prompts", self.folder / "prompts.jsonl"]
         sizes = ["--steps", 2, "--rollout-batch-size", 8, "--max-new-tokens", 6, "--learning-rate", 1e-4, "--max-kl", 1000]
         cai("ppo", *models, *sizes, "--out", self.folder / "policy")
-        _, _, completions = self.recorders["generate"].take()[0]
+        *_, completions = self.recorders["generate"].take()[0]
         plain, worst = self.plain(), 0.0
         for completion in completions:
             ids = torch.tensor([completion.prompt_ids + completion.token_ids])

@@ -22,7 +22,7 @@ from architecture_families import FAMILIES, build
 from check_architectures import EQUAL, check, recorders
 
 # Family -> what is said instead of "equal", by check.
-NO_CLASSIFIER = {"train-pm": "cannot be loaded", "score": "no preference model", "ppo": "no preference model"}
+NO_CLASSIFIER = {"train-pm": "no preference model can be made", "score": "no preference model", "ppo": "no preference model"}
 TRICKY = {
     "llama": {},
     "gpt_neo": {},

@@ -233,8 +233,8 @@ def test_a_circle_of_files_and_models(capsys, tmp_path):
     model.mkdir()
     (model / "config.json").write_text("{}")
     write_manifest(a, b)
-    write_manifest(b, models=[{"option": "model", "path": "model", "fingerprint": "0", "files": {}}])
-    write_manifest(model, models=[{"option": "model", "path": ".", "fingerprint": "0", "files": {}}])
+    write_manifest(b, models=[{"option": "model", "path": "model", "fingerprint": "0", "files": {"config.json": "0"}}])
+    write_manifest(model, models=[{"option": "model", "path": ".", "fingerprint": "0", "files": {"config.json": "0"}}])
     spoil(model / "cai.json", lambda m: m.update(inputs=[{"option": "data", "path": "../a.jsonl", "weight": 1, "sha256": "0"}]))
     lines = walked(capsys, a)
     assert len(lines) == 5 and sum("(above)" in line for line in lines) == 2, lines

@@ -286,10 +286,9 @@ def test_transcripts_carry_demonstrations_of_the_same_kind(monkeypatch, files, c
     prompts = [requests[0].prompt for requests in engine.calls]
     assert all(requests[0].stop == TRANSCRIPT_STOPS for requests in engine.calls)
     assert prompts[0].endswith("\n\nHuman: question a\n\nAssistant:") and prompts[-1].endswith("\n\nRevision:")
-    own = len(engine.calls) - 1 if critique else 0  # the critique of the chain itself
-    assert [text.count("\n\nRevisionRequest:") for text in prompts[:1]] == [5]
-    assert prompts[0].count("\n\nCritique:") == (5 if critique else 0)
-    assert prompts[-1].count("\n\nCritique:") == (5 + own // 2 if critique else 0)
+    assert "\n\nRevisionRequest:" not in prompts[0]  # the draft is the model's own
+    assert [text.count("\n\nRevisionRequest:") for text in prompts[1:]] == ([5, 6] if critique else [6])
+    assert [text.count("\n\nCritique:") for text in prompts[1:]] == ([6, 6] if critique else [0])
 
 
 def test_keys_do_not_depend_on_batch_size_or_neighbours(monkeypatch, files):

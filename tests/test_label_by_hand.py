@@ -29,7 +29,7 @@ def judge(request, tmp_path_factory):
         "sentencepiece": sentencepiece_tokenizer,
         "inst": lambda: sentencepiece_tokenizer(INST),
     }[request.param]()
-    return make_model(tmp_path_factory.mktemp("judge") / request.param, "qwen2", seed=3, tokenizer=tokenizer)
+    return make_model(tmp_path_factory.mktemp("judge") / request.param, "llama", seed=3, tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,15 @@ def option_logprobs(folder, text: str, chat: bool) -> list[float]:
         text = f"<s>[INST] {text.removesuffix(chr(10) + 'The answer is:')} [/INST] The answer is:"
     prompt, *rows = [tokenizer(text + tail, add_special_tokens=not chat)["input_ids"] for tail in ("", " (A)", " (B)")]
     assert prompt[0] == (tokenizer.bos_token_id if tokenizer.bos_token else prompt[0]) and prompt[1] != prompt[0]
-    assert all(row[: len(prompt)] == prompt and len(row) - len(prompt) > 1 for row in rows), "an option is several tokens"
+    # What an option's text makes of the prompt's last tokens is the option's: it starts where the sequences part.
+    start = next((t for t, ids in enumerate(zip(prompt, *rows, strict=False)) if len(set(ids)) > 1), len(prompt))
+    assert all(len(row) - start > 1 for row in rows), "an option is several tokens"
     width = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     with torch.no_grad():
         logprobs = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits.double(), -1)
-    return [sum(logprobs[n, t - 1, row[t]].item() for t in range(len(prompt), len(row))) for n, row in enumerate(rows)]
+    return [sum(logprobs[n, t - 1, row[t]].item() for t in range(start, len(row))) for n, row in enumerate(rows)]
 
 
 def test_a_label_is_the_mean_of_softmaxes_over_orders_and_principles(cai, judge, pairs, tmp_path):

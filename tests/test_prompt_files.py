@@ -144,5 +144,5 @@ def test_hub_data_sets(monkeypatch):
     assert asked == [("org/name", "test", True), ("org/name", "train", True)]
     with pytest.raises(RecordError, match=r"^hf:org/bad: row 2: field `prompt`: missing"):
         read_prompts(["hf:org/bad"])
-    with pytest.raises(UserError, match=r"^hf:org/nix: cannot be loaded: offline more \(check"):
+    with pytest.raises(UserError, match=r"^hf:org/nix: is not cached here, and HF_HUB_OFFLINE is set \(fetch it"):
         read_prompts(["hf:org/nix"])

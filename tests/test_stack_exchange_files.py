@@ -153,7 +153,7 @@ def test_a_data_set_of_the_hub_is_streamed(tmp_path: Path) -> None:
     (tmp_path / "set" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     items = list(make_pairs([f"hf:{tmp_path / 'set'}"], PairOptions(seed=0), tmp_path / "work"))
     assert items == pairs(tmp_path, tmp_path / "set" / "train.jsonl")[0] != []
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="is not cached here, and HF_HUB_OFFLINE is set"):
         list(make_pairs([f"hf:{tmp_path / 'none'}"], PairOptions(seed=0), tmp_path / "work"))
 
 

@@ -71,8 +71,7 @@ def test_the_metrics_reach_the_tracker(
     monkeypatch.setenv("WANDB_API_KEY", "key")
     done = cai(
         *TRAINERS[name].split(),
-        "--logging-steps" if name != "ppo" else "--eval-steps",
-        1,
+        *(("--logging-steps", 1) if name != "ppo" else ()),
         "--report-to",
         "wandb",
         "--out",
