@@ -9,10 +9,8 @@ def main(told: bool = True) -> None:
         from cai_cli.cli import main as command_line
         from cai_cli.ranks import leave_group
 
-        try:
-            command_line()
-        finally:
-            leave_group()
+        command_line()
+        leave_group()  # of a run that came through: taking leave waits for the others, who may not come where one has failed
 
 
 if __name__ == "__main__":

@@ -13,16 +13,16 @@ import platform
 import re
 import shutil
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 from cai_cli import __version__
 from cai_cli.jsonl import strict_json
+from cai_cli.manifest import LIBRARIES, library_versions
 from cai_cli.options import flag
 from cai_cli.talk import show_text
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "vllm", "flash-attn", "typer")
+NAMED = (*LIBRARIES, "vllm", "flash-attn", "typer")
 # Variables that change what a run does. None of them holds a secret; an address is told without what logs in to it.
 SETTINGS = (
     "HF_HUB_OFFLINE",
@@ -56,7 +56,12 @@ def run(options: Options) -> None:
 
     Example: cai env --json
     """
-    found = {**machine(), "libraries": versions(), "devices": devices(), "settings": settings()}
+    found = {
+        **machine(),
+        "libraries": dict.fromkeys(NAMED, "not installed") | library_versions(NAMED),
+        "devices": devices(),
+        "settings": settings(),
+    }
     if options.json:
         show_text(strict_json(found, "env", indent=2))
         return
@@ -104,16 +109,6 @@ def cache_folder() -> str:
 
     folder = Path(constants.HF_HUB_CACHE)
     return f"{at_home(str(folder))} ({disk(folder) if folder.is_dir() else 'not there'})"
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def devices() -> list[str]:

@@ -45,15 +45,26 @@ PAIRWISE = (*RATES, "lm_coef", "center_rewards_coefficient")
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """How a kind of model is used: its task on the Hub, in Python, by a command."""
+
+    pipeline_tag: str
+    python: str
+    command: str
+
+
+LANGUAGE_MODEL = Use("text-generation", GENERATE, "cai sample --model . --prompts prompts.jsonl --out replies.jsonl")
+PREFERENCE_MODEL = Use("text-classification", SCORE, "cai score --pm . replies.jsonl --out scored.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
 class CardText:
     """`weight` is what the number behind an input means; `settings` are the options that the card lists."""
 
     title: str
     about: str
     tags: tuple[str, ...]
-    pipeline_tag: str
-    python: str
-    command: str
+    use: Use
     weight: str
     settings: tuple[str, ...]
     limits: str
@@ -66,9 +77,7 @@ CARDS = {
         about=f"A language model finetuned on replies that a model revised under a constitution, and on helpful samples: the "
         f"supervised stage of Constitutional AI ({PAPER}, section 3). The loss is on the completion only.",
         tags=("sft", "trl"),
-        pipeline_tag="text-generation",
-        python=GENERATE,
-        command="cai sample --model . --prompts prompts.jsonl --out replies.jsonl",
+        use=LANGUAGE_MODEL,
         weight="proportion",
         settings=(*RATES, "packing", "targets", "train_on_thinking"),
         limits="The completions were written by a model under a constitution and not checked by people. Evaluate before use.",
@@ -78,9 +87,7 @@ CARDS = {
         about="A preference model pretrained on votes for answers of Stack Exchange (Askell et al. 2021, "
         "[arXiv 2112.00861](https://arxiv.org/abs/2112.00861)).",
         tags=("reward-model", "preference-model", "pmp"),
-        pipeline_tag="text-classification",
-        python=SCORE,
-        command="cai score --pm . replies.jsonl --out scored.jsonl",
+        use=PREFERENCE_MODEL,
         weight="weight",
         settings=(*PAIRWISE, "format", "pairs_per_question", "min_score_gap", "binarise"),
         limits="Votes are noisy and say nothing of harmlessness: it is a start for finetuning, not a judge. The texts of Stack "
@@ -92,9 +99,7 @@ CARDS = {
         about=f"A preference model trained on comparisons with soft labels, of a model under a constitution and of people "
         f"({PAPER}, section 4.2).",
         tags=("reward-model", "preference-model"),
-        pipeline_tag="text-classification",
-        python=SCORE,
-        command="cai score --pm . replies.jsonl --out scored.jsonl",
+        use=PREFERENCE_MODEL,
         weight="loss weight",
         settings=PAIRWISE,
         limits="It says which of two replies its labels would prefer. A policy trained against it will find what it gets wrong.",
@@ -105,9 +110,7 @@ CARDS = {
         about=f"A language model trained by proximal policy optimisation against a preference model of AI feedback: the last "
         f"stage of Constitutional AI ({PAPER}, section 4).",
         tags=("rlaif", "ppo", "reinforcement-learning"),
-        pipeline_tag="text-generation",
-        python=GENERATE,
-        command="cai sample --model . --prompts prompts.jsonl --out replies.jsonl",
+        use=LANGUAGE_MODEL,
         weight="share of the batch",
         settings=(
             "rollout_batch_size",

@@ -42,9 +42,8 @@ class MetricsFile:
         if self.stream is not None:
             self.stream.write(strict_json(row, self.stream.name) + "\n")
             self.stream.flush()
-        numbers = {name: value for name, value in numbers_of(row) if name != "step"}
         for tracker in self.trackers:
-            tracker.log(numbers, step=row["step"])
+            tracker.log({name: value for name, value in numbers_of(row) if name != "step"}, step=row["step"])
 
     def __enter__(self) -> MetricsFile:
         return self
