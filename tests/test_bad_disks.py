@@ -11,12 +11,12 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import forks
 import pytest
+from catching import catch
 from conftest import mistake
 from tiny import make_model
 
@@ -144,14 +144,9 @@ def test_the_last_checkpoint_stays_and_no_half_of_another(cai, world, tmp_path, 
 
 def start_and_kill(words: list[str], out: Path) -> str:
     """A run that is killed with its first checkpoint complete; returns the checkpoint's name."""
-    process = forks.start([*words, "--out", str(out)])
-    deadline = time.monotonic() + 120
-    while not (found := list((out / "checkpoints").glob("*/complete"))) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    marked = [path.parent.name for path in (out / "checkpoints").glob("*/complete")]
-    assert found and marked
+    sealed = lambda: list((out / "checkpoints").glob("*/complete"))  # noqa: E731
+    catch(lambda: forks.start([*words, "--out", str(out)]), out, sealed)
+    marked = [path.parent.name for path in sealed()]
     for path in (out / "checkpoints").glob("*-*"):
         if path.name != max(marked, key=lambda name: int(name.rpartition("-")[2])):
             shutil.rmtree(path)
@@ -228,13 +223,14 @@ def test_places_where_nothing_can_be(cai, world, tmp_path):
 def test_a_folder_that_goes_away_under_a_running_stage(world, tmp_path, stage):
     out = tmp_path / "out"
     words = [*words_of(MODELS[stage], world), "--num-train-epochs", "9"]
-    process = forks.start([*words, "--out", str(out)])
-    while process.poll() is None and not (out / "metrics.jsonl").exists():
-        time.sleep(0.005)
-    process.send_signal(signal.SIGSTOP)
-    shutil.rmtree(out)
-    process.send_signal(signal.SIGCONT)
-    _, said = process.communicate()
+
+    def take_away(process: forks.Command) -> None:
+        process.send_signal(signal.SIGSTOP)
+        shutil.rmtree(out)
+        process.send_signal(signal.SIGCONT)
+
+    begin = lambda: forks.start([*words, "--out", str(out)])  # noqa: E731
+    process, said = catch(begin, out, lambda: (out / "metrics.jsonl").exists(), send=take_away)
     no_room(subprocess.CompletedProcess([], process.returncode, "", said), str(out))
 
 

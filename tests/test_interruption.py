@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from catching import catch
 from conftest import run_cai
 from tiny import make_model
 
@@ -26,14 +27,6 @@ def start(*words: object, **settings: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cai_cli", *map(str, words)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **settings)  # type: ignore[call-overload,no-any-return]
-
-
-def wait_for(process: subprocess.Popen[str], ready, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def session(leader: int) -> list[int]:
@@ -69,11 +62,8 @@ def errors(said: str) -> list[str]:
 def test_a_stage_that_writes_rows_stops_with_its_rows_on_disk(helpful, world, tmp_path, number) -> None:
     out = tmp_path / "samples.jsonl"
     words = sampling(helpful, world, out)
-    process = start(*words)
     partial = tmp_path / "samples.jsonl.partial"
-    wait_for(process, lambda: partial.exists() and partial.stat().st_size)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    process, said = catch(lambda: start(*words), out, lambda: partial.stat().st_size, number)
     assert process.returncode == 128 + number, said
     assert errors(said) == [f"error: {WORDS[number]} — {CONTINUES}"] and "Traceback" not in said and "ignored" not in said
     rows = [json.loads(line) for line in partial.read_text().splitlines()]
@@ -90,7 +80,8 @@ def test_a_stage_that_writes_rows_stops_with_its_rows_on_disk(helpful, world, tm
 def test_whenever_it_comes_it_is_one_line(helpful, world, tmp_path, moment) -> None:
     """While Python starts, while libraries are imported, while the model is loaded."""
     process = start(*sampling(helpful, world, tmp_path / "s.jsonl"))
-    wait_for(process, lambda: "cai_cli" in Path(f"/proc/{process.pid}/cmdline").read_text())
+    while "cai_cli" not in Path(f"/proc/{process.pid}/cmdline").read_text():
+        time.sleep(0.02)  # until it is Python
     time.sleep(0.15 + moment)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
@@ -112,10 +103,8 @@ def test_a_trainer_that_is_stopped_twice_ends_in_the_same_bytes(tmp_path, cai) -
     cut = tmp_path / "cut"
     for number in (signal.SIGTERM, signal.SIGINT):
         before = set(cut.glob("checkpoints/*/complete"))
-        process = start(*words.split(), "cut", cwd=tmp_path)
-        wait_for(process, lambda before=before: set(cut.glob("checkpoints/*/complete")) - before)
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
+        more = lambda before=before: set(cut.glob("checkpoints/*/complete")) - before  # noqa: E731
+        process, said = catch(lambda: start(*words.split(), "cut", cwd=tmp_path), cut, more, number)
         assert process.returncode == 128 + number and errors(said) == [f"error: {WORDS[number]} — {CONTINUES}"], said
         assert "Traceback" not in said
     assert "continuing from" in cai(*words.split(), "cut", cwd=tmp_path).stderr
@@ -138,7 +127,8 @@ def test_a_signal_that_is_to_be_ignored_is_ignored(helpful, world, tmp_path) -> 
     ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
     out = tmp_path / "s.jsonl"
     process = start(*sampling(helpful, world, out), preexec_fn=ignore)
-    wait_for(process, lambda: (tmp_path / "s.jsonl.partial").exists())
+    while process.poll() is None and not (tmp_path / "s.jsonl.partial").exists():
+        time.sleep(0.02)
     process.send_signal(signal.SIGHUP)
     assert process.communicate(timeout=120)[1] and process.returncode == 0 and out.exists()
 
@@ -218,14 +208,10 @@ main()
 def test_the_demo_takes_its_stage_with_it(tmp_path, number, group) -> None:
     """Its stage and the server that forks it; a second demo then finds nobody at work."""
     out = tmp_path / "demo"
-    process = start("demo", "--out", out)
-    wait_for(process, lambda: (out / "revisions.jsonl.partial").exists() or (out / "revisions.jsonl").exists())
     sent = signal.Signals[f"SIG{number}"]
-    if group:
-        os.killpg(process.pid, sent)
-    else:
-        process.send_signal(sent)
-    said = process.communicate(timeout=60)[1]
+    under_way = lambda: (out / "revisions.jsonl.partial").exists() or (out / "revisions.jsonl").exists()  # noqa: E731
+    send = (lambda process: os.killpg(process.pid, sent)) if group else None
+    process, said = catch(lambda: start("demo", "--out", out), out, under_way, sent, send)
     assert all_gone(process.pid)
     assert "Traceback" not in said, said
     if number == "KILL":

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import forks
 import pytest
+from catching import catch
 from conftest import mistake
 
 from cai_cli.fingerprints import fingerprint_file, fingerprint_model
@@ -303,13 +301,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(world, helpful, uninterrupted
     prompts = world / "helpful-sft.jsonl"
     words = ["sample", "--model", helpful, "--prompts", prompts, *SAMPLE, "--batch-size", "2", "--out", out]
     partial = out.with_name("samples.jsonl.partial")
-    process = forks.start(list(map(str, words)))
-    deadline = time.monotonic() + 120
-    while (not partial.exists() or partial.read_bytes().count(b"\n") < 8) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run was over before it could be killed"
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    catch(lambda: forks.start(list(map(str, words))), out, lambda: partial.read_bytes().count(b"\n") >= 8)
     survived = partial.read_bytes()
     assert not out.exists() and 8 <= survived.count(b"\n") < 60
     with partial.open("ab") as stream:  # and a disk that kept half of the next row

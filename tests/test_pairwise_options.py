@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import forks
 import jsonlines
 import pytest
 import torch
+from catching import catch
 from safetensors.torch import load_file
 from test_pairwise import PAD, options, random_pairs
 from tiny import make_model
@@ -211,14 +210,8 @@ def test_a_killed_adapter_run_ends_in_the_same_bytes(files):
     """With dropout on the adapters, which draws; killed after a checkpoint, and once more as if in the middle of the save."""
     adapters = ("--lora", "--lora-r", "4", "--lora-dropout", "0.1", "--save-adapter")
     finish(files, *adapters, "--out", "whole")
-    process = start(files, *adapters, "--out", "cut")
-    deadline = time.monotonic() + 120
-    while not list(files.glob("cut/checkpoints/step-*/complete")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    sealed = lambda: list(files.glob("cut/checkpoints/step-*/complete"))  # noqa: E731
+    catch(lambda: start(files, *adapters, "--out", "cut"), files / "cut", sealed)
     (files / "cut/model.safetensors").write_bytes(b"half a model")
     (files / "cut/config.json").write_text("{")
     assert "continuing from step" in finish(files, *adapters, "--out", "cut")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import forks
 import pytest
+from catching import catch
 
 from cai_cli.stages import revise
 
@@ -63,13 +61,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(helpful, world, whole, tmp_pa
     out = tmp_path / "revisions.jsonl"
     command = words(helpful, world, out, "--batch-size", 1)
     partial = out.with_name("revisions.jsonl.partial")
-    process = forks.start(list(map(str, command)))
-    deadline = time.monotonic() + 120
-    while (not partial.exists() or partial.read_bytes().count(b"\n") < 2) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run was over before it could be killed"
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    catch(lambda: forks.start(list(map(str, command))), out, lambda: partial.read_bytes().count(b"\n") >= 2)
     assert not out.exists()
     done = cai(*command)
     assert done.returncode == 0 and "continuing after" in done.stderr, done.stderr

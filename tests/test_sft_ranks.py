@@ -10,12 +10,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from catching import catch
 from conftest import mistake, run_cai
 from safetensors.torch import load_file
 from tiny import make_model
@@ -87,7 +87,6 @@ def kill(process: subprocess.Popen) -> None:
     for each in (process, *workers):
         each.kill()
     psutil.wait_procs(workers)
-    process.communicate()
 
 
 def losses(folder: Path, out: str) -> list[float]:
@@ -98,12 +97,8 @@ def losses(folder: Path, out: str) -> list[float]:
 def test_a_model_in_parts_is_trained_and_saved_as_one_in_copies(folder: Path) -> None:
     """The whole is the data-parallel run up to rounding; killed and continued it is the same."""
     finish(folder, "copies", False)
-    process = start(folder, "parts", True)
-    deadline = time.monotonic() + 200
-    while not list((folder / "parts").glob("checkpoints/checkpoint-*/complete")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.005)
-    kill(process)
+    sealed = lambda: list((folder / "parts").glob("checkpoints/checkpoint-*/complete"))  # noqa: E731
+    catch(lambda: start(folder, "parts", True), folder / "parts", sealed, send=kill)
     assert not (folder / "parts/cai.json").exists()
     assert "continuing from" in finish(folder, "parts", True)
     assert losses(folder, "parts") == pytest.approx(losses(folder, "copies"), abs=1e-4)

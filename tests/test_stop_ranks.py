@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from catching import catch
 from test_sft_ranks import ACCELERATE, ON_A_CPU, TORCHRUN
-from trainer_runs import COMMANDS, make_world, metrics, wait_for
+from trainer_runs import COMMANDS, make_world, metrics
 
 FLAGS = {
     "train-pm": ("--save-steps", "1000", "--logging-steps", "7"),
@@ -51,17 +52,14 @@ def test_processes_told_to_stop_write_one_checkpoint_and_end_in_the_same_bytes(s
     whole, cut = world / f"{stage}-whole-{fsdp}", world / f"{kind}-cut"
     if not whole.exists():
         finish(stage, whole.name, world, fsdp)
-    process = start(stage, cut.name, world, fsdp)
-    wait_for(process, lambda: (cut / "metrics.jsonl").exists() and (cut / "metrics.jsonl").read_bytes().count(b"\n") >= 1)
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "RANK" in child.environ()]
-    [second] = (
-        [worker for worker in workers if worker.environ()["RANK"] == "1" and "cai_cli" in " ".join(worker.cmdline())]
-        if (to == "second")
-        else [process]
-    )
-    second.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode != 0
+
+    def send(launcher: subprocess.Popen) -> None:
+        workers = [child for child in psutil.Process(launcher.pid).children(recursive=True) if "RANK" in child.environ()]
+        second = [each for each in workers if each.environ()["RANK"] == "1" and "cai_cli" in " ".join(each.cmdline())]
+        (second[0] if to == "second" else launcher).send_signal(signal.SIGTERM)
+
+    logged = lambda: (cut / "metrics.jsonl").read_bytes().count(b"\n") >= 1  # noqa: E731
+    _, said = catch(lambda: start(stage, cut.name, world, fsdp), cut, logged, send=send)
     assert not (cut / "cai.json").exists()
     assert len(list((cut / "checkpoints").glob("*-*/complete"))) >= 1, said
     assert "continuing from" in finish(stage, cut.name, world, fsdp)

@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from trainer_runs import COMMANDS, finish, make_world, metrics, start, wait_for
+from catching import catch
+from trainer_runs import COMMANDS, finish, make_world, metrics, start
 
 # No checkpoint but those of the signal, which comes anywhere in a logging window.
 WINDOWS = ("--save-steps", "1000", "--logging-steps", "7")
@@ -33,12 +34,10 @@ def lines(folder: Path) -> int:
 
 def stop(stage: str, out: str, world: Path, more: int) -> int:
     """Send SIGTERM once that many more lines of metrics are there; returns the step of the checkpoint."""
-    process, before = start(stage, out, world, *FLAGS[stage]), lines(world / out)
-    wait_for(process, lambda: lines(world / out) >= before + more)
-    process.send_signal(signal.SIGTERM)
-    printed, said = process.communicate(timeout=100)
-    assert process.returncode == 143, said
-    assert printed == "" and "Traceback" not in said
+    before = lines(world / out)
+    begin = lambda: start(stage, out, world, *FLAGS[stage])  # noqa: E731
+    process, said = catch(begin, world / out, lambda: lines(world / out) >= before + more, signal.SIGTERM)
+    assert process.returncode == 143 and "Traceback" not in said, said
     assert len([line for line in said.splitlines() if line.startswith("error:")]) == 1, said
     assert not (world / out / "cai.json").exists()
     sealed = list((world / out / "checkpoints").glob("*/complete"))
@@ -67,10 +66,8 @@ def test_the_loss_of_a_run_too_short_to_log_one_is_the_same_after_a_stop(world):
     assert "sft" in COMMANDS
     flags = ("--logging-steps", "1000", "--save-steps", "10")
     finish("sft", "short-whole", world, *flags)
-    process = start("sft", "short-cut", world, *flags)
-    wait_for(process, lambda: any((world / "short-cut/checkpoints").glob("*/complete")))
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=100)
+    sealed = lambda: any((world / "short-cut/checkpoints").glob("*/complete"))  # noqa: E731
+    process, _ = catch(lambda: start("sft", "short-cut", world, *flags), world / "short-cut", sealed, signal.SIGTERM)
     assert process.returncode == 143
     finish("sft", "short-cut", world, *flags)
     facts = [json.loads((world / out / "cai.json").read_text()) for out in ("short-cut", "short-whole")]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import forks
 import jsonlines
+from catching import catch
 from forks import Command
 from tiny import make_model
 
@@ -87,20 +87,9 @@ def finish(stage: str, out: str, world: Path, *flags: str) -> str:
     return said
 
 
-def wait_for(process: Command, seen: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not seen():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def kill_when(stage: str, out: str, world: Path, seen: Callable[[], bool], *flags: str) -> None:
     """Start the stage and kill it as soon as something is seen of it."""
-    process = start(stage, out, world, *flags)
-    wait_for(process, seen)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process, _ = catch(lambda: start(stage, out, world, *flags), world / out, seen)
     assert process.returncode == -signal.SIGKILL
     assert not (world / out / "cai.json").exists()
 
