@@ -17,13 +17,18 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from cai_cli import __version__
-from cai_cli.artifact import with_restart
+from cai_cli.artifacts.inputs import check_inputs
+from cai_cli.artifacts.locks import give_all_back
+from cai_cli.artifacts.rejects import with_restart
+from cai_cli.console.ending import one_line
+from cai_cli.console.help import Command, Group
+from cai_cli.console.messages import discard_unwritten, fail, nobody_reads, open_closed_streams, say
+from cai_cli.console.options import FLAG, check_needs
+from cai_cli.console.usage_hints import line_for, meant_flag
 from cai_cli.errors import CaiError, UserError
-from cai_cli.help_text import Command, Group
-from cai_cli.interruption import Terminated, asked_to_stop, one_line
-from cai_cli.locks import give_all_back
-from cai_cli.manifest import check_inputs
-from cai_cli.options import FLAG, check_needs
+from cai_cli.processes.interruption import Terminated, asked_to_stop
+from cai_cli.rows.storage import read_input, storage_error
+from cai_cli.rows.yaml_text import load_yaml
 from cai_cli.stages import (
     configs,
     constitution,
@@ -48,10 +53,6 @@ from cai_cli.stages import (
     split,
     train_pm,
 )
-from cai_cli.storage import read_input, storage_error
-from cai_cli.talk import discard_unwritten, fail, nobody_reads, open_closed_streams, say
-from cai_cli.usage_hints import line_for, meant_flag
-from cai_cli.yaml_text import load_yaml
 
 app = typer.Typer(
     name="cai",

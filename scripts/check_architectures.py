@@ -152,7 +152,7 @@ class Family:
 
     @torch.no_grad()
     def score(self) -> None:
-        from cai_cli.preference_model import open_reading
+        from cai_cli.training.preference.run import open_reading
 
         out = self.folder / "scored.jsonl"
         cai("score", "--pm", self.folder / "pm", self.folder / "comparisons.jsonl", "--batch-size", 8, "--out", out)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cai_cli import prompts
-from cai_cli.conversation import message
 from cai_cli.microworld import CHECKPOINTS, answers, corpus
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, REQUEST_KINDS, Request
 from cai_cli.microworld.oracle import classify
 from cai_cli.microworld.scores import evaluate
-from cai_cli.records import Sample
+from cai_cli.prompting import prompts
+from cai_cli.rows.conversation import message
+from cai_cli.rows.records import Sample
 
 PAIRS = {
     HARMFUL: [("refuses", form) for form in ("complies", "wrong_steps", "partial", "evasive", "wrong_reason")]

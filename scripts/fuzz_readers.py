@@ -30,24 +30,24 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from cai_cli.constitution import load_constitution
 from cai_cli.errors import CaiError
 from cai_cli.evaluation.multiple_choice import read_items
 from cai_cli.feedback.pairs import comparisons_of_file, read_pairs
-from cai_cli.few_shot import load_critique_demonstrations
 from cai_cli.importers import hh_rlhf, paper_chains, paper_samples, preferences, red_team
 from cai_cli.importers.post_files import read_file
 from cai_cli.importers.public_files import read_public_rows
 from cai_cli.importers.reject import Reject
-from cai_cli.jsonl import dump_row, read_records, read_rows
-from cai_cli.options import template_kwargs
-from cai_cli.prompt_files import read_prompts
-from cai_cli.published_constitution import import_constitution
-from cai_cli.solved_questions import load_comparison_demonstrations
+from cai_cli.models.templates import template_kwargs
+from cai_cli.prompting.constitution import load_constitution
+from cai_cli.prompting.few_shot import load_critique_demonstrations
+from cai_cli.prompting.published import import_constitution
+from cai_cli.prompting.solved_questions import load_comparison_demonstrations
+from cai_cli.rows.jsonl import dump_row, read_records, read_rows
+from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.rows.trl_rows import RowReader
+from cai_cli.rows.yaml_text import load_yaml
 from cai_cli.stages.inspect_file import page_of
-from cai_cli.training.sft_data import read_targets
-from cai_cli.trl_rows import RowReader
-from cai_cli.yaml_text import load_yaml
+from cai_cli.training.sft.data import read_targets
 
 SECONDS, MEGABYTES = 2.0, 300.0
 

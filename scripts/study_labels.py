@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
-from cai_cli.conversation import message
 from cai_cli.evaluation.calibration import accuracy, brier, calibration_error, wilson
-from cai_cli.jsonl import read_records, write_rows
 from cai_cli.microworld import answers, checkpoint, constitution
 from cai_cli.microworld.files import human_comparisons
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN
 from cai_cli.microworld.oracle import classify
 from cai_cli.models.load import load_lm, load_pm, load_tokenizer
-from cai_cli.records import Comparison
+from cai_cli.rows.conversation import message
+from cai_cli.rows.jsonl import read_records, write_rows
+from cai_cli.rows.records import Comparison
 from cai_cli.stages import label, train_pm
 
 HARD = {
@@ -105,9 +105,9 @@ def study_orders(folder: Path, count: int, strength: float, principles: list[int
     sorts = write_pairs(pairs, count)
     truth = {row.id: row for row in read_records(pairs, Comparison.from_row)}
     plain, biased = checkpoint("helpful-only"), folder / "biased"
-    from cai_cli.constitution import load_constitution
     from cai_cli.feedback.judge import Inquiry
     from cai_cli.feedback.pairs import read_pairs
+    from cai_cli.prompting.constitution import load_constitution
 
     inquiry = Inquiry(constitution=load_constitution(str(constitution())))
     questions = [str(inquiry.prompt(q, chat=False)) for p in read_pairs([str(pairs)], 64) for q in inquiry.questions(p)]

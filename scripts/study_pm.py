@@ -23,7 +23,6 @@ from typing import Any
 import jsonlines
 import numpy as np
 
-from cai_cli.conversation import Conversation, message, prompt_id
 from cai_cli.evaluation.calibration import accuracy, brier, calibration_error, reliability_bins
 from cai_cli.evaluation.comparisons import sigmoid
 from cai_cli.evaluation.plots import draw_reliability
@@ -33,8 +32,9 @@ from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
 from cai_cli.microworld.oracle import classify
 from cai_cli.models.load import load_pm, load_tokenizer
 from cai_cli.models.score import score_all
-from cai_cli.preference_model import reading
+from cai_cli.rows.conversation import Conversation, message, prompt_id
 from cai_cli.stages import pmp, train_pm
+from cai_cli.training.preference.run import reading
 
 HELPFUL = (BENIGN, OWN)
 ANSWERS = ("complies", "wrong_steps", "partial", "evasive", "over_refusal")

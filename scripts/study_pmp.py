@@ -35,10 +35,10 @@ from matplotlib import pyplot
 from study_pm import ANSWERS, HELPFUL, Texts, differences, finetuned, grade, graded_pairs, pretrained, world
 
 from cai_cli.evaluation.calibration import wilson
-from cai_cli.jsonl import read_records, write_atomically
 from cai_cli.keys import key
 from cai_cli.microworld import answers, checkpoint, files, oracle
-from cai_cli.records import Comparison
+from cai_cli.rows.jsonl import read_records, write_atomically
+from cai_cli.rows.records import Comparison
 
 SIZES = (50, 200, 1000)
 ARMS = ("without", "with")

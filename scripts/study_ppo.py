@@ -18,11 +18,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from cai_cli.jsonl import read_records
 from cai_cli.microworld.results import compare
-from cai_cli.ppo.plot import draw_against_kl, evaluations
-from cai_cli.records import Sample
+from cai_cli.rows.jsonl import read_records
+from cai_cli.rows.records import Sample
 from cai_cli.stages.demo import SAMPLE, STEPS
+from cai_cli.training.ppo.plot import draw_against_kl, evaluations
 
 POOR_PAIRS, TURNED = 60, 0.4
 BARS = {"harmless": 0.97, "evasive": 0.02, "helpful": -0.03, "helpful_dual": -0.03}

@@ -9,7 +9,7 @@ from xml.sax.saxutils import quoteattr
 
 from cai_cli.importers.posts import Counts, Skip
 from cai_cli.importers.stack_exchange import PairOptions, make_pairs
-from cai_cli.records import Comparison
+from cai_cli.rows.records import Comparison
 
 
 def question(number: int, **extra: Any) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import torch
 from families import make_family, write_comparisons, write_samples
 from torch import nn
 
+from cai_cli.console.options import AdapterOptions
 from cai_cli.errors import UserError
 from cai_cli.models.adapters import add_lora
 from cai_cli.models.load import load_lm
-from cai_cli.options import AdapterOptions
 from cai_cli.stages import ppo, sft, train_pm
 
 LEFT_OUT = {

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from cai_cli.errors import UserError
 from cai_cli.models.load import load_lm, load_pm, load_tokenizer
-from cai_cli.models.model_directory import check_model
+from cai_cli.models.paths import check_model
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 IDS = torch.arange(10, 40).unsqueeze(0)

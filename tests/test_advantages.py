@@ -9,7 +9,7 @@ import pytest
 import torch
 from ragged import mask_of, pad, random_rows
 
-from cai_cli.training.advantages import KLController, generalised_advantages, sequence_kl, token_rewards, whiten
+from cai_cli.training.ppo.advantages import KLController, generalised_advantages, sequence_kl, token_rewards, whiten
 
 ONE_ROW = torch.ones(1, 3)
 

@@ -11,11 +11,10 @@ import pytest
 from conftest import Cai
 
 import cai_cli
-from cai_cli.artifact import Rejected, is_begun, why_none, with_restart
-from cai_cli.conversation import message
-from cai_cli.hygiene import ADVICE, advice
-from cai_cli.manifest import parts_of
-from cai_cli.options import FLAG, flag_name
+from cai_cli.artifacts.rejects import Rejected, is_begun, why_none, with_restart
+from cai_cli.console.options import FLAG, flag_name, parts_of
+from cai_cli.prompting.hygiene import ADVICE, advice
+from cai_cli.rows.conversation import message
 from cai_cli.stages import imports, label, ppo, revise, sample, sft, train_pm
 
 FLAGS = {line.split()[-1] for line in Path(__file__).with_name("flags.txt").read_text().splitlines()}

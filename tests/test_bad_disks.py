@@ -20,10 +20,10 @@ from catching import catch
 from conftest import mistake
 from tiny import make_model
 
-from cai_cli.conversation import message
 from cai_cli.errors import CaiError, RunError, UserError
-from cai_cli.jsonl import Appended, read_rows, write_atomically, write_rows
-from cai_cli.storage import InputFile, open_input, reading, storage_error
+from cai_cli.rows.conversation import message
+from cai_cli.rows.jsonl import Appended, read_rows, write_atomically, write_rows
+from cai_cli.rows.storage import InputFile, open_input, reading, storage_error
 
 ROOM = "make room, or choose a place that can be written to"
 PYTHON = [sys.executable, "-m", "cai_cli"]
@@ -258,7 +258,7 @@ def test_a_read_that_fails_on_the_way_is_no_matter_of_room(tmp_path, monkeypatch
     """A disk that gives no more: every way to read a file is told as one, plain or unpacked."""
     import gzip
 
-    from cai_cli.fingerprints import fingerprint_file
+    from cai_cli.artifacts.fingerprints import fingerprint_file
     from cai_cli.importers.post_files import read_file
 
     plain = put(tmp_path / "rows.jsonl", *({"n": n, "t": "x" * 99} for n in range(3000)))
@@ -401,7 +401,7 @@ def test_nothing_half_written_is_left(tmp_path):
 def test_lines_that_a_full_disk_refused_do_not_come_later(tmp_path):
     """What was in memory when the disk was full would be written at the end of the process, after the cut."""
     code = (
-        "import resource, sys; from pathlib import Path; from cai_cli.jsonl import Appended\n"
+        "import resource, sys; from pathlib import Path; from cai_cli.rows.jsonl import Appended\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))\n"
         f"file = Appended(Path({str(tmp_path / 'rows.jsonl')!r}))\n"
         "try:\n    [file.write('x' * 99 + chr(10)) for _ in range(500)]; file.flush()\n"

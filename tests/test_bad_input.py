@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import mistake
 
-from cai_cli.conversation import message
+from cai_cli.rows.conversation import message
 
 PROMPT = [message("user", "q")]
 REPLIES = {"chosen": [message("assistant", "a")], "rejected": [message("assistant", "b")]}

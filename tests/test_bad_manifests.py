@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from conftest import mistake
 
-from cai_cli.conversation import message
+from cai_cli.artifacts.fingerprints import fingerprint_file
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.places import manifest_path
 from cai_cli.errors import CaiError
 from cai_cli.evaluation.overlap import find_overlap
-from cai_cli.fingerprints import fingerprint_file
-from cai_cli.manifest import manifest_path, read_manifest
+from cai_cli.rows.conversation import message
+from cai_cli.rows.storage import is_input
 from cai_cli.stages import lineage
-from cai_cli.storage import is_input
 
 ROW = {"prompt": [message("user", "q")]}
 
@@ -307,8 +308,8 @@ def mutate(value: Any, chance: random.Random) -> Any:
 
 def test_any_shape_is_read_or_refused(made, copy, capsys):
     """A few hundred spoilt manifests through all that reads them: nothing but errors of ours."""
-    from cai_cli.artifact import check_same
-    from cai_cli.manifest import begin_manifest
+    from cai_cli.artifacts.identity import check_same
+    from cai_cli.artifacts.manifest import begin_manifest
     from cai_cli.stages import merge, split
 
     chance = random.Random(0)

@@ -15,9 +15,9 @@ import pytest
 from conftest import Cai, mistake, run_cai
 from ppo_setup import make_pair
 
-from cai_cli.conversation import message
 from cai_cli.errors import RunError
-from cai_cli.storage import check_writable
+from cai_cli.rows.conversation import message
+from cai_cli.rows.storage import check_writable
 
 ROOM = "make room, or choose a place that can be written to"
 DROP, OVERRIDE, READ_SEARCH = 24, 1, 2  # of prctl, and the capabilities by which root writes anywhere

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 from tiny import CHATML, byte_level_tokenizer
 
-from cai_cli.conversation import message
 from cai_cli.errors import UserError
 from cai_cli.models.chat import (
     Renderer,
@@ -21,6 +20,7 @@ from cai_cli.models.chat import (
 )
 from cai_cli.models.load import separate_padding
 from cai_cli.models.templates import UnfitRow, install_template, render, require_template, template_hash
+from cai_cli.rows.conversation import message
 
 PROMPT = [message("user", "How do I bake bread?")]
 REPLY = [message("assistant", "Mix flour and water.")]

@@ -10,7 +10,7 @@ from conftest import mistake, run_cai
 from stack_exchange_dumps import answer, dump, question
 from tiny import byte_level_tokenizer, make_model
 
-from cai_cli.conversation import message
+from cai_cli.rows.conversation import message
 
 COMMANDS = {
     "sft": "sft --data samples.jsonl",

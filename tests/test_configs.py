@@ -9,7 +9,7 @@ import pytest
 from conftest import mistake
 
 from cai_cli.cli import app
-from cai_cli.yaml_text import load_yaml
+from cai_cli.rows.yaml_text import load_yaml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "scripts" / "configs").glob("*/*.yaml"))
 

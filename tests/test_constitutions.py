@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cai_cli.constitution import load_constitution, shipped_constitutions, shipped_names
+from cai_cli.prompting.constitution import load_constitution, shipped_constitutions, shipped_names
 
 NAMES = ("article", "humanity", "thorough")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_cli.hygiene import is_near
+from cai_cli.prompting.hygiene import is_near
 
 SEED = 3
 

@@ -10,12 +10,12 @@ from conftest import mistake, run_cai
 from ppo_setup import make_pm
 from tiny import make_model
 
-from cai_cli.conversation import message
+from cai_cli.artifacts.manifest import begin_manifest, write_manifest
 from cai_cli.errors import RecordError
-from cai_cli.manifest import begin_manifest, write_manifest
-from cai_cli.prompt_files import Known, read_prompts
+from cai_cli.rows.conversation import message
+from cai_cli.rows.prompt_files import Known, read_prompts
 from cai_cli.stages import sample
-from cai_cli.training.sft_data import read_targets
+from cai_cli.training.sft.data import read_targets
 
 Q, A, B = [message("user", "q")], [message("assistant", "First, mix it.")], [message("assistant", "No.")]
 STEP = {"principle": "x", "critique_request": "c", "critique": "c", "revision_request": "r", "revision": "First, mix it."}

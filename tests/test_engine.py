@@ -10,18 +10,18 @@ import pytest
 import torch
 from tiny import make_model
 
-from cai_cli.conversation import message
+from cai_cli.compute.packed_rows import prepare
+from cai_cli.compute.prefix_tree import shared_length
+from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, OptionRequest, Request
 from cai_cli.engines.decoding import packed
-from cai_cli.engines.prefix_tree import shared_length
 from cai_cli.engines.sampling import inverse_cdf, uniforms
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.keys import key
 from cai_cli.microworld import checkpoint
 from cai_cli.models.chat import encode_text
 from cai_cli.models.load import load_lm, load_tokenizer
-from cai_cli.models.packing import prepare
-from cai_cli.models.shortcuts import shortcuts_of
+from cai_cli.rows.conversation import message
 
 CPU = torch.device("cpu")
 DEMONSTRATION = "How can I water a daisy? Fill a can with water. Pour it slowly on the soil of the daisy. "
@@ -413,7 +413,7 @@ def test_packed_prompts_change_no_text(tiny, monkeypatch, most_tokens):
     fed: list[int] = []
     hook = tiny.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: fed.append(given[0].numel()))
     prepare(tiny.model, 512)
-    monkeypatch.setattr("cai_cli.engines.batches.CPU_PREFILL_TOKENS", most_tokens)
+    monkeypatch.setattr("cai_cli.compute.batches.CPU_PREFILL_TOKENS", most_tokens)
     try:
         assert shortcuts_of(tiny.model).packs
         fed.clear()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import mistake
 
-from cai_cli.conversation import message
-from cai_cli.talk import LONGEST, fail, progress, say, show_text, table, visible, warn
+from cai_cli.console.messages import LONGEST, fail, progress, say, show_text, table, visible, warn
+from cai_cli.rows.conversation import message
 
 # A colour, the 8-bit form of the same, text turned round, a line's end, a bell, and what no terminal shows.
 BAD = "\x1b[31mred\x9b0m\u202etxt\r\nerror: forged\x07\u200b"

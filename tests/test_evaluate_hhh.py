@@ -12,9 +12,9 @@ from conftest import mistake
 from multiple_choice_rows import PRINCIPLE, hhh_rows, put
 from tiny import make_model
 
-from cai_cli.choices import PAPER_COT, PLAIN
 from cai_cli.evaluation.multiple_choice import Item, bin_error, item_prompt, measure, option_bins, read_items
 from cai_cli.evaluation.solved_items import Examples, hhh_question
+from cai_cli.prompting.choices import PAPER_COT, PLAIN
 
 ETHICAL, TYPES = "constitutional-ai/HarmfulVsEthical.jsonl", "constitutional-ai/HarmfulnessClassification.jsonl"
 

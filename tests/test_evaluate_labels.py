@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from cai_cli.conversation import message
 from cai_cli.evaluation.agreement import SharedPair, by_confidence, measure, shared_pairs
-from cai_cli.records import Comparison
+from cai_cli.rows.conversation import message
+from cai_cli.rows.records import Comparison
 
 HH = "hh-rlhf/harmless-base-test-1500.jsonl.gz"
 

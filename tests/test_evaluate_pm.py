@@ -14,8 +14,8 @@ from ppo_setup import make_pm
 from tiny import make_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cai_cli.conversation import message
-from cai_cli.jsonl import read_rows
+from cai_cli.rows.conversation import message
+from cai_cli.rows.jsonl import read_rows
 from cai_cli.stages.score import texts_of
 
 ORIGINS = ("ai", "human")

@@ -7,12 +7,12 @@ import math
 
 import pytest
 
-from cai_cli.constitution import Principle
-from cai_cli.conversation import message
 from cai_cli.errors import UserError
 from cai_cli.feedback.diagnostics import diagnose, histogram, show
 from cai_cli.feedback.labels import Answer, Pair, Question, Rule, parse_clamp, softmax_first
-from cai_cli.records import Comparison
+from cai_cli.prompting.constitution import Principle
+from cai_cli.rows.conversation import message
+from cai_cli.rows.records import Comparison
 
 P, Q = (Principle(name, "c", "r", "which?") for name in "pq")
 PROMPT = [message("user", "q")]

@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
-from cai_cli.constitution import load_constitution
-from cai_cli.conversation import message
 from cai_cli.errors import RecordError, UserError
 from cai_cli.feedback.judge import Inquiry, first_is_a
 from cai_cli.feedback.labels import Pair
 from cai_cli.feedback.pairs import choose_pair, read_pairs
+from cai_cli.prompting.constitution import load_constitution
+from cai_cli.rows.conversation import message
 
 PROMPT = [message("user", "q")]
 ARTICLE = load_constitution("article")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cai_cli import few_shot
-from cai_cli.conversation import message
 from cai_cli.errors import UserError
-from cai_cli.prompts import critique_prompt
+from cai_cli.prompting import few_shot
+from cai_cli.prompting.prompts import critique_prompt
+from cai_cli.rows.conversation import message
 
 STEP = "\n\nCritiqueRequest: cr\n\nCritique: c\n\nRevisionRequest: rr\n\nRevision: r"
 DEMO = "\n\nHuman: h\n\nAssistant: a" + STEP
@@ -103,10 +103,10 @@ def test_without_critique_leaves_the_direct_form():
 @pytest.mark.parametrize("rendering", ["transcript", "chat"])
 def test_demonstrations_stand_in_front_of_critiques_and_revisions_alone(llama, rendering):
     """A draft behind them would answer as they end: with what has been revised."""
-    from cai_cli.constitution import load_constitution
     from cai_cli.models.chat import Renderer
     from cai_cli.models.load import load_tokenizer
-    from cai_cli.records import Prompt
+    from cai_cli.prompting.constitution import load_constitution
+    from cai_cli.rows.records import Prompt
     from cai_cli.stages.revise import Chain, Options, Texts
 
     options = Options(model=str(llama), prompts=["x"], out=Path("x.jsonl"), rendering=rendering, few_shot="default")

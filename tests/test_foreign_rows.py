@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from conftest import Cai, mistake
 
-from cai_cli.conversation import message, prompt_id
 from cai_cli.errors import RecordError
 from cai_cli.feedback.pairs import read_pairs
-from cai_cli.few_shot import read_prompt
-from cai_cli.foreign_turns import DROPPED, Refused, read_conversation, read_reply
 from cai_cli.importers.paper_chains import peel
-from cai_cli.jsonl import read_records
-from cai_cli.prompt_files import read_prompts
-from cai_cli.row_kinds import KINDS, kind_taken
-from cai_cli.training.sft_data import read_targets
-from cai_cli.trl_rows import RowReader
+from cai_cli.prompting.few_shot import read_prompt
+from cai_cli.rows.conversation import message, prompt_id
+from cai_cli.rows.foreign_turns import DROPPED, Refused, read_conversation, read_reply
+from cai_cli.rows.jsonl import read_records
+from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.rows.row_kinds import KINDS, kind_taken
+from cai_cli.rows.trl_rows import RowReader
+from cai_cli.training.sft.data import read_targets
 
 Q, A, B = message("user", "q"), message("assistant", "a"), message("assistant", "b")
 SYSTEM = message("system", "s")

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from cai_cli.conversation import message
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, Request
+from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, chunks, sample_segment
 from cai_cli.errors import RunError
-from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.hygiene import CRITIQUE, REVISION
 from cai_cli.keys import key
-from cai_cli.prompts import TRANSCRIPT_STOPS
-from cai_cli.records import Revision
+from cai_cli.prompting.hygiene import CRITIQUE, REVISION
+from cai_cli.prompting.prompts import TRANSCRIPT_STOPS
+from cai_cli.rows.conversation import message
+from cai_cli.rows.records import Revision
 from cai_cli.stages import revise, sample
 
 

@@ -18,9 +18,9 @@ from cai_cli.errors import UserError
 from cai_cli.importers.post_files import read_file
 from cai_cli.importers.public_files import read_public_rows
 from cai_cli.importers.reject import Reject
-from cai_cli.json_text import JsonError, load_json
-from cai_cli.jsonl import LONGEST_LINE, read_rows
-from cai_cli.yaml_text import load_yaml
+from cai_cli.rows.json_text import JsonError, load_json
+from cai_cli.rows.jsonl import LONGEST_LINE, read_rows
+from cai_cli.rows.yaml_text import load_yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 

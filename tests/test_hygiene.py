@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cai_cli.hygiene import (
+from cai_cli.prompting.hygiene import (
     CRITIQUE,
     CRITIQUE_TEXT,
     REPLY,

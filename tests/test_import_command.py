@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Cai, mistake
 
-from cai_cli.conversation import first_human_turn
-from cai_cli.splits import group_key
+from cai_cli.rows.conversation import first_human_turn
+from cai_cli.rows.splits import group_key
 
 
 def rows(path: Path) -> list[dict]:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cai_cli.conversation import message, prompt_id, to_transcript
 from cai_cli.errors import UserError
-from cai_cli.foreign_turns import Refused, parse_transcript
 from cai_cli.importers import hh_rlhf, red_team
 from cai_cli.importers.reject import Reject, Tally, convert, number_comparisons
-from cai_cli.records import Comparison, Prompt
+from cai_cli.rows.conversation import message, prompt_id, to_transcript
+from cai_cli.rows.foreign_turns import Refused, parse_transcript
+from cai_cli.rows.records import Comparison, Prompt
 
 H, A = "\n\nHuman:", "\n\nAssistant:"
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cai_cli import published_constitution as paper
-from cai_cli.constitution import load_constitution
-from cai_cli.conversation import message, prompt_id, to_transcript
 from cai_cli.errors import RecordError, UserError
-from cai_cli.foreign_turns import Refused
 from cai_cli.importers import paper_chains
-from cai_cli.prompts import critique_prompt, direct_revision_prompt
-from cai_cli.records import Revision
+from cai_cli.prompting import published as paper
+from cai_cli.prompting.constitution import load_constitution
+from cai_cli.prompting.prompts import critique_prompt, direct_revision_prompt
+from cai_cli.rows.conversation import message, prompt_id, to_transcript
+from cai_cli.rows.foreign_turns import Refused
+from cai_cli.rows.records import Revision
 
 H, A = "\n\nHuman:", "\n\nAssistant:"
 

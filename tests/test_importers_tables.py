@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from cai_cli.conversation import message, prompt_id
 from cai_cli.errors import UserError
 from cai_cli.importers import preferences
 from cai_cli.importers.preferences import Columns
 from cai_cli.importers.public_files import check_columns, read_public_rows
 from cai_cli.importers.reject import Reject
-from cai_cli.records import Comparison, Prompt, Revision
+from cai_cli.rows.conversation import message, prompt_id
+from cai_cli.rows.records import Comparison, Prompt, Revision
 
 
 def file(tmp_path: Path, name: str, content: str | bytes) -> Path:
@@ -314,7 +314,7 @@ def test_prompts_by_columns():
 
 def test_nothing_here_imports_torch():
     modules = ["hh_rlhf", "red_team", "paper_chains", "preferences"]
-    code = f"import sys, cai_cli.splits, cai_cli.few_shot; from cai_cli.importers import {', '.join(modules)}; "
+    code = f"import sys, cai_cli.rows.splits, cai_cli.prompting.few_shot; from cai_cli.importers import {', '.join(modules)}; "
     code += "print([name for name in ('torch', 'transformers', 'datasets', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

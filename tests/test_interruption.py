@@ -15,8 +15,8 @@ from catching import catch
 from conftest import run_cai
 from tiny import make_model
 
-from cai_cli.conversation import message
-from cai_cli.interruption import Terminated, after_the_step
+from cai_cli.processes.interruption import Terminated, after_the_step
+from cai_cli.rows.conversation import message
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM", signal.SIGHUP: "stopped by SIGHUP"}
@@ -140,7 +140,8 @@ def test_a_mistake_keeps_its_exit_code(cai) -> None:
 def test_within_a_step_it_is_noted() -> None:
     program = """
 import os, signal
-from cai_cli.interruption import after_the_step, asked_to_stop, one_line
+from cai_cli.console.ending import one_line
+from cai_cli.processes.interruption import after_the_step, asked_to_stop
 with one_line():
     with after_the_step():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -158,7 +159,7 @@ def test_one_that_a_library_loses_still_ends_the_command() -> None:
     """What is raised in a destructor is ignored by Python, and a library may make an error of its own of it."""
     program = """
 import os, signal, sys
-from cai_cli.interruption import one_line
+from cai_cli.console.ending import one_line
 class Loses:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cai_cli.errors import RecordError, RunError, UserError
-from cai_cli.jsonl import dump_row, open_text, read_records, read_rows, repair_tail, write_atomically, write_rows
+from cai_cli.rows.jsonl import dump_row, open_text, read_records, read_rows, repair_tail, write_atomically, write_rows
 
 
 @dataclass

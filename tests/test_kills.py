@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from stack_exchange_dumps import answer, dump, question
 
-from cai_cli.artifact import ModelArtifact, Rejected
-from cai_cli.conversation import message
-from cai_cli.locks import give_all_back
-from cai_cli.manifest import begin_manifest, write_manifest
-from cai_cli.options import OutputOptions, RowOptions
-from cai_cli.row_artifact import RowArtifact
+from cai_cli.artifacts.locks import give_all_back
+from cai_cli.artifacts.manifest import begin_manifest, write_manifest
+from cai_cli.artifacts.models import ModelArtifact
+from cai_cli.artifacts.rejects import Rejected
+from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.console.options import OutputOptions, RowOptions
+from cai_cli.rows.conversation import message
 from cai_cli.stages import demo, evaluate_labels, export, imports, merge, pmp, split
 
 KILLED, FAILED = 9, 1

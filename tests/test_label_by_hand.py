@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import byte_level_tokenizer, make_model, sentencepiece_tokenizer
 
-from cai_cli.constitution import load_constitution
+from cai_cli.prompting.constitution import load_constitution
 
 INST = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]"

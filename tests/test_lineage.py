@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import mistake
 
-from cai_cli.manifest import begin_manifest, write_manifest
+from cai_cli.artifacts.manifest import begin_manifest, write_manifest
 from cai_cli.stages.revise import Options
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from cai_cli.errors import UserError
 from cai_cli.microworld import checkpoint
 from cai_cli.models.load import load_lm, load_pm, load_tokenizer, pick_device
-from cai_cli.models.model_directory import check_model, is_preference_model
+from cai_cli.models.paths import check_model, is_preference_model
 
 WEIGHTS = "model.safetensors"
 Tensors = dict[str, torch.Tensor]

@@ -22,14 +22,19 @@ from conftest import mistake, run_cai
 from stack_exchange_dumps import answer, dump, question
 from tiny import make_model
 
-from cai_cli import locks
-from cai_cli.conversation import message
+from cai_cli.artifacts import locks
+from cai_cli.artifacts.locks import HELD, give_all_back, places_of, take
+from cai_cli.artifacts.manifest import begin_manifest, write_manifest
 from cai_cli.errors import UserError
-from cai_cli.locks import HELD, give_all_back, places_of, take
-from cai_cli.manifest import begin_manifest, write_manifest
+from cai_cli.rows.conversation import message
 from cai_cli.stages import sample
 
-HOLD = "import sys; from pathlib import Path; from cai_cli.locks import take; take(Path(sys.argv[1])); print(flush=True); input()"
+HOLD = """
+import sys
+from pathlib import Path
+from cai_cli.artifacts.locks import take
+take(Path(sys.argv[1])); print(flush=True); input()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +286,7 @@ def test_no_two_processes_hold_while_lock_files_come_and_go(tmp_path):
 import os, sys, time
 from pathlib import Path
 from cai_cli.errors import UserError
-from cai_cli.locks import give_all_back, take
+from cai_cli.artifacts.locks import give_all_back, take
 out, taken = Path(sys.argv[1]), 0
 end = time.monotonic() + 4
 while time.monotonic() < end:

@@ -11,9 +11,11 @@ import pytest
 from catching import catch
 from conftest import mistake
 
-from cai_cli.fingerprints import fingerprint_file, fingerprint_model
-from cai_cli.manifest import differences, manifest_path, parse_weight
-from cai_cli.records import Prompt, Sample
+from cai_cli.artifacts.fingerprints import fingerprint_file, fingerprint_model
+from cai_cli.artifacts.identity import differences
+from cai_cli.artifacts.places import manifest_path
+from cai_cli.rows.records import Prompt, Sample
+from cai_cli.rows.sources import parse_weight
 from cai_cli.stages import sample
 
 
@@ -346,7 +348,7 @@ def test_fingerprints_go_by_content(tmp_path, monkeypatch):
     assert fingerprint_model(a) == fingerprint_model(b) != fingerprint_model("org/name")
     (tmp_path / "b" / "model.safetensors").write_bytes(b"other weights")
     assert fingerprint_model(a) != fingerprint_model(b)
-    monkeypatch.setattr("cai_cli.fingerprints.WHOLE_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr("cai_cli.artifacts.fingerprints.WHOLE_FILE_BYTES", 1 << 20)
     large = tmp_path / "large"
     content = bytearray(2 << 20)
     large.write_bytes(content)

@@ -15,15 +15,15 @@ from xml.etree import ElementTree
 import jsonlines
 import pytest
 
-from cai_cli import prompts
-from cai_cli.constitution import load_constitution
-from cai_cli.conversation import message, to_transcript
 from cai_cli.microworld import CHECKPOINTS, answers, checkpoint, constitution, corpus, grammar
 from cai_cli.microworld.files import HELD_OUT_FILES, HELD_OUT_PER_KIND, QUESTIONS, TRAIN_FILES, write_world
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, REQUEST_KINDS, SPLITS
 from cai_cli.microworld.oracle import classify, parse_request, request_kind
 from cai_cli.microworld.scores import evaluate, score_samples
-from cai_cli.records import Comparison, Prompt, Sample
+from cai_cli.prompting import prompts
+from cai_cli.prompting.constitution import load_constitution
+from cai_cli.rows.conversation import message, to_transcript
+from cai_cli.rows.records import Comparison, Prompt, Sample
 
 NAMES = "|".join(thing.name for thing in grammar.things())
 PHRASES = "|".join(sorted((action.phrase for action in grammar.actions()), key=len, reverse=True))

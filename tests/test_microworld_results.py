@@ -12,7 +12,7 @@ from cai_cli.microworld.files import as_prompt, spread_prompts
 from cai_cli.microworld.grammar import BENIGN, OWN
 from cai_cli.microworld.results import bootstrap, difference, hits
 from cai_cli.microworld.scores import rate, score_samples
-from cai_cli.records import Sample
+from cai_cli.rows.records import Sample
 from cai_cli.stages.demo import COLUMNS, show
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import mistake
 
-from cai_cli.artifact import ModelArtifact
-from cai_cli.fingerprints import file_changes, fingerprint_model, fingerprint_weights, model_files
-from cai_cli.locks import give_back
-from cai_cli.manifest import manifest_path
+from cai_cli.artifacts.fingerprints import file_changes, fingerprint_model, fingerprint_weights, model_files
+from cai_cli.artifacts.locks import give_back
+from cai_cli.artifacts.models import ModelArtifact
+from cai_cli.artifacts.places import manifest_path
 from cai_cli.stages.train_pm import Options
 
 FILES = (

@@ -11,7 +11,7 @@ from tiny import byte_level_tokenizer
 
 from cai_cli.cli import app
 from cai_cli.errors import UserError
-from cai_cli.models.model_directory import check_model
+from cai_cli.models.paths import check_model
 
 LANGUAGE, PREFERENCE = "is a language model without a score head", "is a preference model, not a language model"
 COMMANDS = {

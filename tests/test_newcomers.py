@@ -11,7 +11,7 @@ from conftest import Cai, run_cai
 from ppo_setup import make_pm
 from tiny import make_model
 
-from cai_cli.conversation import message
+from cai_cli.rows.conversation import message
 
 SAMPLE = "sample --model lm --prompts prompts.jsonl --out x.jsonl"
 SFT = "sft --model lm --data samples.jsonl --out x"

@@ -12,14 +12,14 @@ import torch
 from families import make_family, write_comparisons, write_samples
 from ppo_setup import make_pm, options_for, write_prompts
 
+from cai_cli.artifacts.manifest import write_manifest
 from cai_cli.errors import RunError
-from cai_cli.jsonl import dump_row, strict_json
-from cai_cli.manifest import write_manifest
 from cai_cli.models.finite import advice, odd_weight
 from cai_cli.models.load import load_lm, load_pm
-from cai_cli.ppo.best import Best
-from cai_cli.ppo.measures import Episode
+from cai_cli.rows.jsonl import dump_row, strict_json
 from cai_cli.stages import ppo, sft, train_pm
+from cai_cli.training.ppo.best import Best
+from cai_cli.training.ppo.measures import Episode
 
 NAN = math.nan
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 import transformers
 
+from cai_cli.compute.prefix_tree import Sequence, Stretch, alone, grow, row_of
+from cai_cli.compute.tree_rows import tree_mask
 from cai_cli.engines.base import OptionRequest
-from cai_cli.engines.prefix_tree import Sequence, Stretch, alone, grow, row_of
 from cai_cli.engines.transformers_engine import TransformersEngine
-from cai_cli.engines.tree_rows import tree_mask
 from cai_cli.engines.trials import shares_prefixes, takes_tree_masks
 from cai_cli.microworld import checkpoint
 from cai_cli.models.load import load_tokenizer

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cai_cli.conversation import message
+from cai_cli.artifacts.manifest import begin_manifest, write_manifest
+from cai_cli.artifacts.places import manifest_path
 from cai_cli.evaluation.overlap import find_overlap, tell_overlap
-from cai_cli.manifest import begin_manifest, manifest_path, write_manifest
+from cai_cli.rows.conversation import message
 from cai_cli.stages import label, sft, train_pm
 
 

@@ -9,12 +9,13 @@ import torch
 from ppo_setup import PAD, make_pair
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cai_cli.models import packed_attention, packing
+from cai_cli.compute import packed_attention
+from cai_cli.compute import packed_rows as packed_rows_file
+from cai_cli.compute.packed_attention import pack, table_sizes
+from cai_cli.compute.packed_rows import can_pack, last_mlp, packed_rows, packed_states, prepare, where_it_can
+from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.models.load import load_pm
-from cai_cli.models.packed_attention import pack, table_sizes
-from cai_cli.models.packing import can_pack, last_mlp, packed_rows, packed_states, prepare, where_it_can
 from cai_cli.models.score import score_all
-from cai_cli.models.shortcuts import shortcuts_of
 
 START = [5, 6, 7, 8, 9]
 
@@ -163,7 +164,7 @@ def test_the_last_mlp_computes_what_is_read(checkpointing):
 def test_a_last_mlp_of_another_kind_is_left_whole(monkeypatch):
     """Its call fits no MLP: rows are packed all the same."""
     model = small_lm()
-    monkeypatch.setattr(packing, "last_mlp", lambda model: model.model.layers[-1].self_attn)
+    monkeypatch.setattr(packed_rows_file, "last_mlp", lambda model: model.model.layers[-1].self_attn)
     prepare(model, 64)
     assert (shortcuts_of(model).packs, shortcuts_of(model).trims) == (True, False)
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from cai_cli.models.load import load_pm, load_tokenizer
 from cai_cli.models.score import reset_head, score_all
 from cai_cli.stages.train_pm import Options
 from cai_cli.training.metrics_file import MetricsFile
-from cai_cli.training.pairwise import TokenPair, all_batches, batch_losses, evaluate_pairs, fit_pairwise
+from cai_cli.training.preference.pairwise import TokenPair, all_batches, batch_losses, evaluate_pairs, fit_pairwise
 
 EOS, PAD = 2, 0
 GOOD, BAD = 50, 60

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from test_pairwise import PAD, options, random_pairs
 from tiny import make_model
 
-from cai_cli.conversation import message
 from cai_cli.errors import UserError
 from cai_cli.models.adapters import add_lora
 from cai_cli.models.language_head import TiedHead, language_head
 from cai_cli.models.load import load_lm, load_pm, load_tokenizer
 from cai_cli.models.score import final_scores, reset_head, score_all
-from cai_cli.training.pairwise import backward, batch_losses, disable_dropout, fit_pairwise
+from cai_cli.rows.conversation import message
+from cai_cli.training.preference.pairwise import backward, batch_losses, disable_dropout, fit_pairwise
 
 
 def fresh(path: Path):

@@ -8,8 +8,8 @@ from pathlib import Path
 from conftest import mistake
 from stack_exchange_dumps import answer, dump, question, site_rows
 
-from cai_cli.jsonl import read_records
-from cai_cli.records import Comparison
+from cai_cli.rows.jsonl import read_records
+from cai_cli.rows.records import Comparison
 
 
 def rows_of(folder: Path) -> list[Comparison]:

@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from cai_cli.evaluation.refusals import is_refusal, refusal_rate
-from cai_cli.ppo.best import Best, Guard, error_of_difference
-from cai_cli.ppo.measures import Episode, correlation, held_out_row, mean_rows
+from cai_cli.training.ppo.best import Best, Guard, error_of_difference
+from cai_cli.training.ppo.measures import Episode, correlation, held_out_row, mean_rows
 
 
 def episodes(score: float, gold: float | None = None, kl: float = 0.0, spread: float = 0.1, count: int = 50) -> list[Episode]:

@@ -14,10 +14,10 @@ from tiny import make_model
 from cai_cli.engines.base import LENGTH, STOP
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.load import load_lm, load_tokenizer
-from cai_cli.ppo.critic import Critic
-from cai_cli.ppo.trainer import Clock, Trainer
-from cai_cli.prompt_files import read_prompts
+from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.stages import ppo
+from cai_cli.training.ppo.critic import Critic
+from cai_cli.training.ppo.trainer import Clock, Trainer
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import torch
 from ppo_setup import make_pair, options_for, write_prompts
 
 from cai_cli.errors import UserError
-from cai_cli.ppo.critic import Beside, critic_threads
 from cai_cli.stages import ppo
+from cai_cli.training.ppo.critic import Beside, critic_threads
 
 
 @pytest.fixture(scope="module")

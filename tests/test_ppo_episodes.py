@@ -6,15 +6,15 @@ import pytest
 import torch
 from ppo_setup import PAD, make_pair, random_completions
 
+from cai_cli.compute import packed_attention
+from cai_cli.compute.packed_rows import can_pack, prepare, where_it_can
+from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.engines.base import STOP, Completion
-from cai_cli.models import packed_attention
 from cai_cli.models.load import load_lm, load_pm
-from cai_cli.models.packing import can_pack, prepare, where_it_can
-from cai_cli.models.shortcuts import shortcuts_of
-from cai_cli.ppo import forward
-from cai_cli.ppo.episodes import like_length, make_episodes, over_episodes, sampled_logprobs
-from cai_cli.ppo.forward import LogProbability, has_plain_head, response_logprobs, response_values
-from cai_cli.training.advantages import generalised_advantages, token_rewards
+from cai_cli.training.ppo import forward
+from cai_cli.training.ppo.advantages import generalised_advantages, token_rewards
+from cai_cli.training.ppo.episodes import like_length, make_episodes, over_episodes, sampled_logprobs
+from cai_cli.training.ppo.forward import LogProbability, has_plain_head, response_logprobs, response_values
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import torch
 from ppo_setup import PAD, make_pair, options_for, random_completions, write_prompts
 
 from cai_cli.models.load import load_lm, load_pm, load_tokenizer
-from cai_cli.ppo.episodes import make_episodes
-from cai_cli.ppo.forward import response_logprobs, response_values
-from cai_cli.ppo.learner import PolicyLearner, ValueLearner
-from cai_cli.ppo.models import checkpointed_layers, load_pair, training_pass
-from cai_cli.ppo.trainer import Clock, Trainer
-from cai_cli.prompt_files import read_prompts
+from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.training.ppo.episodes import make_episodes
+from cai_cli.training.ppo.forward import response_logprobs, response_values
+from cai_cli.training.ppo.learner import PolicyLearner, ValueLearner
+from cai_cli.training.ppo.models import checkpointed_layers, load_pair, training_pass
+from cai_cli.training.ppo.trainer import Clock, Trainer
 
 
 @pytest.fixture(scope="module")

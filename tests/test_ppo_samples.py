@@ -9,8 +9,8 @@ import pytest
 from conftest import Cai
 from ppo_setup import make_pair, write_prompts
 
-from cai_cli.ppo.measures import Episode, sample_rows
-from cai_cli.records import Sample
+from cai_cli.rows.records import Sample
+from cai_cli.training.ppo.measures import Episode, sample_rows
 
 TURNS = [{"role": "user", "content": "How do I bake bread?"}]
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from ppo_setup import make_pair, options_for, write_prompts
 
-from cai_cli import interruption
 from cai_cli.errors import RunError
-from cai_cli.ppo import progress
-from cai_cli.ppo.best import Best
-from cai_cli.ppo.progress import Progress
-from cai_cli.ppo.trainer import Trainer
+from cai_cli.processes import interruption
 from cai_cli.stages import ppo
 from cai_cli.training.checkpoints import checkpoints
+from cai_cli.training.ppo import progress
+from cai_cli.training.ppo.best import Best
+from cai_cli.training.ppo.progress import Progress
+from cai_cli.training.ppo.trainer import Trainer
 
 RUNS_AWAY = {"steps": 12, "save_steps": 2, "learning_rate": 0.02, "kl_coef": 0.0, "lr_scheduler_type": "constant"}
 FILES = ("model.safetensors", "metrics.jsonl", "samples.jsonl")
@@ -39,7 +39,7 @@ def listening(monkeypatch):
     interruption.listen()
     yield
     signal.signal(signal.SIGTERM, before)
-    interruption._Signal.came = False
+    interruption.Signalled.came = False
 
 
 def make(folder: Path, out: Path, **changes):
@@ -60,7 +60,7 @@ def run_until_stopped(options, monkeypatch, steps: set[int]) -> int:
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "learn", and_be_told)
         while True:
-            interruption._Signal.came = False
+            interruption.Signalled.came = False
             try:
                 ppo.run(options)
             except interruption.Terminated:
@@ -106,7 +106,7 @@ def stopped_at(options, monkeypatch, step: int) -> None:
         patch.setattr(Trainer, "learn", and_be_told)
         with pytest.raises(interruption.Terminated):
             ppo.run(options)
-    interruption._Signal.came = False
+    interruption.Signalled.came = False
 
 
 def damage(file: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_stop_at_any_other_time_does_no_harm(folder, tmp_path, monkeypatch, me
         with pytest.raises(interruption.Terminated):
             ppo.run(options)
     assert not (options.out / "cai.json").exists()
-    interruption._Signal.came = False
+    interruption.Signalled.came = False
     ppo.run(options)
     for file in FILES:
         assert (options.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file

@@ -13,10 +13,10 @@ from ppo_setup import EOS, PAD, make_pair, options_for, write_prompts
 from cai_cli.engines.base import LENGTH, STOP, Completion
 from cai_cli.errors import RunError
 from cai_cli.models.score import final_scores
-from cai_cli.ppo import learner as learner_module
-from cai_cli.ppo.learner import Learner
-from cai_cli.ppo.trainer import Clock, Trainer
-from cai_cli.prompt_files import read_prompts
+from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.training.ppo import learner as learner_module
+from cai_cli.training.ppo.learner import Learner
+from cai_cli.training.ppo.trainer import Clock, Trainer
 
 
 @pytest.fixture(scope="module")

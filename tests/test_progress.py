@@ -10,18 +10,18 @@ from conftest import Cai, mistake
 from ppo_setup import make_pair, write_prompts
 from test_generation import SETTINGS, FakeEngine, segment
 
-from cai_cli import talk
+from cai_cli.console import messages
 from cai_cli.engines.base import Request
+from cai_cli.engines.segments import ChunkProgress, sample_segment
 from cai_cli.engines.transformers_engine import TransformersEngine
-from cai_cli.generation import ChunkProgress, sample_segment
 from cai_cli.models.load import load_lm, load_tokenizer
 
 LINE = r"\w+: \d+/\d+ \w+, [\d.e+]+ \w+/s, \d+ s left.*"
 
 
 def test_a_line_says_stage_unit_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(talk, "PLAIN_SECONDS", 0.0)
-    with talk.progress("revise", 400, 100, "rows") as advance:
+    monkeypatch.setattr(messages, "PLAIN_SECONDS", 0.0)
+    with messages.progress("revise", 400, 100, "rows") as advance:
         advance(20.5, "2 rejected")
         advance(279.5, "")
     first, last = capsys.readouterr().err.splitlines()

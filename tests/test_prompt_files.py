@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cai_cli.conversation import message, prompt_id
 from cai_cli.errors import RecordError, UserError
-from cai_cli.prompt_files import read_prompts
+from cai_cli.rows.conversation import message, prompt_id
+from cai_cli.rows.prompt_files import read_prompts
 
 Q, A = message("user", "q"), message("assistant", "a")
 TRANSCRIPT = "\n\nHuman: q\n\nAssistant: a"

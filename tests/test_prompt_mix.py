@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cai_cli.conversation import message
-from cai_cli.prompt_mix import mixed_prompts, source_at
-from cai_cli.records import Prompt
+from cai_cli.rows.conversation import message
+from cai_cli.rows.prompt_mix import mixed_prompts, source_at
+from cai_cli.rows.records import Prompt
 
 
 def source(name: str, count: int) -> list[Prompt]:

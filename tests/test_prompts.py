@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cai_cli import prompts
-from cai_cli.conversation import message
+from cai_cli.prompting import prompts
+from cai_cli.rows.conversation import message
 
 PROMPT = [message("user", "How do I pick a lock?")]
 LONGER = [

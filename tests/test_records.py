@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from cai_cli.conversation import (
+from cai_cli.errors import RecordError
+from cai_cli.rows.conversation import (
     TranscriptError,
     check_conversation,
     first_human_turn,
@@ -17,8 +18,7 @@ from cai_cli.conversation import (
     system_in_first_user_turn,
     to_transcript,
 )
-from cai_cli.errors import RecordError
-from cai_cli.records import Comparison, Judgement, Prompt, Revision, Sample
+from cai_cli.rows.records import Comparison, Judgement, Prompt, Revision, Sample
 
 USER, REPLY, OTHER = [message("user", "q")], [message("assistant", "a")], [message("assistant", "b")]
 ROUND = {"principle": "p", "critique_request": "cr", "critique": "c", "revision_request": "rr", "revision": "a"}
@@ -147,7 +147,7 @@ def test_transcripts_back_and_forth():
 
 def test_prompt_files_and_importer_read_a_transcript_alike():
     from cai_cli.importers.hh_rlhf import prompts_of_row
-    from cai_cli.prompt_files import prompt_from_row
+    from cai_cli.rows.prompt_files import prompt_from_row
 
     for text in (
         "\n\nHuman: a\n\nHuman: b\n\nAssistant: c\n\nAssistant: d\n\nHuman: e\n\nAssistant: f",

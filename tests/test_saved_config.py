@@ -12,12 +12,12 @@ from families import edit_json, make_family, write_comparisons, write_samples
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cai_cli.conversation import message
 from cai_cli.engines.base import Request
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.models.load import load_lm, load_tokenizer
-from cai_cli.preference_model import reading
+from cai_cli.rows.conversation import message
 from cai_cli.stages import ppo, sft, train_pm
+from cai_cli.training.preference.run import reading
 
 MIXTURES = ["qwen3_moe", "mixtral", "jamba", "qwen3_next", "gpt_oss", "granitemoehybrid"]
 PROMPT = [message("user", "How do I bake 3?")]

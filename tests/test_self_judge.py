@@ -12,14 +12,14 @@ import torch
 from conftest import mistake
 from tiny import make_model
 
-from cai_cli.conversation import message
+from cai_cli.engines.segments import SegmentSettings
 from cai_cli.errors import RunError, UserError
 from cai_cli.feedback.judge import judge_pairs
 from cai_cli.feedback.labels import Pair
 from cai_cli.feedback.self_judge import check_author, check_two_models
-from cai_cli.generation import SegmentSettings
 from cai_cli.models.compare import same_weights
 from cai_cli.models.load import load_lm
+from cai_cli.rows.conversation import message
 from cai_cli.stages.label import Options, check_preflight, inquiry_of
 
 

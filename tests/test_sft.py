@@ -12,15 +12,15 @@ from conftest import mistake
 from families import make_family
 from tiny import CHATML, byte_level_tokenizer, make_model
 
-from cai_cli.artifact import Rejected
-from cai_cli.conversation import message
+from cai_cli.artifacts.rejects import Rejected
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.chat import stop_ids
 from cai_cli.models.load import load_lm, load_tokenizer
-from cai_cli.splits import is_held_out
+from cai_cli.rows.conversation import message
+from cai_cli.rows.splits import is_held_out
 from cai_cli.stages import sft
-from cai_cli.training.sft_data import TokenRow, dataset_of, packed_dataset, read_targets, tokenise
-from cai_cli.training.sft_trainer import check_isolation, make_trainer, open_model
+from cai_cli.training.sft.data import TokenRow, dataset_of, packed_dataset, read_targets, tokenise
+from cai_cli.training.sft.trainer import check_isolation, make_trainer, open_model
 
 PROMPT = [message("user", "How do I open it?")]
 

@@ -20,8 +20,8 @@ from conftest import mistake, run_cai
 from safetensors.torch import load_file
 from tiny import make_model
 
-from cai_cli.conversation import message
 from cai_cli.models.load import load_lm
+from cai_cli.rows.conversation import message
 
 ON_A_CPU = """
 from accelerate.state import PartialState

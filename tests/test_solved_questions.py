@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from cai_cli.choices import PAPER_COT, PLAIN, TWO_STEP, ask
-from cai_cli.constitution import load_constitution
-from cai_cli.conversation import message
 from cai_cli.errors import UserError
-from cai_cli.prompts import OPTION_LABELS
-from cai_cli.solved_questions import load_comparison_demonstrations, solve
+from cai_cli.prompting.choices import PAPER_COT, PLAIN, TWO_STEP, ask
+from cai_cli.prompting.constitution import load_constitution
+from cai_cli.prompting.prompts import OPTION_LABELS
+from cai_cli.prompting.solved_questions import load_comparison_demonstrations, solve
+from cai_cli.rows.conversation import message
 
 THOROUGH = load_constitution("thorough")
 PAIRS, REASONED = "constitutional-ai/RLMadisonFewShotPrompts.json", "constitutional-ai/RLMadisonPrecogFewShotPrompts.json"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cai_cli.conversation import message
 from cai_cli.errors import UserError
-from cai_cli.splits import assign, assign_prompt, group_key, parse_parts
+from cai_cli.rows.conversation import message
+from cai_cli.rows.splits import assign, assign_prompt, group_key, parse_parts
 
 PARTS = {"sft": 0.5, "rl": 0.3, "validation": 0.1, "test": 0.1}
 TEXTS = [f"question number {n}" for n in range(4000)]
@@ -37,7 +37,7 @@ def test_seed_changes_the_split():
 
 
 def test_same_answer_in_another_process():
-    code = f"from cai_cli.splits import assign; print([assign(f'question number {{n}}', {PARTS}, 7) for n in range(50)])"
+    code = f"from cai_cli.rows.splits import assign; print([assign(f'question number {{n}}', {PARTS}, 7) for n in range(50)])"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert other.stdout.strip() == str([assign(text, PARTS, 7) for text in TEXTS[:50]])
 

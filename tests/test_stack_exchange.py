@@ -15,7 +15,6 @@ from xml.etree import ElementTree
 import pytest
 from stack_exchange_dumps import answer, dump, pairs, question, site_rows
 
-from cai_cli.conversation import prompt_id
 from cai_cli.importers.html_text import html_to_text
 from cai_cli.importers.post_files import read_file
 from cai_cli.importers.posts import Answer, Question, Skip, parse_tags, site_of_file, site_of_host
@@ -29,7 +28,8 @@ from cai_cli.importers.votes import (
     opening,
     vote_score,
 )
-from cai_cli.records import Comparison
+from cai_cli.rows.conversation import prompt_id
+from cai_cli.rows.records import Comparison
 
 # (fewest, most) net votes and the score of all between: the table of round(log2(1 + n)), worked out by hand
 TABLE = [(-9, -1, -1), (0, 0, 0), (1, 1, 1), (2, 4, 2), (5, 10, 3), (11, 21, 4), (22, 44, 5), (45, 89, 6), (90, 180, 7)]

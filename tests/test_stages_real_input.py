@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cai_cli.jsonl import read_records
-from cai_cli.records import Comparison, Prompt, Revision
+from cai_cli.rows.jsonl import read_records
+from cai_cli.rows.records import Comparison, Prompt, Revision
 
 HH = "hh-rlhf/harmless-base-test-1500.jsonl.gz"
 COUNT = 8

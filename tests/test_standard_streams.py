@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cai_cli.conversation import message
-from cai_cli.jsonl import read_rows
+from cai_cli.rows.conversation import message
+from cai_cli.rows.jsonl import read_rows
 
 ROOM = "make room, or choose a place that can be written to"
 

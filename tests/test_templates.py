@@ -10,10 +10,10 @@ from conftest import Cai, mistake
 from ppo_setup import make_pm
 from tiny import CHATML, byte_level_tokenizer, make_model
 
-from cai_cli.conversation import message
 from cai_cli.errors import UserError
 from cai_cli.models.chat import end_of_turn_ids, turn_start_ids
 from cai_cli.models.templates import UnfitRow, check_template, check_text, render
+from cai_cli.rows.conversation import message
 
 ALTERNATE = (
     "{% for message in messages %}"

@@ -10,10 +10,10 @@ import pytest
 from conftest import Cai, mistake
 
 from cai_cli import cli
-from cai_cli.conversation import message
+from cai_cli.console.options import FLAG, check_draws, check_needs, flag_name
 from cai_cli.errors import UserError
 from cai_cli.evaluation.cautions import held_out_cautions, label_cautions, rate_cautions
-from cai_cli.options import FLAG, check_draws, check_needs, flag_name
+from cai_cli.rows.conversation import message
 from cai_cli.stages import evaluate_hhh, evaluate_pm, label, pmp, ppo, revise, sample, sft, train_pm
 
 STAGES = {

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from cai_cli.models.written_out import ROTARY, RMSNorm, Rotary, find, is_same_norm, replaced, rms_norm, rotary, written_out
+from cai_cli.compute.gradients import ROTARY, RMSNorm, Rotary, find, is_same_norm, replaced, rms_norm, rotary, written_out
 
 LLAMA = "transformers.models.llama.modeling_llama"
 SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -13,7 +13,7 @@ from catching import catch
 from forks import Command
 from tiny import make_model
 
-from cai_cli.conversation import message
+from cai_cli.rows.conversation import message
 
 THINGS = ("bread", "a kite", "some soup", "a shelf", "a song", "a garden", "tea")
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from cai_cli.conversation import Conversation
 from cai_cli.models.templates import UnfitRow
+from cai_cli.rows.conversation import Conversation
 
 # Why a continuation ended: a stop token or stop string; the length limit; or there is none, since the prompt did not fit the
 # context, or could not be put into tokens at all.

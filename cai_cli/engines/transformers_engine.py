@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from cai_cli.artifacts.manifest import device_facts
+from cai_cli.compute.batches import left_pad, like_length
+from cai_cli.compute.gradients import written_out
+from cai_cli.compute.shortcuts import shortcuts_of
+from cai_cli.console.options import GenerationOptions
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, UNFIT, Completion, OptionRequest, Request
-from cai_cli.engines.batches import left_pad, like_length
 from cai_cli.engines.decoding import KeyedDecoding, prefill
 from cai_cli.engines.option_scores import OptionScorer
 from cai_cli.engines.trials import even_length, shares_prefixes, takes_batches
-from cai_cli.hygiene import OWN_HEADER
-from cai_cli.manifest import device_facts
 from cai_cli.models.chat import Renderer, encode_rendered, reply_header_ids, stop_ids, turn_start_ids
 from cai_cli.models.finite import check_outputs
 from cai_cli.models.load import context_length, load_lm, load_tokenizer
-from cai_cli.models.shortcuts import shortcuts_of
-from cai_cli.models.templates import UnfitRow, template_hash
-from cai_cli.models.written_out import written_out
-from cai_cli.options import GenerationOptions, template_kwargs
+from cai_cli.models.templates import UnfitRow, template_hash, template_kwargs
+from cai_cli.prompting.hygiene import OWN_HEADER
 
 
 class TransformersEngine:

@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from cai_cli.compute.batches import left_pad
+from cai_cli.compute.prefix_tree import Sequence, Stretch, row_of
+from cai_cli.compute.shortcuts import TRIAL, at_rest, difference, says_cannot, shortcuts_of, trial_rows
+from cai_cli.compute.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
 from cai_cli.engines.base import Request
-from cai_cli.engines.batches import left_pad
 from cai_cli.engines.decoding import KeyedDecoding, prefill
-from cai_cli.engines.prefix_tree import Sequence, Stretch, row_of
-from cai_cli.engines.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
 from cai_cli.errors import RunError, first_line
-from cai_cli.models.shortcuts import TRIAL, at_rest, difference, says_cannot, shortcuts_of, trial_rows
 
 NEW_TOKENS = (2, 6, 4)  # That rows end at different steps: those that have ended leave the batch.
 

@@ -13,9 +13,9 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from cai_cli.conversation import Conversation
 from cai_cli.evaluation.calibration import accuracy, brier, calibration_error, wilson
-from cai_cli.records import Comparison
+from cai_cli.rows.conversation import Conversation
+from cai_cli.rows.records import Comparison
 
 CONFIDENCE_EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 NO_KIND = "–"

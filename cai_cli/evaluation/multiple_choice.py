@@ -17,14 +17,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cai_cli.choices import PLAIN, A, Form, H, Prompt, Solved, ask
-from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, TranscriptError, from_transcript
 from cai_cli.errors import RecordError
 from cai_cli.evaluation.calibration import Bin, reliability_bins, wilson
-from cai_cli.jsonl import Row, read_rows
-from cai_cli.prompts import ANSWER_CUE
-from cai_cli.records import text_field
-from cai_cli.row_kinds import ITEMS, kind_taken
+from cai_cli.prompting.choices import PLAIN, A, Form, H, Prompt, Solved, ask
+from cai_cli.prompting.prompts import ANSWER_CUE
+from cai_cli.rows.conversation import ASSISTANT, HUMAN, Conversation, TranscriptError, from_transcript
+from cai_cli.rows.jsonl import Row, read_rows
+from cai_cli.rows.records import text_field
+from cai_cli.rows.row_kinds import ITEMS, kind_taken
 
 CUE = f"\n{ANSWER_CUE}"
 

@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cai_cli.ancestry import source_path, unnested
-from cai_cli.conversation import Conversation, first_human_turn
+from cai_cli.artifacts.ancestry import source_path, unnested
+from cai_cli.artifacts.fingerprints import fingerprint_file
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.places import MODEL_MANIFEST, manifest_path
+from cai_cli.console.messages import say, warn
 from cai_cli.errors import CaiError, RecordError
-from cai_cli.fingerprints import fingerprint_file
-from cai_cli.jsonl import read_lines, read_rows
-from cai_cli.manifest import MODEL_MANIFEST, PIPED, input_file, manifest_path, read_manifest
-from cai_cli.prompt_files import conversation_of
-from cai_cli.splits import group_key
-from cai_cli.storage import is_input
-from cai_cli.talk import say, warn
+from cai_cli.rows.conversation import Conversation, first_human_turn
+from cai_cli.rows.jsonl import read_lines, read_rows
+from cai_cli.rows.prompt_files import conversation_of
+from cai_cli.rows.sources import PIPED, input_file
+from cai_cli.rows.splits import group_key
+from cai_cli.rows.storage import is_input
 
 Source = tuple[Path, str | None]
 NAMED = 3  # files that a line of talk names

@@ -13,11 +13,11 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from cai_cli.console.messages import table
 from cai_cli.evaluation.calibration import wilson
 from cai_cli.evaluation.cautions import undecided_rate
 from cai_cli.feedback.labels import softmax_first
-from cai_cli.records import ORDERS, Comparison
-from cai_cli.talk import table
+from cai_cli.rows.records import ORDERS, Comparison
 
 CONFIDENCE_EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0)
 MASS_BINS = 10

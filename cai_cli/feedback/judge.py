@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from cai_cli.choices import COMMON_FORMATS, PLAIN, Form, Prompt, Solved, ask, option_labels, reasoned_question
-from cai_cli.constitution import Constitution, Principle
 from cai_cli.engines.base import Engine, OptionRequest
+from cai_cli.engines.segments import Segment, SegmentSettings, sample_segment
 from cai_cli.feedback.labels import Answer, Pair, Question
-from cai_cli.generation import Segment, SegmentSettings, sample_segment
 from cai_cli.keys import uniform
 from cai_cli.models.templates import UnfitRow
-from cai_cli.prompts import comparison_question
-from cai_cli.solved_questions import ComparisonDemonstration, Demonstration, solve
+from cai_cli.prompting.choices import COMMON_FORMATS, PLAIN, Form, Prompt, Solved, ask, option_labels, reasoned_question
+from cai_cli.prompting.constitution import Constitution, Principle
+from cai_cli.prompting.prompts import comparison_question
+from cai_cli.prompting.solved_questions import ComparisonDemonstration, Demonstration, solve
 
 # Draws of the demonstrations' principles and letters in a run. A pair takes one of them by key: enough for variety, few
 # enough for many pairs to share the work on them.

@@ -10,11 +10,11 @@ import math
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from cai_cli.artifact import Rejected
-from cai_cli.constitution import Principle
-from cai_cli.conversation import Conversation, message
+from cai_cli.artifacts.rejects import Rejected
 from cai_cli.errors import UserError
-from cai_cli.records import Comparison, Judgement
+from cai_cli.prompting.constitution import Principle
+from cai_cli.rows.conversation import Conversation, message
+from cai_cli.rows.records import Comparison, Judgement
 
 
 @dataclass

@@ -12,16 +12,16 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from cai_cli.artifact import Rejected
+from cai_cli.artifacts.rejects import Rejected
 from cai_cli.errors import RecordError, UserError
 from cai_cli.feedback.labels import Pair
-from cai_cli.foreign_turns import is_transcript
-from cai_cli.jsonl import check_new, read_rows
 from cai_cli.keys import uniform
-from cai_cli.manifest import parse_weight
-from cai_cli.records import Comparison, Sample
-from cai_cli.row_kinds import COMPARISONS, CONVERSATIONS, SAMPLES, kind_taken
-from cai_cli.trl_rows import RowReader
+from cai_cli.rows.foreign_turns import is_transcript
+from cai_cli.rows.jsonl import check_new, read_rows
+from cai_cli.rows.records import Comparison, Sample
+from cai_cli.rows.row_kinds import COMPARISONS, CONVERSATIONS, SAMPLES, kind_taken
+from cai_cli.rows.sources import parse_weight
+from cai_cli.rows.trl_rows import RowReader
 
 IDENTICAL, SINGLE = "identical_replies", "single_reply"
 

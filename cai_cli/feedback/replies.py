@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cai_cli.conversation import Conversation
 from cai_cli.engines.base import Engine
+from cai_cli.engines.segments import Segment, SegmentSettings, Told, sample_segment
 from cai_cli.feedback.labels import Pair
 from cai_cli.feedback.pairs import IDENTICAL, choose_pair
-from cai_cli.generation import Segment, SegmentSettings, Told, sample_segment
-from cai_cli.prompts import reply_prompt
+from cai_cli.prompting.prompts import reply_prompt
+from cai_cli.rows.conversation import Conversation
 
 
 @dataclass(frozen=True, slots=True)

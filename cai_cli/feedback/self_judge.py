@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cai_cli.artifacts.fingerprints import WEIGHT_FILES, fingerprint_model, fingerprint_weights, model_files
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.places import manifest_path
 from cai_cli.errors import UserError
-from cai_cli.fingerprints import WEIGHT_FILES, fingerprint_model, fingerprint_weights, model_files
-from cai_cli.manifest import manifest_path, parse_weight, read_manifest
+from cai_cli.rows.sources import parse_weight
 
 HINT = "let another model judge, or pass --allow-self-judge"
 

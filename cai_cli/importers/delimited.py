@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cai_cli.conversation import unix_lines
 from cai_cli.errors import RecordError, UserError
-from cai_cli.file_kinds import separator_of
 from cai_cli.importers.reject import Item, Reject
-from cai_cli.jsonl import ENCODING_ADVICE, LONGEST_LINE, bounded_lines, open_binary
+from cai_cli.rows.conversation import unix_lines
+from cai_cli.rows.file_kinds import separator_of
+from cai_cli.rows.jsonl import ENCODING_ADVICE, LONGEST_LINE, bounded_lines, open_binary
 
 MOST_LINES = 1000  # that a quoted cell of a TSV may span
 UNCERTAIN = "after_broken_quote"

@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from cai_cli.conversation import ASSISTANT, HUMAN, Conversation, message, prompt_id, unix_lines
-from cai_cli.foreign_turns import Refused, parse_transcript
 from cai_cli.importers.public_files import expect_fields, read_public_rows
 from cai_cli.importers.reject import Reject, Row, convert, number_comparisons, text_of
 from cai_cli.importers.transcript import prompts_of_turns
-from cai_cli.records import Comparison, Prompt
+from cai_cli.rows.conversation import ASSISTANT, HUMAN, Conversation, message, prompt_id, unix_lines
+from cai_cli.rows.foreign_turns import Refused, parse_transcript
+from cai_cli.rows.records import Comparison, Prompt
 
 SOURCE = "hh-rlhf"
 

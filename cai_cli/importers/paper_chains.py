@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai_cli.conversation import ASSISTANT, Conversation, message, prompt_id, to_transcript
 from cai_cli.errors import RecordError, UserError
-from cai_cli.foreign_turns import Refused, parse_transcript
 from cai_cli.importers.public_files import expect_fields, read_public_rows
 from cai_cli.importers.reject import Reject, Row, convert
-from cai_cli.prompts import CRITIQUE, CRITIQUE_REQUEST, REVISION, REVISION_REQUEST, TRANSCRIPT_STOPS
-from cai_cli.published_constitution import request_texts
-from cai_cli.records import Revision, Round
-from cai_cli.row_kinds import REVISIONS, kind_taken
+from cai_cli.prompting.prompts import CRITIQUE, CRITIQUE_REQUEST, REVISION, REVISION_REQUEST, TRANSCRIPT_STOPS
+from cai_cli.prompting.published import request_texts
+from cai_cli.rows.conversation import ASSISTANT, Conversation, message, prompt_id, to_transcript
+from cai_cli.rows.foreign_turns import Refused, parse_transcript
+from cai_cli.rows.records import Revision, Round
+from cai_cli.rows.row_kinds import REVISIONS, kind_taken
 
 # A stop text, with line breaks of Windows too.
 STOP = re.compile("|".join(r"\r?\n".join(map(re.escape, marker.split("\n"))) for marker in TRANSCRIPT_STOPS))

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai_cli.conversation import ASSISTANT, Conversation, check_reply, message, prompt_id
 from cai_cli.errors import RecordError
-from cai_cli.foreign_turns import Refused, parse_transcript
 from cai_cli.importers.public_files import expect_fields, read_public_rows
 from cai_cli.importers.reject import Reject, Row, text_of
-from cai_cli.records import Sample
+from cai_cli.rows.conversation import ASSISTANT, Conversation, check_reply, message, prompt_id
+from cai_cli.rows.foreign_turns import Refused, parse_transcript
+from cai_cli.rows.records import Sample
 
 # A line with which somebody else's turn begins, or what there is of it where the answer ends.
 NEXT_TURN = re.compile(r"[\r\n][ \t]*(?:Human|Assistant)(?::|\s*\Z)")

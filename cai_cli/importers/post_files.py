@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from cai_cli.errors import UserError
-from cai_cli.file_kinds import GZIP, PARQUET, refuse_bytes
 from cai_cli.importers.posts import site_of_file
 from cai_cli.importers.posts_xml import Item, read_posts
 from cai_cli.importers.preference_rows import read_hub_rows, read_jsonl_rows, read_parquet_rows
 from cai_cli.importers.seven_zip import open_posts
-from cai_cli.jsonl import BROKEN_GZIP
-from cai_cli.storage import open_input, unreadable
+from cai_cli.rows.file_kinds import GZIP, PARQUET, refuse_bytes
+from cai_cli.rows.jsonl import BROKEN_GZIP
+from cai_cli.rows.storage import open_input, unreadable
 
 SEVEN_ZIP, ZIP = b"7z\xbc\xaf\x27\x1c", b"PK\x03\x04"
 BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")

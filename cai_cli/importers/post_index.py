@@ -25,7 +25,7 @@ from typing import NamedTuple
 from cai_cli.errors import RunError, UserError
 from cai_cli.importers.posts import ID_LIMIT, Answer, Question, Site
 from cai_cli.importers.votes import Ranked, full_score, opening
-from cai_cli.storage import MAKE_ROOM
+from cai_cli.rows.storage import MAKE_ROOM
 
 CACHE_KIB = 16 * 1024  # of pages in memory, whatever the size of the file
 INDEX = "comparisons.index-"  # how the name of its folder begins

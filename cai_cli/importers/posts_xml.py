@@ -16,7 +16,7 @@ from lxml import etree
 from cai_cli.errors import UserError
 from cai_cli.importers.posts import LICENSE, Answer, Other, Question, Site, Skip, valid_id
 from cai_cli.importers.votes import vote_score
-from cai_cli.jsonl import LONGEST_LINE
+from cai_cli.rows.jsonl import LONGEST_LINE
 
 CHUNK = 1 << 15  # bytes fed to the parser at a time: bounds the rows that wait in memory; twice as much is slower
 QUESTION, ANSWER = "1", "2"  # PostTypeId; 3 and up are wikis, tag texts, elections and moderation

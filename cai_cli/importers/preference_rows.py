@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 from cai_cli.errors import UserError
-from cai_cli.hub import read_hub
 from cai_cli.importers.posts import LICENSE, Answer, Question, Site, Skip, site_of_url, valid_id
 from cai_cli.importers.public_files import parquet_rows
-from cai_cli.json_text import JsonError, decoder, load_json, missing
-from cai_cli.jsonl import bounded_lines
-from cai_cli.row_kinds import kind_of
+from cai_cli.rows.hub import read_hub
+from cai_cli.rows.json_text import JsonError, decoder, load_json, missing
+from cai_cli.rows.jsonl import bounded_lines
+from cai_cli.rows.row_kinds import kind_of
 
 SCORE_LIMIT = 1000  # of |pm_score|, which is a logarithm: beyond it the row is garbage
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cai_cli.conversation import Conversation, check_conversation, message, prompt_id
 from cai_cli.errors import UserError
-from cai_cli.foreign_turns import Refused, read_conversation, read_pair, read_reply
 from cai_cli.importers.reject import DUPLICATE, Item, Reject, Row, convert, number_comparisons, text_of
 from cai_cli.importers.transcript import prompts_of_turns
-from cai_cli.records import KINDS, Comparison, Prompt, Revision, Round, Sample
+from cai_cli.rows.conversation import Conversation, check_conversation, message, prompt_id
+from cai_cli.rows.foreign_turns import Refused, read_conversation, read_pair, read_reply
+from cai_cli.rows.records import KINDS, Comparison, Prompt, Revision, Round, Sample
 
 
 @dataclass(frozen=True, slots=True)

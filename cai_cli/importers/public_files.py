@@ -1,6 +1,6 @@
 """Stream the rows of public data: JSON lines, a JSON array, CSV or TSV, each plain or gzipped, parquet, data sets of the Hub.
 
-Unlike `cai_cli.jsonl`, which stops at the first broken line of a file of ours, a line that cannot be read is a Reject here and
+Unlike `rows.jsonl`, which stops at the first broken line of a file of ours, a line that cannot be read is a Reject here and
 reading goes on. What cannot be gone on from (no such file, broken gzip, an array that stops being JSON, a file of another kind)
 is a UserError.
 """
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.errors import UserError
-from cai_cli.file_kinds import PARQUET, refuse_first_line
-from cai_cli.hub import read_hub
 from cai_cli.importers.delimited import csv_rows, tsv_rows
 from cai_cli.importers.reject import Item, Reject, Row
-from cai_cli.json_text import JsonError, check_value, decoder, load_json, missing, too_deep
-from cai_cli.jsonl import BROKEN_GZIP, ENCODING_ADVICE, LONGEST_LINE, bounded_lines, open_any, open_binary, open_text
-from cai_cli.row_kinds import kind_of
+from cai_cli.rows.file_kinds import PARQUET, refuse_first_line
+from cai_cli.rows.hub import read_hub
+from cai_cli.rows.json_text import JsonError, check_value, decoder, load_json, missing, too_deep
+from cai_cli.rows.jsonl import BROKEN_GZIP, ENCODING_ADVICE, LONGEST_LINE, bounded_lines, open_any, open_binary, open_text
+from cai_cli.rows.row_kinds import kind_of
 
 CHUNK = 1 << 16
 BOM = b"\xef\xbb\xbf"

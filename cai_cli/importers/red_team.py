@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from cai_cli.foreign_turns import parse_transcript
 from cai_cli.importers.public_files import expect_fields, read_public_rows
 from cai_cli.importers.reject import Reject, Row, convert, text_of
 from cai_cli.importers.transcript import prompts_of_turns
-from cai_cli.records import Prompt
+from cai_cli.rows.foreign_turns import parse_transcript
+from cai_cli.rows.records import Prompt
 
 SOURCE = "red-team-attempts"
 

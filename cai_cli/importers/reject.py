@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from cai_cli.conversation import prompt_id
 from cai_cli.errors import RecordError
-from cai_cli.foreign_turns import Refused
-from cai_cli.records import Comparison, Prompt
+from cai_cli.rows.conversation import prompt_id
+from cai_cli.rows.foreign_turns import Refused
+from cai_cli.rows.records import Comparison, Prompt
 
 Row = dict[str, Any]
 Record = TypeVar("Record")

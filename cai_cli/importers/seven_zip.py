@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from cai_cli.errors import UserError
-from cai_cli.storage import open_input
+from cai_cli.rows.storage import open_input
 
 POSTS = "posts.xml"
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai_cli import keys
-from cai_cli.conversation import message, prompt_id
 from cai_cli.errors import UserError
 from cai_cli.importers.html_text import html_to_text
 from cai_cli.importers.post_files import Advance, no_progress, read_source
@@ -21,7 +20,8 @@ from cai_cli.importers.post_index import PostIndex, Stored
 from cai_cli.importers.posts import ID_LIMIT, Answer, Counts, Question, Site, Skip, parse_tags
 from cai_cli.importers.posts_xml import Item
 from cai_cli.importers.votes import Ranked, draw_pairs, fingerprint, near_duplicates, scores_differ
-from cai_cli.records import Comparison
+from cai_cli.rows.conversation import message, prompt_id
+from cai_cli.rows.records import Comparison
 
 BATCH_POSTS, BATCH_CHARS = 250, 1 << 22  # put into the index at once: what comes first
 POSTS = (Question, Answer)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cai_cli.conversation import Conversation, check_conversation, prompt_id
-from cai_cli.foreign_turns import Refused
-from cai_cli.records import Prompt
+from cai_cli.rows.conversation import Conversation, check_conversation, prompt_id
+from cai_cli.rows.foreign_turns import Refused
+from cai_cli.rows.records import Prompt
 
 
 def prompts_of_turns(turns: Conversation, every_turn: bool, kind: str | None, source: str | None) -> list[Prompt]:

@@ -17,9 +17,9 @@ from itertools import accumulate, pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from cai_cli.conversation import Conversation, message
 from cai_cli.keys import Part, uniform
-from cai_cli.records import Comparison
+from cai_cli.rows.conversation import Conversation, message
+from cai_cli.rows.records import Comparison
 
 TAG = re.compile(r"<[^<>]*>")  # linear even on a body of nothing but "<"
 HEAD, OPENING = 160, 24  # characters of HTML looked at, bytes of fingerprint kept

@@ -14,12 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from random import Random
 
-from cai_cli import prompts
-from cai_cli.constitution import Constitution, Principle, load_constitution
-from cai_cli.conversation import ASSISTANT, HUMAN, message
 from cai_cli.microworld import answers, grammar
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
 from cai_cli.microworld.oracle import HARMLESSNESS, HELPFULNESS
+from cai_cli.prompting import prompts
+from cai_cli.prompting.constitution import Constitution, Principle, load_constitution
+from cai_cli.rows.conversation import ASSISTANT, HUMAN, message
 
 Document = list[tuple[str, float]]
 

@@ -14,13 +14,13 @@ from xml.sax.saxutils import quoteattr
 
 import jsonlines
 
-from cai_cli.conversation import message, prompt_id
 from cai_cli.keys import key
 from cai_cli.microworld import answers, grammar
 from cai_cli.microworld import constitution as constitution_file
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
 from cai_cli.microworld.oracle import classify
-from cai_cli.records import Comparison, Prompt
+from cai_cli.rows.conversation import message, prompt_id
+from cai_cli.rows.records import Comparison, Prompt
 
 SOURCE = "microworld"
 

@@ -18,7 +18,7 @@ import numpy as np
 from cai_cli.microworld.grammar import REQUEST_KINDS
 from cai_cli.microworld.oracle import combination
 from cai_cli.microworld.scores import RATES, Scored, rate, score_samples
-from cai_cli.records import Sample
+from cai_cli.rows.records import Sample
 
 RESAMPLES = 2000
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cai_cli.conversation import Conversation
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, REQUEST_KINDS
 from cai_cli.microworld.oracle import Verdict, classify
-from cai_cli.records import Sample
+from cai_cli.rows.conversation import Conversation
+from cai_cli.rows.records import Sample
 
 # Each rate: what counts, and over which kinds of requests.
 RATES = {

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING
 
-from cai_cli import prompts
-from cai_cli.constitution import Principle
-from cai_cli.conversation import message
 from cai_cli.microworld import answers, corpus, grammar
+from cai_cli.prompting import prompts
+from cai_cli.prompting.constitution import Principle
+from cai_cli.rows.conversation import message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from cai_cli.conversation import HUMAN, Conversation, message
 from cai_cli.errors import UserError
 from cai_cli.models.templates import (
     UnfitRow,
@@ -16,7 +15,8 @@ from cai_cli.models.templates import (
     render,
     require_template,
 )
-from cai_cli.thinking import TURN_END, Thinking, thinking_of
+from cai_cli.prompting.thinking import TURN_END, Thinking, thinking_of
+from cai_cli.rows.conversation import HUMAN, Conversation, message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cai_cli.errors import UserError
 from cai_cli.models.load import load_config, load_lm
-from cai_cli.models.model_directory import base_and_adapters, is_preference_model
+from cai_cli.models.paths import base_and_adapters, is_preference_model
 from cai_cli.models.score import transformer
 
 FILE = "lm_head.safetensors"

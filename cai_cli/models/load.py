@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai_cli.artifacts.places import is_adapter
 from cai_cli.errors import UserError, first_line
-from cai_cli.manifest import is_adapter
-from cai_cli.models.model_directory import base_and_adapters, check_model, is_preference_model, read_json
-from cai_cli.ranks import local_rank
+from cai_cli.models.paths import base_and_adapters, check_model, is_preference_model, read_json
+from cai_cli.processes.ranks import local_rank
 
 if TYPE_CHECKING:
     import torch

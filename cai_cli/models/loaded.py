@@ -10,9 +10,9 @@ import re
 from functools import cache
 from typing import Any
 
+from cai_cli.console.messages import warn
 from cai_cli.errors import UserError
-from cai_cli.models.model_directory import HEAD_NAMES
-from cai_cli.talk import warn
+from cai_cli.models.paths import HEAD_NAMES
 
 LANGUAGE_HEADS = ("lm_head", "embed_out", "lm_loss", "output_projection", "pred_layer", "cls")
 # Masks and tables that older versions saved and newer ones compute.

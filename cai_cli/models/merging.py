@@ -7,7 +7,7 @@ from typing import Any
 
 from cai_cli.errors import UserError
 from cai_cli.models.loaded import LANGUAGE_HEADS, counted
-from cai_cli.models.model_directory import HEAD_NAMES, Shapes, adapter_shapes
+from cai_cli.models.paths import HEAD_NAMES, Shapes, adapter_shapes
 
 COPY = re.compile(r"\.(modules_to_save|original_module)\.")
 SHELL = "base_model.model."  # what peft puts in front of the base model's own names

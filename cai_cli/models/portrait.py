@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cai_cli.artifacts.fingerprints import ADAPTER_CONFIG
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.manifest_shape import Manifest
+from cai_cli.artifacts.places import MODEL_MANIFEST, is_adapter, manifest_path
 from cai_cli.errors import UserError
-from cai_cli.fingerprints import ADAPTER_CONFIG
-from cai_cli.manifest import MODEL_MANIFEST, Manifest, is_adapter, manifest_path, read_manifest
-from cai_cli.models.model_directory import ADAPTER_WEIGHTS, INDEX, WEIGHTS, header, holds_model, read_json, role_of, tensor_types
+from cai_cli.models.paths import ADAPTER_WEIGHTS, INDEX, WEIGHTS, header, holds_model, read_json, role_of, tensor_types
 
 PARTIAL = "cai.partial.json"
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")

@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from cai_cli.console.messages import warn
 from cai_cli.models.chat import stop_ids
-from cai_cli.talk import warn
 
 
 def settle_configs(model: Any, tokenizer: Any) -> None:

@@ -10,12 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cai_cli.errors import UserError, first_line
-from cai_cli.models.adapters import is_peft
-from cai_cli.models.finite import check_outputs
-from cai_cli.models.model_directory import HEAD_NAMES
-from cai_cli.models.packing import is_packed, packed_states
-from cai_cli.models.shortcuts import (
+from cai_cli.compute.packed_rows import is_packed, packed_states
+from cai_cli.compute.shortcuts import (
     at_rest,
     close,
     is_exact,
@@ -24,6 +20,10 @@ from cai_cli.models.shortcuts import (
     trial_rows,
     trunk_states,
 )
+from cai_cli.errors import UserError, first_line
+from cai_cli.models.adapters import is_peft
+from cai_cli.models.finite import check_outputs
+from cai_cli.models.paths import HEAD_NAMES
 
 
 def score_head(model: Any) -> Any:

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from cai_cli.conversation import Conversation, message, split_system, system_in_first_user_turn
 from cai_cli.errors import UserError
-from cai_cli.storage import read_input
-from cai_cli.thinking import ALL_MARKS
+from cai_cli.prompting.thinking import ALL_MARKS
+from cai_cli.rows.conversation import Conversation, message, split_system, system_in_first_user_turn
+from cai_cli.rows.storage import read_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+from cai_cli.rows.json_text import JsonError, load_json
 
 TRANSCRIPT_TEMPLATE = (
     "{{- bos_token if bos_token else '' }}"
@@ -172,3 +174,14 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
     template = tokenizer.chat_template
     return hashlib.sha256(str(template).encode()).hexdigest()[:16] if template else None
+
+
+def template_kwargs(text: str | None) -> dict[str, Any]:
+    """The settings in a `--chat-template-kwargs`. Raises UserError."""
+    try:
+        settings = load_json(text or "{}")
+    except JsonError as error:
+        raise UserError(f"--chat-template-kwargs: not valid JSON: {error.message}", """write '{"name": value}'""") from None
+    if not isinstance(settings, dict):
+        raise UserError("--chat-template-kwargs: expected a JSON object", """write '{"name": value}'""")
+    return settings

@@ -15,12 +15,12 @@ from typing import Annotated
 
 import typer
 
+from cai_cli.console.messages import say, show_text
+from cai_cli.console.options import flag
 from cai_cli.errors import UserError
-from cai_cli.jsonl import write_atomically
-from cai_cli.options import flag
-from cai_cli.shipped import shipped_folder
-from cai_cli.storage import read_input
-from cai_cli.talk import say, show_text
+from cai_cli.rows.jsonl import write_atomically
+from cai_cli.rows.shipped import shipped_folder
+from cai_cli.rows.storage import read_input
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cai_cli.constitution import find_constitution, load_constitution
-from cai_cli.jsonl import open_binary
-from cai_cli.talk import say, show_text
+from cai_cli.console.messages import say, show_text
+from cai_cli.prompting.constitution import find_constitution, load_constitution
+from cai_cli.rows.jsonl import open_binary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,13 +23,13 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Annotated, Any
 
+from cai_cli.artifacts.locks import hold
+from cai_cli.console.messages import NEXT_STEPS, say, table
+from cai_cli.console.options import RUNTIME, flag
 from cai_cli.errors import RunError
-from cai_cli.interruption import Terminated, end_with_parent, held_back, ignore
-from cai_cli.jsonl import read_records, strict_json, write_atomically
-from cai_cli.locks import hold
-from cai_cli.options import RUNTIME, flag
-from cai_cli.records import Sample
-from cai_cli.talk import NEXT_STEPS, say, table
+from cai_cli.processes.interruption import Terminated, end_with_parent, held_back, ignore
+from cai_cli.rows.jsonl import read_records, strict_json, write_atomically
+from cai_cli.rows.records import Sample
 
 SAMPLE = "--max-new-tokens 64 --batch-size 256"
 TRAIN = "--per-device-train-batch-size 32 --max-length 256"
@@ -131,7 +131,7 @@ def run_command(step: str, options: Options, **names: str) -> float:
     say(f"$ cai {shlex.join(words)}")
     start = time.monotonic()
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["cai_cli.preload"])
+    processes.set_forkserver_preload(["cai_cli.stages.preload"])
     with held_back():  # a signal to all is for the demo, and for the stage: without the server nobody knows how that ended
         forkserver.ensure_running()
     process = processes.Process(target=run_cli, args=(words,))

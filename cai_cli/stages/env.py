@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cai_cli import __version__
-from cai_cli.jsonl import strict_json
-from cai_cli.manifest import LIBRARIES, library_versions
-from cai_cli.options import flag
-from cai_cli.talk import show_text
+from cai_cli.artifacts.manifest import LIBRARIES, library_versions
+from cai_cli.console.messages import show_text
+from cai_cli.console.options import flag
+from cai_cli.rows.jsonl import strict_json
 
 NAMED = (*LIBRARIES, "vllm", "flash-attn", "typer")
 # Variables that change what a run does. None of them holds a secret; an address is told without what logs in to it.

@@ -20,18 +20,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 
-from cai_cli.choices import FORMS, PLAIN, Form
-from cai_cli.engines.base import Engine, OptionRequest
-from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.multiple_choice import Item, item_prompt, measure, option_bins, read_items, softmax
-from cai_cli.evaluation.overlap import find_overlap, tell_overlap
-from cai_cli.evaluation.results_file import ResultsFile
-from cai_cli.evaluation.solved_items import Examples
-from cai_cli.few_shot import NONE
-from cai_cli.generation import Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.models.load import check_device
-from cai_cli.models.model_directory import check_model
-from cai_cli.options import (
+from cai_cli.artifacts.results import ResultsFile
+from cai_cli.console.messages import progress, say, show_text, table
+from cai_cli.console.options import (
     DEMONSTRATIONS,
     INPUT,
     MODEL,
@@ -43,10 +34,19 @@ from cai_cli.options import (
     OutputOptions,
     check_draws,
     flag,
-    template_kwargs,
 )
-from cai_cli.preference_model import open_preference_model
-from cai_cli.talk import progress, say, show_text, table
+from cai_cli.engines.base import Engine, OptionRequest
+from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.multiple_choice import Item, item_prompt, measure, option_bins, read_items, softmax
+from cai_cli.evaluation.overlap import find_overlap, tell_overlap
+from cai_cli.evaluation.solved_items import Examples
+from cai_cli.models.load import check_device
+from cai_cli.models.paths import check_model
+from cai_cli.models.templates import template_kwargs
+from cai_cli.prompting.choices import FORMS, PLAIN, Form
+from cai_cli.prompting.few_shot import NONE
+from cai_cli.training.preference.run import open_preference_model
 
 CHUNK = 256
 ATTEMPTS = 3
@@ -214,7 +214,7 @@ def reason(engine: Engine, options: Options, examples: Examples, questions: list
 
 def score_replies(options: Options, items: list[Item]) -> dict[str, Any]:
     """Probabilities by the difference of the two scores, as the preference model was trained to mean them."""
-    from cai_cli.manifest import device_facts
+    from cai_cli.artifacts.manifest import device_facts
     from cai_cli.models.score import score_all
     from cai_cli.models.templates import UnfitRow, template_hash
 

@@ -16,14 +16,14 @@ from typing import Annotated, Any
 
 import typer
 
+from cai_cli.artifacts.results import ResultsFile
+from cai_cli.console.messages import say, table
+from cai_cli.console.options import INPUT, OutputOptions
 from cai_cli.errors import RecordError, RunError
 from cai_cli.evaluation.agreement import SharedPair, by_confidence, by_kind, measure, shared_pairs
 from cai_cli.evaluation.calibration import reliability_bins
-from cai_cli.evaluation.results_file import ResultsFile
 from cai_cli.feedback.pairs import comparisons_of_file
-from cai_cli.options import INPUT, OutputOptions
-from cai_cli.records import Comparison
-from cai_cli.talk import say, table
+from cai_cli.rows.records import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,23 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from cai_cli.artifact import Rejected, reasons_text
+from cai_cli.artifacts.rejects import Rejected, reasons_text
+from cai_cli.artifacts.results import ResultsFile
+from cai_cli.console.messages import progress, say, table
+from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, Needs, flag
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.calibration import Bin, reliability_bins
 from cai_cli.evaluation.comparisons import COLUMNS, Judged, by_group, length_matched, split_groups, table_rows
 from cai_cli.evaluation.overlap import find_overlap, tell_overlap
-from cai_cli.evaluation.results_file import ResultsFile
-from cai_cli.jsonl import read_records, write_rows
 from cai_cli.models.load import check_device
-from cai_cli.models.model_directory import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, Needs, flag
-from cai_cli.preference_model import dry_run, open_preference_model, open_reading, tokenise
-from cai_cli.ranks import is_main
-from cai_cli.talk import progress, say, table
-from cai_cli.trl_rows import RowReader
+from cai_cli.models.paths import check_model
+from cai_cli.processes.ranks import is_main
+from cai_cli.rows.jsonl import read_records, write_rows
+from cai_cli.rows.trl_rows import RowReader
+from cai_cli.training.preference.run import dry_run, open_preference_model, open_reading, tokenise
 
 if TYPE_CHECKING:
-    from cai_cli.training.pairwise import TokenPair
+    from cai_cli.training.preference.pairwise import TokenPair
 
 CHUNK_BATCHES = 16
 
@@ -131,7 +131,7 @@ def check_rejects(options: Options, pairs: list[Any], rejected: list[Rejected]) 
 
 def judge_all(options: Options, pairs: list[TokenPair]) -> tuple[list[Judged], list[float]]:
     """What the model says of each pair, and the scores of all texts."""
-    from cai_cli.training.pairwise import judge
+    from cai_cli.training.preference.pairwise import judge
 
     pm = open_preference_model(options.pm, options.device, options.dtype)
     judged: list[Judged] = []

@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from cai_cli.artifact import FileArtifact
+from cai_cli.artifacts.results import FileArtifact
+from cai_cli.console.messages import say
+from cai_cli.console.options import INPUT, OutputOptions
 from cai_cli.errors import UserError
-from cai_cli.jsonl import dump_row, read_records
-from cai_cli.options import INPUT, OutputOptions
-from cai_cli.talk import say
+from cai_cli.rows.jsonl import dump_row, read_records
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cai_cli.artifact import FileArtifact, Rejected
+from cai_cli.artifacts.manifest import begin_manifest, read_manifest
+from cai_cli.artifacts.places import manifest_path
+from cai_cli.artifacts.rejects import Rejected
+from cai_cli.artifacts.results import FileArtifact
+from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.artifacts.split_files import SplitFolder
+from cai_cli.console.messages import say, show_text, tell_dropped
+from cai_cli.console.options import INPUT, RowOptions, flag
 from cai_cli.errors import UserError
-from cai_cli.json_text import load_json
-from cai_cli.jsonl import dump_row, read_lines
-from cai_cli.manifest import begin_manifest, manifest_path, read_manifest
-from cai_cli.options import INPUT, RowOptions, flag
-from cai_cli.row_artifact import RowArtifact
-from cai_cli.split_files import SplitFolder
-from cai_cli.talk import say, show_text, tell_dropped
+from cai_cli.rows.json_text import load_json
+from cai_cli.rows.jsonl import dump_row, read_lines
 
 if TYPE_CHECKING:
     from cai_cli.importers.reject import Tally
@@ -203,7 +205,7 @@ def import_parts(options: Options, spec: str) -> None:
 
 def import_paper_constitution(options: Options) -> None:
     """The published principles, critiques and comparisons joined by position, as a constitution file."""
-    from cai_cli.published_constitution import constitution_yaml, import_constitution
+    from cai_cli.prompting.published import constitution_yaml, import_constitution
 
     for name in ("to", "kind", "source", "columns", "every_turn", "split", "limit"):
         if getattr(options, name):

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cai_cli.conversation import Conversation
+from cai_cli.console.messages import show_text, visible
+from cai_cli.console.options import flag
 from cai_cli.errors import RecordError, UserError
-from cai_cli.hygiene import is_near, share_kept
-from cai_cli.jsonl import check_new, read_rows
-from cai_cli.options import flag
-from cai_cli.records import Prompt, Revision, Sample, events_text
-from cai_cli.talk import show_text, visible
-from cai_cli.trl_rows import RowReader
+from cai_cli.prompting.hygiene import is_near, share_kept
+from cai_cli.rows.conversation import Conversation
+from cai_cli.rows.jsonl import check_new, read_rows
+from cai_cli.rows.records import Prompt, Revision, Sample, events_text
+from cai_cli.rows.trl_rows import RowReader
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,21 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from cai_cli.choices import FORMS, PLAIN, Form, option_labels
-from cai_cli.constitution import load_constitution
-from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
-from cai_cli.feedback.diagnostics import show
-from cai_cli.feedback.judge import Inquiry, judge_pairs, masses_by_format, mean_mass
-from cai_cli.feedback.labels import Pair, Rule, parse_clamp
-from cai_cli.feedback.pairs import read_pairs
-from cai_cli.feedback.replies import draw_replies
-from cai_cli.feedback.self_judge import check_author, check_two_models
-from cai_cli.few_shot import NONE
-from cai_cli.generation import ChunkProgress, SegmentSettings, Told, attempts_at, chunks
-from cai_cli.models.load import check_device
-from cai_cli.models.model_directory import check_model
-from cai_cli.options import (
+from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.console.messages import progress, say, show_text
+from cai_cli.console.options import (
     CONSTITUTION,
     DEMONSTRATIONS,
     INPUT,
@@ -43,13 +31,25 @@ from cai_cli.options import (
     Takes,
     check_draws,
     flag,
-    template_kwargs,
 )
-from cai_cli.prompt_files import read_prompts
-from cai_cli.prompts import TRANSCRIPT_STOPS
-from cai_cli.row_artifact import RowArtifact
-from cai_cli.solved_questions import load_comparison_demonstrations
-from cai_cli.talk import progress, say, show_text
+from cai_cli.engines.segments import ChunkProgress, SegmentSettings, Told, attempts_at, chunks
+from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
+from cai_cli.feedback.diagnostics import show
+from cai_cli.feedback.judge import Inquiry, judge_pairs, masses_by_format, mean_mass
+from cai_cli.feedback.labels import Pair, Rule, parse_clamp
+from cai_cli.feedback.pairs import read_pairs
+from cai_cli.feedback.replies import draw_replies
+from cai_cli.feedback.self_judge import check_author, check_two_models
+from cai_cli.models.load import check_device
+from cai_cli.models.paths import check_model
+from cai_cli.models.templates import template_kwargs
+from cai_cli.prompting.choices import FORMS, PLAIN, Form, option_labels
+from cai_cli.prompting.constitution import load_constitution
+from cai_cli.prompting.few_shot import NONE
+from cai_cli.prompting.prompts import TRANSCRIPT_STOPS
+from cai_cli.prompting.solved_questions import load_comparison_demonstrations
+from cai_cli.rows.prompt_files import read_prompts
 
 if TYPE_CHECKING:
     from cai_cli.engines.transformers_engine import TransformersEngine
@@ -199,7 +199,7 @@ def run(options: Options) -> None:
             artifact.flush()
             done.through(f"{len(artifact.rejected_ids)} rejected")
     facts = (writer or judge).facts()
-    from cai_cli.evaluation.label_plot import summarise_labels
+    from cai_cli.feedback.label_plot import summarise_labels
 
     def cautions(_: Path) -> list[str]:
         return label_cautions(*(artifact.manifest["summary"][name] for name in CAUTIONED))

@@ -14,12 +14,15 @@ from typing import Annotated, Any
 
 import typer
 
-from cai_cli.ancestry import is_on_hub, source_path, unnested
+from cai_cli.artifacts.ancestry import is_on_hub, source_path, unnested
+from cai_cli.artifacts.fingerprints import file_changes, fingerprint_file, hash_file, model_files
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.manifest_shape import Manifest
+from cai_cli.artifacts.places import manifest_path
+from cai_cli.console.messages import say, show_text
 from cai_cli.errors import UserError
-from cai_cli.fingerprints import file_changes, fingerprint_file, hash_file, model_files
-from cai_cli.manifest import PIPED, Manifest, manifest_path, read_manifest
-from cai_cli.storage import is_input
-from cai_cli.talk import say, show_text
+from cai_cli.rows.sources import PIPED
+from cai_cli.rows.storage import is_input
 
 STALE, MISSING = "stale", "missing"
 INPUT, MODEL, CONSTITUTION = "input", "model", "constitution"

@@ -16,30 +16,23 @@ from typing import Annotated, Any
 
 import typer
 
-from cai_cli.artifact import check_same, copy_to_backup, move_to_backup
+from cai_cli.artifacts.identity import check_same, identity_differences
+from cai_cli.artifacts.locks import give_back, hold
+from cai_cli.artifacts.manifest import begin_manifest, read_manifest, rows_told, write_manifest
+from cai_cli.artifacts.manifest_shape import Manifest
+from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
+from cai_cli.artifacts.shards import lines_by_id, parse_shard
+from cai_cli.console.messages import say, warn_all
+from cai_cli.console.options import INPUT, OutputOptions
 from cai_cli.errors import UserError
 from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
-from cai_cli.jsonl import read_lines, write_lines
-from cai_cli.locks import give_back, hold
-from cai_cli.manifest import (
-    Manifest,
-    begin_manifest,
-    identity_differences,
-    manifest_path,
-    read_manifest,
-    rejects_path,
-    rows_told,
-    write_manifest,
-)
-from cai_cli.options import INPUT, OutputOptions
-from cai_cli.revision_summary import summarise
-from cai_cli.shards import lines_by_id, parse_shard
-from cai_cli.storage import check_writable
-from cai_cli.talk import say, warn_all
+from cai_cli.evaluation.revisions import summarise
+from cai_cli.rows.jsonl import read_lines, write_lines
+from cai_cli.rows.storage import check_writable
 
 
 def label_summary(rows: Path, rejects: Path, out: Path) -> dict[str, Any]:
-    from cai_cli.evaluation.label_plot import summarise_labels  # draws: matplotlib is loaded here only
+    from cai_cli.feedback.label_plot import summarise_labels  # draws: matplotlib is loaded here only
 
     return summarise_labels(rows, out)
 

@@ -18,19 +18,24 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cai_cli.artifact import ModelArtifact, check_same, copy_to_backup, move_to_backup, why_none
+from cai_cli.artifacts.identity import check_same
+from cai_cli.artifacts.locks import give_back, hold
+from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
+from cai_cli.artifacts.manifest_shape import Manifest
+from cai_cli.artifacts.models import ModelArtifact
+from cai_cli.artifacts.places import copy_to_backup, move_to_backup
+from cai_cli.artifacts.rejects import why_none
+from cai_cli.console.messages import progress, say, table, tell_next
+from cai_cli.console.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOptions, flag
 from cai_cli.errors import RunError, UserError
-from cai_cli.jsonl import dump_row, read_records
-from cai_cli.locks import give_back, hold
-from cai_cli.manifest import Manifest, begin_manifest, input_file, read_manifest, write_manifest
 from cai_cli.models.load import check_device
-from cai_cli.models.model_directory import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOptions, flag
-from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
-from cai_cli.ranks import barrier, is_main
-from cai_cli.records import Comparison
-from cai_cli.storage import check_writable
-from cai_cli.talk import progress, say, table, tell_next
+from cai_cli.models.paths import check_model
+from cai_cli.processes.ranks import barrier, is_main
+from cai_cli.rows.jsonl import dump_row, read_records
+from cai_cli.rows.records import Comparison
+from cai_cli.rows.sources import input_file
+from cai_cli.rows.storage import check_writable
+from cai_cli.training.preference.run import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.training.trackers import check_trackers
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@
 
 Paper section 4.2, with the settings of arXiv 2204.05862 (section 4.1, appendix B.1) and the details of arXiv 2403.17031. The
 policy starts from SL-CAI, which is also the reference of the KL penalty; the value function starts from the preference model.
-A step's numbered parts are in `cai_cli/ppo/trainer.py`. Deviations: the KL coefficient defaults to 0.05, not 0.001, since a
+A step's numbered parts are in `training/ppo/trainer.py`. Deviations: the KL coefficient defaults to 0.05, not 0.001, since a
 per-token penalty of that size keeps small policies from collapsing; the score lands on the last generated token; replies cut
 off by length pay `--missing-eos-penalty`; the run stops where the KL exceeds `--max-kl`.
 """
@@ -18,29 +18,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cai_cli.artifact import ModelArtifact, Rejected, reasons_text
+from cai_cli.artifacts.models import ModelArtifact
+from cai_cli.artifacts.rejects import Rejected, reasons_text
+from cai_cli.console.messages import say, show_text, table, tell_next, warn, warn_all
+from cai_cli.console.options import INPUT, MODEL, RUNTIME, OutputOptions, Takes, check_training_dtype, flag
 from cai_cli.engines.base import LENGTH
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import held_out_cautions, rate_cautions, reply_cautions
-from cai_cli.interruption import Terminated, after_the_step
-from cai_cli.jsonl import write_atomically, write_rows
-from cai_cli.manifest import parse_weight
 from cai_cli.models.load import check_attention, check_device
-from cai_cli.models.model_directory import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, OutputOptions, Takes, check_training_dtype, flag
-from cai_cli.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
-from cai_cli.prompt_files import Known, read_prompts
-from cai_cli.prompt_mix import mixed_prompts
-from cai_cli.ranks import is_main, main_first, world_size
-from cai_cli.records import Prompt
-from cai_cli.talk import say, show_text, table, tell_next, warn, warn_all
+from cai_cli.models.paths import check_model
+from cai_cli.processes.interruption import Terminated, after_the_step
+from cai_cli.processes.ranks import is_main, main_first, world_size
+from cai_cli.rows.jsonl import write_atomically, write_rows
+from cai_cli.rows.prompt_files import Known, read_prompts
+from cai_cli.rows.prompt_mix import mixed_prompts
+from cai_cli.rows.records import Prompt
+from cai_cli.rows.sources import parse_weight
+from cai_cli.training.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
 from cai_cli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from cai_cli.models.chat import Renderer
-    from cai_cli.ppo.measures import Episode
-    from cai_cli.ppo.progress import Progress
-    from cai_cli.ppo.trainer import Trainer
+    from cai_cli.training.ppo.measures import Episode
+    from cai_cli.training.ppo.progress import Progress
+    from cai_cli.training.ppo.trainer import Trainer
 
 SAMPLES = 8  # Replies in samples.jsonl each time.
 
@@ -104,13 +105,13 @@ def run(options: Options) -> None:
         dry_run(options, renderer, schedule, rejected)
         return
 
-    from cai_cli.ppo.log import RunLog
-    from cai_cli.ppo.measures import sample_rows
-    from cai_cli.ppo.progress import Progress
-    from cai_cli.ppo.trainer import Clock, Trainer
-    from cai_cli.training.collective import told_to_stop
-    from cai_cli.training.facts import model_facts
+    from cai_cli.processes.collective import told_to_stop
     from cai_cli.training.model_card import model_card
+    from cai_cli.training.ppo.log import RunLog
+    from cai_cli.training.ppo.measures import sample_rows
+    from cai_cli.training.ppo.progress import Progress
+    from cai_cli.training.ppo.trainer import Clock, Trainer
+    from cai_cli.training.run_facts import model_facts
 
     longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
     trainer = Trainer(options, longest)
@@ -266,7 +267,7 @@ def check_rejects(options: Options, sources: list[tuple[list[Prompt], float]], r
 
 def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], rejected: list[Rejected]) -> None:
     """Show the first prompt exactly as the policy would get it, and the amount of work and memory."""
-    from cai_cli.ppo.models import held_bytes
+    from cai_cli.training.ppo.models import held_bytes
 
     show_text(renderer.show(schedule[0].prompt))
     tokens = sum(len(renderer.encode(prompt.prompt)) for prompt in schedule[: options.rollout_batch_size])
@@ -285,7 +286,7 @@ def report(options: Options, progress: Progress, metrics: Path, saved: int) -> N
         rows = [[name.removeprefix("eval_"), f"{progress.first[name]:.3f}", f"{progress.last[name]:.3f}"] for name in names]
         table("held-out prompts", ["", "start", "end"], rows)
     if progress.first and is_main():
-        from cai_cli.ppo.plot import draw_run
+        from cai_cli.training.ppo.plot import draw_run
 
         if draw_run(metrics, options.out / "score-kl.png"):
             say(f"{options.out / 'score-kl.png'}: held-out score against √KL")

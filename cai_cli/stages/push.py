@@ -22,14 +22,16 @@ from typing import Annotated, Any
 
 import typer
 
-from cai_cli.ancestry import is_on_hub
+from cai_cli.artifacts.ancestry import is_on_hub
+from cai_cli.artifacts.fingerprints import ADAPTER_CONFIG
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.manifest_shape import Manifest
+from cai_cli.artifacts.places import MODEL_MANIFEST, manifest_path
+from cai_cli.console.messages import say
+from cai_cli.console.options import flag
 from cai_cli.errors import RunError, UserError, first_line
-from cai_cli.fingerprints import ADAPTER_CONFIG
-from cai_cli.manifest import MODEL_MANIFEST, Manifest, manifest_path, read_manifest
-from cai_cli.models.model_directory import check_place, read_json
-from cai_cli.options import flag
-from cai_cli.storage import check_input
-from cai_cli.talk import say
+from cai_cli.models.paths import check_place, read_json
+from cai_cli.rows.storage import check_input
 
 # What only this machine has a use for.
 STAYS = (".*", "checkpoints/*", "*rejects.jsonl", "*.partial*", "*.bak*", "tensorboard/*", "wandb*", "adapter/README.md", "*/.*")

@@ -17,23 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from cai_cli.artifact import Rejected
-from cai_cli.constitution import Constitution, Principle, load_constitution
-from cai_cli.conversation import Conversation, message
-from cai_cli.few_shot import (
-    AUTO,
-    DEFAULT,
-    NONE,
-    demonstration_turns,
-    few_shot_prefix,
-    load_critique_demonstrations,
-    without_critique,
-)
-from cai_cli.generation import ChunkProgress, Segment, SegmentSettings, Told, attempts_at, chunks, sample_segment
-from cai_cli.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, is_near
-from cai_cli.models.load import check_device
-from cai_cli.models.model_directory import check_model
-from cai_cli.options import (
+from cai_cli.artifacts.rejects import Rejected
+from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.console.messages import progress, say, show_text
+from cai_cli.console.options import (
     CONSTITUTION,
     DEMONSTRATIONS,
     MODEL,
@@ -43,10 +30,24 @@ from cai_cli.options import (
     RowOptions,
     check_draws,
     flag,
-    template_kwargs,
 )
-from cai_cli.prompt_files import read_prompts
-from cai_cli.prompts import (
+from cai_cli.engines.segments import ChunkProgress, Segment, SegmentSettings, Told, attempts_at, chunks, sample_segment
+from cai_cli.evaluation.revisions import show, summarise
+from cai_cli.models.load import check_device
+from cai_cli.models.paths import check_model
+from cai_cli.models.templates import template_kwargs
+from cai_cli.prompting.constitution import Constitution, Principle, load_constitution
+from cai_cli.prompting.few_shot import (
+    AUTO,
+    DEFAULT,
+    NONE,
+    demonstration_turns,
+    few_shot_prefix,
+    load_critique_demonstrations,
+    without_critique,
+)
+from cai_cli.prompting.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, is_near
+from cai_cli.prompting.prompts import (
     TRANSCRIPT_STOPS,
     critique_chat,
     critique_prompt,
@@ -56,10 +57,9 @@ from cai_cli.prompts import (
     revision_chat,
     revision_prompt,
 )
-from cai_cli.records import Event, Prompt, Revision, Round, events_text
-from cai_cli.revision_summary import show, summarise
-from cai_cli.row_artifact import RowArtifact
-from cai_cli.talk import progress, say, show_text
+from cai_cli.rows.conversation import Conversation, message
+from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.rows.records import Event, Prompt, Revision, Round, events_text
 
 if TYPE_CHECKING:
     from cai_cli.engines.base import Engine

@@ -10,17 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from cai_cli.artifact import Rejected
-from cai_cli.conversation import Conversation, message
-from cai_cli.generation import ChunkProgress, Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.artifacts.rejects import Rejected
+from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.console.messages import progress, say, show_text
+from cai_cli.console.options import MODEL, GenerationOptions, Needs, Prompts, RowOptions, check_draws, flag
+from cai_cli.engines.segments import ChunkProgress, Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
 from cai_cli.models.load import check_device
-from cai_cli.models.model_directory import check_model
-from cai_cli.options import MODEL, GenerationOptions, Needs, Prompts, RowOptions, check_draws, flag, template_kwargs
-from cai_cli.prompt_files import read_prompts
-from cai_cli.prompts import TRANSCRIPT_STOPS, reply_prompt
-from cai_cli.records import Event, Prompt, Sample, events_text
-from cai_cli.row_artifact import RowArtifact
-from cai_cli.talk import progress, say, show_text
+from cai_cli.models.paths import check_model
+from cai_cli.models.templates import template_kwargs
+from cai_cli.prompting.prompts import TRANSCRIPT_STOPS, reply_prompt
+from cai_cli.rows.conversation import Conversation, message
+from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.rows.records import Event, Prompt, Sample, events_text
 
 CHUNK_BATCHES = 4
 

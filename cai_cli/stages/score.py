@@ -17,8 +17,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cai_cli.artifact import Rejected
-from cai_cli.conversation import (
+from cai_cli.artifacts.manifest import device_facts
+from cai_cli.artifacts.rejects import Rejected
+from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.console.messages import progress, say, show_text, warn_all
+from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOptions, flag
+from cai_cli.engines.segments import chunks
+from cai_cli.errors import RecordError, UserError
+from cai_cli.evaluation.cautions import score_cautions
+from cai_cli.models.load import check_device
+from cai_cli.models.paths import check_model
+from cai_cli.rows.conversation import (
     Conversation,
     TranscriptError,
     check_conversation,
@@ -27,18 +36,9 @@ from cai_cli.conversation import (
     message,
     prompt_id,
 )
-from cai_cli.errors import RecordError, UserError
-from cai_cli.evaluation.cautions import score_cautions
-from cai_cli.generation import chunks
-from cai_cli.jsonl import Row, check_new, read_rows
-from cai_cli.manifest import device_facts
-from cai_cli.models.load import check_device
-from cai_cli.models.model_directory import check_model
-from cai_cli.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOptions, flag
-from cai_cli.preference_model import open_preference_model, open_reading
-from cai_cli.prompt_files import conversation_of
-from cai_cli.row_artifact import RowArtifact
-from cai_cli.talk import progress, say, show_text, warn_all
+from cai_cli.rows.jsonl import Row, check_new, read_rows
+from cai_cli.rows.prompt_files import conversation_of
+from cai_cli.training.preference.run import open_preference_model, open_reading
 
 CHUNK_BATCHES = 16
 

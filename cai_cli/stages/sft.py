@@ -18,28 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cai_cli.artifact import ModelArtifact, Rejected, why_none
+from cai_cli.artifacts.models import ModelArtifact
+from cai_cli.artifacts.rejects import Rejected, why_none
+from cai_cli.console.messages import say, show_text, tell_dropped, tell_next, warn_all
+from cai_cli.console.options import INPUT, MODEL, AdapterOptions, ChatTemplateKwargs, OutputOptions, Takes, TrainingOptions, flag
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import rate_cautions, target_cautions
-from cai_cli.jsonl import write_atomically, write_rows
 from cai_cli.models.load import check_device
-from cai_cli.models.model_directory import check_model
-from cai_cli.options import (
-    INPUT,
-    MODEL,
-    AdapterOptions,
-    ChatTemplateKwargs,
-    OutputOptions,
-    Takes,
-    TrainingOptions,
-    flag,
-    template_kwargs,
-)
-from cai_cli.ranks import by_fsdp, is_main, main_first
-from cai_cli.talk import say, show_text, tell_dropped, tell_next, warn_all
-from cai_cli.training.sft_data import Target, TokenRow, dataset_of, packed_dataset, read_targets, tokenise
+from cai_cli.models.paths import check_model
+from cai_cli.models.templates import template_kwargs
+from cai_cli.processes.ranks import by_fsdp, is_main, main_first
+from cai_cli.rows.jsonl import write_atomically, write_rows
+from cai_cli.rows.trl_rows import RowReader
+from cai_cli.training.sft.data import Target, TokenRow, dataset_of, packed_dataset, read_targets, tokenise
 from cai_cli.training.trackers import check_trackers
-from cai_cli.trl_rows import RowReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,11 +108,11 @@ def run(options: Options) -> None:
 
     from cai_cli.models.adapters import save_trained
     from cai_cli.training.checkpoints import newest_whole
-    from cai_cli.training.facts import model_facts
-    from cai_cli.training.hf_trainer import TrainingLog, whole_weights
     from cai_cli.training.model_card import model_card
     from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
-    from cai_cli.training.sft_trainer import make_trainer, open_model
+    from cai_cli.training.run_facts import model_facts
+    from cai_cli.training.sft.hf_trainer import TrainingLog, whole_weights
+    from cai_cli.training.sft.trainer import make_trainer, open_model
 
     data = packed_dataset(train, options.max_length, options.seed) if options.packing else dataset_of(train)
     model = open_model(options, tokenizer)

@@ -12,13 +12,13 @@ from typing import Annotated
 
 import typer
 
-from cai_cli.jsonl import dump_row
-from cai_cli.manifest import begin_manifest
-from cai_cli.options import INPUT, OutputOptions, Takes, flag
-from cai_cli.prompt_files import read_prompts
-from cai_cli.split_files import SplitFolder
-from cai_cli.splits import assign_prompt, split_cautions
-from cai_cli.talk import say, warn_all
+from cai_cli.artifacts.manifest import begin_manifest
+from cai_cli.artifacts.split_files import SplitFolder
+from cai_cli.console.messages import say, warn_all
+from cai_cli.console.options import INPUT, OutputOptions, Takes, flag
+from cai_cli.rows.jsonl import dump_row
+from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.rows.splits import assign_prompt, split_cautions
 
 
 @dataclass(frozen=True, kw_only=True)

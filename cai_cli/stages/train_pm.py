@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cai_cli.artifact import ModelArtifact, why_none
+from cai_cli.artifacts.models import ModelArtifact
+from cai_cli.artifacts.rejects import why_none
+from cai_cli.console.messages import tell_dropped, tell_next
+from cai_cli.console.options import INPUT, MODEL, OutputOptions, PairwiseOptions, Takes, flag
 from cai_cli.errors import RunError
-from cai_cli.jsonl import read_records
-from cai_cli.manifest import parse_weight
 from cai_cli.models.load import check_device
-from cai_cli.models.model_directory import check_model
-from cai_cli.options import INPUT, MODEL, OutputOptions, PairwiseOptions, Takes, flag
-from cai_cli.preference_model import reading, run_pairwise_stage, split_held_out, tokenise
-from cai_cli.records import Comparison
-from cai_cli.talk import tell_dropped, tell_next
+from cai_cli.models.paths import check_model
+from cai_cli.rows.jsonl import read_records
+from cai_cli.rows.records import Comparison
+from cai_cli.rows.sources import parse_weight
+from cai_cli.rows.trl_rows import RowReader
+from cai_cli.training.preference.run import reading, run_pairwise_stage, split_held_out, tokenise
 from cai_cli.training.trackers import check_trackers
-from cai_cli.trl_rows import RowReader
 
 
 @dataclass(frozen=True, kw_only=True)

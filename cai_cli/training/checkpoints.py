@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
+from cai_cli.artifacts.fingerprints import hash_file
+from cai_cli.console.messages import warn
 from cai_cli.errors import RunError
-from cai_cli.fingerprints import hash_file
-from cai_cli.jsonl import write_atomically
-from cai_cli.ranks import is_main
-from cai_cli.talk import warn
-from cai_cli.training.collective import of_the_first
+from cai_cli.processes.collective import of_the_first
+from cai_cli.processes.ranks import is_main
+from cai_cli.rows.jsonl import write_atomically
 
 MARK, STATE = "complete", "state.pt"
 KEPT = 2

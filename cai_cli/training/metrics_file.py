@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cai_cli.json_text import load_json
-from cai_cli.jsonl import strict_json, write_atomically
-from cai_cli.ranks import is_main
-from cai_cli.talk import warn
+from cai_cli.console.messages import warn
+from cai_cli.processes.ranks import is_main
+from cai_cli.rows.json_text import load_json
+from cai_cli.rows.jsonl import strict_json, write_atomically
 
 
 class MetricsFile:

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from cai_cli.ancestry import is_on_hub, source_path
+from cai_cli.artifacts.ancestry import is_on_hub, source_path
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.manifest_shape import Manifest
+from cai_cli.artifacts.places import manifest_path
+from cai_cli.console.messages import visible
 from cai_cli.errors import UserError
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
-from cai_cli.manifest import Manifest, manifest_path, read_manifest
-from cai_cli.talk import visible
 from cai_cli.training.card_texts import CARDS, CHAT_TEXT, QA_NOTE, QA_TEXT, CardText
 
 TEMPLATE = Path(__file__).with_suffix(".md")

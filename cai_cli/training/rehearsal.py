@@ -12,12 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cai_cli.console.options import TrainingOptions
 from cai_cli.errors import CaiError, RunError, UserError, first_line
 from cai_cli.models.adapters import ADAPTER, is_peft, save_whole, trainable_state
 from cai_cli.models.finite import odd_weight
 from cai_cli.models.saved_configs import as_settled
-from cai_cli.options import TrainingOptions
-from cai_cli.ranks import world_size
+from cai_cli.processes.ranks import world_size
 
 ADAMW_STATES = 3  # a checkpoint holds each weight that learns and two moments of it
 

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cai_cli.artifacts.manifest import plain
 from cai_cli.errors import RunError, UserError, first_line
-from cai_cli.manifest import plain
-from cai_cli.ranks import is_main
+from cai_cli.processes.ranks import is_main
 
 NAMES = ("tensorboard", "wandb")
 

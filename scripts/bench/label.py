@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from cai_cli.choices import PLAIN
-from cai_cli.constitution import load_constitution
-from cai_cli.conversation import message
+from cai_cli.engines.segments import SegmentSettings
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.feedback.judge import Inquiry, judge_pairs
 from cai_cli.feedback.labels import Pair, softmax_first
-from cai_cli.generation import SegmentSettings
 from cai_cli.microworld import checkpoint, constitution, corpus
 from cai_cli.models.load import load_lm, load_tokenizer
-from cai_cli.solved_questions import load_comparison_demonstrations
+from cai_cli.prompting.choices import PLAIN
+from cai_cli.prompting.constitution import load_constitution
+from cai_cli.prompting.solved_questions import load_comparison_demonstrations
+from cai_cli.rows.conversation import message
 
 
 def make_pairs(count: int, seed: int) -> list[Pair]:

@@ -168,16 +168,16 @@ def measure_policy(o: argparse.Namespace) -> dict[str, float]:
     """KL and score of TRL's trained policy on the held-out prompts, with our sampler and its draws."""
     import torch
 
+    from cai_cli.console.options import GenerationOptions
     from cai_cli.engines.base import Request
     from cai_cli.engines.transformers_engine import open_engine
     from cai_cli.keys import key
     from cai_cli.models.load import load_lm, load_pm
-    from cai_cli.options import GenerationOptions
-    from cai_cli.ppo.episodes import make_episodes, over_episodes, sampled_logprobs
-    from cai_cli.ppo.forward import response_logprobs
-    from cai_cli.ppo.rewards import score_completions
-    from cai_cli.prompt_files import read_prompts
-    from cai_cli.training.advantages import sequence_kl
+    from cai_cli.rows.prompt_files import read_prompts
+    from cai_cli.training.ppo.advantages import sequence_kl
+    from cai_cli.training.ppo.episodes import make_episodes, over_episodes, sampled_logprobs
+    from cai_cli.training.ppo.forward import response_logprobs
+    from cai_cli.training.ppo.rewards import score_completions
 
     torch.set_num_threads(o.threads)
     engine = open_engine(o.out, GenerationOptions(dtype="float32"))

@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from cai_cli.constitution import Constitution, load_constitution
+from cai_cli.engines.segments import chunks
 from cai_cli.engines.transformers_engine import TransformersEngine
-from cai_cli.generation import chunks
-from cai_cli.hygiene import EMPTY, ROLE_CONFUSED, TRUNCATED, UNREVISED
 from cai_cli.microworld import checkpoint
 from cai_cli.microworld.files import write_world
 from cai_cli.models.load import load_lm, load_tokenizer
-from cai_cli.prompt_files import read_prompts
-from cai_cli.records import Prompt
+from cai_cli.prompting.constitution import Constitution, load_constitution
+from cai_cli.prompting.hygiene import EMPTY, ROLE_CONFUSED, TRUNCATED, UNREVISED
+from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.rows.records import Prompt
 from cai_cli.stages.revise import CHUNK_BATCHES, Chain, Options, Texts, revise_chunk
 
 REDRAWN = (EMPTY, TRUNCATED, ROLE_CONFUSED, UNREVISED)

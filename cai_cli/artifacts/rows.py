@@ -1,0 +1,304 @@
+"""JSONL files in the making: the same command again carries on where it was cut off, by one process or by several.
+
+Rows are appended to `<out>.partial`, flushed per batch, and renamed last, after the manifest. What was rejected lies in
+`<stem>.rejects.jsonl` with its reason.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from cai_cli.artifacts.identity import check_same
+from cai_cli.artifacts.locks import give_back, hold
+from cai_cli.artifacts.manifest import begin_manifest, read_manifest, rows_told, write_manifest
+from cai_cli.artifacts.manifest_shape import Manifest
+from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
+from cai_cli.artifacts.rejects import Rejected, reasons_text
+from cai_cli.artifacts.shards import block, parse_shard, put_in_order, rank_file, rank_files
+from cai_cli.console.messages import say, tell_next, warn_all
+from cai_cli.console.options import flag_name, parts_of
+from cai_cli.errors import RecordError, RunError, UserError
+from cai_cli.processes.ranks import barrier, check_sharding, is_main, main_first, rank, world_size
+from cai_cli.prompting.hygiene import advice
+from cai_cli.rows.jsonl import Appended, Row, dump_row, read_own_rows, repair_tail, write_atomically
+from cai_cli.rows.storage import check_writable
+
+POLL_SECONDS = 0.2
+Summary = Callable[[Path, Path], dict[str, Any]]
+Cautions = Callable[[Path], list[str]]
+
+
+class HasId(Protocol):
+    """An item of work, known by its id."""
+
+    @property
+    def id(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=HasId)
+
+
+class RowArtifact:
+    """A JSONL file in the making, by one process or by all ranks of a torchrun (see `shards`).
+
+    Usage:
+        artifact = RowArtifact("revise", options, options.limit)
+        if artifact.done: return
+        for chunk of artifact.remaining(items):
+            artifact.accept(row) or artifact.reject(Rejected(...))
+            artifact.flush()
+        if artifact.finish(): show a summary of options.out
+    """
+
+    def __init__(self, stage: str, options: Any, limit: int | None = None) -> None:
+        check_sharding()
+        self.options = options
+        self.out: Path = options.out
+        self.limit = limit
+        self.shard = parse_shard(getattr(options, "shard", None))
+        self.streaming = str(self.out) == "-"
+        self.partial = self.out.with_name(self.out.name + ".partial")
+        self.manifest_file = manifest_path(self.out)
+        self.partial_manifest_file = self.manifest_file.with_suffix(".partial.json")
+        self.rejects = rejects_path(self.out)
+        if not self.streaming and self.out.suffix not in (".jsonl", ".json"):
+            raise UserError(f"--out {self.out}: rows are written as .jsonl", "name a .jsonl file, or - for stdout")
+        if self.streaming and world_size() > 1:
+            raise UserError("--out -: several processes cannot share stdout", "name a .jsonl file")
+        self.manifest = begin_manifest(stage, options, self.out.parent)
+        self.accepted_ids: set[str] = set()
+        self.rejected_ids: set[str] = set()
+        self.reject_reasons: Counter[str] = Counter()
+        self.order: list[str] | None = None  # ids of the items of this shard; None where the stage does not know them before
+        self.share = 0  # how many of them are this process's
+        self.tokens = 0
+        self.started = time.monotonic()
+        self.done = False
+        self._dry_run = bool(getattr(options, "dry_run", False))  # may look on while another command writes
+        self._restart = False  # the old one is moved to .bak when the first row is written
+        self._rows: Any = None
+        self._rejects: Any = None
+        if not self.streaming:
+            hold(options)
+            main_first(self._resume)  # mends what a kill left; the others look at it only then
+            if not is_main():
+                self._resume()
+
+    @property
+    def finished_ids(self) -> set[str]:
+        """Ids that need no more work: accepted or rejected."""
+        return self.accepted_ids | self.rejected_ids
+
+    def remaining(self, items: Sequence[Item]) -> list[Item]:
+        """This process's part of the items (each with an `id`) that is still to be worked on."""
+        mine = block(items, *self.shard)
+        self.order = [item.id for item in mine]
+        share = mine[rank() :: world_size()]
+        self.share = len(share)
+        finished = self.finished_ids
+        return [item for item in share if item.id not in finished]
+
+    def _resume(self) -> None:
+        """Find out whether the artifact is done, can be continued, or is to be started."""
+        self._look()
+        if is_main() and not self.done and not self._dry_run:
+            check_writable(self.out, self.out.parent, self.out.stem)
+
+    def _look(self) -> None:
+        begun = next((path for path in (self.out, self.partial, *rank_files(self.out)) if path.exists()), None)
+        if begun is None:
+            return
+        old = (None if begun == self.out else read_manifest(self.partial_manifest_file)) or read_manifest(self.manifest_file)
+        if old is None:
+            raise UserError(f"{begun} exists and has no manifest", "move it away, or choose another --out")
+        if not check_same(old, self.manifest, self.options):
+            self._restart = True
+            return
+        self._check_shard(old)
+        if self.out.exists() and not self._limit_raised(old):
+            self.done = True
+            if is_main() and not self._dry_run:  # a kill came between the last two steps of `finish`
+                self.partial_manifest_file.unlink(missing_ok=True)
+            give_back(self.options)
+            say(f"{self.out}: already done{rows_told(old)}; nothing to do")
+            return
+        if is_main() and not self._dry_run:
+            for path in (self.partial, self.rejects, *rank_files(self.out), *rank_files(self.rejects)):
+                repair_tail(path)
+        self._read_finished_ids()
+        if self.finished_ids:
+            say(f"{self.out}: continuing after {len(self.finished_ids)} rows")
+
+    def _check_shard(self, old: Manifest) -> None:
+        """Another shard's file is not this one's; a shard whose --limit grows would be another part of the items."""
+        before, now = old["options"].get("shard"), getattr(self.options, "shard", None)
+        if parse_shard(before) != self.shard:
+            raise UserError(f"{self.out} holds shard {before or '0/1'}, not {now or '0/1'}", "give each shard its own --out")
+        if self.shard[1] > 1 and old["options"].get("limit") != self.limit:
+            raise UserError(f"--limit: a shard keeps the one it was begun with ({old['options'].get('limit')})", "merge first")
+
+    def _limit_raised(self, old: Manifest) -> bool:
+        before = old["options"].get("limit")
+        return before is not None and (self.limit is None or self.limit > before)
+
+    def _read_finished_ids(self) -> None:
+        """Take up what this run, or one that was cut off, has accepted and rejected, in whichever process."""
+        self.accepted_ids, self.rejected_ids = set(), set()
+        self.reject_reasons = Counter()
+        for path in (self.out, self.partial, *rank_files(self.out)):
+            self.accepted_ids |= {row["id"] for row in self._rows_of(path)}
+        for path in (self.rejects, *rank_files(self.rejects)):
+            for row in self._rows_of(path):
+                if row["id"] not in self.rejected_ids:
+                    self.rejected_ids.add(row["id"])
+                    self.reject_reasons[row["reason"]] += 1
+
+    def _rows_of(self, path: Path) -> Iterator[Row]:
+        """The rows of a file of this artifact's, if it is there."""
+        try:
+            for _, row in read_own_rows(path, unfinished=self._dry_run) if path.exists() else ():
+                yield row
+        except RecordError as error:
+            raise UserError(error.message, "remove that line, or move the file away and start afresh") from None
+
+    def _open(self) -> None:
+        if self._rows is not None:
+            return
+        if self.streaming:
+            self._rows = sys.stdout
+            return
+        if is_main():
+            self._prepare()
+        barrier()
+        rows, rejects = self.partial, self.rejects
+        if world_size() > 1:
+            rows, rejects = rank_file(self.out, rank()), rank_file(self.rejects, rank())
+        self._rows, self._rejects = Appended(rows), Appended(rejects)
+
+    def _prepare(self) -> None:
+        """Make room: move what is restarted away, reopen what is continued, and say what is in the making."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_through_files()
+        ranks = [*rank_files(self.out), *rank_files(self.rejects)]
+        if self._restart:
+            copy_to_backup(self.manifest_file, self.partial_manifest_file)
+            for path in ranks:
+                path.unlink()
+            move_to_backup(self.rejects, self.partial, self.out)
+        elif self.out.exists():  # a raised --limit goes on from the finished rows
+            self.out.replace(self.partial)
+        elif not self.partial.exists() and not ranks:
+            self.rejects.unlink(missing_ok=True)
+        write_manifest(self.partial_manifest_file, self.manifest)
+
+    def accept(self, row: Row) -> None:
+        self._open()
+        self._rows.write(dump_row(row) + "\n")
+        self.accepted_ids.add(row["id"])
+
+    def reject(self, rejected: Rejected) -> None:
+        self._open()
+        if self._rejects is not None:
+            self._rejects.write(dump_row(rejected.to_row()) + "\n")
+        self.rejected_ids.add(rejected.id)
+        self.reject_reasons[rejected.reason] += 1
+
+    def flush(self) -> None:
+        """Hand what was accepted and rejected so far to the operating system."""
+        for stream in (self._rows, self._rejects):
+            if stream is not None:
+                stream.flush()
+
+    def finish(
+        self, seen: int | None = None, summary: Summary | None = None, cautions: Cautions | None = None, **facts: Any
+    ) -> bool:
+        """Check the reject rate, write the manifest, rename the rows into place; the first process does it for all.
+
+        `seen`: rows in, where `remaining` does not know them. `summary(rows, rejects)` makes the manifest's `summary`, and
+        `cautions(rows)` after it its `warnings`, which are said too.
+        Returns whether this process wrote the artifact.
+        """
+        self._open()
+        self.flush()
+        if self.streaming:
+            self._check_rejects()
+            return False
+        for stream in (self._rows, self._rejects):
+            stream.close()
+        if world_size() > 1:
+            write_atomically(self._through_file(rank()), str(self.tokens))
+            if not is_main():
+                return False
+            self._await_others()
+        self._gather()
+        self._check_rejects()
+        if summary is not None and self.accepted_ids:
+            self.manifest["summary"] = summary(self.partial, self.rejects)
+        if cautions is not None:
+            self.manifest["warnings"] = warn_all(cautions(self.partial))
+        if not self.rejected_ids:
+            self.rejects.unlink(missing_ok=True)
+        rejected = dict(sorted(self.reject_reasons.items()))
+        seen = len(self.order or ()) if seen is None else seen
+        self.manifest["counts"] = {"in": seen, "out": len(self.accepted_ids), "rejected": rejected}
+        self.manifest |= {"tokens": self.tokens, "seconds": round(time.monotonic() - self.started, 3), **facts}
+        write_manifest(self.manifest_file, self.manifest)
+        self.partial.replace(self.out)
+        self.partial_manifest_file.unlink(missing_ok=True)
+        give_back(self.options)
+        told = f", {sum(rejected.values())} rejected ({reasons_text(self.reject_reasons)})" if rejected else ""
+        say(f"{self.out}: {len(self.accepted_ids)} rows{told}")
+        return True
+
+    def tell_next(self, command: str, *words: object) -> None:
+        """Name the command that comes next (see `talk`); a shard is joined with the others first."""
+        if self.shard[1] > 1:
+            command, words = "cai merge", (self.out, "OTHER-SHARDS", "--out", self.out.with_name(f"whole-{self.out.name}"))
+        tell_next(command, *words)
+
+    def _through_file(self, number: int) -> Path:
+        """What a rank leaves when it is through: how many tokens it sampled."""
+        return self.out.with_name(f"{self.out.name}.rank{number}.through")
+
+    def _await_others(self) -> None:
+        """Wait for the other ranks' files, however long they take: a collective would give up after some minutes."""
+        files = [self._through_file(number) for number in range(world_size())]
+        while not all(file.exists() for file in files):
+            time.sleep(POLL_SECONDS)
+        self.tokens = sum(int(file.read_text()) for file in files)
+
+    def _gather(self) -> None:
+        """The rows that ranks have written, put into the artifact's own files in the order of the items."""
+        for path in (self.partial, self.rejects):
+            files = rank_files(self.out if path == self.partial else path)
+            if files:
+                put_in_order(path, [path, *files], self.order or [])
+            for file in files:
+                file.unlink()
+        if world_size() > 1:
+            self._read_finished_ids()
+        self._drop_through_files()
+
+    def _drop_through_files(self) -> None:
+        for file in self.out.parent.glob(f"{glob.escape(self.out.name)}.rank*.through"):
+            file.unlink()
+
+    def _check_rejects(self) -> None:
+        accepted, rejected = len(self.accepted_ids), len(self.rejected_ids)
+        total = accepted + rejected
+        rate = self.options.max_reject_rate
+        if total == 0:
+            raise RunError(f"{self.out}: there was nothing to work on", "the inputs hold no rows")
+        if accepted == 0 or rejected / total > rate:
+            why = reasons_text(self.reject_reasons)
+            step = advice(self.reject_reasons.most_common(1)[0][0], map(flag_name, parts_of(self.options)))
+            hints = [step] if self.streaming or not step else [f"{step}, with --if-changed restart"]
+            hints += [] if self.streaming else [f"look at {self.rejects}; what is done is kept"]
+            hints += [f"--max-reject-rate raises the bar (now {rate:g})"] if accepted else []
+            raise RunError(f"{self.out}: {rejected} of {total} rows were rejected ({why})", "; ".join(filter(None, hints)))

@@ -1,0 +1,63 @@
+"""Rows shared out: `--shard I/N` for job arrays, ranks under torchrun, and how their files become one again.
+
+A shard is a run of neighbouring items, so the shards' files one after the other are the rows of an unsharded run, in its
+order. Within a shard each rank takes every n-th item into files of its own (`<file>.rank<r>.partial`), which are put in
+order and removed when all are through; a run that was cut off may be continued by any number of processes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from cai_cli.errors import UserError
+from cai_cli.rows.json_text import load_json
+from cai_cli.rows.jsonl import check_new, read_lines, write_lines
+
+Item = TypeVar("Item")
+SHARD = re.compile(r"(\d+)/(\d+)")
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """`2/8` -> (2, 8): the third of eight parts; None is the whole, (0, 1). Raises UserError."""
+    match = SHARD.fullmatch(text or "0/1")
+    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not index < count:
+        raise UserError(f"--shard {text}: expected I/N with I from 0 to N-1", "the first of eight is 0/8, the last 7/8")
+    return index, count
+
+
+def block(items: Sequence[Item], index: int, count: int) -> Sequence[Item]:
+    """Part `index` of `count`: neighbours, of sizes that differ by one at most."""
+    return items[len(items) * index // count : len(items) * (index + 1) // count]
+
+
+def rank_file(path: Path, rank: int) -> Path:
+    """Where one of several processes writes its part of the rows of `path`."""
+    return path.with_name(f"{path.name}.rank{rank}.partial")
+
+
+def rank_files(path: Path) -> list[Path]:
+    """The files that processes of this run, or of one that was cut off, have written."""
+    return sorted(file for file in path.parent.glob("*.partial") if re.fullmatch(re.escape(path.name) + r"\.rank\d+", file.stem))
+
+
+def put_in_order(target: Path, files: Iterable[Path], order: Sequence[str]) -> None:
+    """Write the rows of all the files into `target`, each id once, in the order of the ids. Lines stay as they are."""
+    place = {name: number for number, name in enumerate(order)}
+    lines: dict[str, str] = {}
+    for file in files:
+        lines.update(lines_by_id(file))
+    write_lines(target, (lines[name] for name in sorted(lines, key=lambda name: place.get(name, -1))))
+
+
+def lines_by_id(path: Path) -> Iterator[tuple[str, str]]:
+    """(id, line) of each row of a file of ours, where no id is on two lines; nothing where it does not exist."""
+    seen: dict[str, int] = {}
+    for number, line in read_lines(path) if path.exists() else ():
+        if line:
+            name = load_json(line)["id"]
+            check_new(seen, name, path, number)
+            yield name, line

@@ -1,0 +1,260 @@
+"""Command-line flags that several stages share, worded once, in small groups (frozen dataclasses).
+
+A stage's `Options` inherits the groups it needs and adds its own handful of fields; `cli.py` turns the dataclass into the
+command's flags. The second mark in `Annotated` says what part a field has in an artifact's identity:
+
+    (none)          content: another value gives another artifact
+    INPUT, MODEL, CONSTITUTION   content by what is in the file, wherever it lies
+    DEMONSTRATIONS   a name, or a file by what is in it
+    LIMIT           a higher value continues the artifact
+    NOTED           recorded, warned about when it changes (dtype, engine)
+    RUNTIME         where and how fast, never what: free to change
+
+A class may say in `NEEDS` which of its options nothing reads unless another one is on: `check_needs` refuses them where they are
+given all the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+
+import typer
+
+from cai_cli.errors import UserError
+
+
+class Part(Enum):
+    CONTENT = "content"
+    INPUT = "input"
+    MODEL = "model"
+    CONSTITUTION = "constitution"
+    DEMONSTRATIONS = "demonstrations"
+    LIMIT = "limit"
+    NOTED = "noted"
+    RUNTIME = "runtime"
+
+
+class Takes(Enum):
+    """What an INPUT takes besides the name of a file."""
+
+    STDIN = "-"
+    WEIGHT = "FILE:weight"
+
+
+FLAG = re.compile(r"--[a-z][a-z0-9-]*")  # as it stands in a sentence
+# Option -> the options of which one has to be on for anything to read it.
+Needs = Mapping[str, tuple[str, ...]]
+INPUT, MODEL, CONSTITUTION, DEMONSTRATIONS, LIMIT, NOTED, RUNTIME = (
+    Part.INPUT,
+    Part.MODEL,
+    Part.CONSTITUTION,
+    Part.DEMONSTRATIONS,
+    Part.LIMIT,
+    Part.NOTED,
+    Part.RUNTIME,
+)
+
+
+def flag(panel: str, text: str, *names: str, **settings: Any) -> Any:
+    """A Typer option on a help panel; `names` only where the flag is not the field's own name."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+
+
+Prompts = Annotated[
+    list[str],
+    flag("Data", "Prompts: our JSONL, hh-rlhf transcripts, .txt lines, .gz, hf:org/name[:split], or - for stdin. Repeatable."),
+    INPUT,
+    Takes.STDIN,
+]
+Device = Annotated[str, flag("Model", "auto, cpu, cuda, cuda:1, mps."), RUNTIME]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    flag("Model", "auto: float32 on a CPU and for training; else the checkpoint's own type."),
+    NOTED,
+]
+ChatTemplateKwargs = Annotated[
+    str | None, flag("Model", """JSON object of settings for the chat template, as in '{"enable_thinking": false}'.""")
+]
+
+
+def flag_name(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def check_needs(options: Any, given: Collection[str]) -> None:
+    """Raise UserError for an option among those `given` that nothing reads, since what would read it is off."""
+    needs = {name: others for kind in type(options).__mro__ for name, others in vars(kind).get("NEEDS", {}).items()}
+    for name, others in needs.items():
+        value = getattr(options, name)
+        off = name not in given or value is None or value is False
+        if off or any(getattr(options, other) for other in others):
+            continue
+        this, those = flag_name(name), " or ".join(map(flag_name, others))
+        if isinstance(getattr(options, others[0]), float):  # 0, or it would be on
+            hint = f"leave {this} out, or give {those} a value above 0"
+            raise UserError(f"{this} does nothing with {those} 0", hint)
+        raise UserError(f"{this} does nothing without {those}", f"leave {this} out, or add {those}")
+
+
+def check_draws(count: int, flag: str, temperature: float, temperature_flag: str = "--temperature", least: int = 1) -> None:
+    """Raise UserError where several texts are asked for that can only be the same one; `least`: how many one can ask for."""
+    if count > 1 and temperature == 0:
+        told = f"{temperature_flag} 0 draws the same text each time, and {flag} {count} asks for {count}"
+        fewer = f"give {flag} 1, or " if least == 1 else ""
+        raise UserError(told, f"{fewer}give a {temperature_flag} above 0 (paper: 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What every command that writes an artifact takes."""
+
+    out: Annotated[Path, flag("Output", "The artifact to write; a manifest goes beside it."), RUNTIME]
+    seed: Annotated[int, flag("Output", "Every draw is keyed by it, whatever the batch size or order of work.")] = 0
+    dry_run: Annotated[bool, flag("Output", "Show what would be done, without loading weights.", "--dry-run"), RUNTIME] = False
+    if_changed: Annotated[
+        Literal["error", "restart"],
+        flag("Output", "When --out was made with other options or inputs: stop, or move it to .bak and start afresh."),
+        RUNTIME,
+    ] = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions(OutputOptions):
+    """For stages that write rows."""
+
+    limit: Annotated[int | None, flag("Data", "Take at most this many; raising it later continues.", min=1), LIMIT] = None
+    max_reject_rate: Annotated[
+        float, flag("Output", "Exit 1 when a larger share of the rows is rejected.", min=0.0, max=1.0), RUNTIME
+    ] = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(DeviceOptions):
+    """How text is sampled. The paper samples at temperature 1 throughout (section 3.2), so no top-k and no top-p."""
+
+    max_new_tokens: Annotated[int, flag("Generation", "Longest text a single request may generate.", min=1)] = 512
+    temperature: Annotated[float, flag("Generation", "Sampling temperature (paper: 1); 0 is greedy.", min=0.0)] = 1.0
+    batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME] = 64
+    chat_template_kwargs: ChatTemplateKwargs = None
+    shard: Annotated[
+        str | None, flag("Output", "Work on part I of N only, from 0/N to N-1/N; `cai merge` joins the parts."), RUNTIME
+    ] = None
+
+
+def check_training_dtype(dtype: str) -> None:
+    """Raises UserError for a dtype in which weights cannot learn."""
+    if dtype == "float16":
+        hint = "train in float32, with --bf16 where memory is short"
+        raise UserError("--dtype float16: small gradients vanish in it and large ones overflow", hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Where a trainer's measurements go besides."""
+
+    report_to: Annotated[
+        list[str] | None,
+        flag("Output", "tensorboard, wandb: send the metrics there too; metrics.jsonl is always written. Repeatable."),
+        RUNTIME,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(ReportOptions, DeviceOptions):
+    """Optimisation flags in the spelling of the Hugging Face trainers."""
+
+    learning_rate: Annotated[float, flag("Optimisation", "Peak learning rate.", min=0.0)] = 1e-5
+    num_train_epochs: Annotated[float, flag("Optimisation", "Passes over the data (paper: 1).", min=0.0)] = 1.0
+    per_device_train_batch_size: Annotated[int, flag("Optimisation", "Rows per forward and backward pass.", min=1)] = 8
+    gradient_accumulation_steps: Annotated[int, flag("Optimisation", "Passes per optimiser step.", min=1)] = 1
+    lr_scheduler_type: Annotated[
+        Literal["constant", "linear", "cosine"],
+        flag("Optimisation", "Learning-rate schedule after the warm-up (paper: constant)."),
+    ] = "constant"
+    warmup_steps: Annotated[int, flag("Optimisation", "Steps of linear warm-up.", min=0)] = 0
+    max_grad_norm: Annotated[float, flag("Optimisation", "Gradient clipping; 0 turns it off.", min=0.0)] = 1.0
+    max_length: Annotated[int, flag("Optimisation", "Longest row in tokens; longer ones are rejected by name.", min=8)] = 2048
+    bf16: Annotated[bool, flag("Optimisation", "Mixed precision in bfloat16 (weights stay in float32).", "--bf16")] = False
+    gradient_checkpointing: Annotated[
+        bool, flag("Optimisation", "Recompute activations to save memory.", "--gradient-checkpointing"), RUNTIME
+    ] = False
+    save_steps: Annotated[
+        int,
+        flag(
+            "Output",
+            "Steps between checkpoints, from which a killed run goes on; two are kept while a third is written.",
+            min=1,
+        ),
+    ] = 200
+    logging_steps: Annotated[int, flag("Output", "Steps between lines of metrics.jsonl.", min=1)] = 10
+
+    def __post_init__(self) -> None:
+        check_training_dtype(self.dtype)
+        if self.num_train_epochs == 0:
+            raise UserError("--num-train-epochs 0: nothing would be learned", "leave it at 1, or give another number above 0")
+
+    @property
+    def schedule(self) -> str:
+        """The schedule's name in transformers: its "constant" knows no warm-up."""
+        return "constant_with_warmup" if self.lr_scheduler_type == "constant" else self.lr_scheduler_type
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """Low-rank adapters instead of all weights, in the spelling of peft and the Hugging Face trainers."""
+
+    NEEDS: ClassVar[Needs] = dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout", "quantize", "save_adapter"), ("lora",))
+
+    lora: Annotated[
+        bool, flag("Adapters", "Train low-rank adapters on all linear layers, saved merged (not in the paper).", "--lora")
+    ] = False
+    lora_r: Annotated[int, flag("Adapters", "Rank of the adapters.", min=1)] = 16
+    lora_alpha: Annotated[int, flag("Adapters", "Adapters are scaled by alpha / r.", min=1)] = 32
+    lora_dropout: Annotated[float, flag("Adapters", "Dropout on the adapters' input.", min=0.0, max=1.0)] = 0.0
+    quantize: Annotated[
+        Literal["4bit", "8bit"] | None,
+        flag("Adapters", "Hold the frozen base in 4 bits (QLoRA) or 8 bits while training; needs --lora."),
+    ] = None
+    save_adapter: Annotated[bool, flag("Adapters", "Save the adapter alone too, in OUT/adapter.", "--save-adapter"), RUNTIME] = (
+        False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairwiseOptions(TrainingOptions, AdapterOptions):
+    """How a preference model is fitted to pairs: `pmp` and `train-pm` share the loop."""
+
+    NEEDS: ClassVar[Needs] = {"eval_steps": ("held_out",)}
+
+    lm_coef: Annotated[
+        float, flag("Optimisation", "Weight of a language-modelling loss on the chosen text, beside the pairwise loss.", min=0.0)
+    ] = 0.0
+    center_rewards_coefficient: Annotated[
+        float, flag("Optimisation", "Weight of the squared sum of a pair's scores, which keeps their mean at zero.", min=0.0)
+    ] = 0.0
+    eval_steps: Annotated[
+        int | None, flag("Output", "Steps between evaluations of the held-out part, by origin, in metrics.jsonl.", min=1)
+    ] = None
+
+
+def parts_of(options: Any) -> dict[str, Part]:
+    """Which part in the identity each field of an options dataclass has."""
+    hints = get_type_hints(type(options), include_extras=True)
+    return {
+        field.name: next(
+            (mark for mark in getattr(hints[field.name], "__metadata__", ()) if isinstance(mark, Part)), Part.CONTENT
+        )
+        for field in dataclasses.fields(options)
+    }

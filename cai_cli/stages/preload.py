@@ -1,0 +1,16 @@
+"""What the model stages import, in one place: a process forked after it starts at once (see `stages/demo.py`)."""
+
+from cai_cli.processes.interruption import while_parent_lives
+
+with while_parent_lives():
+    import cai_cli.models  # first, since it quiets a warning of bitsandbytes, which the next lines import
+
+    # isort: split
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    import cai_cli.training.ppo.trainer
+    import cai_cli.training.preference.pairwise
+    import cai_cli.training.sft.hf_trainer
+
+__all__ = ["AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer", "SFTTrainer", "cai_cli"]

@@ -1,0 +1,173 @@
+"""The half of PPO that judges: the preference model scores replies, the value function learns to foresee what they will earn.
+
+`Here` and `Beside` hold it for the trainer, in this process or in one of its own. There it works at the same time as the policy,
+on another GPU or on half of a CPU's cores; only token ids, scores, values and returns go between the two.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cai_cli.compute.packed_rows import where_it_can
+from cai_cli.engines.base import Completion
+from cai_cli.errors import RunError
+from cai_cli.models.adapters import load_trainable_state, trainable_state
+from cai_cli.models.finite import check_weights
+from cai_cli.models.load import load_tokenizer, pick_device
+from cai_cli.processes.interruption import end_with_parent, ignore
+from cai_cli.training.checkpoints import read_state, write_state
+from cai_cli.training.ppo.episodes import make_episodes
+from cai_cli.training.ppo.learner import ValueLearner
+from cai_cli.training.ppo.models import load_pair
+from cai_cli.training.ppo.rewards import score_completions
+from cai_cli.training.run_facts import peak_memory
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cai_cli.stages.ppo import Options
+
+Answer = Callable[[], Any]  # Waits for the result of a call, and returns it or raises what the call raised.
+STATE = "critic.pt"  # Beside the trainer's own state in a checkpoint.
+
+
+class Critic:
+    """Preference model and value function, one backbone or two (see `models.py`)."""
+
+    def __init__(self, options: Options, longest: int) -> None:
+        tokenizer = load_tokenizer(options.model)
+        self.pad, self.eos = int(tokenizer.pad_token_id), int(tokenizer.eos_token_id)
+        self.pair = load_pair(options, "SEQ_CLS", tokenizer, longest)
+        rate = options.learning_rate if options.value_learning_rate is None else options.value_learning_rate
+        self.learner = ValueLearner(options, self.pair, rate, options.steps, options.value_coef)
+
+    def score(self, completions: list[Completion]) -> list[float]:
+        """The preference model's score of each reply, closed by EOS."""
+        with self.pair.frozen() as pm, where_it_can(pm), self.learner.computing():
+            return score_completions(pm, completions, self.eos, self.pad, self.learner.pass_rows)
+
+    def judge(self, completions: list[Completion]) -> tuple[list[float], np.ndarray[Any, Any]]:
+        """Scores of a rollout's replies, and the values (B, T) before each of their tokens. `learn` goes on with these."""
+        scores = self.score(completions)
+        self.episodes = make_episodes(completions, self.pad, self.pair.learner.device)
+        self.values = self.learner.first_outputs(self.episodes)
+        return scores, self.values.cpu().numpy()
+
+    def learn(self, returns: np.ndarray[Any, Any], count: int, step: int) -> dict[str, float]:
+        """Improve the value function towards the returns (B, T) of the replies judged last, part of `count` episodes."""
+        target = torch.from_numpy(returns).to(self.values.device)
+        return self.learner.improve(self.episodes, self.values, target, count, step)
+
+    def save(self, folder: Path) -> None:
+        """All that training changed; large, so that the process which holds it writes it."""
+        value = trainable_state(self.pair.learner)
+        check_weights(value, "the value function")
+        write_state(folder / STATE, {"value": value, "learner": self.learner.state()})
+
+    def load(self, folder: Path) -> None:
+        state = read_state(folder / STATE)
+        load_trainable_state(self.pair.learner, state["value"])
+        self.learner.load(state["learner"])
+
+    def peak_memory(self) -> float:
+        return peak_memory(self.pair.learner.device)
+
+
+class Here:
+    """A critic in this process: a call is carried out at once."""
+
+    apart = False
+    threads = 0  # of this process's, left to the critic
+
+    def __init__(self, options: Options, longest: int) -> None:
+        self.critic = Critic(options, longest)
+
+    def call(self, method: str, *arguments: Any) -> Answer:
+        found = getattr(self.critic, method)(*arguments)
+        return lambda: found
+
+    def await_models(self) -> None:
+        """They are here."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Beside:
+    """A critic in a process of its own, on the device of --value-device. A call returns at once; its answer waits for the result.
+
+    Calls are carried out in their order. Where both processes compute on the CPU, each has half of its threads.
+    """
+
+    apart = True
+
+    def __init__(self, options: Options, longest: int) -> None:
+        device = str(options.value_device)
+        self.threads = critic_threads(options.device, device)
+        context = multiprocessing.get_context("spawn")  # A forked process could not use a GPU.
+        self.pool = ProcessPoolExecutor(1, context, initializer=begin, initargs=(self.threads,))
+        self.ready = self.pool.submit(hold, replace(options, device=device), longest)
+
+    def call(self, method: str, *arguments: Any) -> Answer:
+        try:
+            future = self.pool.submit(ask, method, arguments)
+        except BrokenProcessPool:
+            raise self.death() from None
+
+        def answer() -> Any:
+            try:
+                self.ready.result()
+                return future.result()
+            except BrokenProcessPool:
+                raise self.death() from None
+
+        return answer
+
+    def await_models(self) -> None:
+        """Until they are loaded, so that a mistake about them is found before the first step."""
+        try:
+            self.ready.result()
+        except BrokenProcessPool:
+            raise self.death() from None
+
+    def death(self) -> RunError:
+        hint = "look for a lack of memory; the same command goes on from the last checkpoint"
+        return RunError("the process of --value-device has died", hint)
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def critic_threads(device: str, value_device: str) -> int:
+    """The critic's threads where policy and critic share a CPU; 0 where each has a device of its own."""
+    both = pick_device(device).type == "cpu" == pick_device(value_device, "--value-device").type
+    return max(1, torch.get_num_threads() // 2) if both else 0
+
+
+# In the process of its own
+
+HELD: list[Critic] = []
+
+
+def begin(threads: int) -> None:
+    """Leave signals to the run's own process, which may want a last checkpoint, and end with it, even if it is killed."""
+    ignore()
+    end_with_parent()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def hold(options: Options, longest: int) -> None:
+    HELD.append(Critic(options, longest))
+
+
+def ask(method: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(HELD[0], method)(*arguments)

@@ -1,0 +1,122 @@
+"""Log-probabilities and values of response tokens: no logits for prompts or padding, never all of a vocabulary at once.
+
+Rows are prompt + response, padded on the right. Under causal attention what follows a token does not reach it, so no mask is
+needed, as a trial of the architecture confirms (`models/shortcuts.py`); inside `packed_rows` the padding is not computed at
+all. The state before response token t of a row whose prompt has p tokens is that of column p+t-1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cai_cli.compute.packed_rows import is_packed, packed_states, pick
+from cai_cli.compute.shortcuts import difference, row_states, shortcuts_of, trial_rows, trunk_states
+from cai_cli.models.score import score_head
+
+CHUNK_LOGITS = 1 << 24  # Logits held at once: 64 MiB in float32. Beyond, they are made again in the backward pass.
+
+
+def response_states(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """States (N, D) before each of the N real response tokens, and those tokens (N,)."""
+    rows, steps = mask.nonzero(as_tuple=True)
+    columns = prompt_lengths[rows] + steps - 1
+    if is_packed(model):
+        lengths = prompt_lengths + mask.sum(-1).long() - 1  # Nothing is read after the last token.
+        return packed_states(model, ids, lengths, rows, columns), ids[rows, columns + 1]
+    hidden = row_states(model, ids, real_tokens(ids, prompt_lengths, mask), masked=False)
+    return pick(hidden.flatten(0, 1), rows * ids.size(1) + columns), ids[rows, columns + 1]
+
+
+def real_tokens(ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
+    """(B, W): 1 at the tokens of prompt and response."""
+    lengths = prompt_lengths + mask.sum(-1).long()
+    return (torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(-1)).long()
+
+
+def all_logits(model: Any, ids: Tensor, _: Tensor | None = None) -> Tensor:
+    """(B, W, V)."""
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+class LogProbability(torch.autograd.Function):
+    """log softmax(z)_t of logits z (N, V) at tokens t (N,): (N,). The derivative, e_t - softmax(z), needs no second (N, V)."""
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, tokens: Tensor) -> Tensor:
+        logprobs = torch.log_softmax(logits, dim=-1)
+        context.save_for_backward(logprobs, tokens)
+        return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logprobs, tokens = context.saved_tensors
+        gradient = gradient.unsqueeze(-1)
+        return logprobs.exp().mul_(-gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
+
+
+def token_logprobs(head: Any, states: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """(N,) float32 log-probabilities of tokens (N,) given states (N, D), under the sampling temperature."""
+
+    def part(some_states: Tensor, some_tokens: Tensor) -> Tensor:
+        logits = head(some_states).float()
+        if temperature not in (0, 1):
+            logits = logits / temperature
+        return LogProbability.apply(logits, some_tokens)
+
+    rows = max(1, CHUNK_LOGITS // head.weight.size(0))
+    if len(states) <= rows:
+        return part(states, tokens)
+    pieces = zip(states.split(rows), tokens.split(rows), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([part(*piece) for piece in pieces])
+    return torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces])
+
+
+def response_logprobs(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """(B, T) float32 log-probabilities of the response tokens, zero where `mask` is."""
+    if has_plain_head(model):
+        states, tokens = response_states(model, ids, prompt_lengths, mask)
+        found = token_logprobs(model.get_output_embeddings(), states, tokens, temperature)
+    else:
+        rows, steps = mask.nonzero(as_tuple=True)
+        columns = prompt_lengths[rows] + steps - 1
+        real = real_tokens(ids, prompt_lengths, mask)
+        logits = row_states(model, ids, real, masked=False, compute=all_logits)[rows, columns]
+        found = token_logprobs(Given(logits.size(-1)), logits, ids[rows, columns + 1], temperature)
+    return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask.bool(), found)
+
+
+def response_values(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) float32 values of the states before each response token, zero where `mask` is."""
+    states, _ = response_states(model, ids, prompt_lengths, mask)
+    head = score_head(model)
+    found = head(states.to(head.weight.dtype)).squeeze(-1).float()
+    return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask.bool(), found)
+
+
+class Given:
+    """Stands in for an output layer where the logits are there already."""
+
+    def __init__(self, size: int) -> None:
+        self.weight = torch.empty(size, 0)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return logits
+
+
+def has_plain_head(model: Any) -> bool:
+    """Whether logits are the output layer on the last hidden state and no more; some architectures scale or cap them."""
+
+    def attempt() -> tuple[Tensor, Tensor]:
+        ids = torch.tensor(trial_rows(model, [24]), device=model.device)
+        head = model.get_output_embeddings()
+        if head is None:
+            raise NotImplementedError("no output layer")
+        return head(trunk_states(model, ids, None)), all_logits(model, ids)
+
+    return shortcuts_of(model).allows("the output layer alone", lambda: difference(model, attempt))

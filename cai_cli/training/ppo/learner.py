@@ -1,0 +1,209 @@
+"""What learns from a rollout: a model with its optimiser, in K epochs of minibatches over the episodes.
+
+Policy and value learn apart from each other, each from its own losses: they share no weight and no optimiser.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from cai_cli.compute.packed_rows import where_it_can
+from cai_cli.errors import RunError
+from cai_cli.keys import key
+from cai_cli.models.finite import advice
+from cai_cli.processes.collective import gathered, sum_gradients, total
+from cai_cli.processes.ranks import rank, world_size
+from cai_cli.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean
+from cai_cli.training.ppo.episodes import Episodes, like_length, over_episodes
+from cai_cli.training.ppo.forward import response_logprobs, response_values
+from cai_cli.training.ppo.models import Pair, training_pass
+from cai_cli.training.preference.pairwise import autocast
+
+if TYPE_CHECKING:
+    from cai_cli.stages.ppo import Options
+
+
+class Learner(ABC):
+    """The learning half of a pair. Subclasses say what it gives for each response token, and what its loss is."""
+
+    name: ClassVar[str]
+    measures: ClassVar[tuple[str, ...]]  # what `loss` returns
+
+    def __init__(self, options: Options, pair: Pair, learning_rate: float, steps: int, weight: float = 1.0) -> None:
+        """`steps`: how often it will improve. `weight`: of its loss."""
+        self.options = options
+        self.pair = pair
+        self.model = pair.learner
+        self.weight = weight
+        self.parameters = pair.parameters()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=learning_rate,
+            betas=(0.9, 0.95),
+            eps=1e-5,  # PyTorch adds it after the bias correction; 1e-5 tempers the first steps (arXiv 2403.17031).
+            weight_decay=0.0,
+            fused=self.parameters[0].device.type in ("cpu", "cuda"),
+        )
+        updates = options.num_ppo_epochs * options.num_mini_batches
+        self.schedule = get_scheduler(options.schedule, self.optimizer, options.warmup_steps * updates, steps * updates)
+        self.graph: Tensor | None = None
+        self.first_gap = 0.0
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.schedule.get_last_lr()[0])
+
+    @property
+    def pass_rows(self) -> int:
+        """Rows of a pass without gradients."""
+        return 4 * self.options.per_device_train_batch_size
+
+    @abstractmethod
+    def outputs(self, part: Episodes, model: Any = None) -> Tensor:
+        """(B, T) float32: what this model, or another of its kind, gives for each response token."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """The loss and what else is measured of (B, T): scalars, in the order of `measures`."""
+
+    def in_one_pass(self, episodes: Episodes) -> bool:
+        """Whether one micro-batch is a whole epoch: then the first takes over the pass of `first_outputs`, with its graph."""
+        return self.options.num_mini_batches == 1 and len(episodes.ids) <= self.options.per_device_train_batch_size
+
+    def first_outputs(self, episodes: Episodes) -> Tensor:
+        """(B, T): the outputs before it improves."""
+        if not self.in_one_pass(episodes):
+            return over_episodes(episodes, self.outputs, self.pass_rows)
+        with training_pass(self.model):
+            self.graph = self.outputs(episodes)
+        return self.graph.detach()
+
+    def improve(
+        self,
+        episodes: Episodes,
+        old: Tensor,
+        target: Tensor,
+        count: int,
+        step: int,
+        check: Callable[[float], None] | None = None,
+    ) -> dict[str, float]:
+        """Improve the model in place on this process's part of the `count` episodes of all; means of what was measured.
+
+        old, target (B, T): the outputs before, and what the loss takes beside them. `first_gap` becomes the largest
+        |outputs - old| of the first minibatch, before anything changes; `check` sees it and may stop the run. Raises RunError
+        where a loss or gradient is not finite; the weights are then as before that minibatch.
+        """
+        graph, self.graph = self.graph, None
+        measured: dict[str, list[float]] = defaultdict(list)
+        for number, index in enumerate(self.minibatches(count, step, episodes.ids.device)):
+            real = total(episodes.mask[index].sum()).clamp(min=1)
+            chosen = episodes.select(index)
+            sums = torch.zeros(len(self.measures), device=index.device)
+            largest = torch.zeros((), device=index.device)
+            for micro in like_length(chosen.lengths, self.options.per_device_train_batch_size) if len(index) else ():
+                part, where = chosen.select(micro), index[micro]
+                width = part.mask.size(1)
+                if width == 0:
+                    continue  # Not one response token among them.
+                share = part.mask.sum() / real
+                known = None if graph is None else graph[where, :width]
+                found, gap = self.backward(part, old[where, :width], target[where, :width], share, known)
+                sums += found
+                largest = torch.maximum(largest, gap)
+            graph = None
+            numbers = dict(zip(self.measures, total(sums).tolist(), strict=True))
+            numbers[f"{self.name}_grad_norm"] = self.gradient_norm().item()
+            if number == 0:
+                self.first_gap = max(gathered([largest.item()]))
+                if check:
+                    check(self.first_gap)
+            for name, value in numbers.items():
+                if not math.isfinite(value):
+                    raise RunError(f"{name} is {value} at step {step}", advice(self.model, step + number, self.options.bf16))
+                measured[name].append(value)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return {name: sum(found) / len(found) for name, found in measured.items()}
+
+    def minibatches(self, count: int, step: int, device: Any) -> Iterator[Tensor]:
+        """For each minibatch of each epoch, which of this process's episodes are in it.
+
+        The order is drawn over the episodes of all processes, of which this one has every W-th: so the minibatches are the same
+        however many processes share them.
+        """
+        for epoch in range(self.options.num_ppo_epochs):
+            generator = torch.Generator().manual_seed(key(self.options.seed, "minibatches", step, epoch) % (1 << 63))
+            order = torch.randperm(count, generator=generator)
+            for minibatch in order.split(count // self.options.num_mini_batches):
+                mine = minibatch[minibatch % world_size() == rank()]
+                yield (mine // world_size()).to(device)
+
+    def backward(
+        self, part: Episodes, old: Tensor, target: Tensor, share: Tensor, outputs: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradients of one micro-batch, weighted by its `share` of the minibatch's response tokens.
+
+        Returns its part of the minibatch's measures, and its largest |outputs - old|.
+        """
+        with training_pass(self.model):
+            if outputs is None:
+                outputs = self.outputs(part)
+            found = torch.stack(self.loss(outputs, old, target, part.mask))
+            (share * self.weight * found[0]).backward()
+        return share * found.detach(), ((outputs.detach() - old) * part.mask).abs().max()
+
+    def gradient_norm(self) -> Tensor:
+        """Sum the gradients of all processes and clip them; returns their norm before clipping."""
+        sum_gradients(self.parameters)
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm or math.inf)
+
+    def computing(self) -> Any:
+        return autocast(self.model.device.type, self.options.bf16)
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+class PolicyLearner(Learner):
+    """Log-probabilities, improved by advantages. Measures too how far the policy has moved from the rollout's: a KL in nats."""
+
+    name = "policy"
+    measures = ("policy_loss", "policy_clipped", "update_kl")
+
+    def outputs(self, part: Episodes, model: Any = None) -> Tensor:
+        model = model or self.model
+        with where_it_can(model), self.computing():
+            return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.options.temperature)
+
+    def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        loss, clipped = clipped_policy_loss(outputs, old, target, mask, self.options.clip_range)
+        log_ratio = ((outputs - old) * mask).detach()
+        return loss, clipped, masked_mean(log_ratio.exp() - 1 - log_ratio, mask)
+
+
+class ValueLearner(Learner):
+    """Values, improved towards returns."""
+
+    name = "value"
+    measures = ("value_loss", "value_clipped")
+
+    def outputs(self, part: Episodes, model: Any = None) -> Tensor:
+        model = model or self.model
+        with where_it_can(model), self.computing():
+            return response_values(model, part.ids, part.prompt_lengths, part.mask)
+
+    def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return clipped_value_loss(outputs, old, target, mask, self.options.value_clip_range)

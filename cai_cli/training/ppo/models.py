@@ -1,0 +1,147 @@
+"""The four models of PPO as two pairs, each of one that learns and the frozen one it started from.
+
+    policy / reference            from --model
+    value  / preference model     from --pm
+
+In full fine-tuning a pair is two copies, the frozen one in its own dtype. With adapters it is ONE backbone: with its adapter
+switched on it is the learner, with it off the frozen one; the value's score head is trained beside its adapter, and switched
+with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cai_cli.compute.packed_attention import SHORT
+from cai_cli.compute.packed_rows import prepare, where_it_can
+from cai_cli.compute.shortcuts import rope_words
+from cai_cli.errors import UserError, first_line
+from cai_cli.keys import key
+from cai_cli.models.adapters import Task, add_lora
+from cai_cli.models.load import NO_CODE, load_config, load_lm, load_pm, training_dtype
+from cai_cli.models.saved_configs import settle_configs
+from cai_cli.training.ppo.forward import has_plain_head
+from cai_cli.training.preference.pairwise import disable_dropout
+
+if TYPE_CHECKING:
+    from cai_cli.stages.ppo import Options
+
+
+class Pair:
+    """`learner`: the model to call and to train; `whole`: what is saved (the learner, or the peft model around it)."""
+
+    def __init__(self, learner: Any, whole: Any, copy: Any | None = None) -> None:
+        self.learner = learner
+        self.whole = whole
+        self.copy = copy
+
+    @contextmanager
+    def frozen(self) -> Iterator[Any]:
+        """The model as it was before training, for passes without gradients."""
+        if self.copy is not None:
+            yield self.copy
+            return
+        with self.whole.disable_adapter():
+            yield self.learner
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The weights that learn."""
+        return [weight for weight in self.learner.parameters() if weight.requires_grad]
+
+
+def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pair:
+    """Policy and reference (CAUSAL_LM), or value and preference model (SEQ_CLS), for rows of at most `longest` tokens."""
+    path = options.model if task == "CAUSAL_LM" else options.pm
+    load, name = (load_lm, "--model") if task == "CAUSAL_LM" else (load_pm, "--pm")
+    if task == "CAUSAL_LM":
+        check_angles(path, longest)
+    dtype = training_dtype(options.dtype)
+    model = load(path, options.device, dtype, name, tokenizer, options.quantize)
+    settle_configs(model, tokenizer)
+    attention = options.attn_implementation
+    if attention == "auto" and model.device.type == "cpu" and longest <= SHORT:
+        attention = "eager"
+    if attention != "auto":
+        set_attention(model, attention)
+    disable_dropout(model)
+    if options.lora:
+        whole = add_lora(model, options, task, key(options.seed, "adapter", task) % (1 << 63))
+        pair = Pair(whole.get_base_model(), whole)
+    else:
+        frozen = load(path, options.device, dtype if options.frozen_dtype == "auto" else options.frozen_dtype, name, tokenizer)
+        frozen.set_attn_implementation(model.config._attn_implementation)
+        pair = Pair(model, model, frozen.requires_grad_(False))
+    for each in (pair.learner, pair.copy):
+        if each is not None:
+            prepare(each, longest, packs=task == "SEQ_CLS" or has_plain_head(each))
+    if options.gradient_checkpointing:
+        pair.learner.gradient_checkpointing_enable({"use_reentrant": False})
+        pair.learner.eval()
+    return pair
+
+
+def set_attention(model: Any, attention: str) -> None:
+    """Raises UserError where the model or this machine has no such attention."""
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError, RuntimeError) as error:
+        told = f"--attn-implementation {attention}: cannot be had here: {first_line(error)}"
+        raise UserError(told, "leave it at auto, or install what it needs") from None
+
+
+def check_angles(path: str, longest: int) -> None:
+    """Raise UserError where a reply's tokens would be drawn at other rotary angles than a pass over the whole reply has."""
+    for length, reason in rope_words(load_config(path).get_text_config()):
+        if longest > length:
+            told = f"--model {path}: {reason}, and the longest prompt and reply have {longest}"
+            raise UserError(told, "give shorter prompts or a lower --max-new-tokens: an update needs the rollout's own numbers")
+
+
+def checkpointed_layers(model: Any) -> list[Any]:
+    """The layers that recompute their activations in the backward pass while their own `training` flag is set."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    ]
+
+
+@contextmanager
+def training_pass(model: Any) -> Iterator[None]:
+    """Around forward and backward: packed rows, and gradient checkpointing where it is enabled.
+
+    Without the rest of train mode, so that no dropout of any kind comes back; and only here, since a layer in this state
+    forgets its cache and sampling would be wrong.
+    """
+    layers = checkpointed_layers(model)
+    for layer in layers:
+        layer.training = True
+    try:
+        with where_it_can(model):
+            yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+def held_bytes(options: Options) -> float:
+    """Rough memory of both pairs with gradients and AdamW's two moments, from their configurations alone."""
+    from transformers import AutoModelForCausalLM
+
+    size = {"float32": 4, "bfloat16": 2, "float16": 2}
+    trained = size[training_dtype(options.dtype)]
+    frozen = trained if options.frozen_dtype == "auto" else size[options.frozen_dtype]
+    each = {"4bit": 0.55, "8bit": 1.05}.get(options.quantize or "", float(trained))
+    total = 0.0
+    for path in (options.model, options.pm):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(load_config(path), **NO_CODE)
+        weights = model.num_parameters()
+        layers = [module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and "head" not in name]
+        adapter = sum(options.lora_r * (layer.in_features + layer.out_features) for layer in layers)
+        total += weights * each + 16 * adapter if options.lora else weights * (4 * trained + frozen)
+    return total

@@ -1,0 +1,322 @@
+"""One step of PPO, as numbered steps: rollout, score, KL penalty, advantages, update. And all state that a step changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cai_cli.console.messages import warn
+from cai_cli.engines.base import Completion, Request
+from cai_cli.engines.transformers_engine import TransformersEngine
+from cai_cli.errors import RunError, UserError
+from cai_cli.keys import key
+from cai_cli.models.adapters import load_trainable_state, save_trained, trainable_state
+from cai_cli.models.chat import vocabulary_hash
+from cai_cli.models.finite import check_weights
+from cai_cli.models.load import load_tokenizer
+from cai_cli.models.templates import require_template, template_hash
+from cai_cli.processes.collective import gathered, own_part, total
+from cai_cli.rows.conversation import Conversation
+from cai_cli.rows.records import Prompt
+from cai_cli.training.ppo.advantages import KLController, generalised_advantages, sequence_kl, token_rewards, whiten
+from cai_cli.training.ppo.critic import Beside, Here
+from cai_cli.training.ppo.episodes import Episodes, make_episodes, over_episodes, sampled_logprobs
+from cai_cli.training.ppo.learner import PolicyLearner
+from cai_cli.training.ppo.measures import Episode, mean_rows
+from cai_cli.training.ppo.models import load_pair
+from cai_cli.training.ppo.rewards import GoldPM, reward_shape
+from cai_cli.training.run_facts import peak_memory
+
+if TYPE_CHECKING:
+    from cai_cli.stages.ppo import Options
+
+# |log π - log π_old| before an update. In float32 rollout and update differ by rounding; elsewhere old log-probabilities are
+# computed again and the mean gap to the rollout's is watched.
+FLOAT32_RATIO, GAP_WARNING, GAP_STOP = 1e-4, 0.02, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Sampled replies of this process, and what is known of each episode of all processes (`table`, in batch order).
+
+    logprobs, reference_logprobs, values: (B, T) of this process's episodes; rewards: (B,), before the KL penalty. `gap`: mean
+    |log π - log π_rollout| where old log-probabilities were computed again.
+    """
+
+    completions: list[Completion]
+    episodes: Episodes
+    logprobs: Tensor
+    reference_logprobs: Tensor
+    values: Tensor
+    rewards: Tensor
+    table: list[Episode]
+    gap: float | None = None
+
+    @property
+    def kl(self) -> float:
+        """Mean KL of a reply to the reference, in nats."""
+        return sum(episode.kl for episode in self.table) / len(self.table)
+
+
+class Trainer:
+    """Policy and value learn; reference and preference model are frozen. Every process of a launch has all four.
+
+    The critic holds value and preference model, here or in a process of its own (--value-device).
+    """
+
+    def __init__(self, options: Options, longest: int) -> None:
+        """`longest`: tokens of the longest row there can be."""
+        self.options = options
+        self.tokenizer = load_tokenizer(options.model)
+        require_template(self.tokenizer, f"--model {options.model}")
+        self.check_agreement(load_tokenizer(options.pm, "--pm"))
+        self.pad = int(self.tokenizer.pad_token_id)
+        self.shape = reward_shape(options)
+        self.critic: Here | Beside = (Beside if options.value_device else Here)(options, longest)
+        self.policy = load_pair(options, "CAUSAL_LM", self.tokenizer, longest)
+        policy_steps = max(1, options.steps - options.critic_warmup_steps)
+        self.learner = PolicyLearner(options, self.policy, options.learning_rate, policy_steps)
+        rows = self.learner.pass_rows
+        self.gold = GoldPM(options.gold_pm, options.device, options.dtype, rows) if options.gold_pm else None
+        self.engine = TransformersEngine(self.policy.learner, self.tokenizer, options.temperature, options.batch_size)
+        self.engine.refuses_odd_numbers = False  # their KL ends the run, with the last policy that was good
+        # A reply's log-probabilities are those of the pass that is trained only where both compute in float32.
+        self.recompute = options.bf16 or self.policy.learner.dtype != torch.float32 or bool(options.quantize)
+        self.warned = False
+        self.kl = KLController(options.kl_coef, options.target_kl, options.kl_horizon)
+        self.critic.await_models()
+
+    def check_agreement(self, pm_tokenizer: Any) -> None:
+        """Policy and preference model read the same ids in the same template, or the scores mean nothing."""
+        for name, of in (("vocabulary", vocabulary_hash), ("chat template", template_hash)):
+            if of(self.tokenizer) != of(pm_tokenizer):
+                raise UserError(
+                    f"--pm {self.options.pm}: its {name} is not that of --model {self.options.model}",
+                    "train the preference model from the same base model as the policy",
+                )
+
+    # One step
+
+    def rollout(self, number: int, prompts: list[Prompt], clock: Clock) -> Rollout:
+        """Steps 1 and 2 on one reply to each prompt: what was sampled, and what the frozen models and the value say of it."""
+        options = self.options
+        torch.manual_seed(key(options.seed, "step", number) % (1 << 63))  # Ours is keyed; for a model that draws by itself.
+
+        # 1. Rollout: one sampled reply for each prompt, with its log-probabilities.
+        completions = self.sample([prompt.prompt for prompt in prompts], ("rollout", number))
+        clock.lap("generate")
+
+        # 2. Score: the PM reads prompt and reply closed by EOS, and the value function; then the reference's log-probabilities.
+        with self.sharing_threads():
+            judged = self.critic.call("judge", completions)
+            episodes = make_episodes(completions, self.pad, self.policy.learner.device)
+            reference = self.reference_logprobs(episodes)
+            logprobs, gap = sampled_logprobs(completions, episodes), None
+            # Beside a critic there is time for what the update would begin with.
+            begins = self.critic.apart and number >= options.critic_warmup_steps and self.learner.in_one_pass(episodes)
+            if self.recompute or begins:
+                again = self.learner.first_outputs(episodes)
+                if self.recompute:
+                    logprobs, gap = again, self.gap(logprobs, again, episodes.mask)
+            golds = self.gold_scores(own_part(prompts), completions) if self.gold and not options.eval_prompts else []
+            scores, found = judged()
+        values = torch.from_numpy(found).to(episodes.mask.device)
+        shaped = [self.shape(score, c.finish_reason) for score, c in zip(scores, completions, strict=True)]
+        rewards = torch.tensor(shaped, dtype=torch.float32, device=episodes.mask.device)
+        kls = sequence_kl(logprobs, reference, episodes.mask).tolist()
+        clock.lap("score")
+        table = self.table(own_part(prompts), completions, scores, kls, golds)
+        return Rollout(completions, episodes, logprobs, reference, values, rewards, table, gap)
+
+    def learn(self, number: int, rollout: Rollout, clock: Clock) -> dict[str, float]:
+        """Steps 3 to 5: policy and value improve on the rollout. Returns what goes into metrics.jsonl."""
+        options, episodes = self.options, rollout.episodes
+        mask, count = episodes.mask, len(rollout.table)
+
+        # 3. KL penalty at each token, the reward at the last one.
+        given = (rollout.rewards, rollout.logprobs, rollout.reference_logprobs, mask)
+        rewards = token_rewards(*given, self.kl.coefficient)
+        if options.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False)
+
+        # 4. Advantages.
+        advantages, returns = generalised_advantages(rewards, rollout.values, mask, options.gamma, options.lam)
+        explained = explained_variance(returns, rollout.values, mask)
+        advantages = whiten(advantages, mask)
+
+        # 5. Update policy and value; while the critic warms up, the value alone.
+        rate, stats = self.learner.learning_rate, dict[str, float]()
+        with self.sharing_threads():
+            learned = self.critic.call("learn", returns.cpu().numpy(), count, number)
+            if number >= options.critic_warmup_steps:
+                stats = self.learner.improve(episodes, rollout.logprobs, advantages, count, number, self.check_ratio)
+                stats["first_log_ratio"] = self.learner.first_gap
+            stats |= learned()
+        clock.lap("update")
+
+        row = {
+            **mean_rows(rollout.table),
+            "kl_coef": self.kl.coefficient,
+            "reward": total(rollout.rewards.sum()).item() / count,
+            "explained_variance": explained,
+            "learning_rate": rate,
+            **({"logprob_gap": rollout.gap} if rollout.gap is not None else {}),
+            **stats,
+        }
+        self.kl.update(rollout.kl, count)
+        return row
+
+    # What the steps are made of
+
+    def sample(self, prompts: list[Conversation], purpose: tuple[str | int, ...]) -> list[Completion]:
+        """This process's part of one reply to each prompt, keyed by (seed, purpose, place in the batch)."""
+        seed, length = self.options.seed, self.options.max_new_tokens
+        requests = [Request(prompt, key(seed, *purpose, n), length) for n, prompt in enumerate(prompts)]
+        # On a CPU the small products of single tokens are faster in float32.
+        with nullcontext() if self.policy.learner.device.type == "cpu" else self.learner.computing():
+            return self.engine.generate(own_part(requests))
+
+    def gold_scores(self, prompts: list[Prompt], completions: list[Completion]) -> list[float | None]:
+        assert self.gold is not None
+        with self.learner.computing():
+            return self.gold.score([prompt.prompt for prompt in prompts], [c.text for c in completions])
+
+    def reference_logprobs(self, episodes: Episodes) -> Tensor:
+        with self.policy.frozen() as reference:
+            return over_episodes(episodes, lambda part: self.learner.outputs(part, reference), self.learner.pass_rows)
+
+    @contextmanager
+    def sharing_threads(self) -> Iterator[None]:
+        """Within, threads of this CPU are left to a critic that computes on it in a process of its own."""
+        threads = torch.get_num_threads()
+        if self.critic.threads:
+            torch.set_num_threads(max(1, threads - self.critic.threads))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+    def table(
+        self,
+        prompts: list[Prompt],
+        completions: list[Completion],
+        scores: list[float],
+        kls: list[float],
+        golds: list[float | None],
+    ) -> list[Episode]:
+        """What is known of each episode of all processes, in the order of the batch."""
+        golds = golds or [None] * len(prompts)
+        rows = zip(prompts, completions, scores, kls, golds, strict=True)
+        return gathered([Episode(p.id, p.kind, c.text, len(c.token_ids), c.finish_reason, s, k, g) for p, c, s, k, g in rows])
+
+    def evaluate(self, prompts: list[Prompt]) -> list[Episode]:
+        """One reply to each held-out prompt, the same draws every time, scored."""
+        mine = own_part(prompts)
+        completions = self.sample([prompt.prompt for prompt in prompts], ("eval",))
+        if not mine:
+            return gathered([])
+        with self.sharing_threads():
+            scored = self.critic.call("score", completions)
+            golds = self.gold_scores(mine, completions) if self.gold else []
+            episodes = make_episodes(completions, self.pad, self.policy.learner.device)
+            logprobs, reference = sampled_logprobs(completions, episodes), self.reference_logprobs(episodes)
+            scores = scored()
+        kl = sequence_kl(logprobs, reference, episodes.mask)
+        return self.table(mine, completions, scores, kl.tolist(), golds)
+
+    # Checks
+
+    def gap(self, sampled: Tensor, again: Tensor, mask: Tensor) -> float:
+        """Rollout and update must agree on the log-probabilities, on average over the tokens, before anything is changed."""
+        gap = (total(((sampled - again).abs() * mask).sum()) / total(mask.sum())).item()
+        self.judge(gap, "on average over the tokens", GAP_WARNING)
+        return gap
+
+    def check_ratio(self, log_ratio: float) -> None:
+        """Before the first minibatch changes anything, its ratios are 1: in float32 up to rounding."""
+        if not self.recompute:
+            self.judge(log_ratio, "at a token", FLOAT32_RATIO)
+
+    def judge(self, gap: float, where: str, warning: float) -> None:
+        """Stop where rollout and update are at odds; warn, the first time, where they are not quite one."""
+        told = f"rollout and update differ by {gap:.3g} in log-probability {where}"
+        advice = "compute in float32: --dtype float32, without --bf16 and --quantize"
+        if not self.recompute:
+            advice = "it is not the dtype: another pass of this architecture gives other outputs; try --attn-implementation eager"
+        if gap > GAP_STOP:
+            raise RunError(told, advice)
+        if gap > warning and not self.warned:
+            self.warned = True
+            warn(f"{told}: {advice}")
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """What training changed, but for the critic; draws and the data's order are functions of the step's number."""
+        return {
+            "policy": self.policy_state(),
+            "learner": self.learner.state(),
+            "kl_coef": self.kl.coefficient,
+        }
+
+    def save_critic(self, folder: Path) -> None:
+        self.critic.call("save", folder)()
+
+    def load(self, state: dict[str, Any], folder: Path) -> None:
+        """Go on from this state and the critic's in `folder`."""
+        self.load_policy(state["policy"])
+        self.learner.load(state["learner"])
+        self.kl.coefficient = state["kl_coef"]
+        self.critic.call("load", folder)()
+
+    def peak_memory(self) -> dict[str, float]:
+        """Of this process, and of the critic's if it has its own: MiB."""
+        of_critic = {"critic_peak_mb": self.critic.call("peak_memory")()} if self.critic.apart else {}
+        return {"peak_mb": peak_memory(self.policy.learner.device), **of_critic}
+
+    def close(self) -> None:
+        """End the critic's process, if it has one."""
+        self.critic.close()
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """The policy's weights that learn. Raises RunError where they are not finite."""
+        state = trainable_state(self.policy.learner)
+        check_weights(state, "the policy")
+        return state
+
+    def load_policy(self, state: dict[str, Tensor]) -> None:
+        load_trainable_state(self.policy.learner, state)
+
+    def save_policy(self, folder: Path) -> None:
+        save_trained(self.policy.whole, self.tokenizer, folder, self.options, self.options.model, "CAUSAL_LM")
+
+
+def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
+    """1 - Var(R - V) / Var(R) over the real positions of all processes: 1 is a perfect value function, 0 a constant one."""
+    count = total(mask.sum())
+
+    def variance(of: Tensor) -> Tensor:
+        mean = total((of * mask).sum()) / count
+        return total((((of - mean) ** 2) * mask).sum()) / count
+
+    return (1 - variance(returns - values) / variance(returns).clamp(min=1e-8)).item()
+
+
+class Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(now - self.last, 4)
+        self.last = now
