@@ -3,9 +3,9 @@
 from cai_cli.console.ending import one_line
 
 
-def main(told: bool = True) -> None:
+def main() -> None:
     """Entry point. Signals are listened to first: what is imported next takes a moment, and Ctrl-C may come within it."""
-    with one_line(told):
+    with one_line():
         from cai_cli.cli import main as command_line
         from cai_cli.processes.ranks import leave_group
 

@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from cai_cli.engines.base import OVERLONG
 from cai_cli.errors import CaiError, RunError, UserError
 from cai_cli.microworld import checkpoint
-from cai_cli.models.load import load_tokenizer
+from cai_cli.models.tokenizers import load_tokenizer
 
 CLOSE = 2e-4  # Of log-probabilities and scores in float32.
 EQUAL = "equal"
@@ -152,7 +152,7 @@ class Family:
 
     @torch.no_grad()
     def score(self) -> None:
-        from cai_cli.training.preference.run import open_reading
+        from cai_cli.training.preference.reading import open_reading
 
         out = self.folder / "scored.jsonl"
         cai("score", "--pm", self.folder / "pm", self.folder / "comparisons.jsonl", "--batch-size", 8, "--out", out)

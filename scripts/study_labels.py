@@ -25,7 +25,8 @@ from cai_cli.microworld import answers, checkpoint, constitution
 from cai_cli.microworld.files import human_comparisons
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN
 from cai_cli.microworld.oracle import classify
-from cai_cli.models.load import load_lm, load_pm, load_tokenizer
+from cai_cli.models.load import load_lm, load_pm
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.conversation import message
 from cai_cli.rows.jsonl import read_records, write_rows
 from cai_cli.rows.records import Comparison

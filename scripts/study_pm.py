@@ -30,11 +30,12 @@ from cai_cli.keys import key
 from cai_cli.microworld import answers, checkpoint, files, grammar
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
 from cai_cli.microworld.oracle import classify
-from cai_cli.models.load import load_pm, load_tokenizer
+from cai_cli.models.load import load_pm
 from cai_cli.models.score import score_all
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.conversation import Conversation, message, prompt_id
 from cai_cli.stages import pmp, train_pm
-from cai_cli.training.preference.run import reading
+from cai_cli.training.preference.reading import reading
 
 HELPFUL = (BENIGN, OWN)
 ANSWERS = ("complies", "wrong_steps", "partial", "evasive", "over_refusal")

@@ -8,9 +8,10 @@ from random import Random
 from tiny import make_model
 
 from cai_cli.engines.base import STOP, Completion
-from cai_cli.models.load import load_pm, load_tokenizer
+from cai_cli.models.load import load_pm
 from cai_cli.models.score import reset_head
-from cai_cli.stages.ppo import Options
+from cai_cli.models.tokenizers import load_tokenizer
+from cai_cli.training.ppo.settings import Options
 
 EOS, PAD = 2, 0
 THINGS = ("bread", "a kite", "some soup", "a shelf", "a song", "a garden", "tea")

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cai_cli.errors import UserError
-from cai_cli.models.load import load_lm, load_pm, load_tokenizer
+from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.paths import check_model
+from cai_cli.models.tokenizers import load_tokenizer
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 IDS = torch.arange(10, 40).unsqueeze(0)

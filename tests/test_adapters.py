@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from cai_cli.console.options import AdapterOptions, OutputOptions
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.adapters import add_lora, load_trainable_state, save_trained, trainable_state
-from cai_cli.models.load import load_lm, load_pm, load_tokenizer
+from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.score import score_head
+from cai_cli.models.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

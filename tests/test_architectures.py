@@ -14,8 +14,8 @@ import transformers
 
 from cai_cli.compute.shortcuts import ANY_LENGTH, close, difference, local_words, rope_words, row_states, shortcuts_of
 from cai_cli.errors import UserError
-from cai_cli.models.load import load_tokenizer
 from cai_cli.models.score import check_scorer
+from cai_cli.models.tokenizers import load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from architecture_families import FAMILIES, build

@@ -22,8 +22,9 @@ from transformers import GenerationConfig
 from cai_cli.console.options import AdapterOptions
 from cai_cli.errors import CaiError, RunError, UserError
 from cai_cli.models.adapters import add_lora
-from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.models.load import load_lm
 from cai_cli.models.saved_configs import settle_configs
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.stages import pmp, ppo, sft, train_pm
 from cai_cli.training.rehearsal import needed_bytes, rehearse_saving
 

@@ -65,7 +65,8 @@ def test_training_stages_say_them_and_keep_them(cai, models, tmp_path):
 def test_scoring_and_ppo_say_them_and_keep_them(cai, models, tmp_path):
     import torch
 
-    from cai_cli.models.load import load_pm, load_tokenizer
+    from cai_cli.models.load import load_pm
+    from cai_cli.models.tokenizers import load_tokenizer
 
     base, pm = models
     blind, comparisons = load_pm(str(pm), "cpu"), write_comparisons(tmp_path / "c.jsonl", 8)

@@ -18,8 +18,8 @@ from cai_cli.models.chat import (
     stop_ids,
     vocabulary_hash,
 )
-from cai_cli.models.load import separate_padding
 from cai_cli.models.templates import UnfitRow, install_template, render, require_template, template_hash
+from cai_cli.models.tokenizers import separate_padding
 from cai_cli.rows.conversation import message
 
 PROMPT = [message("user", "How do I bake bread?")]

@@ -20,7 +20,8 @@ from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.keys import key
 from cai_cli.microworld import checkpoint
 from cai_cli.models.chat import encode_text
-from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.models.load import load_lm
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.conversation import message
 
 CPU = torch.device("cpu")

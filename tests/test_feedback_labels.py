@@ -10,7 +10,7 @@ import pytest
 from cai_cli.errors import UserError
 from cai_cli.feedback.diagnostics import diagnose, histogram, show
 from cai_cli.feedback.labels import Answer, Pair, Question, Rule, parse_clamp, softmax_first
-from cai_cli.prompting.constitution import Principle
+from cai_cli.prompting.principles import Principle
 from cai_cli.rows.conversation import message
 from cai_cli.rows.records import Comparison
 

@@ -104,7 +104,7 @@ def test_without_critique_leaves_the_direct_form():
 def test_demonstrations_stand_in_front_of_critiques_and_revisions_alone(llama, rendering):
     """A draft behind them would answer as they end: with what has been revised."""
     from cai_cli.models.chat import Renderer
-    from cai_cli.models.load import load_tokenizer
+    from cai_cli.models.tokenizers import load_tokenizer
     from cai_cli.prompting.constitution import load_constitution
     from cai_cli.rows.records import Prompt
     from cai_cli.stages.revise import Chain, Options, Texts

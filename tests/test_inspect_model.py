@@ -13,8 +13,8 @@ from conftest import Cai, mistake
 from ppo_setup import make_pm
 from test_cli import PROGRAM
 
-from cai_cli.models.load import load_tokenizer
 from cai_cli.models.templates import template_hash
+from cai_cli.models.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="module")

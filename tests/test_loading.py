@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from cai_cli.errors import UserError
 from cai_cli.microworld import checkpoint
-from cai_cli.models.load import load_lm, load_pm, load_tokenizer, pick_device
+from cai_cli.models.devices import pick_device
+from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.paths import check_model, is_preference_model
+from cai_cli.models.tokenizers import load_tokenizer
 
 WEIGHTS = "model.safetensors"
 Tensors = dict[str, torch.Tensor]

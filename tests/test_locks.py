@@ -40,8 +40,9 @@ take(Path(sys.argv[1])); print(flush=True); input()
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     """A tiny language model and preference model, and rows for each command."""
-    from cai_cli.models.load import load_pm, load_tokenizer
+    from cai_cli.models.load import load_pm
     from cai_cli.models.score import reset_head
+    from cai_cli.models.tokenizers import load_tokenizer
 
     folder = tmp_path_factory.mktemp("inputs")
     model = make_model(folder / "lm")

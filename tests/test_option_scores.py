@@ -12,8 +12,8 @@ from cai_cli.engines.base import OptionRequest
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.engines.trials import shares_prefixes, takes_tree_masks
 from cai_cli.microworld import checkpoint
-from cai_cli.models.load import load_tokenizer
 from cai_cli.models.templates import UnfitRow
+from cai_cli.models.tokenizers import load_tokenizer
 
 HEADS = {"num_attention_heads": 4, "intermediate_size": 64}
 GROUPED = {**HEADS, "num_key_value_heads": 2, "head_dim": 8}

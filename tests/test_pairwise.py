@@ -14,11 +14,14 @@ import torch
 from tiny import make_model
 
 from cai_cli.errors import RunError
-from cai_cli.models.load import load_pm, load_tokenizer
+from cai_cli.models.load import load_pm
 from cai_cli.models.score import reset_head, score_all
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.stages.train_pm import Options
 from cai_cli.training.metrics_file import MetricsFile
-from cai_cli.training.preference.pairwise import TokenPair, all_batches, batch_losses, evaluate_pairs, fit_pairwise
+from cai_cli.training.preference.loop import all_batches, fit_pairwise
+from cai_cli.training.preference.losses import batch_losses, evaluate_pairs
+from cai_cli.training.preference.pairs import TokenPair
 
 EOS, PAD = 2, 0
 GOOD, BAD = 50, 60

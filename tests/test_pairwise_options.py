@@ -20,10 +20,13 @@ from tiny import make_model
 from cai_cli.errors import UserError
 from cai_cli.models.adapters import add_lora
 from cai_cli.models.language_head import TiedHead, language_head
-from cai_cli.models.load import load_lm, load_pm, load_tokenizer
+from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.score import final_scores, reset_head, score_all
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.conversation import message
-from cai_cli.training.preference.pairwise import backward, batch_losses, disable_dropout, fit_pairwise
+from cai_cli.training.modes import disable_dropout
+from cai_cli.training.preference.loop import fit_pairwise
+from cai_cli.training.preference.losses import backward, batch_losses
 
 
 def fresh(path: Path):

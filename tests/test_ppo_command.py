@@ -13,7 +13,8 @@ from tiny import make_model
 
 from cai_cli.engines.base import LENGTH, STOP
 from cai_cli.errors import RunError, UserError
-from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.models.load import load_lm
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.stages import ppo
 from cai_cli.training.ppo.critic import Critic

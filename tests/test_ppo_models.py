@@ -6,7 +6,8 @@ import pytest
 import torch
 from ppo_setup import PAD, make_pair, options_for, random_completions, write_prompts
 
-from cai_cli.models.load import load_lm, load_pm, load_tokenizer
+from cai_cli.models.load import load_lm, load_pm
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.training.ppo.episodes import make_episodes
 from cai_cli.training.ppo.forward import response_logprobs, response_values

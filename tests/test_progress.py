@@ -14,7 +14,8 @@ from cai_cli.console import messages
 from cai_cli.engines.base import Request
 from cai_cli.engines.segments import ChunkProgress, sample_segment
 from cai_cli.engines.transformers_engine import TransformersEngine
-from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.models.load import load_lm
+from cai_cli.models.tokenizers import load_tokenizer
 
 LINE = r"\w+: \d+/\d+ \w+, [\d.e+]+ \w+/s, \d+ s left.*"
 

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai_cli.engines.base import Request
 from cai_cli.engines.transformers_engine import TransformersEngine
-from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.models.load import load_lm
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.conversation import message
 from cai_cli.stages import ppo, sft, train_pm
-from cai_cli.training.preference.run import reading
+from cai_cli.training.preference.reading import reading
 
 MIXTURES = ["qwen3_moe", "mixtral", "jamba", "qwen3_next", "gpt_oss", "granitemoehybrid"]
 PROMPT = [message("user", "How do I bake 3?")]

@@ -15,7 +15,8 @@ from tiny import CHATML, byte_level_tokenizer, make_model
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.chat import stop_ids
-from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.models.load import load_lm
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.conversation import message
 from cai_cli.rows.splits import is_held_out
 from cai_cli.stages import sft

@@ -8,7 +8,8 @@ from tiny import byte_level_tokenizer, make_model
 from cai_cli.engines.base import Completion, Request
 from cai_cli.engines.segments import Segment, SegmentSettings, judge
 from cai_cli.engines.transformers_engine import TransformersEngine
-from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.models.load import load_lm
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.prompting.thinking import ALL_MARKS, CHANNEL_MARKS, Thinking, thinking_of
 from cai_cli.rows.conversation import message
 

@@ -20,8 +20,9 @@ THINGS = ("bread", "a kite", "some soup", "a shelf", "a song", "a garden", "tea"
 
 def make_world(folder: Path) -> Path:
     """A tiny language model and preference model, and some rows for each trainer."""
-    from cai_cli.models.load import load_pm, load_tokenizer
+    from cai_cli.models.load import load_pm
     from cai_cli.models.score import reset_head
+    from cai_cli.models.tokenizers import load_tokenizer
 
     model = make_model(folder / "lm")
     pm = load_pm(str(model), "cpu")

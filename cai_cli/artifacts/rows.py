@@ -257,7 +257,7 @@ class RowArtifact:
         return True
 
     def tell_next(self, command: str, *words: object) -> None:
-        """Name the command that comes next (see `talk`); a shard is joined with the others first."""
+        """Name the command that comes next (see `messages`); a shard is joined with the others first."""
         if self.shard[1] > 1:
             command, words = "cai merge", (self.out, "OTHER-SHARDS", "--out", self.out.with_name(f"whole-{self.out.name}"))
         tell_next(command, *words)

@@ -37,7 +37,7 @@ class Shortcuts:
     """What is known of one model. `reasons`: shortcut -> why it is not used; empty where it is, once it has been tried.
 
     `even`: rows of more tokens share a pass only with rows as long as they are. `sees_all`: up to this length a token sees all
-    that comes before it. `trial`: tokens of the longest row to try. `packs`, `trims`: see `packing.prepare`.
+    that comes before it. `trial`: tokens of the longest row to try. `packs`, `trims`: see `packed_rows.prepare`.
     """
 
     kind: str

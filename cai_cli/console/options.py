@@ -232,23 +232,6 @@ class AdapterOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairwiseOptions(TrainingOptions, AdapterOptions):
-    """How a preference model is fitted to pairs: `pmp` and `train-pm` share the loop."""
-
-    NEEDS: ClassVar[Needs] = {"eval_steps": ("held_out",)}
-
-    lm_coef: Annotated[
-        float, flag("Optimisation", "Weight of a language-modelling loss on the chosen text, beside the pairwise loss.", min=0.0)
-    ] = 0.0
-    center_rewards_coefficient: Annotated[
-        float, flag("Optimisation", "Weight of the squared sum of a pair's scores, which keeps their mean at zero.", min=0.0)
-    ] = 0.0
-    eval_steps: Annotated[
-        int | None, flag("Output", "Steps between evaluations of the held-out part, by origin, in metrics.jsonl.", min=1)
-    ] = None
-
-
 def parts_of(options: Any) -> dict[str, Part]:
     """Which part in the identity each field of an options dataclass has."""
     hints = get_type_hints(type(options), include_extras=True)

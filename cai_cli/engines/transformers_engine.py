@@ -19,9 +19,11 @@ from cai_cli.engines.decoding import KeyedDecoding, prefill
 from cai_cli.engines.option_scores import OptionScorer
 from cai_cli.engines.trials import even_length, shares_prefixes, takes_batches
 from cai_cli.models.chat import Renderer, encode_rendered, reply_header_ids, stop_ids, turn_start_ids
+from cai_cli.models.configs import context_length
 from cai_cli.models.finite import check_outputs
-from cai_cli.models.load import context_length, load_lm, load_tokenizer
+from cai_cli.models.load import load_lm
 from cai_cli.models.templates import UnfitRow, template_hash, template_kwargs
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.prompting.hygiene import OWN_HEADER
 
 

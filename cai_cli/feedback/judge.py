@@ -16,7 +16,7 @@ from cai_cli.feedback.labels import Answer, Pair, Question
 from cai_cli.keys import uniform
 from cai_cli.models.templates import UnfitRow
 from cai_cli.prompting.choices import COMMON_FORMATS, PLAIN, Form, Prompt, Solved, ask, option_labels, reasoned_question
-from cai_cli.prompting.constitution import Constitution, Principle
+from cai_cli.prompting.principles import Constitution, Principle
 from cai_cli.prompting.prompts import comparison_question
 from cai_cli.prompting.solved_questions import ComparisonDemonstration, Demonstration, solve
 

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.errors import UserError
-from cai_cli.prompting.constitution import Principle
+from cai_cli.prompting.principles import Principle
 from cai_cli.rows.conversation import Conversation, message
 from cai_cli.rows.records import Comparison, Judgement
 

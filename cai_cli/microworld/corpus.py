@@ -18,7 +18,8 @@ from cai_cli.microworld import answers, grammar
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
 from cai_cli.microworld.oracle import HARMLESSNESS, HELPFULNESS
 from cai_cli.prompting import prompts
-from cai_cli.prompting.constitution import Constitution, Principle, load_constitution
+from cai_cli.prompting.constitution import load_constitution
+from cai_cli.prompting.principles import Constitution, Principle
 from cai_cli.rows.conversation import ASSISTANT, HUMAN, message
 
 Document = list[tuple[str, float]]

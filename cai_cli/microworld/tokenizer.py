@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cai_cli.microworld import answers, corpus, grammar
 from cai_cli.prompting import prompts
-from cai_cli.prompting.constitution import Principle
+from cai_cli.prompting.principles import Principle
 from cai_cli.rows.conversation import message
 
 if TYPE_CHECKING:

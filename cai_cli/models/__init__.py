@@ -1,10 +1,11 @@
 """All contact with transformers and peft.
 
-model_directory  what a directory says of itself, without torch: whole files, and which role the model can play
-load        models, tokenizers, devices;  loaded: whether it is the whole model;  merging: adapter directories
-adapters    LoRA in training;  chat: templates and token ids
+paths       what a directory says of itself, without torch: whole files, and which role the model can play
+load        models;  tokenizers, configs, devices;  loaded: whether it is the whole model;  merging: adapter directories
+adapters    LoRA in training;  saved_configs: what a saved model says of itself;  finite: weights and outputs that are numbers
+chat        conversations as token ids;  templates: what a tokenizer makes of them
 score       the token whose state is a preference model's score;  language_head: log-probabilities beside it
-packing     rows without padding, a shared start once;  packed_attention: how they meet in attention
+compare     whether two directories hold one model;  portrait: what `cai inspect` shows of one
 """
 
 import logging

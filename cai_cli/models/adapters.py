@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from cai_cli.console.options import AdapterOptions
+from cai_cli.models.merging import is_peft
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 ADAPTER = "adapter"
@@ -125,10 +126,6 @@ def kind_of(name: str) -> str:
     return ".".join(part for part in name.split(".") if not part.isdigit() and part not in ("weight", "base_layer"))
 
 
-def is_peft(model: Any) -> bool:
-    return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
-
-
 def trainable_state(model: Any) -> dict[str, torch.Tensor]:
     """Name -> tensor of every weight that learns: what a checkpoint has to keep."""
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
@@ -194,7 +191,8 @@ def name_base(model: Any, base: str) -> None:
 
 def merge_into_base(base: str, adapter: Path, tokenizer: Any, task: Task) -> Any:
     """The base model, unquantised and on the CPU, with the adapter merged into it."""
-    from cai_cli.models.load import load_config, load_lm, load_pm
+    from cai_cli.models.configs import load_config
+    from cai_cli.models.load import load_lm, load_pm
     from cai_cli.models.merging import merge_adapter
 
     dtype = str(getattr(load_config(base), "dtype", None) or "float32").removeprefix("torch.")

@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 from cai_cli.errors import UserError
-from cai_cli.models.load import load_config, load_lm
+from cai_cli.models.configs import load_config
+from cai_cli.models.load import load_lm
 from cai_cli.models.paths import base_and_adapters, is_preference_model
 from cai_cli.models.score import transformer
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cai_cli.errors import UserError
 from cai_cli.models.loaded import LANGUAGE_HEADS, counted
 from cai_cli.models.paths import HEAD_NAMES, Shapes, adapter_shapes
+
+if TYPE_CHECKING:
+    pass
+
 
 COPY = re.compile(r"\.(modules_to_save|original_module)\.")
 SHELL = "base_model.model."  # what peft puts in front of the base model's own names
@@ -95,3 +99,7 @@ def told(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     sizes = [line for line in lines if line.startswith("size mismatch")]
     return (sizes or lines or [type(error).__name__])[0]
+
+
+def is_peft(model: Any) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")

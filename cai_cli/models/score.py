@@ -21,8 +21,8 @@ from cai_cli.compute.shortcuts import (
     trunk_states,
 )
 from cai_cli.errors import UserError, first_line
-from cai_cli.models.adapters import is_peft
 from cai_cli.models.finite import check_outputs
+from cai_cli.models.merging import is_peft
 from cai_cli.models.paths import HEAD_NAMES
 
 

@@ -9,49 +9,24 @@
         comparison: Which response is less harmful? Choose the one that ...
 
 `--constitution` takes a path or the name of a shipped file (`cai constitution show article`); a .json file is one of the two
-that were published with the paper (see `published_constitution`).
+that were published with the paper (see `published`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from cai_cli.errors import UserError
-from cai_cli.keys import uniform
+from cai_cli.prompting.principles import TEXTS, Constitution, Principle
 from cai_cli.rows.shipped import shipped_folder
 from cai_cli.rows.storage import is_input, read_input
 from cai_cli.rows.yaml_text import load_yaml
 
-TEXTS = ("critique", "revision", "comparison")
 FIELDS = ("id", *TEXTS)
 TOP_LEVEL = ("name", "description", "source", "principles")
-
-
-@dataclass(frozen=True, slots=True)
-class Principle:
-    id: str
-    critique: str
-    revision: str
-    comparison: str
-
-
-@dataclass(frozen=True, slots=True)
-class Constitution:
-    name: str
-    description: str
-    principles: tuple[Principle, ...]
-    sha256: str
-
-    def draw(self, *key: str | int) -> Principle:
-        """The principle for this key, with replacement: the same key always draws the same one (paper section 3.1)."""
-        return self.principles[int(uniform(*key) * len(self.principles))]
-
-    def by_id(self, principle_id: str) -> Principle:
-        return next(principle for principle in self.principles if principle.id == principle_id)
 
 
 def shipped_constitutions() -> Path:

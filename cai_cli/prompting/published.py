@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from cai_cli.errors import UserError
-from cai_cli.prompting.constitution import Constitution, Principle
+from cai_cli.prompting.principles import Constitution, Principle
 from cai_cli.prompting.prompts import CRITIQUE, CRITIQUE_REQUEST, REVISION, REVISION_REQUEST
 from cai_cli.rows.json_text import JsonError, load_json
 from cai_cli.rows.jsonl import ENCODING_ADVICE, read_whole

@@ -17,8 +17,8 @@ from typing import Any
 from cai_cli.errors import UserError
 from cai_cli.keys import Part, shuffled, uniform
 from cai_cli.prompting.choices import PLAIN, Form, Solved, reasoned_question
-from cai_cli.prompting.constitution import Constitution
 from cai_cli.prompting.few_shot import DEFAULT, NONE, find_demonstrations, numbered, read_prompt, read_text
+from cai_cli.prompting.principles import Constitution
 from cai_cli.prompting.prompts import OPTION_LABELS, comparison_question
 from cai_cli.rows.conversation import Conversation
 

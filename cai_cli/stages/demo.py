@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import shlex
 import shutil
 import signal
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cai_cli.artifacts.locks import hold
+from cai_cli.console.ending import one_line
 from cai_cli.console.messages import NEXT_STEPS, say, table
 from cai_cli.console.options import RUNTIME, flag
 from cai_cli.errors import RunError
@@ -159,13 +161,12 @@ def hand_on(stopped: Terminated, process: Any) -> None:
 
 
 def run_cli(words: list[str]) -> None:
-    """The entry point of `cai`, with these arguments. Ends with the demo, which says why where a signal came."""
-    from cai_cli.__main__ import main
-
+    """`python -m cai_cli` with these arguments. Ends with the demo, which says why where a signal came."""
     end_with_parent()
     os.environ[NEXT_STEPS] = "0"
     sys.argv = ["cai", *words]
-    main(told=False)
+    with one_line(told=False):
+        runpy.run_module("cai_cli", run_name="__main__")
 
 
 def measure(options: Options) -> dict[str, Any]:

@@ -41,12 +41,12 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.multiple_choice import Item, item_prompt, measure, option_bins, read_items, softmax
 from cai_cli.evaluation.overlap import find_overlap, tell_overlap
 from cai_cli.evaluation.solved_items import Examples
-from cai_cli.models.load import check_device
+from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.choices import FORMS, PLAIN, Form
 from cai_cli.prompting.few_shot import NONE
-from cai_cli.training.preference.run import open_preference_model
+from cai_cli.training.preference.reading import open_preference_model
 
 CHUNK = 256
 ATTEMPTS = 3
@@ -281,7 +281,7 @@ def dry_run(options: Options, examples: Examples, items: list[Item]) -> None:
         say(f"{len(items)} pairs of transcripts to score")
         return
     from cai_cli.models.chat import Renderer
-    from cai_cli.models.load import load_tokenizer
+    from cai_cli.models.tokenizers import load_tokenizer
 
     renderer = Renderer(load_tokenizer(str(options.model)), "--model", template_kwargs(options.chat_template_kwargs))
     chat = renderer.has_own_template

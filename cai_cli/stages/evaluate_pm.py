@@ -23,15 +23,17 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.calibration import Bin, reliability_bins
 from cai_cli.evaluation.comparisons import COLUMNS, Judged, by_group, length_matched, split_groups, table_rows
 from cai_cli.evaluation.overlap import find_overlap, tell_overlap
-from cai_cli.models.load import check_device
+from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.processes.ranks import is_main
 from cai_cli.rows.jsonl import read_records, write_rows
 from cai_cli.rows.trl_rows import RowReader
-from cai_cli.training.preference.run import dry_run, open_preference_model, open_reading, tokenise
+from cai_cli.training.preference.pairs import tokenise
+from cai_cli.training.preference.reading import open_preference_model, open_reading
+from cai_cli.training.preference.run import dry_run
 
 if TYPE_CHECKING:
-    from cai_cli.training.preference.pairwise import TokenPair
+    from cai_cli.training.preference.pairs import TokenPair
 
 CHUNK_BATCHES = 16
 
@@ -131,7 +133,7 @@ def check_rejects(options: Options, pairs: list[Any], rejected: list[Rejected]) 
 
 def judge_all(options: Options, pairs: list[TokenPair]) -> tuple[list[Judged], list[float]]:
     """What the model says of each pair, and the scores of all texts."""
-    from cai_cli.training.preference.pairwise import judge
+    from cai_cli.training.preference.losses import judge
 
     pm = open_preference_model(options.pm, options.device, options.dtype)
     judged: list[Judged] = []

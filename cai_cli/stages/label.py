@@ -41,7 +41,7 @@ from cai_cli.feedback.labels import Pair, Rule, parse_clamp
 from cai_cli.feedback.pairs import read_pairs
 from cai_cli.feedback.replies import draw_replies
 from cai_cli.feedback.self_judge import check_author, check_two_models
-from cai_cli.models.load import check_device
+from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.choices import FORMS, PLAIN, Form, option_labels
@@ -316,7 +316,7 @@ def check_preflight(judge: TransformersEngine, options: Options, inquiry: Inquir
 def dry_run(options: Options, inquiry: Inquiry, pair: Pair, remaining: int) -> None:
     """Show the first question exactly as the judge would get it."""
     from cai_cli.models.chat import Renderer
-    from cai_cli.models.load import load_tokenizer
+    from cai_cli.models.tokenizers import load_tokenizer
 
     kwargs = template_kwargs(options.feedback_chat_template_kwargs)
     renderer = Renderer(load_tokenizer(options.feedback_model, "--feedback-model"), "--feedback-model", kwargs)

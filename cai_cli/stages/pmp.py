@@ -26,16 +26,19 @@ from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.places import copy_to_backup, move_to_backup
 from cai_cli.artifacts.rejects import why_none
 from cai_cli.console.messages import progress, say, table, tell_next
-from cai_cli.console.options import INPUT, MODEL, RUNTIME, OutputOptions, PairwiseOptions, flag
+from cai_cli.console.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
 from cai_cli.errors import RunError, UserError
-from cai_cli.models.load import check_device
+from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.processes.ranks import barrier, is_main
 from cai_cli.rows.jsonl import dump_row, read_records
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.sources import input_file
 from cai_cli.rows.storage import check_writable
-from cai_cli.training.preference.run import reading, run_pairwise_stage, split_held_out, tokenise
+from cai_cli.training.preference.pairs import split_held_out, tokenise
+from cai_cli.training.preference.reading import reading
+from cai_cli.training.preference.run import run_pairwise_stage
+from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -114,8 +117,9 @@ def run(options: Options) -> None:
         return
     check_device(options)
 
-    from cai_cli.models.load import check_classifier, load_tokenizer
+    from cai_cli.models.configs import check_classifier
     from cai_cli.models.templates import install_template
+    from cai_cli.models.tokenizers import load_tokenizer
 
     check_classifier(options.model, "--model")  # before a dump is read
     tokenizer = load_tokenizer(options.model)

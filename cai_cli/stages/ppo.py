@@ -14,18 +14,17 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import Rejected, reasons_text
 from cai_cli.console.messages import say, show_text, table, tell_next, warn, warn_all
-from cai_cli.console.options import INPUT, MODEL, RUNTIME, OutputOptions, Takes, check_training_dtype, flag
+from cai_cli.console.options import check_training_dtype
 from cai_cli.engines.base import LENGTH
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import held_out_cautions, rate_cautions, reply_cautions
-from cai_cli.models.load import check_attention, check_device
+from cai_cli.models.devices import check_attention, check_device
 from cai_cli.models.paths import check_model
 from cai_cli.processes.interruption import Terminated, after_the_step
 from cai_cli.processes.ranks import is_main, main_first, world_size
@@ -34,7 +33,6 @@ from cai_cli.rows.prompt_files import Known, read_prompts
 from cai_cli.rows.prompt_mix import mixed_prompts
 from cai_cli.rows.records import Prompt
 from cai_cli.rows.sources import parse_weight
-from cai_cli.training.ppo.settings import ModelOptions, PPOOptions, RewardOptions, TrackOptions
 from cai_cli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -42,35 +40,9 @@ if TYPE_CHECKING:
     from cai_cli.training.ppo.measures import Episode
     from cai_cli.training.ppo.progress import Progress
     from cai_cli.training.ppo.trainer import Trainer
+from cai_cli.training.ppo.settings import Options
 
 SAMPLES = 8  # Replies in samples.jsonl each time.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(TrackOptions, PPOOptions, RewardOptions, ModelOptions, OutputOptions):
-    model: Annotated[str, flag("Model", "SL-CAI: where the policy starts, and the reference."), MODEL]
-    pm: Annotated[str, flag("Model", "The preference model; the value function starts from it too."), MODEL]
-    gold_pm: Annotated[
-        str | None,
-        flag("Model", "Another PM that only measures: the run stops when its score falls while that of --pm rises."),
-        MODEL,
-    ] = None
-    prompts: Annotated[
-        list[str],
-        flag("Data", "Prompts (as for `cai sample`), FILE[:proportion of the batch]. Repeatable."),
-        INPUT,
-        Takes.STDIN,
-        Takes.WEIGHT,
-    ]
-    eval_prompts: Annotated[
-        list[str] | None, flag("Data", "Held-out prompts, sampled and scored every --eval-steps. Repeatable."), INPUT, Takes.STDIN
-    ] = None
-    max_reject_rate: Annotated[
-        float, flag("Data", "Exit 1 when a larger share of the prompts does not fit.", min=0.0, max=1.0), RUNTIME
-    ] = 0.5
-    max_new_tokens: Annotated[int, flag("Generation", "Longest reply (paper: 128).", min=1)] = 128
-    temperature: Annotated[float, flag("Generation", "Sampling temperature (paper: 1).", min=0.01)] = 1.0
-    batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME] = 128
 
 
 def run(options: Options) -> None:
@@ -90,7 +62,8 @@ def run(options: Options) -> None:
     eval_prompts = read_prompts(options.eval_prompts, known=known) if options.eval_prompts else []
 
     from cai_cli.models.chat import Renderer
-    from cai_cli.models.load import context_length, load_config, load_tokenizer
+    from cai_cli.models.configs import context_length, load_config
+    from cai_cli.models.tokenizers import load_tokenizer
 
     renderer = Renderer(load_tokenizer(options.model), f"--model {options.model}")
     room = context_length(load_config(options.model)) - options.max_new_tokens
@@ -226,7 +199,7 @@ def check_value_device(options: Options) -> None:
     """Raise UserError where the critic's process could not do its work."""
     if options.value_device is None:
         return
-    from cai_cli.models.load import pick_device
+    from cai_cli.models.devices import pick_device
 
     pick_device(options.value_device, "--value-device")
     if world_size() > 1:

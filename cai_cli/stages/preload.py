@@ -10,7 +10,7 @@ with while_parent_lives():
     from trl.trainer.sft_trainer import SFTTrainer
 
     import cai_cli.training.ppo.trainer
-    import cai_cli.training.preference.pairwise
+    import cai_cli.training.preference.loop
     import cai_cli.training.sft.hf_trainer
 
 __all__ = ["AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer", "SFTTrainer", "cai_cli"]

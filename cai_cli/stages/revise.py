@@ -33,10 +33,10 @@ from cai_cli.console.options import (
 )
 from cai_cli.engines.segments import ChunkProgress, Segment, SegmentSettings, Told, attempts_at, chunks, sample_segment
 from cai_cli.evaluation.revisions import show, summarise
-from cai_cli.models.load import check_device
+from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
-from cai_cli.prompting.constitution import Constitution, Principle, load_constitution
+from cai_cli.prompting.constitution import load_constitution
 from cai_cli.prompting.few_shot import (
     AUTO,
     DEFAULT,
@@ -47,6 +47,7 @@ from cai_cli.prompting.few_shot import (
     without_critique,
 )
 from cai_cli.prompting.hygiene import CRITIQUE, REVISION, UNREVISED, check_critique, check_revision, is_near
+from cai_cli.prompting.principles import Constitution, Principle
 from cai_cli.prompting.prompts import (
     TRANSCRIPT_STOPS,
     critique_chat,
@@ -295,7 +296,7 @@ def to_record(chain: Chain) -> Revision:
 def dry_run(options: Options, constitution: Constitution, chains: list[Chain], remaining: int) -> None:
     """Show the first critique request exactly as the model would get it, with a stand-in for the reply."""
     from cai_cli.models.chat import Renderer
-    from cai_cli.models.load import load_tokenizer
+    from cai_cli.models.tokenizers import load_tokenizer
 
     renderer = Renderer(load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs))
     texts = Texts(options, renderer)

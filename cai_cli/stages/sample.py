@@ -15,7 +15,7 @@ from cai_cli.artifacts.rows import RowArtifact
 from cai_cli.console.messages import progress, say, show_text
 from cai_cli.console.options import MODEL, GenerationOptions, Needs, Prompts, RowOptions, check_draws, flag
 from cai_cli.engines.segments import ChunkProgress, Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
-from cai_cli.models.load import check_device
+from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.prompts import TRANSCRIPT_STOPS, reply_prompt
@@ -124,7 +124,7 @@ def reply_segment(options: Options, chat: bool) -> Segment[Slot]:
 def dry_run(options: Options, slot: Slot, remaining: int) -> None:
     """Show the first prompt exactly as the model would get it."""
     from cai_cli.models.chat import Renderer
-    from cai_cli.models.load import load_tokenizer
+    from cai_cli.models.tokenizers import load_tokenizer
 
     renderer = Renderer(load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs))
     chat = renderer.tokenizer.chat_template is not None

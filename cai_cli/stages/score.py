@@ -25,7 +25,7 @@ from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOpt
 from cai_cli.engines.segments import chunks
 from cai_cli.errors import RecordError, UserError
 from cai_cli.evaluation.cautions import score_cautions
-from cai_cli.models.load import check_device
+from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.rows.conversation import (
     Conversation,
@@ -38,7 +38,7 @@ from cai_cli.rows.conversation import (
 )
 from cai_cli.rows.jsonl import Row, check_new, read_rows
 from cai_cli.rows.prompt_files import conversation_of
-from cai_cli.training.preference.run import open_preference_model, open_reading
+from cai_cli.training.preference.reading import open_preference_model, open_reading
 
 CHUNK_BATCHES = 16
 

@@ -14,17 +14,15 @@ revision, as section 3.1 has it. Trained by TRL's SFTTrainer. On several GPUs, e
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import Rejected, why_none
 from cai_cli.console.messages import say, show_text, tell_dropped, tell_next, warn_all
-from cai_cli.console.options import INPUT, MODEL, AdapterOptions, ChatTemplateKwargs, OutputOptions, Takes, TrainingOptions, flag
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import rate_cautions, target_cautions
-from cai_cli.models.load import check_device
+from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
 from cai_cli.processes.ranks import by_fsdp, is_main, main_first
@@ -35,36 +33,7 @@ from cai_cli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(AdapterOptions, TrainingOptions, OutputOptions):
-    model: Annotated[str, flag("Model", "The base language model to finetune."), MODEL]
-    data: Annotated[
-        list[str],
-        flag("Data", "Revisions or samples, FILE[:proportion]; 0.5 takes half of its rows, 2 takes them twice. Repeatable."),
-        INPUT,
-        Takes.WEIGHT,
-    ]
-    targets: Annotated[
-        Literal["final", "all"], flag("Data", "Train on each chain's final revision, or on all of them (paper).")
-    ] = "final"
-    train_on_thinking: Annotated[
-        bool, flag("Data", "Train on what a reasoning model thought, too, in front of its answer.", "--train-on-thinking")
-    ] = False
-    held_out: Annotated[
-        float, flag("Data", "Share of the prompts, by first human turn, kept apart to measure the loss on.", min=0.0, max=0.5)
-    ] = 0.0
-    packing: Annotated[
-        bool, flag("Optimisation", "Put several rows into one sequence of --max-length; they do not see each other.", "--packing")
-    ] = False
-    chat_template: Annotated[
-        Path | None, flag("Model", "Jinja file to install; else a model without a template gets the transcript one."), INPUT
-    ] = None
-    tokenizer_from: Annotated[
-        str | None, flag("Model", "Take tokenizer and chat template from this model, of the same vocabulary."), MODEL
-    ] = None
-    chat_template_kwargs: ChatTemplateKwargs = None
+from cai_cli.training.sft.settings import Options
 
 
 def run(options: Options) -> None:
@@ -159,7 +128,7 @@ def run(options: Options) -> None:
 def open_tokenizer(options: Options) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, or that of `--tokenizer-from`, which must give the model's tokens the same ids."""
     from cai_cli.models.chat import require_same_tokens
-    from cai_cli.models.load import load_tokenizer
+    from cai_cli.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(options.model)
     if options.tokenizer_from is None:

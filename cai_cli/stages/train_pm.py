@@ -17,15 +17,18 @@ from typing import Annotated
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import why_none
 from cai_cli.console.messages import tell_dropped, tell_next
-from cai_cli.console.options import INPUT, MODEL, OutputOptions, PairwiseOptions, Takes, flag
+from cai_cli.console.options import INPUT, MODEL, OutputOptions, Takes, flag
 from cai_cli.errors import RunError
-from cai_cli.models.load import check_device
+from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.rows.jsonl import read_records
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.sources import parse_weight
 from cai_cli.rows.trl_rows import RowReader
-from cai_cli.training.preference.run import reading, run_pairwise_stage, split_held_out, tokenise
+from cai_cli.training.preference.pairs import split_held_out, tokenise
+from cai_cli.training.preference.reading import reading
+from cai_cli.training.preference.run import run_pairwise_stage
+from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.trackers import check_trackers
 
 
@@ -52,8 +55,8 @@ def run(options: Options) -> None:
     check_device(options)
     weighted = list(read_weighted(options.comparisons))
 
-    from cai_cli.models.load import load_tokenizer
     from cai_cli.models.templates import install_template
+    from cai_cli.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(options.model)
     install_template(tokenizer, options.chat_template)

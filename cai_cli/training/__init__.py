@@ -1,1 +1,1 @@
-"""What the training stages share: pure maths (`losses`, `advantages`), checkpoints, the pairwise loop."""
+"""What trains: `sft`, `preference`, `ppo`; and what they share: losses, modes, checkpoints, rehearsal, metrics, trackers, cards."""

@@ -14,8 +14,9 @@ from typing import Any
 
 from cai_cli.console.options import TrainingOptions
 from cai_cli.errors import CaiError, RunError, UserError, first_line
-from cai_cli.models.adapters import ADAPTER, is_peft, save_whole, trainable_state
+from cai_cli.models.adapters import ADAPTER, save_whole, trainable_state
 from cai_cli.models.finite import odd_weight
+from cai_cli.models.merging import is_peft
 from cai_cli.models.saved_configs import as_settled
 from cai_cli.processes.ranks import world_size
 

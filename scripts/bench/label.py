@@ -21,7 +21,8 @@ from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.feedback.judge import Inquiry, judge_pairs
 from cai_cli.feedback.labels import Pair, softmax_first
 from cai_cli.microworld import checkpoint, constitution, corpus
-from cai_cli.models.load import load_lm, load_tokenizer
+from cai_cli.models.load import load_lm
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.prompting.choices import PLAIN
 from cai_cli.prompting.constitution import load_constitution
 from cai_cli.prompting.solved_questions import load_comparison_demonstrations

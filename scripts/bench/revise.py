@@ -24,9 +24,11 @@ from cai_cli.engines.segments import chunks
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.microworld import checkpoint
 from cai_cli.microworld.files import write_world
-from cai_cli.models.load import load_lm, load_tokenizer
-from cai_cli.prompting.constitution import Constitution, load_constitution
+from cai_cli.models.load import load_lm
+from cai_cli.models.tokenizers import load_tokenizer
+from cai_cli.prompting.constitution import load_constitution
 from cai_cli.prompting.hygiene import EMPTY, ROLE_CONFUSED, TRUNCATED, UNREVISED
+from cai_cli.prompting.principles import Constitution
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import Prompt
 from cai_cli.stages.revise import CHUNK_BATCHES, Chain, Options, Texts, revise_chunk

@@ -20,8 +20,9 @@ from cai_cli.compute.packed_rows import where_it_can
 from cai_cli.engines.base import Completion
 from cai_cli.errors import RunError
 from cai_cli.models.adapters import load_trainable_state, trainable_state
+from cai_cli.models.devices import pick_device
 from cai_cli.models.finite import check_weights
-from cai_cli.models.load import load_tokenizer, pick_device
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.processes.interruption import end_with_parent, ignore
 from cai_cli.training.checkpoints import read_state, write_state
 from cai_cli.training.ppo.episodes import make_episodes
@@ -33,7 +34,7 @@ from cai_cli.training.run_facts import peak_memory
 if TYPE_CHECKING:
     import numpy as np
 
-    from cai_cli.stages.ppo import Options
+    from cai_cli.training.ppo.settings import Options
 
 Answer = Callable[[], Any]  # Waits for the result of a call, and returns it or raises what the call raised.
 STATE = "critic.pt"  # Beside the trainer's own state in a checkpoint.

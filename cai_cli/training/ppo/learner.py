@@ -22,13 +22,13 @@ from cai_cli.models.finite import advice
 from cai_cli.processes.collective import gathered, sum_gradients, total
 from cai_cli.processes.ranks import rank, world_size
 from cai_cli.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean
+from cai_cli.training.modes import autocast
 from cai_cli.training.ppo.episodes import Episodes, like_length, over_episodes
 from cai_cli.training.ppo.forward import response_logprobs, response_values
 from cai_cli.training.ppo.models import Pair, training_pass
-from cai_cli.training.preference.pairwise import autocast
 
 if TYPE_CHECKING:
-    from cai_cli.stages.ppo import Options
+    from cai_cli.training.ppo.settings import Options
 
 
 class Learner(ABC):

@@ -23,7 +23,7 @@ from cai_cli.training.metrics_file import MetricsFile
 from cai_cli.training.trackers import open_trackers
 
 if TYPE_CHECKING:
-    from cai_cli.stages.ppo import Options
+    from cai_cli.training.ppo.settings import Options
 
 REJECTS = "samples.rejects"
 Row = dict[str, Any]

@@ -22,13 +22,15 @@ from cai_cli.compute.shortcuts import rope_words
 from cai_cli.errors import UserError, first_line
 from cai_cli.keys import key
 from cai_cli.models.adapters import Task, add_lora
-from cai_cli.models.load import NO_CODE, load_config, load_lm, load_pm, training_dtype
+from cai_cli.models.configs import NO_CODE, load_config
+from cai_cli.models.devices import training_dtype
+from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.saved_configs import settle_configs
+from cai_cli.training.modes import disable_dropout
 from cai_cli.training.ppo.forward import has_plain_head
-from cai_cli.training.preference.pairwise import disable_dropout
 
 if TYPE_CHECKING:
-    from cai_cli.stages.ppo import Options
+    from cai_cli.training.ppo.settings import Options
 
 
 class Pair:

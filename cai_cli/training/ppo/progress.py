@@ -33,7 +33,7 @@ from cai_cli.training.ppo.measures import Episode, held_out_row
 from cai_cli.training.ppo.trainer import Rollout, Trainer
 
 if TYPE_CHECKING:
-    from cai_cli.stages.ppo import Options
+    from cai_cli.training.ppo.settings import Options
 
 
 class Progress:

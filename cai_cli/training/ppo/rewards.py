@@ -14,10 +14,10 @@ from cai_cli.models.chat import close_with_eos
 from cai_cli.models.score import score_all
 from cai_cli.models.templates import UnfitRow
 from cai_cli.rows.conversation import Conversation, message
-from cai_cli.training.preference.run import open_preference_model
+from cai_cli.training.preference.reading import open_preference_model
 
 if TYPE_CHECKING:
-    from cai_cli.stages.ppo import Options
+    from cai_cli.training.ppo.settings import Options
 
 
 def score_completions(pm: Any, completions: list[Completion], eos: int, pad: int, batch_size: int) -> list[float]:

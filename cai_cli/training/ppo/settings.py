@@ -8,9 +8,24 @@ policy's step size; the KL penalty (0.05 a token) and the missing-EOS penalty (1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from cai_cli.console.options import NOTED, RUNTIME, AdapterOptions, DeviceOptions, Needs, ReportOptions, flag
+from cai_cli.console.options import (
+    INPUT,
+    MODEL,
+    NOTED,
+    RUNTIME,
+    AdapterOptions,
+    DeviceOptions,
+    Needs,
+    OutputOptions,
+    ReportOptions,
+    Takes,
+    flag,
+)
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,3 +149,30 @@ class TrackOptions(ReportOptions):
     best_max_kl: Annotated[
         float | None, flag("Output", "KL budget of the best policy (nats a reply); --max-kl if not given.", min=0.0)
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrackOptions, PPOOptions, RewardOptions, ModelOptions, OutputOptions):
+    model: Annotated[str, flag("Model", "SL-CAI: where the policy starts, and the reference."), MODEL]
+    pm: Annotated[str, flag("Model", "The preference model; the value function starts from it too."), MODEL]
+    gold_pm: Annotated[
+        str | None,
+        flag("Model", "Another PM that only measures: the run stops when its score falls while that of --pm rises."),
+        MODEL,
+    ] = None
+    prompts: Annotated[
+        list[str],
+        flag("Data", "Prompts (as for `cai sample`), FILE[:proportion of the batch]. Repeatable."),
+        INPUT,
+        Takes.STDIN,
+        Takes.WEIGHT,
+    ]
+    eval_prompts: Annotated[
+        list[str] | None, flag("Data", "Held-out prompts, sampled and scored every --eval-steps. Repeatable."), INPUT, Takes.STDIN
+    ] = None
+    max_reject_rate: Annotated[
+        float, flag("Data", "Exit 1 when a larger share of the prompts does not fit.", min=0.0, max=1.0), RUNTIME
+    ] = 0.5
+    max_new_tokens: Annotated[int, flag("Generation", "Longest reply (paper: 128).", min=1)] = 128
+    temperature: Annotated[float, flag("Generation", "Sampling temperature (paper: 1).", min=0.01)] = 1.0
+    batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME] = 128

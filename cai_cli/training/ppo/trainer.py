@@ -20,8 +20,8 @@ from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, save_trained, trainable_state
 from cai_cli.models.chat import vocabulary_hash
 from cai_cli.models.finite import check_weights
-from cai_cli.models.load import load_tokenizer
 from cai_cli.models.templates import require_template, template_hash
+from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.processes.collective import gathered, own_part, total
 from cai_cli.rows.conversation import Conversation
 from cai_cli.rows.records import Prompt
@@ -35,7 +35,7 @@ from cai_cli.training.ppo.rewards import GoldPM, reward_shape
 from cai_cli.training.run_facts import peak_memory
 
 if TYPE_CHECKING:
-    from cai_cli.stages.ppo import Options
+    from cai_cli.training.ppo.settings import Options
 
 # |log π - log π_old| before an update. In float32 rollout and update differ by rounding; elsewhere old log-probabilities are
 # computed again and the mean gap to the rollout's is watched.

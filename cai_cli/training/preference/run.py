@@ -3,133 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from cai_cli.artifacts.manifest import read_manifest
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.places import manifest_path
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.console.messages import say, show_text, table, warn_all
 from cai_cli.errors import RunError
 from cai_cli.evaluation.cautions import label_cautions, rate_cautions, undecided_rate
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
-from cai_cli.feedback.pairs import IDENTICAL
-from cai_cli.models.paths import check_model
-from cai_cli.prompting.prompts import question_answer
-from cai_cli.rows.conversation import Conversation
 from cai_cli.rows.jsonl import write_atomically, write_rows
-from cai_cli.rows.records import Comparison
-from cai_cli.rows.splits import is_held_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from cai_cli.training.preference.pairwise import TokenPair
-
-Format = Literal["qa", "chat"]
-Encode = Callable[[Conversation, Conversation], list[int]]
-
-
-def reading(tokenizer: PreTrainedTokenizerBase, form: Format, max_length: int) -> Encode:
-    """The one way from (prompt, reply) to the ids whose last one, EOS, is scored: in training, evaluation and `cai score`.
-
-    "chat": the conversation through the chat template, template text after the end of turn cut. "qa": `Question: ...
-    Answer: ...`. The function raises UnfitRow where the ids are more than `max_length`; nothing is ever cut.
-    """
-    from cai_cli.models.chat import close_with_eos, encode_scored, encode_text, stop_ids
-    from cai_cli.models.templates import UnfitRow, check_text
-
-    stops = stop_ids(tokenizer)
-    eos = int(tokenizer.eos_token_id)
-
-    def chat(prompt: Conversation, reply: Conversation) -> list[int]:
-        return encode_scored(tokenizer, prompt, reply, stops, max_length)
-
-    def qa(prompt: Conversation, reply: Conversation) -> list[int]:
-        text = question_answer(prompt[-1]["content"], reply[0]["content"])
-        check_text(tokenizer, text)
-        ids = close_with_eos(encode_text(tokenizer, text), eos)
-        if len(ids) > max_length:
-            raise UnfitRow("too_long", f"{len(ids)} tokens, at most {max_length} fit")
-        return ids
-
-    return chat if form == "chat" else qa
-
-
-def format_of(pm: str) -> Format:
-    """How a preference model was taught to read: a `pmp` checkpoint says so in its cai.json, all others read chats."""
-    manifest = read_manifest(manifest_path(Path(pm)))
-    return "qa" if manifest and manifest["stage"] == "pmp" and manifest["options"].get("format") == "qa" else "chat"
-
-
-@dataclass(frozen=True, slots=True)
-class PreferenceModel:
-    """A preference model ready to score: `encode` gives the ids that it reads."""
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    encode: Encode
-    pad: int
-
-
-def open_reading(path: str, flag: str = "--pm") -> tuple[PreTrainedTokenizerBase, Encode]:
-    """The tokenizer of a preference model and how it reads a conversation of at most its context.
-
-    Raises UserError where the model is none, or has no chat template to read with.
-    """
-    from cai_cli.models.load import context_length, load_config, load_tokenizer
-    from cai_cli.models.templates import require_template
-
-    check_model(path, flag, "preference model")
-    tokenizer = load_tokenizer(path, flag)
-    form = format_of(path)
-    if form == "chat":
-        require_template(tokenizer, f"{flag} {path}")
-    return tokenizer, reading(tokenizer, form, context_length(load_config(path, flag)))
-
-
-def open_preference_model(path: str, device: str = "auto", dtype: str = "auto", flag: str = "--pm") -> PreferenceModel:
-    """Load a preference model to score with. Raises UserError as `open_reading` does."""
-    from cai_cli.models.load import load_pm
-
-    tokenizer, encode = open_reading(path, flag)
-    model = load_pm(path, device, dtype, flag, tokenizer)
-    return PreferenceModel(model, tokenizer, encode, int(tokenizer.pad_token_id))
-
-
-def tokenise(
-    weighted: Iterable[tuple[Comparison, float]], encode: Encode
-) -> tuple[list[tuple[Comparison, TokenPair]], list[Rejected]]:
-    """Both replies of each comparison as ids closed by EOS; pairs that do not fit are rejected by name, never cut.
-
-    So is a pair of one text twice: its loss has no gradient, and a tie is right for it whatever the model.
-    """
-    from cai_cli.models.templates import UnfitRow
-    from cai_cli.training.preference.pairwise import TokenPair
-
-    pairs, rejected = [], []
-    for row, weight in weighted:
-        try:
-            chosen, other = encode(row.prompt, row.chosen), encode(row.prompt, row.rejected)
-            if chosen == other:
-                raise UnfitRow(IDENTICAL, "chosen and rejected are one text for the model: neither can be better")
-        except UnfitRow as error:
-            rejected.append(Rejected(row.id, error.reason, error.detail))
-            continue
-        pairs.append((row, TokenPair(chosen, other, row.probability, weight, row.origin, row.kind)))
-    return pairs, rejected
-
-
-def split_held_out(pairs: list[tuple[Comparison, TokenPair]], share: float, seed: int) -> tuple[list[TokenPair], list[TokenPair]]:
-    """Divide by a hash of the first human turn, so that no prompt is on both sides."""
-    training: list[TokenPair] = []
-    held_out: list[TokenPair] = []
-    for comparison, pair in pairs:
-        (held_out if is_held_out(comparison.prompt, share, seed) else training).append(pair)
-    return training, held_out
+    from cai_cli.training.preference.pairs import TokenPair
 
 
 def run_pairwise_stage(
@@ -150,14 +38,16 @@ def run_pairwise_stage(
     import transformers
 
     from cai_cli.models.adapters import add_lora, save_trained
+    from cai_cli.models.devices import training_dtype
     from cai_cli.models.language_head import language_head, save_language_head
-    from cai_cli.models.load import load_pm, training_dtype
+    from cai_cli.models.load import load_pm
     from cai_cli.models.paths import is_preference_model
     from cai_cli.models.saved_configs import settle_configs
     from cai_cli.models.score import reset_head
     from cai_cli.processes.ranks import is_main, main_first
     from cai_cli.training.model_card import model_card
-    from cai_cli.training.preference.pairwise import disable_dropout, fit_pairwise
+    from cai_cli.training.modes import disable_dropout
+    from cai_cli.training.preference.loop import fit_pairwise
     from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
     from cai_cli.training.run_facts import model_facts
 

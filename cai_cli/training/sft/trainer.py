@@ -13,15 +13,16 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from cai_cli.errors import RunError, UserError, first_line
 from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
+from cai_cli.models.devices import training_dtype
 from cai_cli.models.finite import advice
-from cai_cli.models.load import load_lm, training_dtype
+from cai_cli.models.load import load_lm
 from cai_cli.models.saved_configs import settle_configs
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from cai_cli.stages.sft import Options
+    from cai_cli.training.sft.settings import Options
 
 PROBE_TOKENS = 12
 SAME_LOSS = 2e-2  # share of a loss that lower precision may change it by; an unknown scale changes it by much more

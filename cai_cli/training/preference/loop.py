@@ -9,8 +9,6 @@ their gradients: W processes do what one does with W times the gradient accumula
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +17,22 @@ from torch import nn
 from transformers import get_scheduler
 
 from cai_cli.console.messages import progress, say
-from cai_cli.console.options import PairwiseOptions, TrainingOptions
+from cai_cli.console.options import TrainingOptions
 from cai_cli.errors import RunError
-from cai_cli.evaluation.comparisons import Judged, by_group, sigmoid
 from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, trainable_state
-from cai_cli.models.finite import LEARNED_TOO_FAST, advice, check_weights
-from cai_cli.models.language_head import language_loss
-from cai_cli.models.score import hidden_states, last_scores, right_pad, score_all
-from cai_cli.processes.collective import gathered, own_part, sum_gradients, told_to_stop, total
+from cai_cli.models.finite import advice, check_weights
+from cai_cli.processes.collective import sum_gradients, told_to_stop
 from cai_cli.processes.interruption import Terminated, after_the_step
 from cai_cli.processes.ranks import is_main, rank, world_size
 from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint, step_of
-from cai_cli.training.losses import centring_loss, soft_pairwise_loss
 from cai_cli.training.metrics_file import MetricsFile
+from cai_cli.training.preference.losses import backward, evaluate_pairs
+from cai_cli.training.preference.pairs import TokenPair
+from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.trackers import open_trackers
 
 GROUP_BATCHES = 16  # Batches are cut from length-sorted runs of this many, which saves padding and keeps the order random.
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPair:
-    """A comparison as the preference model reads it; both rows end in EOS."""
-
-    chosen: list[int]
-    rejected: list[int]
-    probability: float
-    weight: float
-    origin: str
-    kind: str | None = None
-
-    @property
-    def longest(self) -> int:
-        return max(len(self.chosen), len(self.rejected))
 
 
 def fit_pairwise(
@@ -139,77 +120,6 @@ def all_batches(pairs: list[TokenPair], options: TrainingOptions, seed: int) -> 
     return batches
 
 
-def backward(
-    group: list[list[TokenPair]], model: Any, options: PairwiseOptions, pad: int, head: nn.Module | None
-) -> dict[str, float]:
-    """Add this process's part of the gradients of one step, whose batches are `group`; the mean losses of the whole step.
-
-    `loss` is the pairwise one, a mean over pairs; `lm_loss` one over the tokens of the chosen texts.
-    """
-    pairs = sum(map(len, group))
-    tokens = sum(len(pair.chosen) - 1 for batch in group for pair in batch)
-    sums = torch.zeros(3, device=model.device, dtype=torch.float64)
-    for batch in own_part(group):
-        with autocast(model.device.type, options.bf16):
-            parts = batch_losses(model, batch, pad, head if options.lm_coef else None)
-            loss = parts[0] / pairs + options.center_rewards_coefficient * parts[1] / pairs + options.lm_coef * parts[2] / tokens
-        loss.backward()
-        sums += torch.stack(parts).detach().double()
-    pairwise, centring, language = total(sums).tolist()
-    losses = {"loss": pairwise / pairs}
-    if options.center_rewards_coefficient:
-        losses["centring_loss"] = centring / pairs
-    if options.lm_coef:
-        losses["lm_loss"] = language / tokens
-    return losses
-
-
-def batch_losses(model: Any, batch: list[TokenPair], pad: int, head: nn.Module | None = None) -> list[torch.Tensor]:
-    """Sums over the batch: weight times soft pairwise loss, centring loss, language loss of the chosen texts (0 without head)."""
-    size = len(batch)
-    ids, mask = right_pad([pair.chosen for pair in batch] + [pair.rejected for pair in batch], pad, model.device)
-    hidden = hidden_states(model, ids, mask)
-    scores = last_scores(model, hidden, mask)
-    chosen, rejected = scores[:size], scores[size:]
-    probability = torch.tensor([pair.probability for pair in batch], device=scores.device)
-    weight = torch.tensor([pair.weight for pair in batch], device=scores.device)
-    language = scores.new_zeros(())
-    if head is not None:
-        real = mask[:size, 1:].bool()
-        language = language_loss(head, hidden[:size, :-1][real], ids[:size, 1:][real])
-    pairwise = (weight * soft_pairwise_loss(chosen, rejected, probability)).sum()
-    return [pairwise, centring_loss(chosen, rejected).sum(), language]
-
-
-def evaluate_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int) -> dict[str, Any]:
-    """Accuracy, Brier score and calibration error by origin, and the mean and deviation of all scores."""
-    training = model.training
-    model.eval()
-    try:
-        judged, scores = judge(model, pairs, pad, batch_size)
-    except RunError as error:  # found in a model in training, whatever it was made of
-        raise RunError(f"held-out pairs: {error.message}", LEARNED_TOO_FAST) from None
-    model.train(training)
-    groups: dict[str, list[Judged]] = defaultdict(list)
-    for item in judged:
-        groups["all"].append(item)
-        groups[item.origin].append(item)
-    centre = sum(scores) / len(scores)
-    deviation = math.sqrt(sum((score - centre) ** 2 for score in scores) / len(scores))
-    return {"evaluation": by_group(groups), "score_mean": centre, "score_deviation": deviation}
-
-
-def judge(model: Any, pairs: list[TokenPair], pad: int, batch_size: int) -> tuple[list[Judged], list[float]]:
-    """What the model says of each pair, and all scores: the chosen texts' and then the rejected ones'."""
-    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    scores = gathered(score_all(model, own_part(rows), pad, batch_size))
-    judged = []
-    for pair, high, low in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True):
-        lengths = len(pair.chosen), len(pair.rejected)
-        judged.append(Judged(sigmoid(high - low), pair.probability, pair.origin, pair.kind, *lengths))
-    return judged, scores
-
-
 def resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> tuple[int, list[dict[str, float]]]:
     """Take up the newest whole checkpoint, if any; returns the step to go on from, and the losses since the last log line."""
     found = load_checkpoint(folder / "checkpoints")
@@ -231,17 +141,3 @@ def save_training_state(
         check_weights(trainable_state(model), f"step {step}")
         state = {"model": trainable_state(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
         save_checkpoint(folder / "checkpoints", step, {**state, "recent": recent})
-
-
-def disable_dropout(model: Any) -> None:
-    """Set every dropout probability of the model to zero: modules, and the numbers that attention layers keep."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
-def autocast(device_type: str, bf16: bool) -> torch.autocast:
-    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16)

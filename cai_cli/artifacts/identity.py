@@ -1,0 +1,86 @@
+"""What makes an artifact the one that a command would make: the stage, its content options, and the content of its inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_type_hints
+
+from cai_cli.artifacts.fingerprints import file_changes
+from cai_cli.artifacts.manifest_shape import Manifest
+from cai_cli.console.messages import say, warn
+from cai_cli.console.options import DEMONSTRATIONS, NOTED, Part, flag_name
+from cai_cli.errors import UserError
+
+
+def identity(manifest: Manifest, options_type: type) -> dict[str, Any]:
+    """What must be equal for two manifests to be of the same artifact: flag -> comparable value."""
+    hints = get_type_hints(options_type, include_extras=True)
+    same: dict[str, Any] = {"stage": manifest["stage"]}
+    described = {item["option"] for item in manifest["inputs"]}
+    for field in dataclasses.fields(options_type):
+        marks = getattr(hints[field.name], "__metadata__", ())
+        named = DEMONSTRATIONS in marks and field.name not in described
+        if named or not any(isinstance(mark, Part) for mark in marks):
+            same[flag_name(field.name)] = manifest["options"].get(field.name)
+    contents: dict[str, list[Any]] = {}
+    for item in manifest["inputs"]:
+        contents.setdefault(flag_name(item["option"]), []).append([item["sha256"] or item["path"], item["weight"]])
+    for item in manifest["models"]:
+        contents.setdefault(flag_name(item["option"]), []).append(item.get("fingerprint"))
+    return {**same, **contents, "--constitution": (manifest["constitution"] or {}).get("sha256")}
+
+
+def differences(old: Manifest, new: Manifest, options_type: type) -> list[str]:
+    """What differs in identity, worded for the user: `--seed was 0, now 1`, `--prompts has other content`."""
+    if old.get("stage") != new["stage"]:
+        return [f"it was made by `cai {old.get('stage')}`"]
+    before, now = identity(old, options_type), identity(new, options_type)
+    return identity_differences(before, now, old, new)
+
+
+def model_changes(name: str, old: Manifest, new: Manifest) -> list[str]:
+    """Which files of the models given to a flag are not those of before; nothing where there are no files to tell by."""
+    before, now = ([item["files"] for item in m["models"] if flag_name(item["option"]) == name] for m in (old, new))
+    if len(before) != len(now) or not all([*before, *now]):
+        return []
+    return [f"{name}: {change}" for was, is_now in zip(before, now, strict=True) for change in file_changes(was, is_now)]
+
+
+def identity_differences(before: dict[str, Any], now: dict[str, Any], old: Manifest, new: Manifest) -> list[str]:
+    """What differs between two identities, worded for the user."""
+    hashed = {flag_name(item["option"]) for source in (old, new) for item in source["inputs"] + source["models"]}
+    hashed.add("--constitution")
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now:
+            changed = "has other content" if name in hashed else f"was {was}, now {is_now}"
+            if name in hashed and not (was and is_now):
+                changed = "is new" if is_now else "is gone"
+            found += model_changes(name, old, new) or [f"{name} {changed}"]
+    return found
+
+
+def noted_changes(old: Manifest, new: Manifest, options_type: type) -> list[str]:
+    """Changes that are allowed but worth a warning: dtype, engine."""
+    hints = get_type_hints(options_type, include_extras=True)
+    names = [f.name for f in dataclasses.fields(options_type) if NOTED in getattr(hints[f.name], "__metadata__", ())]
+    before, now = old["options"], new["options"]
+    return [f"{flag_name(n)} was {before.get(n)}, now {now[n]}" for n in names if before.get(n) != now[n]]
+
+
+def check_same(old: Manifest, new: Manifest, options: Any) -> bool:
+    """True where `old` is the same artifact as `new`; False where it is to be restarted; else an error that names why.
+
+    Nothing is moved here: what is on disk stays until the new work starts, so a mistake found before then costs nothing.
+    """
+    found = differences(old, new, type(options))
+    if not found:
+        for change in noted_changes(old, new, type(options)):
+            warn(f"{options.out}: {change}; rows made before keep what they have")
+        return True
+    if options.if_changed == "restart":
+        say(f"{options.out}: {'; '.join(found)}: the old one goes to .bak, starting afresh")
+        return False
+    hint = "choose another --out, or pass --if-changed restart to move it to .bak and start afresh"
+    raise UserError(f"{options.out} was made differently: {'; '.join(found)}", hint)

@@ -1,0 +1,62 @@
+"""Rows that were not accepted: the side file they go to, why they are there, and the next step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai_cli.artifacts.places import manifest_path
+from cai_cli.console.options import FLAG, Part, flag_name, parts_of
+from cai_cli.prompting.hygiene import advice
+from cai_cli.rows.jsonl import Row
+from cai_cli.rows.storage import is_input
+
+RESTART = "then --if-changed restart starts afresh, and moves what there is to .bak"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that was not accepted: why, and enough to look at it."""
+
+    id: str
+    reason: str
+    detail: str = ""
+    row: Row | None = None
+
+    def to_row(self) -> Row:
+        return {"id": self.id, "reason": self.reason, "detail": self.detail, "row": self.row}
+
+
+def with_restart(hint: str | None, options: Any) -> str | None:
+    """The hint of a run that failed, so that it can be followed: where `--out` is begun, flags that would make another artifact
+    need --if-changed restart.
+    """
+    if hint is None or "--if-changed" in hint or not hasattr(options, "if_changed") or not is_begun(options.out):
+        return hint
+    parts = {flag_name(name): part for name, part in parts_of(options).items()}
+    free = (Part.RUNTIME, Part.LIMIT, Part.NOTED)
+    if not any(name in parts and parts[name] not in free for name in FLAG.findall(hint)):
+        return hint
+    return f"{hint}; {RESTART}"
+
+
+def is_begun(out: Path | None) -> bool:
+    """Whether a manifest says of what lies at `out`, finished or not, how it was made."""
+    if out is None or str(out) == "-":
+        return False
+    own = [manifest_path(out), out / "split.manifest.json"]
+    return any(is_input(path) or is_input(path.with_suffix(".partial.json")) for path in own)
+
+
+def why_none(rejected: Iterable[Rejected], options: Any) -> str:
+    """Why none of the rows is left, and the next step for the commonest reason; nothing where none was rejected."""
+    reasons = Counter(item.reason for item in rejected)
+    step = advice(reasons.most_common(1)[0][0], map(flag_name, parts_of(options))) if reasons else ""
+    return "; ".join(filter(None, (reasons_text(reasons), step)))
+
+
+def reasons_text(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())

@@ -1,0 +1,60 @@
+"""Read a model's config.json through transformers, without its code, and with one line for what it raises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cai_cli.errors import UserError, first_line
+from cai_cli.models.paths import base_and_adapters
+
+if TYPE_CHECKING:
+    pass
+
+
+NO_CODE = {"trust_remote_code": False}  # left to itself, transformers asks on stdin whether to run a directory's code
+
+
+def quiet_transformers() -> None:
+    """No bars for loading and saving, no notes on fresh heads: what matters is said by us."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def load_config(path: str, flag: str = "--model") -> Any:
+    from transformers import AutoConfig
+
+    base, _ = base_and_adapters(path, flag)
+    try:
+        return AutoConfig.from_pretrained(base, **NO_CODE)
+    except Exception as error:  # each architecture checks its fields in its own way
+        hint = next_step(error, "fetch or save it again, or update transformers")
+        raise UserError(f"{flag} {path}: no usable config.json: {first_line(error)}", hint) from None
+
+
+def next_step(error: Exception, otherwise: str) -> str:
+    text = str(error)
+    if "custom code" in text:
+        return "its own code is not run: name a model that transformers knows"
+    if "Unrecognized configuration class" in text:
+        return "take a model of an architecture that has such a class"
+    if "CONVERSION" in text:
+        return "tensors that belong together differ in number or shape, such as those of a layer's experts: fetch it again"
+    return otherwise
+
+
+def check_classifier(path: str, flag: str) -> None:
+    """Raise UserError where transformers has no sequence classifier of the architecture, which a preference model is."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    config = load_config(path, flag)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        told = f"{flag} {path}: no preference model can be made of it: transformers has no classifier for {config.model_type}"
+        raise UserError(told, "take a base model of another architecture")
+
+
+def context_length(config: Any) -> int:
+    """Longest sequence the model was made for, in tokens."""
+    text_config = config.get_text_config()
+    return int(getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None) or 1 << 30)

@@ -1,0 +1,81 @@
+"""Where a model is computed and in what type: devices, dtypes, attention, and the memory that a CPU's passes keep."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import TYPE_CHECKING, Any
+
+from cai_cli.errors import UserError
+from cai_cli.processes.ranks import local_rank
+
+if TYPE_CHECKING:
+    import torch
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
+
+
+def pick_device(device: str, flag: str = "--device") -> torch.device:
+    import torch
+
+    if device == "auto":
+        return torch.device(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"{flag} {device}: unknown", "auto, cpu, cuda, cuda:1 or mps")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"{flag} {device}: no MPS device here", f"use {flag} cpu")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{flag} {device}: no CUDA device here", f"use {flag} cpu")
+    if chosen.type == "cuda" and 0 < (count := torch.cuda.device_count()) <= (chosen.index or 0):
+        raise UserError(f"{flag} {device}: there are {count} CUDA devices here", f"cuda:0 to cuda:{count - 1}")
+    return chosen
+
+
+def check_device(options: Any) -> None:
+    """Raise UserError where there is no such device here, before anything is read for it; a dry run needs none."""
+    if options.device not in ("auto", "cpu") and not options.dry_run:
+        pick_device(options.device)
+
+
+def check_attention(options: Any) -> None:
+    """Raise UserError where flash attention is asked for and cannot be had, before a model is loaded; a dry run needs none."""
+    if options.attn_implementation != "flash_attention_2" or options.dry_run:
+        return
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    if not is_flash_attn_2_available():
+        told = "--attn-implementation flash_attention_2: needs the package flash-attn and a GPU that it knows"
+        raise UserError(told, "leave it at auto, or install what it needs")
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """float32 on a CPU; on a GPU "auto" keeps the checkpoint's own type."""
+    import torch
+
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    return torch.float32 if device.type == "cpu" else "auto"
+
+
+def training_dtype(dtype: str) -> str:
+    """Weights that are trained are kept in float32 unless told otherwise: a small step vanishes in 16 bits."""
+    return "float32" if dtype == "auto" else dtype
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 256 MiB that tensors have freed, and take blocks up to 64 MiB from there.
+
+    Left alone, glibc hands the activations of a pass back to the system and gets them again, page by page, in the next one: a
+    sixth of the time of a small model's pass over 2,000 tokens.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter, value in ((M_TRIM_THRESHOLD, 256 << 20), (M_MMAP_THRESHOLD, 64 << 20)):
+            libc.mallopt(parameter, value)

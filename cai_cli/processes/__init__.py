@@ -1,0 +1,1 @@
+"""One run by several processes, and a process that is told to stop."""
