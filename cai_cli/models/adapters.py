@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from cai_cli.console.messages import warn
 from cai_cli.errors import RunError, UserError, first_line
 from cai_cli.models.finite import check_weights
+from cai_cli.models.merging import is_peft
 from cai_cli.models.saved_configs import as_settled
 
 if TYPE_CHECKING:
     import torch
 
     from cai_cli.console.options import AdapterOptions
-from cai_cli.models.merging import is_peft
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 ADAPTER = "adapter"

@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.errors import UserError, first_line
+from cai_cli.models.configs import NO_CODE, check_classifier, next_step, quiet_transformers
+from cai_cli.models.devices import keep_freed_memory, pick_device, pick_dtype
 from cai_cli.models.paths import base_and_adapters, is_preference_model
+from cai_cli.models.tokenizers import fit_tokenizer
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-from cai_cli.models.configs import NO_CODE, check_classifier, next_step, quiet_transformers
-from cai_cli.models.devices import keep_freed_memory, pick_device, pick_dtype
-from cai_cli.models.tokenizers import fit_tokenizer
 
 
 def load_lm(

@@ -19,12 +19,12 @@ from weakref import WeakKeyDictionary
 from cai_cli.errors import UserError
 from cai_cli.prompting.thinking import ALL_MARKS
 from cai_cli.rows.conversation import Conversation, message, split_system, system_in_first_user_turn
+from cai_cli.rows.json_text import JsonError, load_json
 from cai_cli.rows.storage import read_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-from cai_cli.rows.json_text import JsonError, load_json
 
 TRANSCRIPT_TEMPLATE = (
     "{{- bos_token if bos_token else '' }}"

@@ -133,7 +133,7 @@ def run_command(step: str, options: Options, **names: str) -> float:
     say(f"$ cai {shlex.join(words)}")
     start = time.monotonic()
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["cai_cli.stages.preload"])
+    processes.set_forkserver_preload(["cai_cli.training.preload"])
     with held_back():  # a signal to all is for the demo, and for the stage: without the server nobody knows how that ended
         forkserver.ensure_running()
     process = processes.Process(target=run_cli, args=(words,))

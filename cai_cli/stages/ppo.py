@@ -13,36 +13,26 @@ off by length pay `--missing-eos-penalty`; the run stops where the KL exceeds `-
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import Rejected, reasons_text
-from cai_cli.console.messages import say, show_text, table, tell_next, warn, warn_all
+from cai_cli.console.messages import say, show_text, tell_next, warn_all
 from cai_cli.console.options import check_training_dtype
-from cai_cli.engines.base import LENGTH
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.cautions import held_out_cautions, rate_cautions, reply_cautions
+from cai_cli.evaluation.cautions import held_out_cautions
 from cai_cli.models.devices import check_attention, check_device
 from cai_cli.models.paths import check_model
-from cai_cli.processes.interruption import Terminated, after_the_step
-from cai_cli.processes.ranks import is_main, main_first, world_size
-from cai_cli.rows.jsonl import write_atomically, write_rows
+from cai_cli.processes.ranks import world_size
 from cai_cli.rows.prompt_files import Known, read_prompts
 from cai_cli.rows.prompt_mix import mixed_prompts
 from cai_cli.rows.records import Prompt
 from cai_cli.rows.sources import parse_weight
+from cai_cli.training.ppo.settings import Options as Options
 from cai_cli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from cai_cli.models.chat import Renderer
-    from cai_cli.training.ppo.measures import Episode
-    from cai_cli.training.ppo.progress import Progress
-    from cai_cli.training.ppo.trainer import Trainer
-from cai_cli.training.ppo.settings import Options
-
-SAMPLES = 8  # Replies in samples.jsonl each time.
 
 
 def run(options: Options) -> None:
@@ -78,93 +68,10 @@ def run(options: Options) -> None:
         dry_run(options, renderer, schedule, rejected)
         return
 
-    from cai_cli.processes.collective import told_to_stop
-    from cai_cli.training.model_card import model_card
-    from cai_cli.training.ppo.log import RunLog
-    from cai_cli.training.ppo.measures import sample_rows
-    from cai_cli.training.ppo.progress import Progress
-    from cai_cli.training.ppo.trainer import Clock, Trainer
-    from cai_cli.training.run_facts import model_facts
+    from cai_cli.training.ppo.run import optimise
 
-    longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
-    trainer = Trainer(options, longest)
-    progress = Progress(options, trainer, artifact.checkpoints, eval_prompts)
-    if not artifact.begun:
-        main_first(lambda: rehearse(options, trainer, artifact, progress.keeps_best))
-    artifact.start()
-    if not options.eval_prompts:
-        say("no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card")
-    if rejected and is_main():
-        write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
-        say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
-    progress.resume()
-    texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
-    with closing(trainer), RunLog(options, artifact.folder, progress.step) as log, after_the_step():
-        if eval_prompts and progress.step == 0:
-            log.write(0, progress.measure(None))
-            log.samples(*sample_rows(0, progress.samples, texts, SAMPLES if options.sample_steps else 0))
-        while progress.step < options.steps and progress.stopped is None:
-            clock, step = Clock(), progress.step
-            batch = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
-            rollout = trainer.rollout(step, batch, clock)
-            if not progress.check_kl(rollout.kl):
-                break
-            if step > progress.checked and step % options.save_steps == 0:
-                progress.save()
-            progress.rollout = rollout.table
-            row = trainer.learn(step, rollout, clock)
-            progress.step = step = step + 1
-            measured = progress.measure(rollout)
-            log.write(step, row | measured, clock.seconds, trainer.peak_memory())
-            if options.sample_steps and step % options.sample_steps == 0:
-                episodes = progress.samples if measured else rollout.table
-                log.samples(*sample_rows(step, episodes, texts, SAMPLES))
-            if told_to_stop(trainer.policy.learner.device):
-                progress.save_unchecked()
-                raise Terminated
-    if progress.stopped:
-        warn(f"{progress.stopped}: stopping here")
-    saved = progress.settle()
-    report(options, progress, artifact.metrics_file, saved)
-    facts = {
-        "steps_done": progress.step,
-        "stopped": progress.stopped,
-        "saved_step": saved,
-        "best_step": progress.best.step if progress.best.step >= 0 else None,
-        "kl_coef": trainer.kl.coefficient,
-        "counts": {
-            "in": sum(len(prompts) for prompts, _ in sources) + len(rejected),
-            "rejected": dict(sorted(Counter(item.reason for item in rejected).items())),
-        },
-        "evaluation": progress.last,
-        "warnings": shared
-        + warn_all(last_cautions(progress.rollout) + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)),
-        **model_facts(trainer.policy.learner, trainer.tokenizer),
-    }
-
-    def save(folder: Path) -> None:
-        trainer.save_policy(folder)
-        write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
-
-    artifact.finish(save, **facts)
+    optimise(artifact, options, renderer, schedule, eval_prompts, len(learned), rejected, shared)
     tell_next("cai sample --model", options.out, "--prompts", "TEST.jsonl", "--out", options.out.parent / "replies.jsonl")
-
-
-def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:
-    """Find what only saving would find. A value function in a process of its own is taken to be as large as the policy."""
-    from cai_cli.training.rehearsal import learned_bytes, rehearse_saving
-
-    policy = learned_bytes(trainer.policy.learner)
-    saves = options.steps // options.save_steps
-    best = min(saves, 2) * policy + 2 * policy if keeps_best else 0  # of each checkpoint, and two while the better one is written
-    whole = trainer.policy.whole
-    rehearse_saving(whole, trainer.tokenizer, artifact.folder, artifact.checkpoints, saves, 2 * policy, best)
-
-
-def last_cautions(episodes: list[Episode]) -> list[str]:
-    """What the last rollout's replies show of a run that learned nothing."""
-    cut_off = [episode.finish_reason == LENGTH for episode in episodes]
-    return reply_cautions([episode.text for episode in episodes], [episode.score for episode in episodes], cut_off)
 
 
 def check_options(options: Options) -> None:
@@ -250,17 +157,3 @@ def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], reject
         f"about {tokens} prompt tokens a step and at most {most} of replies; {len(rejected)} prompts would be rejected"
     )
     say(f"the four models with gradients and optimiser: about {held_bytes(options) / 1e9:.2f} GB, and activations")
-
-
-def report(options: Options, progress: Progress, metrics: Path, saved: int) -> None:
-    """Held-out measures at the start and at the end, side by side; their way there as a plot of score against √KL."""
-    if progress.first and progress.last:
-        names = [name for name in progress.last if name in progress.first]
-        rows = [[name.removeprefix("eval_"), f"{progress.first[name]:.3f}", f"{progress.last[name]:.3f}"] for name in names]
-        table("held-out prompts", ["", "start", "end"], rows)
-    if progress.first and is_main():
-        from cai_cli.training.ppo.plot import draw_run
-
-        if draw_run(metrics, options.out / "score-kl.png"):
-            say(f"{options.out / 'score-kl.png'}: held-out score against √KL")
-    say(f"{options.out}: the policy after {saved} of {options.steps} steps is saved")

@@ -1,1 +1,1 @@
-"""What trains: `sft`, `preference`, `ppo`; and what they share: losses, modes, checkpoints, rehearsal, metrics, trackers, cards."""
+"""What trains: `sft`, `preference`, `ppo`; and what they share: checkpoints, rehearsals, metrics, trackers, cards."""

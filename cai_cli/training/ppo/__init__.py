@@ -1,5 +1,6 @@
-"""The parts of PPO that `stages/ppo.py` tells the story of.
+"""PPO, for `cai ppo`.
 
+run        the whole of it: rehearse the save, loop, report, save with a card
 trainer    one step, numbered: rollout, score, KL penalty, advantages, update
 models     policy and reference, value and preference model: two copies each, or one backbone with an adapter
 critic     preference model and value function, in this process or in one of their own

@@ -10,12 +10,10 @@ from cai_cli.artifacts.rejects import Rejected
 from cai_cli.feedback.pairs import IDENTICAL
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.splits import is_held_out
+from cai_cli.training.preference.reading import Encode
 
 if TYPE_CHECKING:
     pass
-
-
-from cai_cli.training.preference.reading import Encode
 
 
 def tokenise(

@@ -1,0 +1,140 @@
+"""The whole of a PPO run: a rehearsal of saving, the loop of rollouts and updates, and the policy saved with its card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+from cai_cli.artifacts.models import ModelArtifact
+from cai_cli.artifacts.rejects import Rejected
+from cai_cli.console.messages import say, table, warn, warn_all
+from cai_cli.engines.base import LENGTH
+from cai_cli.evaluation.cautions import rate_cautions, reply_cautions
+from cai_cli.models.chat import Renderer
+from cai_cli.processes.collective import told_to_stop
+from cai_cli.processes.interruption import Terminated, after_the_step
+from cai_cli.processes.ranks import is_main, main_first
+from cai_cli.rows.jsonl import write_atomically, write_rows
+from cai_cli.rows.records import Prompt
+from cai_cli.training.model_card import model_card
+from cai_cli.training.ppo.log import RunLog
+from cai_cli.training.ppo.measures import Episode, sample_rows
+from cai_cli.training.ppo.progress import Progress
+from cai_cli.training.ppo.settings import Options
+from cai_cli.training.ppo.trainer import Clock, Trainer
+from cai_cli.training.rehearsal import learned_bytes, rehearse_saving
+from cai_cli.training.run_facts import model_facts
+
+SAMPLES = 8  # Replies in samples.jsonl each time.
+
+
+def optimise(
+    artifact: ModelArtifact,
+    options: Options,
+    renderer: Renderer,
+    schedule: list[Prompt],
+    eval_prompts: list[Prompt],
+    kept: int,
+    rejected: list[Rejected],
+    cautions: list[str],
+) -> None:
+    """Train the policy on the prompts of `schedule`, as many as all steps take together, and save it.
+
+    `kept`: how many prompts fit; `rejected`: those that do not; `cautions`: what has been warned of before, for the manifest.
+    """
+    longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
+    trainer = Trainer(options, longest)
+    progress = Progress(options, trainer, artifact.checkpoints, eval_prompts)
+    if not artifact.begun:
+        main_first(lambda: rehearse(options, trainer, artifact, progress.keeps_best))
+    artifact.start()
+    if not options.eval_prompts:
+        say("no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card")
+    if rejected and is_main():
+        write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
+        say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
+    progress.resume()
+    with closing(trainer), RunLog(options, artifact.folder, progress.step) as log, after_the_step():
+        loop(options, trainer, progress, log, schedule, eval_prompts)
+    if progress.stopped:
+        warn(f"{progress.stopped}: stopping here")
+    saved = progress.settle()
+    report(options, progress, artifact.metrics_file, saved)
+    counts = dict(sorted(Counter(item.reason for item in rejected).items()))
+    facts = {
+        "steps_done": progress.step,
+        "stopped": progress.stopped,
+        "saved_step": saved,
+        "best_step": progress.best.step if progress.best.step >= 0 else None,
+        "kl_coef": trainer.kl.coefficient,
+        "counts": {"in": kept + len(rejected), "rejected": counts},
+        "evaluation": progress.last,
+        "warnings": cautions
+        + warn_all(last_cautions(progress.rollout) + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)),
+        **model_facts(trainer.policy.learner, trainer.tokenizer),
+    }
+
+    def save(folder: Path) -> None:
+        trainer.save_policy(folder)
+        write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
+
+    artifact.finish(save, **facts)
+
+
+def loop(
+    options: Options, trainer: Trainer, progress: Progress, log: RunLog, schedule: list[Prompt], eval_prompts: list[Prompt]
+) -> None:
+    """Rollout, update, measures, checkpoints, from the step that `progress` is at until it is through or has to stop."""
+    texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
+    if eval_prompts and progress.step == 0:
+        log.write(0, progress.measure(None))
+        log.samples(*sample_rows(0, progress.samples, texts, SAMPLES if options.sample_steps else 0))
+    while progress.step < options.steps and progress.stopped is None:
+        clock, step = Clock(), progress.step
+        batch = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
+        rollout = trainer.rollout(step, batch, clock)
+        if not progress.check_kl(rollout.kl):
+            break
+        if step > progress.checked and step % options.save_steps == 0:
+            progress.save()
+        progress.rollout = rollout.table
+        row = trainer.learn(step, rollout, clock)
+        progress.step = step = step + 1
+        measured = progress.measure(rollout)
+        log.write(step, row | measured, clock.seconds, trainer.peak_memory())
+        if options.sample_steps and step % options.sample_steps == 0:
+            episodes = progress.samples if measured else rollout.table
+            log.samples(*sample_rows(step, episodes, texts, SAMPLES))
+        if told_to_stop(trainer.policy.learner.device):
+            progress.save_unchecked()
+            raise Terminated
+
+
+def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:
+    """Find what only saving would find. A value function in a process of its own is taken to be as large as the policy."""
+    policy = learned_bytes(trainer.policy.learner)
+    saves = options.steps // options.save_steps
+    best = min(saves, 2) * policy + 2 * policy if keeps_best else 0  # of each checkpoint, and two while the better one is written
+    whole = trainer.policy.whole
+    rehearse_saving(whole, trainer.tokenizer, artifact.folder, artifact.checkpoints, saves, 2 * policy, best)
+
+
+def last_cautions(episodes: list[Episode]) -> list[str]:
+    """What the last rollout's replies show of a run that learned nothing."""
+    cut_off = [episode.finish_reason == LENGTH for episode in episodes]
+    return reply_cautions([episode.text for episode in episodes], [episode.score for episode in episodes], cut_off)
+
+
+def report(options: Options, progress: Progress, metrics: Path, saved: int) -> None:
+    """Held-out measures at the start and at the end, side by side; their way there as a plot of score against √KL."""
+    if progress.first and progress.last:
+        names = [name for name in progress.last if name in progress.first]
+        rows = [[name.removeprefix("eval_"), f"{progress.first[name]:.3f}", f"{progress.last[name]:.3f}"] for name in names]
+        table("held-out prompts", ["", "start", "end"], rows)
+    if progress.first and is_main():
+        from cai_cli.training.ppo.plot import draw_run
+
+        if draw_run(metrics, options.out / "score-kl.png"):
+            say(f"{options.out / 'score-kl.png'}: held-out score against √KL")
+    say(f"{options.out}: the policy after {saved} of {options.steps} steps is saved")

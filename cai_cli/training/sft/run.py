@@ -1,0 +1,79 @@
+"""The whole of a finetuning: the model, a rehearsal of saving, TRL's trainer, and the model saved with its card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from cai_cli.artifacts.models import ModelArtifact
+from cai_cli.artifacts.rejects import Rejected
+from cai_cli.console.messages import say, warn_all
+from cai_cli.evaluation.cautions import rate_cautions
+from cai_cli.models.adapters import save_trained
+from cai_cli.processes.ranks import is_main, main_first
+from cai_cli.rows.jsonl import write_atomically, write_rows
+from cai_cli.training.checkpoints import newest_whole
+from cai_cli.training.model_card import model_card
+from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
+from cai_cli.training.run_facts import model_facts
+from cai_cli.training.sft.data import TokenRow, dataset_of, packed_dataset
+from cai_cli.training.sft.hf_trainer import TrainingLog, whole_weights
+from cai_cli.training.sft.settings import Options
+from cai_cli.training.sft.trainer import make_trainer, open_model
+
+
+def finetune(
+    artifact: ModelArtifact,
+    options: Options,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[TokenRow],
+    rejected: list[Rejected],
+    cautions: list[str],
+) -> None:
+    """Train the base model on the rows that are not held out, and save it. `cautions`: of the targets, said at the end."""
+    train = [row for row in rows if not row.held_out]
+    data = packed_dataset(train, options.max_length, options.seed) if options.packing else dataset_of(train)
+    model = open_model(options, tokenizer)
+    if not artifact.begun:
+        saves = 1 + steps_of(len(data), options) // options.save_steps
+        main_first(lambda: rehearse_saving(model, tokenizer, options.out, artifact.checkpoints, saves, learned_bytes(model)))
+    artifact.start()
+    if rejected and is_main():
+        write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
+        say(f"{len(rejected)} rows rejected into {options.out / 'rejects.jsonl'}")
+    trainer = make_trainer(options, model, tokenizer, data, by_kind(rows), artifact.checkpoints)
+    checkpoint = newest_whole(artifact.checkpoints, "checkpoint")
+    packs = f" in {len(data)} packs" if options.packing else ""
+    say(f"sft: {len(train)} rows{packs}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
+    with TrainingLog("sft", artifact.metrics_file, options) as log:
+        log.train(trainer, checkpoint)
+        held_out = log.evaluate(trainer)
+        train_loss = log.mean_loss(trainer)
+
+    counts = dict(sorted(Counter(item.reason for item in rejected).items()))
+    rates = rate_cautions(options.learning_rate, options.warmup_steps, trainer.state.global_step)
+    facts = {
+        "counts": {"in": len(rows) + len(rejected), "out": len(rows), "rejected": counts},
+        "held_out": {"rows": len(rows) - len(train), "loss": held_out},
+        "tokens": sum(len(row.ids) for row in train),
+        "train_loss": train_loss,
+        "warnings": warn_all(cautions + rates),
+        **model_facts(trainer.model, tokenizer),
+    }
+
+    weights = whole_weights(trainer)
+
+    def save(folder: Path) -> None:
+        save_trained(trainer.model, tokenizer, folder, options, options.model, "CAUSAL_LM", weights)
+        write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
+
+    artifact.finish(save, **facts)
+
+
+def by_kind(rows: list[TokenRow]) -> dict[str, Any]:
+    """The held-out rows of each kind as a dataset."""
+    held_out = [row for row in rows if row.held_out]
+    return {kind: dataset_of([row for row in held_out if row.kind == kind]) for kind in sorted({row.kind for row in held_out})}
