@@ -136,9 +136,10 @@ def test_continue_final_message(chatml, transcript):
 
 
 def test_own_template_is_told_from_the_transcript_one(chatml, transcript):
-    assert Renderer(chatml).has_own_template
-    assert not Renderer(transcript).has_own_template
-    assert not Renderer(byte_level_tokenizer(None)).has_own_template
+    plain = byte_level_tokenizer(None)
+    forms = [(renderer.form(), renderer.reply_form) for renderer in map(Renderer, (chatml, transcript, plain))]
+    assert forms == [("chat", "chat"), ("transcript", "chat"), ("transcript", "transcript")]
+    assert Renderer(chatml).form("transcript") == "transcript" and Renderer(transcript).form("chat") == "chat"
 
 
 # Prompt and completion

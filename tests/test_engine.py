@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -13,7 +14,7 @@ from tiny import make_model
 from cai_cli.compute.packed_rows import prepare
 from cai_cli.compute.prefix_tree import shared_length
 from cai_cli.compute.shortcuts import shortcuts_of
-from cai_cli.engines.base import LENGTH, OVERLONG, STOP, OptionRequest, Request
+from cai_cli.engines.base import LENGTH, OVERLONG, STOP, EngineSettings, OptionRequest, Request
 from cai_cli.engines.decoding import packed
 from cai_cli.engines.sampling import inverse_cdf, uniforms
 from cai_cli.engines.transformers_engine import TransformersEngine
@@ -36,7 +37,11 @@ REQUESTS = [
 
 def open_model(path: str, **settings) -> TransformersEngine:
     tokenizer = load_tokenizer(path)
-    return TransformersEngine(load_lm(path, "cpu", tokenizer=tokenizer), tokenizer, **settings)
+    return TransformersEngine(load_lm(path, "cpu", tokenizer=tokenizer), tokenizer, EngineSettings(**settings))
+
+
+def change(engine: TransformersEngine, **settings) -> None:
+    engine.settings = replace(engine.settings, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +142,7 @@ def small(architecture: str):
     )
     for weight in model.parameters():
         weight.data.mul_(3)  # otherwise every text repeats one token
-    return TransformersEngine(model.eval(), tokenizer, temperature=0, batch_size=8)
+    return TransformersEngine(model.eval(), tokenizer, EngineSettings(temperature=0, batch_size=8))
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "Mistral", "Gemma2", "Lfm2", "Mamba", "GPTNeoX", "DeepseekV3"])
@@ -182,7 +187,7 @@ def test_texts_do_not_depend_on_the_batch(helpful):
     assert len(requests) == 48
     found = []
     for batch_size in (1, 7, 64):
-        helpful.batch_size = batch_size
+        change(helpful, batch_size=batch_size)
         found.append([(c.text, c.finish_reason, c.token_ids) for c in helpful.generate(requests)])
     assert found[0] == found[1] == found[2]
     assert len({text for text, _, _ in found[0]}) > 24
@@ -331,10 +336,10 @@ def test_option_scores_are_those_of_one_forward_each(tiny, options):
     requests = option_requests(Random(0), options)
     expected = [plain_scores(tiny, request) for request in requests]
     for batch_size in (32, 5, 1):
-        tiny.batch_size = batch_size
+        change(tiny, batch_size=batch_size)
         for got, wanted in zip(tiny.score(requests), expected, strict=True):
             assert got == pytest.approx(wanted, abs=1e-4)
-    tiny.batch_size = 64
+    change(tiny, batch_size=64)
 
 
 def test_whole_option_strings_are_scored(tiny):
@@ -369,10 +374,10 @@ def test_shared_prefixes_change_no_score(tiny):
     expected = [plain_scores(tiny, request) for request in requests]
     for prefix_cache in (True, False):
         for batch_size in (32, 3, 1):
-            tiny.prefix_cache, tiny.batch_size = prefix_cache, batch_size
+            change(tiny, prefix_cache=prefix_cache, batch_size=batch_size)
             for got, wanted in zip(tiny.score(requests), expected, strict=True):
                 assert got == pytest.approx(wanted, abs=1e-4)
-    tiny.prefix_cache, tiny.batch_size = True, 64
+    change(tiny, prefix_cache=True, batch_size=64)
 
 
 def test_what_prompts_share_is_computed_once(tiny):
@@ -381,13 +386,13 @@ def test_what_prompts_share_is_computed_once(tiny):
     fed = {True: 0, False: 0}
 
     def count(module, positional, named):
-        fed[tiny.prefix_cache] += named["input_ids"].numel()
+        fed[tiny.settings.prefix_cache] += named["input_ids"].numel()
 
     hook = tiny.model.register_forward_pre_hook(count, with_kwargs=True)
-    for tiny.prefix_cache in (True, False):
+    for prefix_cache in (False, True):
+        change(tiny, prefix_cache=prefix_cache)
         tiny.score(requests)
     hook.remove()
-    tiny.prefix_cache = True
     single = sum(len(tiny.renderer.encode(request.prompt)) for request in requests)
     assert fed[True] < 0.5 * fed[False] and fed[True] < 0.6 * single
 

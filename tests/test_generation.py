@@ -27,7 +27,8 @@ class FakeEngine:
     def __init__(self, say: Callable[[Request, int], str | tuple[str, str]], chat: bool = True) -> None:
         self.say = say
         self.calls: list[list[Request]] = []
-        self.renderer = SimpleNamespace(has_own_template=chat, tokenizer=SimpleNamespace(chat_template="x" if chat else None))
+        own = "chat" if chat else "transcript"
+        self.renderer = SimpleNamespace(form=lambda rendering: own if rendering == "auto" else rendering, reply_form=own)
 
     def generate(self, requests: list[Request], told: Callable[[int], None] | None = None) -> list[Completion]:
         self.calls.append(requests)
@@ -142,7 +143,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def run_stage(monkeypatch, files: Path, stage, engine: FakeEngine, **settings) -> list[dict]:
-    monkeypatch.setitem(sys.modules, "cai_cli.engines.transformers_engine", SimpleNamespace(open_engine=lambda *_: engine))
+    monkeypatch.setitem(sys.modules, "cai_cli.engines.open", SimpleNamespace(open_engine=lambda *_: engine))
     out = files / "out.jsonl"
     stage.run(stage.Options(model=str(files / "model"), prompts=[str(files / "prompts.jsonl")], out=out, **settings))
     return [json.loads(line) for line in out.read_text().splitlines()]

@@ -8,7 +8,7 @@ import transformers
 
 from cai_cli.compute.prefix_tree import Sequence, Stretch, alone, grow, row_of
 from cai_cli.compute.tree_rows import tree_mask
-from cai_cli.engines.base import OptionRequest
+from cai_cli.engines.base import EngineSettings, OptionRequest
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.engines.trials import shares_prefixes, takes_tree_masks
 from cai_cli.microworld import checkpoint
@@ -79,8 +79,9 @@ def test_scores_are_those_of_whole_sequences(architecture):
     requests = questions()
     expected = [whole_scores(engine, request) for request in requests]
     assert max(scores[0] for scores in expected) - min(scores[0] for scores in expected) > 0.01
-    for engine.prefix_cache in (True, False):
-        for engine.batch_size in (64, 3):
+    for prefix_cache in (True, False):
+        for batch_size in (64, 3):
+            engine.settings = EngineSettings(prefix_cache=prefix_cache, batch_size=batch_size)
             for got, wanted in zip(engine.score(requests), expected, strict=True):
                 assert got == pytest.approx(wanted, abs=1e-4)
 

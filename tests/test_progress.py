@@ -11,7 +11,7 @@ from ppo_setup import make_pair, write_prompts
 from test_generation import SETTINGS, FakeEngine, segment
 
 from cai_cli.console import messages
-from cai_cli.engines.base import Request
+from cai_cli.engines.base import EngineSettings, Request
 from cai_cli.engines.segments import ChunkProgress, sample_segment
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.models.load import load_lm
@@ -46,7 +46,7 @@ def test_rows_advance_by_segment_and_are_through_once(monkeypatch: pytest.Monkey
 
 def test_an_engine_tells_of_each_text_as_it_ends(llama: Path) -> None:
     tokenizer = load_tokenizer(str(llama))
-    engine = TransformersEngine(load_lm(str(llama), "cpu", tokenizer=tokenizer), tokenizer, batch_size=4)
+    engine = TransformersEngine(load_lm(str(llama), "cpu", tokenizer=tokenizer), tokenizer, EngineSettings(batch_size=4))
     requests = [Request("How", n, 2 + 3 * n) for n in range(6)]
     told: list[int] = []
     texts = engine.generate(requests, told.append)

@@ -12,7 +12,7 @@ from families import edit_json, make_family, write_comparisons, write_samples
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cai_cli.engines.base import Request
+from cai_cli.engines.base import EngineSettings, Request
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.models.load import load_lm
 from cai_cli.models.tokenizers import load_tokenizer
@@ -125,7 +125,7 @@ def test_generate_ends_where_sample_ends(declared, tmp_path):
         assert tokenizer.pad_token_id == model.config.pad_token_id == model.generation_config.pad_token_id == 1
         ids = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_tensors="pt")["input_ids"]
         generated = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.size(1) :].tolist()
-        engine = TransformersEngine(load_lm(str(folder), "cpu"), load_tokenizer(str(folder)), temperature=0)
+        engine = TransformersEngine(load_lm(str(folder), "cpu"), load_tokenizer(str(folder)), EngineSettings(temperature=0))
         sampled = engine.generate([Request(PROMPT, 1, 40)])[0]
         assert generated == sampled.token_ids and generated[-1] == 2
         assert sampled.text == "Mix flour."

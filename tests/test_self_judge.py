@@ -104,7 +104,7 @@ class FormatJudge:
 
     def __init__(self, likes: str) -> None:
         self.likes = likes
-        self.renderer = SimpleNamespace(has_own_template=False)
+        self.renderer = SimpleNamespace(form=lambda: "transcript")
 
     def score(self, requests):
         return [[math.log(0.4 if request.options[0] == self.likes else 0.01)] * 2 for request in requests]

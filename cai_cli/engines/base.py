@@ -7,10 +7,12 @@ text does not depend on batch size, shard or resume.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from cai_cli.models.templates import UnfitRow
+from cai_cli.console.options import GenerationOptions
+from cai_cli.models.chat import Renderer
+from cai_cli.models.templates import UnfitRow, template_kwargs
 from cai_cli.rows.conversation import Conversation
 
 # Why a continuation ended: a stop token or stop string; the length limit; or there is none, since the prompt did not fit the
@@ -56,8 +58,51 @@ class OptionRequest:
     options: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How a model is opened, to write or to judge: where and in what type, at what temperature, how many rows a pass.
+
+    `template_kwargs`: settings of its chat template. `prefix_cache`: whether questions that start alike share the work on their
+    start. `odd_numbers_end_it`: whether log-probabilities that are not finite end the run, or are left to the caller.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    temperature: float = 1.0
+    batch_size: int = 64
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    prefix_cache: bool = True
+    odd_numbers_end_it: bool = True
+
+    @classmethod
+    def of(cls, options: GenerationOptions) -> EngineSettings:
+        """Those of a stage that samples. Raises UserError where --chat-template-kwargs is no JSON object."""
+        kwargs = template_kwargs(options.chat_template_kwargs)
+        return cls(
+            device=options.device,
+            dtype=options.dtype,
+            temperature=options.temperature,
+            batch_size=options.batch_size,
+            template_kwargs=kwargs,
+        )
+
+
 class Engine(Protocol):
-    """What a stage needs of a model that writes text."""
+    """What a stage needs of a model that writes text and answers questions."""
+
+    @property
+    def renderer(self) -> Renderer:
+        """How it reads prompts."""
+        ...
+
+    @property
+    def model(self) -> Any:
+        """The model itself where it is in this process, else None."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest keeps of the model as it was run."""
+        ...
 
     def generate(self, requests: list[Request], told: Callable[[int], None] | None = None) -> list[Completion]:
         """`told(count)` hears of requests as they end."""

@@ -13,37 +13,25 @@ from cai_cli.artifacts.manifest import device_facts
 from cai_cli.compute.batches import left_pad, like_length
 from cai_cli.compute.gradients import written_out
 from cai_cli.compute.shortcuts import shortcuts_of
-from cai_cli.console.options import GenerationOptions
-from cai_cli.engines.base import LENGTH, OVERLONG, STOP, UNFIT, Completion, OptionRequest, Request
+from cai_cli.engines.base import LENGTH, OVERLONG, STOP, UNFIT, Completion, EngineSettings, OptionRequest, Request
 from cai_cli.engines.decoding import KeyedDecoding, prefill
 from cai_cli.engines.option_scores import OptionScorer
 from cai_cli.engines.trials import even_length, shares_prefixes, takes_batches
 from cai_cli.models.chat import Renderer, encode_rendered, reply_header_ids, stop_ids, turn_start_ids
 from cai_cli.models.configs import context_length
 from cai_cli.models.finite import check_outputs
-from cai_cli.models.load import load_lm
-from cai_cli.models.templates import UnfitRow, template_hash, template_kwargs
-from cai_cli.models.tokenizers import load_tokenizer
+from cai_cli.models.templates import UnfitRow, template_hash
 from cai_cli.prompting.hygiene import OWN_HEADER
 
 
 class TransformersEngine:
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        temperature: float = 1.0,
-        batch_size: int = 64,
-        flag: str = "--model",
-        template_kwargs: dict[str, Any] | None = None,
-    ) -> None:
+    """`settings.device` and `dtype` say how the model was loaded: it is taken as it is."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: EngineSettings | None = None, flag: str = "--model") -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.temperature = temperature
-        self.batch_size = batch_size
-        self.refuses_odd_numbers = True  # raise RunError where the model's log-probabilities are not finite
-        self.prefix_cache = True  # whether questions that start alike share the work on their start when options are scored
-        self.renderer = Renderer(tokenizer, flag, template_kwargs)
+        self.settings = settings or EngineSettings()
+        self.renderer = Renderer(tokenizer, flag, self.settings.template_kwargs)
         self.stop_ids = stop_ids(tokenizer, getattr(model, "generation_config", None))
         self.thinking = self.renderer.thinking
         # Marks of thinking are found among the ids: as text they would be dropped with the special tokens.
@@ -90,10 +78,10 @@ class TransformersEngine:
         even = even_length(self.model)
         wholes = [prompt + new for prompt, new in lengths]
         padded = [n for n, whole in enumerate(wholes) if whole <= even]
-        for places in like_length([wholes[n] for n in padded], self.batch_size):
+        for places in like_length([wholes[n] for n in padded], self.settings.batch_size):
             yield [padded[place] for place in places]
         if apart := [n for n, whole in enumerate(wholes) if whole > even]:
-            size = self.batch_size if takes_batches(self.model) else 1
+            size = self.settings.batch_size if takes_batches(self.model) else 1
             most = max(lengths[n][1] for n in apart)
             for places in like_length([lengths[n][0] for n in apart], size, most, even=0):
                 yield [apart[place] for place in places]
@@ -104,14 +92,14 @@ class TransformersEngine:
     ) -> list[Completion]:
         model, pad = self.model, int(self.tokenizer.pad_token_id)
         ours = len(prompts) > 1 or even_length(model) > 0 or takes_batches(model)
-        decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.temperature, model.device, ours, told)
+        decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.settings.temperature, model.device, ours, told)
         with written_out(model):
             if max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model):
                 inputs = prefill(model, prompts, pad, decoding.longest)
             else:
                 inputs = dict(zip(("input_ids", "attention_mask"), left_pad(prompts, pad, model.device), strict=True))
             model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
-        if self.refuses_odd_numbers:
+        if self.settings.odd_numbers_end_it:
             for logprobs in decoding.logprobs:
                 check_outputs(self.model, logprobs, "a token's log-probability")
         return [self._completion(*row) for row in zip(requests, prompts, decoding.tokens, decoding.logprobs, strict=True)]
@@ -150,16 +138,8 @@ class TransformersEngine:
     def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         """Log-probabilities of the options of each request, prompt and option encoded together."""
         with written_out(self.model):
-            scorer = OptionScorer(self.model, self.renderer, self.context, self.batch_size, self.prefix_cache)
+            scorer = OptionScorer(self.model, self.renderer, self.context, self.settings.batch_size, self.settings.prefix_cache)
             found = scorer.score(requests)
         for scores in found:
             check_outputs(self.model, scores if isinstance(scores, list) else (), "an option's log-probability")
         return found
-
-
-def open_engine(path: str, options: GenerationOptions, flag: str = "--model") -> TransformersEngine:
-    """Load a model and its tokenizer as an engine."""
-    tokenizer = load_tokenizer(path, flag)
-    model = load_lm(path, options.device, options.dtype, flag, tokenizer)
-    kwargs = template_kwargs(options.chat_template_kwargs)
-    return TransformersEngine(model, tokenizer, options.temperature, options.batch_size, flag, kwargs)

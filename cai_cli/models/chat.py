@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cai_cli.errors import UserError
 from cai_cli.models.templates import (
@@ -20,6 +20,8 @@ from cai_cli.rows.conversation import HUMAN, Conversation, message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Rendering = Literal["auto", "transcript", "chat"]
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -181,16 +183,24 @@ class Renderer:
         self.flag = flag
         self.template_kwargs = template_kwargs or {}
         check_settings(tokenizer, self.template_kwargs, flag)
-        if tokenizer.chat_template is not None:
+        if self.reply_form == "chat":
             check_template(tokenizer, flag)
         self.thinking = require_known_thinking(tokenizer, flag)
 
+    def form(self, rendering: Rendering = "auto") -> Literal["transcript", "chat"]:
+        """Whether what is asked of the model is written as a transcript or goes through its chat template.
+
+        auto: chat where it has a template other than the transcript one.
+        """
+        if rendering != "auto":
+            return rendering
+        own = self.reply_form == "chat" and f"{HUMAN} probe" not in render(self.tokenizer, [message("user", "probe")])
+        return "chat" if own else "transcript"
+
     @property
-    def has_own_template(self) -> bool:
-        """Whether the model has a chat template other than the transcript form."""
-        if self.tokenizer.chat_template is None:
-            return False
-        return f"{HUMAN} probe" not in render(self.tokenizer, [message("user", "probe")])
+    def reply_form(self) -> Literal["transcript", "chat"]:
+        """The same for a plain reply, which takes the template as it is: chat wherever there is one."""
+        return "chat" if self.tokenizer.chat_template is not None else "transcript"
 
     def render(self, prompt: str | Conversation) -> str:
         """The exact text the model gets; a closing assistant turn is left open, to be continued. Raises UnfitRow."""

@@ -29,13 +29,12 @@ from cai_cli.console.options import (
     RUNTIME,
     ChatTemplateKwargs,
     DeviceOptions,
-    GenerationOptions,
     Needs,
     OutputOptions,
     check_draws,
     flag,
 )
-from cai_cli.engines.base import Engine, OptionRequest
+from cai_cli.engines.base import Engine, EngineSettings, OptionRequest
 from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, chunks, sample_segment
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.multiple_choice import Item, item_prompt, measure, option_bins, read_items, softmax
@@ -138,17 +137,17 @@ def run(options: Options) -> None:
 
 def answer_all(options: Options, examples: Examples, items: list[Item]) -> dict[str, Any]:
     """Fill in the items' probabilities; what the manifest keeps about the model."""
-    from cai_cli.engines.transformers_engine import open_engine
+    from cai_cli.engines.open import open_engine
 
-    settings = GenerationOptions(
+    settings = EngineSettings(
         device=options.device,
         dtype=options.dtype,
         temperature=options.rationale_temperature,
         batch_size=options.batch_size,
-        chat_template_kwargs=options.chat_template_kwargs,
+        template_kwargs=template_kwargs(options.chat_template_kwargs),
     )
     engine = open_engine(str(options.model), settings)
-    chat = engine.renderer.has_own_template
+    chat = engine.renderer.form() == "chat"
     with progress("evaluate hhh", len(items), unit="questions") as advance:
         for chunk in chunks(items, CHUNK):
             answer(engine, options, examples, chunk, chat)
@@ -284,6 +283,6 @@ def dry_run(options: Options, examples: Examples, items: list[Item]) -> None:
     from cai_cli.models.tokenizers import load_tokenizer
 
     renderer = Renderer(load_tokenizer(str(options.model)), "--model", template_kwargs(options.chat_template_kwargs))
-    chat = renderer.has_own_template
+    chat = renderer.form() == "chat"
     show_text(renderer.show(item_prompt(items[0], options.form, examples.before(items[0], chat), chat)))
     say(f"{len(items)} items; options {', '.join(option.strip() for option in items[0].options)}")

@@ -32,6 +32,7 @@ from cai_cli.console.options import (
     check_draws,
     flag,
 )
+from cai_cli.engines.base import EngineSettings
 from cai_cli.engines.segments import ChunkProgress, SegmentSettings, Told, attempts_at, chunks
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
@@ -52,7 +53,7 @@ from cai_cli.prompting.solved_questions import load_comparison_demonstrations
 from cai_cli.rows.prompt_files import read_prompts
 
 if TYPE_CHECKING:
-    from cai_cli.engines.transformers_engine import TransformersEngine
+    from cai_cli.engines.base import Engine
 
 CHUNK_BATCHES = 4
 PREFLIGHT_PAIRS = 32
@@ -175,9 +176,9 @@ def run(options: Options) -> None:
         dry_run(options, inquiry, next(pair for pair in [*todo, *pairs] if not pair.rejected), len(todo))
         return
 
-    from cai_cli.engines.transformers_engine import open_engine
+    from cai_cli.engines.open import open_engine
 
-    writer = open_engine(options.model, options) if options.model else None
+    writer = open_engine(options.model, EngineSettings.of(options)) if options.model else None
     judge = open_judge(options)
     if writer and not options.allow_self_judge:
         check_two_models(writer.model, judge.model, options.feedback_model)
@@ -250,19 +251,18 @@ def pairs_to_label(options: Options) -> Iterator[Pair]:
         yield Pair(f"{prompt.id}/0", prompt.id, prompt.prompt, prompt.kind)
 
 
-def open_judge(options: Options) -> TransformersEngine:
+def open_judge(options: Options) -> Engine:
     """The feedback model as an engine."""
-    from cai_cli.engines.transformers_engine import open_engine
+    from cai_cli.engines.open import open_engine
 
     own = replace(
-        options,
+        EngineSettings.of(options),
         dtype=options.feedback_dtype,
         temperature=options.rationale_temperature,
-        chat_template_kwargs=options.feedback_chat_template_kwargs,
+        template_kwargs=template_kwargs(options.feedback_chat_template_kwargs),
+        prefix_cache=options.prefix_cache,
     )
-    judge = open_engine(options.feedback_model, own, "--feedback-model")
-    judge.prefix_cache = options.prefix_cache
-    return judge
+    return open_engine(options.feedback_model, own, "--feedback-model")
 
 
 def in_chunks(pairs: list[Pair], first: int, size: int) -> Iterator[list[Pair]]:
@@ -273,8 +273,8 @@ def in_chunks(pairs: list[Pair], first: int, size: int) -> Iterator[list[Pair]]:
 
 
 def label_pairs(
-    writer: TransformersEngine | None,
-    judge: TransformersEngine,
+    writer: Engine | None,
+    judge: Engine,
     options: Options,
     inquiry: Inquiry,
     pairs: list[Pair],
@@ -283,13 +283,13 @@ def label_pairs(
     """Replies, where they are to be written, and the judge's answers about them."""
     keep = options.on_truncated == "keep"
     if writer:
-        chat = writer.renderer.tokenizer.chat_template is not None
+        chat = writer.renderer.reply_form == "chat"
         attempts = attempts_at(options.temperature, options.attempts)
         settings = SegmentSettings(options.max_new_tokens, () if chat else TRANSCRIPT_STOPS, keep, attempts)
         draw_replies(writer, pairs, options.num_samples, settings, options.seed, chat, told)
     thinking = SegmentSettings(options.rationale_tokens, (), keep, attempts_at(options.rationale_temperature, options.attempts))
     asked = [pair for pair in pairs if pair.rejected is None]
-    judge_pairs(judge, inquiry, asked, judge.renderer.has_own_template, thinking)
+    judge_pairs(judge, inquiry, asked, judge.renderer.form() == "chat", thinking)
 
 
 def reject_low_mass(pair: Pair, min_mass: float) -> None:
@@ -297,12 +297,12 @@ def reject_low_mass(pair: Pair, min_mass: float) -> None:
         pair.reject("low_mass", f"the options hold {pair.mass:.2g} of the probability")
 
 
-def check_preflight(judge: TransformersEngine, options: Options, inquiry: Inquiry, pairs: list[Pair]) -> None:
+def check_preflight(judge: Engine, options: Options, inquiry: Inquiry, pairs: list[Pair]) -> None:
     """Stop early where the judge does not answer with an option at all, and say what it would answer with."""
     mass = mean_mass(pairs)
     if mass is None or mass >= options.min_mass:
         return
-    found = masses_by_format(judge, inquiry, pairs, judge.renderer.has_own_template)
+    found = masses_by_format(judge, inquiry, pairs, judge.renderer.form() == "chat")
     best = max(found, key=lambda name: found[name])
     hint = f"no option format does better ({best} holds {found[best]:.2g}): try --few-shot default or another model"
     if found[best] >= options.min_mass and best != options.option_format:
@@ -323,5 +323,5 @@ def dry_run(options: Options, inquiry: Inquiry, pair: Pair, remaining: int) -> N
     if not pair.replies[0]:
         pair.replies = ["[the model's first reply]", "[the model's second reply]"]
     questions = list(inquiry.questions(pair))
-    show_text(renderer.show(inquiry.prompt(questions[0], renderer.has_own_template)))
+    show_text(renderer.show(inquiry.prompt(questions[0], renderer.form() == "chat")))
     say(f"{remaining} pairs, {len(questions)} questions each")

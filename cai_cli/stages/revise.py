@@ -31,6 +31,7 @@ from cai_cli.console.options import (
     check_draws,
     flag,
 )
+from cai_cli.engines.base import EngineSettings
 from cai_cli.engines.segments import ChunkProgress, Segment, SegmentSettings, Told, attempts_at, chunks, sample_segment
 from cai_cli.evaluation.revisions import show, summarise
 from cai_cli.models.devices import check_device
@@ -153,9 +154,9 @@ def run(options: Options) -> None:
         dry_run(options, constitution, chains, len(todo))
         return
 
-    from cai_cli.engines.transformers_engine import open_engine
+    from cai_cli.engines.open import open_engine
 
-    engine = open_engine(options.model, options)
+    engine = open_engine(options.model, EngineSettings.of(options))
     texts = Texts(options, engine.renderer)
     started = time.monotonic()
     segments = 1 + options.rounds * (2 if options.critique else 1)
@@ -245,7 +246,7 @@ class Texts:
     """The prompts of the loop in the chosen rendering."""
 
     def __init__(self, options: Options, renderer: Renderer) -> None:
-        self.chat = options.rendering == "chat" or (options.rendering == "auto" and renderer.has_own_template)
+        self.chat = renderer.form(options.rendering) == "chat"
         self.stops = () if self.chat else TRANSCRIPT_STOPS
         self.skip_critique = not options.critique
         name = options.few_shot if options.few_shot != AUTO else NONE if self.chat else DEFAULT

@@ -8,12 +8,13 @@ Paper section 3.2: helpful prompts are answered by the helpful model directly, t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.artifacts.rows import RowArtifact
 from cai_cli.console.messages import progress, say, show_text
 from cai_cli.console.options import MODEL, GenerationOptions, Needs, Prompts, RowOptions, check_draws, flag
+from cai_cli.engines.base import EngineSettings
 from cai_cli.engines.segments import ChunkProgress, Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
@@ -22,6 +23,9 @@ from cai_cli.prompting.prompts import TRANSCRIPT_STOPS, reply_prompt
 from cai_cli.rows.conversation import Conversation, message
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import Event, Prompt, Sample, events_text
+
+if TYPE_CHECKING:
+    from cai_cli.models.chat import Renderer
 
 CHUNK_BATCHES = 4
 
@@ -69,10 +73,10 @@ def run(options: Options) -> None:
         dry_run(options, slots[0], len(todo))
         return
 
-    from cai_cli.engines.transformers_engine import open_engine
+    from cai_cli.engines.open import open_engine
 
-    engine = open_engine(options.model, options)
-    segment = reply_segment(options, chat=engine.renderer.tokenizer.chat_template is not None)
+    engine = open_engine(options.model, EngineSettings.of(options))
+    segment = reply_segment(options, engine.renderer)
     with progress("sample", artifact.share, artifact.share - len(todo), "rows") as advance:
         for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
             done = ChunkProgress(advance, len(chunk), 1)
@@ -106,8 +110,9 @@ def events_of(sampled: Sampled) -> list[Event]:
     return [(rule, "reply") for rule in sampled.events]
 
 
-def reply_segment(options: Options, chat: bool) -> Segment[Slot]:
+def reply_segment(options: Options, renderer: Renderer) -> Segment[Slot]:
     """How a reply is drawn: through the chat template, or as a transcript where the model has none."""
+    chat = renderer.reply_form == "chat"
 
     def prompt_of(slot: Slot) -> str | Conversation:
         return slot.prompt.prompt if chat else reply_prompt(slot.prompt.prompt)
@@ -127,6 +132,5 @@ def dry_run(options: Options, slot: Slot, remaining: int) -> None:
     from cai_cli.models.tokenizers import load_tokenizer
 
     renderer = Renderer(load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs))
-    chat = renderer.tokenizer.chat_template is not None
-    show_text(renderer.show(reply_segment(options, chat).prompt(slot)))
+    show_text(renderer.show(reply_segment(options, renderer).prompt(slot)))
     say(f"{remaining} replies of at most {options.max_new_tokens} tokens")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from cai_cli.engines.base import EngineSettings
 from cai_cli.engines.segments import SegmentSettings
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.feedback.judge import Inquiry, judge_pairs
@@ -91,7 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.model)
     model = load_lm(arguments.model, "cpu", "float32", tokenizer=tokenizer)
-    engine = TransformersEngine(model, tokenizer, batch_size=arguments.batch_size)
+    engine = TransformersEngine(model, tokenizer, EngineSettings(batch_size=arguments.batch_size))
     inquiry = Inquiry(
         constitution=load_constitution(str(constitution())),
         seed=arguments.seed,

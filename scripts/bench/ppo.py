@@ -168,9 +168,8 @@ def measure_policy(o: argparse.Namespace) -> dict[str, float]:
     """KL and score of TRL's trained policy on the held-out prompts, with our sampler and its draws."""
     import torch
 
-    from cai_cli.console.options import GenerationOptions
-    from cai_cli.engines.base import Request
-    from cai_cli.engines.transformers_engine import open_engine
+    from cai_cli.engines.base import EngineSettings, Request
+    from cai_cli.engines.open import open_engine
     from cai_cli.keys import key
     from cai_cli.models.load import load_lm, load_pm
     from cai_cli.rows.prompt_files import read_prompts
@@ -180,13 +179,13 @@ def measure_policy(o: argparse.Namespace) -> dict[str, float]:
     from cai_cli.training.ppo.rewards import score_completions
 
     torch.set_num_threads(o.threads)
-    engine = open_engine(o.out, GenerationOptions(dtype="float32"))
-    pad, eos = engine.tokenizer.pad_token_id, engine.tokenizer.eos_token_id
+    engine = open_engine(o.out, EngineSettings(dtype="float32"))
+    pad, eos = engine.renderer.tokenizer.pad_token_id, engine.renderer.tokenizer.eos_token_id
     prompts = [prompt.prompt for prompt in read_prompts([o.eval_prompts])]
     requests = [Request(prompt, key(0, "eval", n), o.max_new_tokens) for n, prompt in enumerate(prompts)]
     completions = engine.generate(requests)
-    scores = score_completions(load_pm(o.pm, dtype="float32", tokenizer=engine.tokenizer), completions, eos, pad, 128)
-    reference = load_lm(o.model, dtype="float32", tokenizer=engine.tokenizer)
+    scores = score_completions(load_pm(o.pm, dtype="float32", tokenizer=engine.renderer.tokenizer), completions, eos, pad, 128)
+    reference = load_lm(o.model, dtype="float32", tokenizer=engine.renderer.tokenizer)
     episodes = make_episodes(completions, pad, reference.device)
     logprobs = over_episodes(
         episodes, lambda part: response_logprobs(reference, part.ids, part.prompt_lengths, part.mask, 1.0), 128

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from cai_cli.engines.base import EngineSettings
 from cai_cli.engines.segments import chunks
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.microworld import checkpoint
@@ -129,7 +130,7 @@ def main() -> None:
         constitution = load_constitution(options.constitution, needs=("critique", "revision"))
     tokenizer = load_tokenizer(options.model)
     model = load_lm(options.model, "cpu", "float32", tokenizer=tokenizer)
-    engine = TransformersEngine(model, tokenizer, options.temperature, options.batch_size)
+    engine = TransformersEngine(model, tokenizer, EngineSettings.of(options))
     texts = Texts(options, engine.renderer)
     ways = {
         "loop of generate": (loop, model, prompts[: arguments.loop_chains]),

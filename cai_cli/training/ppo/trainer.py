@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cai_cli.console.messages import warn
-from cai_cli.engines.base import Completion, Request
+from cai_cli.engines.base import Completion, EngineSettings, Request
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.errors import RunError, UserError
 from cai_cli.keys import key
@@ -85,8 +85,9 @@ class Trainer:
         self.learner = PolicyLearner(options, self.policy, options.learning_rate, policy_steps)
         rows = self.learner.pass_rows
         self.gold = GoldPM(options.gold_pm, options.device, options.dtype, rows) if options.gold_pm else None
-        self.engine = TransformersEngine(self.policy.learner, self.tokenizer, options.temperature, options.batch_size)
-        self.engine.refuses_odd_numbers = False  # their KL ends the run, with the last policy that was good
+        # Numbers that are not finite: their KL ends the run, with the last policy that was good.
+        settings = EngineSettings(temperature=options.temperature, batch_size=options.batch_size, odd_numbers_end_it=False)
+        self.engine = TransformersEngine(self.policy.learner, self.tokenizer, settings)
         # A reply's log-probabilities are those of the pass that is trained only where both compute in float32.
         self.recompute = options.bf16 or self.policy.learner.dtype != torch.float32 or bool(options.quantize)
         self.warned = False
