@@ -39,7 +39,8 @@ def test_the_guard_stops_where_gold_falls_while_the_score_rises():
     assert guard.watch(5, episodes(1, gold=2.0)) is None
     assert guard.watch(10, episodes(2, gold=1.5)) is None  # once may be chance
     told = guard.watch(15, episodes(3, gold=1.4))
-    assert told is not None and "from 2.000 (step 5) to 1.400" in told and "from 1.000 to 3.000" in told
+    assert told is not None and told.kind == "gold"
+    assert "from 2.000 (step 5) to 1.400" in told.text and "from 1.000 to 3.000" in told.text
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ once comes last, so that a kill between any two steps leaves what the same comma
 rows     JSONL files that grow row by row; shards of them, and the ranks of one launch
 results  files that are written at once
 models   directories that are complete when their `cai.json` is there
-identity whether what lies there is what the command would make;  inputs, fingerprints: by what content
+claims   what to do with what lies there;  identity: whether the command would make it;  inputs, fingerprints: by what content
 manifest what is written down of a run;  places: where;  ancestry: from what the inputs came
 rejects  rows that were not accepted, and the next step
 """

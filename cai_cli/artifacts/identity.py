@@ -7,9 +7,7 @@ from typing import Any, get_type_hints
 
 from cai_cli.artifacts.fingerprints import file_changes
 from cai_cli.artifacts.manifest_shape import Manifest
-from cai_cli.console.messages import say, warn
 from cai_cli.console.options import DEMONSTRATIONS, NOTED, Part, flag_name
-from cai_cli.errors import UserError
 
 
 def identity(manifest: Manifest, options_type: type) -> dict[str, Any]:
@@ -67,20 +65,3 @@ def noted_changes(old: Manifest, new: Manifest, options_type: type) -> list[str]
     names = [f.name for f in dataclasses.fields(options_type) if NOTED in getattr(hints[f.name], "__metadata__", ())]
     before, now = old["options"], new["options"]
     return [f"{flag_name(n)} was {before.get(n)}, now {now[n]}" for n in names if before.get(n) != now[n]]
-
-
-def check_same(old: Manifest, new: Manifest, options: Any) -> bool:
-    """True where `old` is the same artifact as `new`; False where it is to be restarted; else an error that names why.
-
-    Nothing is moved here: what is on disk stays until the new work starts, so a mistake found before then costs nothing.
-    """
-    found = differences(old, new, type(options))
-    if not found:
-        for change in noted_changes(old, new, type(options)):
-            warn(f"{options.out}: {change}; rows made before keep what they have")
-        return True
-    if options.if_changed == "restart":
-        say(f"{options.out}: {'; '.join(found)}: the old one goes to .bak, starting afresh")
-        return False
-    hint = "choose another --out, or pass --if-changed restart to move it to .bak and start afresh"
-    raise UserError(f"{options.out} was made differently: {'; '.join(found)}", hint)

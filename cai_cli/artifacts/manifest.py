@@ -99,12 +99,6 @@ def read_manifest(path: Path) -> Manifest | None:
         raise UserError(f"{path}: is not one of our manifests", "move it away, or choose another --out") from None
 
 
-def rows_told(manifest: Manifest) -> str:
-    """How many rows a finished artifact holds, for a line of talk; nothing where its manifest does not say."""
-    counts = manifest.get("counts") or {}
-    return f" ({counts['out']} rows)" if "out" in counts else ""
-
-
 def write_manifest(path: Path, manifest: Manifest) -> None:
     text = strict_json(manifest, str(path), indent=2, ensure_ascii=False)
     try:

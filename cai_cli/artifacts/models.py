@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cai_cli.artifacts.identity import check_same
+from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold, is_lock_file
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
 from cai_cli.artifacts.places import MODEL_MANIFEST, PARTIAL_MODEL_MANIFEST, move_to_backup
@@ -43,8 +43,7 @@ class ModelArtifact:
         self.checkpoints = self.folder / "checkpoints"
         self.metrics_file = self.folder / "metrics.jsonl"
         self.started = time.monotonic()
-        self.done = False
-        self._restart = False  # the old one is moved to .bak by `make_room`
+        self.claim = Claim.NEW  # where it is RESTART, the old one is moved to .bak by `make_room`
         hold(options)
         main_first(lambda: self._look(beside))
         if not is_main():
@@ -56,28 +55,26 @@ class ModelArtifact:
         old = finished or read_manifest(self.partial_manifest_file)
         if old is None and self.folder.exists() and any(is_foreign(file, beside) for file in self.folder.iterdir()):
             raise UserError(f"--out {self.folder}: is not empty and not ours", "choose another --out")
-        if old is not None and not check_same(old, self.manifest, self.options):
-            self._restart = True
-        elif finished is not None:
-            self.done = True
-            if is_main() and not self.options.dry_run:
-                self._clean_up()  # a kill may have come before it
-            give_back(self.options)
-            say(f"{self.folder}: already done; nothing to do")
+        there = None if old is None else self.folder
+        self.claim = claim(self.options, self.manifest, old, there, lambda _: finished is not None, self._clean_up)
         if is_main() and not self.done and not self.options.dry_run:
             check_writable(self.folder, self.folder, PARTIAL_MODEL_MANIFEST)
 
     @property
     def begun(self) -> bool:
         """Whether an earlier run of the same command has claimed the directory."""
-        return not self._restart and self.partial_manifest_file.exists()
+        return self.claim != Claim.RESTART and self.partial_manifest_file.exists()
+
+    @property
+    def done(self) -> bool:
+        return self.claim == Claim.DONE
 
     def make_room(self) -> None:
         """Move an old one, which is to be restarted, to .bak. Of several processes the first one does, after all have looked."""
         barrier()
-        if is_main() and self._restart:
+        if is_main() and self.claim == Claim.RESTART:
             move_to_backup(self.folder)
-        self._restart = False
+        self.claim = Claim.NEW if self.claim == Claim.RESTART else self.claim
         barrier()
 
     def start(self) -> None:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cai_cli.artifacts.identity import check_same
+from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
 from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup
@@ -29,18 +29,12 @@ class FileArtifact:
         self.beside = beside
         self.manifest = begin_manifest(stage, options, self.out.parent)
         self.started = time.monotonic()
-        self.done = False
         hold(options)
-        if self.out.exists():
-            old = read_manifest(self.manifest_file)
-            if old is None:
-                raise UserError(f"{self.out} exists and has no manifest", "move it away, or choose another --out")
-            self.done = check_same(old, self.manifest, options)
+        there = self.out if self.out.exists() else None
+        old = read_manifest(self.manifest_file) if there else None
+        self.done = claim(options, self.manifest, old, there, finished=lambda _: True) == Claim.DONE
         self.options = options
-        if self.done:
-            give_back(options)
-            say(f"{self.out}: already done; nothing to do")
-        elif not getattr(options, "dry_run", False):
+        if not self.done and not getattr(options, "dry_run", False):
             check_writable(self.out, self.out.parent, self.out.stem)
 
     def start(self) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from cai_cli.artifacts.identity import check_same
+from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold
-from cai_cli.artifacts.manifest import begin_manifest, read_manifest, rows_told, write_manifest
+from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
 from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
 from cai_cli.artifacts.rejects import Rejected, reasons_text
@@ -79,9 +79,8 @@ class RowArtifact:
         self.share = 0  # how many of them are this process's
         self.tokens = 0
         self.started = time.monotonic()
-        self.done = False
+        self.claim = Claim.NEW  # where it is RESTART, the old one is moved to .bak when the first row is written
         self._dry_run = bool(getattr(options, "dry_run", False))  # may look on while another command writes
-        self._restart = False  # the old one is moved to .bak when the first row is written
         self._rows: Any = None
         self._rejects: Any = None
         if not self.streaming:
@@ -89,6 +88,10 @@ class RowArtifact:
             main_first(self._resume)  # mends what a kill left; the others look at it only then
             if not is_main():
                 self._resume()
+
+    @property
+    def done(self) -> bool:
+        return self.claim == Claim.DONE
 
     @property
     def finished_ids(self) -> set[str]:
@@ -112,21 +115,12 @@ class RowArtifact:
 
     def _look(self) -> None:
         begun = next((path for path in (self.out, self.partial, *rank_files(self.out)) if path.exists()), None)
-        if begun is None:
-            return
-        old = (None if begun == self.out else read_manifest(self.partial_manifest_file)) or read_manifest(self.manifest_file)
-        if old is None:
-            raise UserError(f"{begun} exists and has no manifest", "move it away, or choose another --out")
-        if not check_same(old, self.manifest, self.options):
-            self._restart = True
-            return
-        self._check_shard(old)
-        if self.out.exists() and not self._limit_raised(old):
-            self.done = True
-            if is_main() and not self._dry_run:  # a kill came between the last two steps of `finish`
-                self.partial_manifest_file.unlink(missing_ok=True)
-            give_back(self.options)
-            say(f"{self.out}: already done{rows_told(old)}; nothing to do")
+        old = None
+        if begun is not None:
+            old = (None if begun == self.out else read_manifest(self.partial_manifest_file)) or read_manifest(self.manifest_file)
+        tidy = lambda: self.partial_manifest_file.unlink(missing_ok=True)  # noqa: E731
+        self.claim = claim(self.options, self.manifest, old, begun, self._is_whole, tidy)
+        if self.claim != Claim.CONTINUE:
             return
         if is_main() and not self._dry_run:
             for path in (self.partial, self.rejects, *rank_files(self.out), *rank_files(self.rejects)):
@@ -134,6 +128,10 @@ class RowArtifact:
         self._read_finished_ids()
         if self.finished_ids:
             say(f"{self.out}: continuing after {len(self.finished_ids)} rows")
+
+    def _is_whole(self, old: Manifest) -> bool:
+        self._check_shard(old)
+        return self.out.exists() and not self._limit_raised(old)
 
     def _check_shard(self, old: Manifest) -> None:
         """Another shard's file is not this one's; a shard whose --limit grows would be another part of the items."""
@@ -186,7 +184,7 @@ class RowArtifact:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._drop_through_files()
         ranks = [*rank_files(self.out), *rank_files(self.rejects)]
-        if self._restart:
+        if self.claim == Claim.RESTART:
             copy_to_backup(self.manifest_file, self.partial_manifest_file)
             for path in ranks:
                 path.unlink()

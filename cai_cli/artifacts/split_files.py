@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cai_cli.artifacts.identity import check_same
+from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import read_manifest, write_manifest
 from cai_cli.artifacts.manifest_shape import Manifest
@@ -41,10 +41,11 @@ class SplitFolder:
         hold(options)
         self.finished = read_manifest(self.manifest_file)
         self.old = self.finished or read_manifest(self.partial_manifest_file)
-        if self.old is None:
-            if there := next((file for name in self.parts if (file := self.folder / f"{name}.jsonl").exists()), None):
-                raise UserError(f"{there}: exists and is not from a split", "choose another --out")
-        elif check_same(self.old, manifest, options):
+        there = next((file for name in self.parts if (file := self.folder / f"{name}.jsonl").exists()), None)
+        if self.old is None and there is not None:
+            raise UserError(f"{there}: exists and is not from a split", "choose another --out")
+        there = None if self.old is None else self.folder
+        if claim(options, manifest, self.old, there, finished=lambda _: False) != Claim.RESTART:
             self.old = None  # nothing to move away
 
     def done(self, rows: int | None = None) -> bool:

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cai_cli.artifacts.identity import check_same, identity_differences
+from cai_cli.artifacts.claims import Claim, claim
+from cai_cli.artifacts.identity import identity_differences
 from cai_cli.artifacts.locks import give_back, hold
-from cai_cli.artifacts.manifest import begin_manifest, read_manifest, rows_told, write_manifest
+from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
 from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
 from cai_cli.artifacts.shards import lines_by_id, parse_shard
@@ -75,9 +76,8 @@ def run(options: Options) -> None:
         merged = old.get("merged")
         of_shards = isinstance(merged, list)  # an import counts there what it found twice
         before = {**mine, "inputs": merged if of_shards else [], "stage": "merge" if of_shards else old["stage"]}
-        if check_same(before, mine, options):
-            give_back(options)
-            say(f"{options.out}: already done{rows_told(old)}; nothing to do")
+        before["counts"] = old.get("counts")
+        if claim(options, mine, before, options.out, finished=lambda _: True) == Claim.DONE:
             return
     if options.dry_run:
         check_overlap(shards)

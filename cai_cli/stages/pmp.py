@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cai_cli.artifacts.identity import check_same
+from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
 from cai_cli.artifacts.manifest_shape import Manifest
@@ -144,15 +144,11 @@ def write_comparisons(options: Options) -> None:
     data = PairFileOptions(**{field.name: getattr(options, field.name) for field in fields(PairFileOptions)})
     path = options.out / PAIRS
     manifest = begin_manifest("pmp", data, options.out)
-    done = False
-    if path.exists():
-        old = read_manifest(options.out / PAIRS_MANIFEST)
-        if old is None:
-            raise UserError(f"{path} exists and has no manifest", "move it away, or choose another --out")
-        done = check_same(old, manifest, replace(data, out=path))
+    there = path if path.exists() else None
+    old = read_manifest(options.out / PAIRS_MANIFEST) if there else None
+    found = claim(replace(data, out=path), manifest, old, there, finished=lambda _: True)
     barrier()  # every process has looked
-    if done:
-        say(f"{path}: already done")
+    if found == Claim.DONE:
         return
     if is_main():
         check_writable(options.out, options.out, PAIRS)

@@ -6,12 +6,22 @@ import math
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from statistics import fmean, variance
-from typing import Any
+from typing import Any, Literal
 
 from cai_cli.training.ppo.measures import Episode
 
 PATIENCE = 2  # Measurements in a row that must show the gold score fallen.
 ERRORS = 2.0  # Standard errors of the difference below which a fall is noise.
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a run ends before its last step. gold: the policy goes on past what a gold PM likes; kl: it is too far from the
+    reference; not_finite: its outputs are no numbers any more.
+    """
+
+    kind: Literal["gold", "kl", "not_finite"]
+    text: str
 
 
 @dataclass(slots=True)
@@ -44,7 +54,7 @@ class Guard:
     step: int = 0
     falls: int = 0
 
-    def watch(self, step: int, episodes: list[Episode]) -> str | None:
+    def watch(self, step: int, episodes: list[Episode]) -> Stop | None:
         """Take in a measurement; returns why to stop, or None."""
         golds: dict[str, list[float]] = {}
         for episode in episodes:
@@ -61,10 +71,8 @@ class Guard:
         self.falls = self.falls + 1 if fallen and score > self.score else 0
         if self.falls < PATIENCE:
             return None
-        return (
-            f"the gold score fell from {before:.3f} (step {self.step}) to {now:.3f} "
-            f"while the PM's rose from {self.score:.3f} to {score:.3f}"
-        )
+        fell = f"the gold score fell from {before:.3f} (step {self.step}) to {now:.3f}"
+        return Stop("gold", f"{fell} while the PM's rose from {self.score:.3f} to {score:.3f}")
 
     def state(self) -> dict[str, Any]:
         return asdict(self)

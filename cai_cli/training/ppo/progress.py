@@ -28,7 +28,7 @@ from cai_cli.training.checkpoints import (
     step_folder,
     step_of,
 )
-from cai_cli.training.ppo.best import Best, Guard
+from cai_cli.training.ppo.best import Best, Guard, Stop
 from cai_cli.training.ppo.measures import Episode, held_out_row
 from cai_cli.training.ppo.trainer import Rollout, Trainer
 
@@ -51,14 +51,15 @@ class Progress:
         self.rollout: list[Episode] = []  # of the last step
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
-        self.stopped: str | None = None
+        self.stopped: Stop | None = None
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint, if any; best policies of a time after it are measured again."""
         found = load_checkpoint(self.folder, "step", "unchecked", look=self.damage)
         if found is not None:
             checkpoint, state = found
-            self.step, self.checked, self.stopped = step_of(checkpoint), state["checked"], state["stopped"]
+            self.step, self.checked = step_of(checkpoint), state["checked"]
+            self.stopped = Stop(**state["stopped"]) if state["stopped"] else None
             self.trainer.load(state["trainer"], checkpoint)
             self.best, self.guard = Best(**state["best"]), Guard.from_state(state["guard"])
             self.window, self.rollout = ([Episode(**row) for row in state[name]] for name in ("window", "rollout"))
@@ -102,7 +103,7 @@ class Progress:
             "first": self.first,
             "last": self.last,
             "checked": self.checked,
-            "stopped": self.stopped,
+            "stopped": asdict(self.stopped) if self.stopped else None,
         }
 
     def damage(self, checkpoint: Path) -> str | None:
@@ -159,9 +160,9 @@ class Progress:
         if kl <= self.options.max_kl:  # False for NaN, too.
             return True
         if not math.isfinite(kl):
-            self.stopped = f"the KL is {kl} at step {self.step}: the policy's outputs are not finite"
+            self.stopped = Stop("not_finite", f"the KL is {kl} at step {self.step}: the policy's outputs are not finite")
             return False
-        self.stopped = f"KL {kl:.1f} is above --max-kl {self.options.max_kl:g} at step {self.step}"
+        self.stopped = Stop("kl", f"KL {kl:.1f} is above --max-kl {self.options.max_kl:g} at step {self.step}")
         return False
 
     def settle(self) -> int:
@@ -170,7 +171,7 @@ class Progress:
         The last one; or the best one where it was asked for or the gold guard stopped the run; or, where the KL ran away, that
         of the last checkpoint.
         """
-        gone_too_far = self.stopped is not None and self.stopped.startswith("the gold score")
+        gone_too_far = self.stopped is not None and self.stopped.kind == "gold"
         if (self.options.load_best_model_at_end or gone_too_far) and self.best.step >= 0:
             if self.best.step != self.step:
                 self.trainer.load_policy(load_weights(self.best_folder))
@@ -179,8 +180,8 @@ class Progress:
             return self.step
         if not self.checked:
             hint = "lower --learning-rate, raise --kl-coef, or save more often (--save-steps)"
-            if self.step == 0 and "not finite" in self.stopped:
+            if self.step == 0 and self.stopped.kind == "not_finite":
                 hint = blame(self.trainer.policy.learner, self.options.bf16)
-            raise RunError(f"{self.stopped}, before the first checkpoint", hint)
+            raise RunError(f"{self.stopped.text}, before the first checkpoint", hint)
         self.trainer.load_policy(load_weights(step_folder(self.folder, self.checked))["trainer"]["policy"])
         return self.checked

@@ -58,13 +58,13 @@ def optimise(
     with closing(trainer), RunLog(options, artifact.folder, progress.step) as log, after_the_step():
         loop(options, trainer, progress, log, schedule, eval_prompts)
     if progress.stopped:
-        warn(f"{progress.stopped}: stopping here")
+        warn(f"{progress.stopped.text}: stopping here")
     saved = progress.settle()
     report(options, progress, artifact.metrics_file, saved)
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     facts = {
         "steps_done": progress.step,
-        "stopped": progress.stopped,
+        "stopped": progress.stopped.text if progress.stopped else None,
         "saved_step": saved,
         "best_step": progress.best.step if progress.best.step >= 0 else None,
         "kl_coef": trainer.kl.coefficient,
