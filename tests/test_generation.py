@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from cai_cli.artifacts.chunks import chunks
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, Request
-from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.errors import RunError
 from cai_cli.keys import key
 from cai_cli.prompting.hygiene import CRITIQUE, REVISION
@@ -128,6 +129,8 @@ def test_nothing_to_do_asks_nothing_of_the_engine_twice():
 
 def test_chunks():
     assert list(chunks([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
+    assert list(chunks([1, 2, 3, 4, 5], 2, first=1)) == [[1], [2, 3], [4, 5]]
+    assert list(chunks([1], 2, first=3)) == [[1]] and not list(chunks([], 2, first=3))
 
 
 # revise and sample, run whole

@@ -10,9 +10,10 @@ from conftest import Cai, mistake
 from ppo_setup import make_pair, write_prompts
 from test_generation import SETTINGS, FakeEngine, segment
 
+from cai_cli.artifacts.chunks import ChunkProgress
 from cai_cli.console import messages
 from cai_cli.engines.base import EngineSettings, Request
-from cai_cli.engines.segments import ChunkProgress, sample_segment
+from cai_cli.engines.segments import sample_segment
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.models.load import load_lm
 from cai_cli.models.tokenizers import load_tokenizer

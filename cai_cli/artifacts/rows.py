@@ -11,9 +11,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from cai_cli.artifacts.chunks import ChunkProgress, Told, chunks
 from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
@@ -21,7 +23,7 @@ from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
 from cai_cli.artifacts.rejects import Rejected, reasons_text
 from cai_cli.artifacts.shards import block, parse_shard, put_in_order, rank_file, rank_files
-from cai_cli.console.messages import say, tell_next, warn_all
+from cai_cli.console.messages import progress, say, tell_next, warn_all
 from cai_cli.console.options import flag_name, parts_of
 from cai_cli.errors import RecordError, RunError, UserError
 from cai_cli.processes.ranks import barrier, check_sharding, is_main, main_first, rank, world_size
@@ -50,9 +52,9 @@ class RowArtifact:
     Usage:
         artifact = RowArtifact("revise", options, options.limit)
         if artifact.done: return
-        for chunk of artifact.remaining(items):
-            artifact.accept(row) or artifact.reject(Rejected(...))
-            artifact.flush()
+        with artifact.chunks(artifact.remaining(items), 256) as parts:
+            for chunk, told in parts:
+                for item in chunk: artifact.settle(row or Rejected(...), tokens)
         if artifact.finish(): show a summary of options.out
     """
 
@@ -194,6 +196,32 @@ class RowArtifact:
         elif not self.partial.exists() and not ranks:
             self.rejects.unlink(missing_ok=True)
         write_manifest(self.partial_manifest_file, self.manifest)
+
+    @contextmanager
+    def chunks(
+        self, todo: list[Item], size: int, unit: str = "rows", segments: int = 1, first: int = 0
+    ) -> Iterator[Iterator[tuple[list[Item], Told]]]:
+        """Within, what is to be done in runs of `size`, after one of `first`: (items, `told`). What is settled of a run is on the
+        disk before the next one. `told(count)` hears of segments as they end, of which each item has so many.
+        """
+
+        def parts() -> Iterator[tuple[list[Item], Told]]:
+            for chunk in chunks(todo, size, first):
+                done = ChunkProgress(advance, len(chunk), segments)
+                yield chunk, done.told
+                self.flush()
+                done.through(f"{len(self.rejected_ids)} rejected")
+
+        with progress(self.manifest["stage"], self.share, self.share - len(todo), unit) as advance:
+            yield parts()
+
+    def settle(self, outcome: Row | Rejected, tokens: int = 0) -> None:
+        """An item's end: the row that it gives or why it gives none, and how many tokens were sampled for it."""
+        self.tokens += tokens
+        if isinstance(outcome, Rejected):
+            self.reject(outcome)
+        else:
+            self.accept(outcome)
 
     def accept(self, row: Row) -> None:
         self._open()

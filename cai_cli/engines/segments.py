@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from cai_cli.artifacts.chunks import Told
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, UNFIT, Completion, Engine, Request
 from cai_cli.keys import key
 from cai_cli.prompting.hygiene import LEAKED_ROLE, OVERLONG_PROMPT, REPLY, STOP_STRING, TRUNCATED, clean
 from cai_cli.rows.conversation import Conversation
 
 Item = TypeVar("Item")
-Told = Callable[[int], None]
-SAMPLED = 0.999  # of a chunk's rows, when all is sampled
 
 
 def keep_all(item: object, text: str) -> str | None:
@@ -121,29 +120,3 @@ def judge(completion: Completion, item: Item, segment: Segment[Item], before: Sa
 def attempts_at(temperature: float, attempts: int) -> int:
     """At temperature 0 another attempt would give the same text."""
     return attempts if temperature > 0 else 1
-
-
-class ChunkProgress:
-    """Progress over a chunk of rows, each of so many segments: by segment as they are sampled, and the rest when the rows are
-    on the disk. Usage: `told` for `sample_segment`, then `through(note)`.
-    """
-
-    def __init__(self, advance: Callable[[float, str], None], rows: int, segments: int) -> None:
-        self.advance = advance
-        self.rows = rows
-        self.segments = segments
-        self.reported = 0.0
-
-    def told(self, count: int) -> None:
-        step = min(count / self.segments, self.rows * SAMPLED - self.reported)
-        self.reported += step
-        self.advance(step, "")
-
-    def through(self, note: str) -> None:
-        self.advance(self.rows - self.reported, note)
-
-
-def chunks(items: list[Item], size: int) -> Iterator[list[Item]]:
-    """The items in runs of `size`, the last one shorter."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cai_cli.artifacts.chunks import Told
 from cai_cli.engines.base import Engine
-from cai_cli.engines.segments import Segment, SegmentSettings, Told, sample_segment
+from cai_cli.engines.segments import Segment, SegmentSettings, sample_segment
 from cai_cli.feedback.labels import Pair
 from cai_cli.feedback.pairs import IDENTICAL, choose_pair
 from cai_cli.prompting.prompts import reply_prompt

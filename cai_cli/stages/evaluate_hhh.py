@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 
+from cai_cli.artifacts.chunks import chunks
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.console.messages import progress, say, show_text, table
 from cai_cli.console.options import (
@@ -35,7 +36,7 @@ from cai_cli.console.options import (
     flag,
 )
 from cai_cli.engines.base import Engine, EngineSettings, OptionRequest
-from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.multiple_choice import Item, item_prompt, measure, option_bins, read_items, softmax
 from cai_cli.evaluation.overlap import find_overlap, tell_overlap

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from cai_cli.artifacts.chunks import Told
 from cai_cli.artifacts.rows import RowArtifact
-from cai_cli.console.messages import progress, say, show_text
+from cai_cli.console.messages import say, show_text
 from cai_cli.console.options import (
     CONSTITUTION,
     DEMONSTRATIONS,
@@ -33,7 +34,7 @@ from cai_cli.console.options import (
     flag,
 )
 from cai_cli.engines.base import EngineSettings
-from cai_cli.engines.segments import ChunkProgress, SegmentSettings, Told, attempts_at, chunks
+from cai_cli.engines.segments import SegmentSettings, attempts_at
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
 from cai_cli.feedback.diagnostics import show
@@ -183,22 +184,16 @@ def run(options: Options) -> None:
     if writer and not options.allow_self_judge:
         check_two_models(writer.model, judge.model, options.feedback_model)
     preflight = options.min_mass > 0 and not artifact.accepted_ids
-    with progress("label", artifact.share, artifact.share - len(todo), "pairs") as advance:
-        for chunk in in_chunks(todo, PREFLIGHT_PAIRS if preflight else 0, CHUNK_BATCHES * options.batch_size):
-            done = ChunkProgress(advance, len(chunk), options.num_samples + 1)  # the replies, and the label
-            label_pairs(writer, judge, options, inquiry, chunk, done.told)
+    first, segments = PREFLIGHT_PAIRS if preflight else 0, options.num_samples + 1  # the replies, and the label
+    with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size, "pairs", segments, first) as parts:
+        for chunk, told in parts:
+            label_pairs(writer, judge, options, inquiry, chunk, told)
             if preflight:
                 check_preflight(judge, options, inquiry, chunk)
                 preflight = False
             for pair in chunk:
-                artifact.tokens += pair.tokens
                 reject_low_mass(pair, options.min_mass)
-                if pair.rejected:
-                    artifact.reject(pair.rejected)
-                else:
-                    artifact.accept(pair.to_comparison(options.rule).to_row())
-            artifact.flush()
-            done.through(f"{len(artifact.rejected_ids)} rejected")
+                artifact.settle(pair.rejected or pair.to_comparison(options.rule).to_row(), pair.tokens)
     facts = (writer or judge).facts()
     from cai_cli.feedback.label_plot import summarise_labels
 
@@ -263,13 +258,6 @@ def open_judge(options: Options) -> Engine:
         prefix_cache=options.prefix_cache,
     )
     return open_engine(options.feedback_model, own, "--feedback-model")
-
-
-def in_chunks(pairs: list[Pair], first: int, size: int) -> Iterator[list[Pair]]:
-    """The pairs in runs of `size`, those that are rejected already among them, after a first run of `first`."""
-    if pairs[:first]:
-        yield pairs[:first]
-    yield from chunks(pairs[first:], size)
 
 
 def label_pairs(

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from cai_cli.artifacts.chunks import Told
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.artifacts.rows import RowArtifact
-from cai_cli.console.messages import progress, say, show_text
+from cai_cli.console.messages import say, show_text
 from cai_cli.console.options import (
     CONSTITUTION,
     DEMONSTRATIONS,
@@ -32,7 +33,7 @@ from cai_cli.console.options import (
     flag,
 )
 from cai_cli.engines.base import EngineSettings
-from cai_cli.engines.segments import ChunkProgress, Segment, SegmentSettings, Told, attempts_at, chunks, sample_segment
+from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.evaluation.revisions import show, summarise
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
@@ -160,18 +161,11 @@ def run(options: Options) -> None:
     texts = Texts(options, engine.renderer)
     started = time.monotonic()
     segments = 1 + options.rounds * (2 if options.critique else 1)
-    with progress("revise", artifact.share, artifact.share - len(todo), "rows") as advance:
-        for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
-            done = ChunkProgress(advance, len(chunk), segments)
-            revise_chunk(engine, texts, options, constitution, chunk, done.told)
+    with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size, segments=segments) as parts:
+        for chunk, told in parts:
+            revise_chunk(engine, texts, options, constitution, chunk, told)
             for chain in chunk:
-                artifact.tokens += chain.tokens
-                if chain.rejected:
-                    artifact.reject(chain.rejected)
-                else:
-                    artifact.accept(to_record(chain).to_row())
-            artifact.flush()
-            done.through(f"{len(artifact.rejected_ids)} rejected")
+                artifact.settle(chain.rejected or to_record(chain).to_row(), chain.tokens)
     seconds = round(time.monotonic() - started, 3)
     if artifact.finish(summary=summarise, generation_seconds=seconds, **engine.facts()):
         show(artifact.manifest)

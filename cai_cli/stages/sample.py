@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.artifacts.rows import RowArtifact
-from cai_cli.console.messages import progress, say, show_text
+from cai_cli.console.messages import say, show_text
 from cai_cli.console.options import MODEL, GenerationOptions, Needs, Prompts, RowOptions, check_draws, flag
 from cai_cli.engines.base import EngineSettings
-from cai_cli.engines.segments import ChunkProgress, Sampled, Segment, SegmentSettings, attempts_at, chunks, sample_segment
+from cai_cli.engines.segments import Sampled, Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.prompts import TRANSCRIPT_STOPS, reply_prompt
 from cai_cli.rows.conversation import Conversation, message
+from cai_cli.rows.jsonl import Row
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import Event, Prompt, Sample, events_text
 
@@ -77,21 +78,19 @@ def run(options: Options) -> None:
 
     engine = open_engine(options.model, EngineSettings.of(options))
     segment = reply_segment(options, engine.renderer)
-    with progress("sample", artifact.share, artifact.share - len(todo), "rows") as advance:
-        for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
-            done = ChunkProgress(advance, len(chunk), 1)
-            replies = sample_segment(engine, chunk, segment, done.told)
-            for slot, sampled in zip(chunk, replies, strict=True):
-                artifact.tokens += sampled.tokens
-                if sampled.reason:
-                    row = {"prompt": slot.prompt.prompt, "hygiene": events_text(events_of(sampled))}
-                    artifact.reject(Rejected(slot.id, sampled.reason, sampled.detail, row))
-                else:
-                    artifact.accept(to_record(slot, sampled).to_row())
-            artifact.flush()
-            done.through(f"{len(artifact.rejected_ids)} rejected")
+    with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size) as parts:
+        for chunk, told in parts:
+            for slot, sampled in zip(chunk, sample_segment(engine, chunk, segment, told), strict=True):
+                artifact.settle(outcome(slot, sampled), sampled.tokens)
     if artifact.finish(**engine.facts()):
         artifact.tell_next("cai sft --model BASE --data", options.out, "--out", options.out.parent / "sl-cai")
+
+
+def outcome(slot: Slot, sampled: Sampled) -> Row | Rejected:
+    if sampled.reason:
+        row = {"prompt": slot.prompt.prompt, "hygiene": events_text(events_of(sampled))}
+        return Rejected(slot.id, sampled.reason, sampled.detail, row)
+    return to_record(slot, sampled).to_row()
 
 
 def to_record(slot: Slot, sampled: Sampled) -> Sample:

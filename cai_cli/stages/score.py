@@ -20,9 +20,8 @@ import typer
 from cai_cli.artifacts.manifest import device_facts
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.artifacts.rows import RowArtifact
-from cai_cli.console.messages import progress, say, show_text, warn_all
+from cai_cli.console.messages import say, show_text, warn_all
 from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOptions, flag
-from cai_cli.engines.segments import chunks
 from cai_cli.errors import RecordError, UserError
 from cai_cli.evaluation.cautions import score_cautions
 from cai_cli.models.devices import check_device
@@ -85,23 +84,20 @@ def run(options: Options) -> None:
 
     pm = open_preference_model(options.pm, options.device, options.dtype)
     told: list[float] = []
-    with progress("score", artifact.share, artifact.share - len(todo), "rows") as advance:
-        for chunk in chunks(todo, CHUNK_BATCHES * options.batch_size):
+    with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size) as parts:
+        for chunk, _ in parts:
             encoded: list[tuple[Item, list[list[int]]]] = []
             for item in chunk:
                 try:
                     encoded.append((item, [encode(prompt, reply) for prompt, reply in item.texts.values()]))
                 except UnfitRow as error:
-                    artifact.reject(Rejected(item.id, error.reason, error.detail, item.row))
+                    artifact.settle(Rejected(item.id, error.reason, error.detail, item.row))
             rows = [ids for _, texts in encoded for ids in texts]
-            artifact.tokens += sum(map(len, rows))
             scores = iter(score_all(pm.model, rows, pm.pad, options.batch_size))
-            for item, _ in encoded:
+            for item, texts in encoded:
                 found = {name: next(scores) for name in item.texts}
                 told += found.values()
-                artifact.accept({**item.row, "id": item.id, **found})
-            artifact.flush()
-            advance(len(chunk), f"{len(artifact.rejected_ids)} rejected")
+                artifact.settle({**item.row, "id": item.id, **found}, sum(map(len, texts)))
     if artifact.streaming:
         warn_all(score_cautions(told))
     facts = device_facts(str(pm.model.device), str(pm.model.dtype).removeprefix("torch."))

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from cai_cli.artifacts.chunks import chunks
 from cai_cli.engines.base import EngineSettings
-from cai_cli.engines.segments import chunks
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.microworld import checkpoint
 from cai_cli.microworld.files import write_world
