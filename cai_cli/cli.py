@@ -22,7 +22,7 @@ from cai_cli.artifacts.locks import give_all_back
 from cai_cli.artifacts.rejects import with_restart
 from cai_cli.console.ending import one_line
 from cai_cli.console.help import Command, Group
-from cai_cli.console.messages import discard_unwritten, fail, nobody_reads, open_closed_streams, say
+from cai_cli.console.messages import discard_unwritten, fail, nobody_reads, open_closed_streams, say, speak_for_the_rooms_below
 from cai_cli.console.options import FLAG, check_needs
 from cai_cli.console.usage_hints import line_for, meant_flag
 from cai_cli.errors import CaiError, UserError
@@ -255,6 +255,7 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv
     open_closed_streams()
+    speak_for_the_rooms_below()
     try:
         # Typer returns the code of what it ended itself, such as `--version`, instead of raising it.
         code = app(prog_name="cai", standalone_mode=False)

@@ -55,7 +55,7 @@ def models(cai: Cai, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     mixed = said("assistant", "Mix the flour.")
     put(folder / "revisions.jsonl", *({"id": f"{n}/0", "prompt": p, "completion": mixed, **first} for n, p in enumerate(asked)))
     lost = {"option": "prompts", "path": "hf:org/red-team:train", "weight": 1, "sha256": None}
-    constitution = {"name": EVIL, "path": "../x/c.yaml", "sha256": "ab" * 32}
+    constitution = {"name": f"/home/secret-folder/{EVIL}", "path": "../x/c.yaml", "sha256": "ab" * 32}
     with_manifest(folder, "revisions", "revise", inputs=[lost], constitution=constitution)
     sides = {"chosen": mixed, "rejected": said("assistant", "No."), "probability": 0.8, "origin": "ai"}
     put(folder / f"{EVIL.replace('/', '_')}.jsonl", *({"id": f"{n}/0", "prompt": p, **sides} for n, p in enumerate(asked)))

@@ -62,7 +62,7 @@ def test_the_language_loss_is_the_language_models_own(which, request):
 def test_chunks_of_logits_change_nothing(llama, monkeypatch):
     pairs, found = random_pairs(6), []
     for size in (1 << 24, 400 * 10):
-        monkeypatch.setattr("cai_cli.models.language_head.CHUNK_LOGITS", size)
+        monkeypatch.setattr("cai_cli.compute.logit_chunks.CHUNK_LOGITS", size)
         model = fresh(llama)
         loss = batch_losses(model, pairs, PAD, language_head(model, str(llama)))[2]
         loss.backward()

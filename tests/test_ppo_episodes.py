@@ -11,7 +11,6 @@ from cai_cli.compute.packed_rows import can_pack, prepare, where_it_can
 from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.engines.base import STOP, Completion
 from cai_cli.models.load import load_lm, load_pm
-from cai_cli.training.ppo import forward
 from cai_cli.training.ppo.advantages import generalised_advantages, token_rewards
 from cai_cli.training.ppo.episodes import like_length, make_episodes, over_episodes, sampled_logprobs
 from cai_cli.training.ppo.forward import LogProbability, has_plain_head, response_logprobs, response_values
@@ -100,7 +99,7 @@ def test_chunks_of_the_vocabulary_change_nothing(models, monkeypatch):
     episodes = make_episodes(random_completions(6), PAD, "cpu")
     found = []
     for chunk in (1 << 24, 7 * policy.config.vocab_size):
-        monkeypatch.setattr(forward, "CHUNK_LOGITS", chunk)
+        monkeypatch.setattr("cai_cli.compute.logit_chunks.CHUNK_LOGITS", chunk)
         policy.zero_grad()
         logprobs = logprobs_of(policy, episodes)
         (logprobs * torch.arange(logprobs.numel()).view_as(logprobs)).sum().backward()

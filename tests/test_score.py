@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny import byte_level_tokenizer, make_model
 
+from cai_cli.compute.batches import right_pad
 from cai_cli.errors import UserError
 from cai_cli.models.chat import encode_scored, stop_ids
 from cai_cli.models.load import is_preference_model, load_pm
-from cai_cli.models.score import final_scores, position_scores, reset_head, right_pad, score_all, score_head
+from cai_cli.models.score import final_scores, position_scores, reset_head, score_all, score_head
 from cai_cli.models.templates import install_template
 from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.conversation import message

@@ -1,4 +1,4 @@
-"""Rows of like length in one forward pass, padded on the left."""
+"""Rows of like length in one forward pass, padded on the left or on the right."""
 
 from __future__ import annotations
 
@@ -47,4 +47,12 @@ def left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[torch.Tensor
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def right_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) ids and mask, padded on the right."""
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
     return ids, mask

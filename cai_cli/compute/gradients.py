@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from cai_cli.compute.shortcuts import says_cannot
+from cai_cli.compute.shortcuts import says_cannot, shortcuts_of, switched_off
 
 ROTARY = "apply_rotary_pos_emb"  # What transformers calls it, in the file of each architecture that has it.
 
@@ -106,13 +106,17 @@ def rotary(own: Callable[..., Any], query: Tensor, key: Tensor, cos: Tensor, sin
 @torch.no_grad()
 def find(model: Any) -> Parts:
     """Norms and rotary functions of the model that compute what ours do; none on other devices than a CPU."""
-    if model.device.type != "cpu":
+    found = shortcuts_of(model)
+    reason = switched_off() or ("" if model.device.type == "cpu" else f"on {model.device.type} its own are as fast")
+    if reason:
+        found.reasons |= {"norms written out": reason, "rotary positions written out": reason}
         return Parts([], [])
     files = [sys.modules[name] for name in sorted({type(module).__module__ for module in model.modules()})]
     with_rotary = [file for file in files if hasattr(file, ROTARY)]
-    return Parts(
-        [module for module in model.modules() if is_same_norm(module)], [file for file in with_rotary if is_same_rotary(file)]
-    )
+    norms, rotary = list(filter(is_same_norm, model.modules())), list(filter(is_same_rotary, with_rotary))
+    found.reasons["norms written out"] = "" if norms else "none is a plain RMS norm in float32"
+    found.reasons["rotary positions written out"] = "" if rotary else "none turns halves as ours does"
+    return Parts(norms, rotary)
 
 
 def is_same_norm(module: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cai_cli.compute.gradients import replaced, written_out
 from cai_cli.compute.packed_attention import Linear, Map, pack, packed_attention
-from cai_cli.compute.shortcuts import TRIAL, difference, shortcuts_of, trial_rows
+from cai_cli.compute.shortcuts import TRIAL, difference, shortcuts_of, switched_off, trial_rows
 
 NAME = "cai_packed_rows"
 
@@ -28,8 +28,12 @@ def prepare(model: Any, longest: int, packs: bool = True) -> None:
     """
     found = shortcuts_of(model)
     found.trims = True
-    found.packs = packs and can_pack(model, longest)
-    if packs and not found.packs:
+    if not packs:
+        found.packs = False
+        found.reasons["packed rows"] = switched_off() or "logits are not those of the output layer alone"
+        return
+    found.packs = can_pack(model, longest)
+    if not found.packs:
         found.trims = False
         found.packs = can_pack(model, longest)
 
@@ -120,6 +124,9 @@ def last_mlp(model: Any) -> Any | None:
 def can_pack(model: Any, longest: int) -> bool:
     """Whether packed rows of at most `longest` tokens give this model's own hidden states."""
     found = shortcuts_of(model)
+    if off := switched_off():
+        found.reasons["packed rows"] = off
+        return False
     if longest > found.sees_all:
         words = [found.reasons[name] for name in ("shared starts", "longer rows together") if found.reasons.get(name)]
         found.reasons["packed rows"] = f"rows of up to {longest} tokens and {', '.join(words)}"

@@ -2,11 +2,15 @@
 
 Each shortcut (rows padded to one length, a shared start computed once, trees, packed rows) is used where the words of the
 configuration allow it and a trial with random tokens gave the same numbers. What was found is kept beside the model, with the
-reason of each "no".
+reason of each "no", and goes into manifests.
+
+CAI_SHORTCUTS=0 in the environment switches all of them off but padding: the first thing to try where a number looks wrong.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +21,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from cai_cli.console.messages import warn
-from cai_cli.errors import first_line
+logger = logging.getLogger(__name__)
 
+SWITCH = "CAI_SHORTCUTS"
+PADDING = ("right padding", "right padding without a mask", "left padding", "a pass over several rows")
 ANY_LENGTH = 1 << 30
 TRIAL, ROOM = 40, 8  # Tokens of the longest row that an architecture is tried with, and those that follow on it at most.
 CROSSED = 512  # Windows up to this length are crossed by trials of padding; beyond, transformers' own masks are trusted there.
@@ -49,12 +54,22 @@ class Shortcuts:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def allows(self, shortcut: str, reason: Callable[[], str], instead: str = "") -> bool:
-        """Whether `reason`, which is asked once, is empty. `instead`: told a user, once, where it is not: what is done then."""
+        """Whether `reason`, which is asked once, is empty. `instead`: logged once where it is not: what is done then."""
         if shortcut not in self.reasons:
-            self.reasons[shortcut] = found = reason()
+            off = shortcut not in PADDING and switched_off()
+            self.reasons[shortcut] = found = off or reason()
             if found and instead:
-                warn(f"{self.kind}: {shortcut} gives {found}, so {instead}; this is slower")
+                logger.warning("%s: %s gives %s, so %s; this is slower", self.kind, shortcut, found, instead)
         return not self.reasons[shortcut]
+
+    def facts(self) -> dict[str, str]:
+        """Shortcut -> "yes", or why not, of those that were asked about."""
+        return {name: f"no: {reason}" if reason else "yes" for name, reason in sorted(self.reasons.items())}
+
+
+def switched_off() -> str:
+    """Why no shortcut is taken; empty where they are."""
+    return f"{SWITCH}=0" if os.environ.get(SWITCH) == "0" else ""
 
 
 FOUND: WeakKeyDictionary[Any, Shortcuts] = WeakKeyDictionary()
@@ -146,7 +161,7 @@ def difference(model: Any, attempt: Callable[[], tuple[Tensor, Tensor]]) -> str:
         except Exception as error:
             if not says_cannot(error):
                 raise
-            return f"an error ({first_line(error)})"
+            return f"an error ({' '.join(str(error).split())[:200] or type(error).__name__})"
     return "" if close(got, wanted, is_exact(model)) else "other numbers than of each row alone"
 
 

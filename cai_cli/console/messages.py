@@ -8,6 +8,7 @@ rich is loaded where a table or a bar is drawn; a line is written as it is.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import select
@@ -57,6 +58,21 @@ def warn(text: str) -> None:
     """A line with the word in front, cut in its middle where it is too long."""
     if is_main():
         write_line(f"{coloured('warning:', YELLOW)} {shortened(visible(text), LONGEST - len('warning: '))}")
+
+
+class Spoken(logging.Handler):
+    """What rooms below log, which know nothing of the terminal, as warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+def speak_for_the_rooms_below() -> None:
+    """From here on what our modules log is said."""
+    logger = logging.getLogger("cai_cli")
+    if not logger.handlers:
+        logger.addHandler(Spoken(logging.WARNING))
+        logger.propagate = False
 
 
 def warn_all(texts: list[str]) -> list[str]:

@@ -15,13 +15,12 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from cai_cli.compute.batches import left_pad, like_length, prefill_tokens
+from cai_cli.compute.batches import left_pad, like_length, prefill_tokens, right_pad
 from cai_cli.compute.packed_rows import fill_packed, packed_rows
 from cai_cli.compute.prefix_tree import LEAST_SAVING, shared_length
 from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.engines.base import Request
 from cai_cli.engines.sampling import inverse_cdf, uniforms
-from cai_cli.models.score import right_pad
 
 FULL = 15 / 16  # Ended rows are dropped once fewer than this share of a batch goes on.
 

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cai_cli.compute.batches import like_length, prefill_tokens
+from cai_cli.compute.batches import like_length, prefill_tokens, right_pad
 from cai_cli.compute.prefix_tree import Row, Sequence, Stretch, alone, grow, row_of, shared_length
 from cai_cli.compute.shortcuts import right_padding, shortcuts_of
 from cai_cli.compute.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
 from cai_cli.engines.base import OptionRequest
 from cai_cli.engines.trials import picks_outputs, shares_prefixes, takes_tree_masks
 from cai_cli.models.chat import Renderer
-from cai_cli.models.score import right_pad
 from cai_cli.models.templates import UnfitRow
 
 

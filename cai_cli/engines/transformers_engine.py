@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from cai_cli.artifacts.manifest import device_facts
 from cai_cli.compute.batches import left_pad, like_length
 from cai_cli.compute.gradients import written_out
-from cai_cli.compute.shortcuts import shortcuts_of
+from cai_cli.compute.shortcuts import shortcuts_of, switched_off
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, UNFIT, Completion, EngineSettings, OptionRequest, Request
 from cai_cli.engines.decoding import KeyedDecoding, prefill
 from cai_cli.engines.option_scores import OptionScorer
@@ -47,9 +47,8 @@ class TransformersEngine:
     def facts(self) -> dict[str, Any]:
         """What the manifest keeps about the model as it was run."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        refused = {name: reason for name, reason in shortcuts_of(self.model).reasons.items() if reason}
         facts = {**device_facts(str(self.model.device), dtype), "chat_template": template_hash(self.tokenizer)}
-        return facts | ({"shortcuts_not_taken": refused} if refused else {})
+        return {**facts, "shortcuts": shortcuts_of(self.model).facts()}
 
     # Generation
 
@@ -91,7 +90,7 @@ class TransformersEngine:
         self, requests: list[Request], prompts: list[list[int]], told: Callable[[int], None] | None = None
     ) -> list[Completion]:
         model, pad = self.model, int(self.tokenizer.pad_token_id)
-        ours = len(prompts) > 1 or even_length(model) > 0 or takes_batches(model)
+        ours = not switched_off() and (len(prompts) > 1 or even_length(model) > 0 or takes_batches(model))
         decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.settings.temperature, model.device, ours, told)
         with written_out(model):
             if max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model):

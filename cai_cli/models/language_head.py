@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
-from torch.utils.checkpoint import checkpoint
 
+from cai_cli.compute.logit_chunks import in_chunks
 from cai_cli.errors import UserError
 from cai_cli.models.configs import load_config
 from cai_cli.models.load import load_lm
@@ -21,7 +21,6 @@ from cai_cli.models.paths import base_and_adapters, is_preference_model
 from cai_cli.models.score import transformer
 
 FILE = "lm_head.safetensors"
-CHUNK_LOGITS = 1 << 24  # Logits held at once: 64 MiB in float32. Beyond, they are made again in the backward pass.
 
 
 class TiedHead(nn.Module):
@@ -77,8 +76,4 @@ def language_loss(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
     def part(some_states: Tensor, some_tokens: Tensor) -> Tensor:
         return cross_entropy(head(some_states).float(), some_tokens, reduction="sum")
 
-    size = max(1, CHUNK_LOGITS // int(next(head.parameters()).shape[0]))
-    if len(states) <= size:
-        return part(states, tokens)
-    pieces = zip(states.split(size), tokens.split(size), strict=True)
-    return torch.stack([checkpoint(part, *piece, use_reentrant=False) for piece in pieces]).sum()
+    return torch.stack(in_chunks(part, states, tokens, int(next(head.parameters()).shape[0]))).sum()

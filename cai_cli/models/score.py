@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cai_cli.compute.batches import right_pad
 from cai_cli.compute.packed_rows import is_packed, packed_states
 from cai_cli.compute.shortcuts import (
     at_rest,
@@ -44,14 +45,6 @@ def reset_head(model: Any, seed: int) -> None:
         head.weight.copy_(weights)
         if head.bias is not None:
             head.bias.zero_()
-
-
-def right_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    """(B, T) ids and mask, padded on the right."""
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids, mask
 
 
 def transformer(model: Any) -> Any:

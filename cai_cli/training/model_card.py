@@ -92,7 +92,8 @@ def origins_of(manifest: Manifest, folder: Path) -> Origins:
         item = waiting.pop(0)
         own, artifact = item
         if constitution := own["constitution"]:
-            note(found.constitutions, f"{code(constitution['name'])} (SHA-256 {code(constitution['sha256'][:16])})")
+            name = Path(constitution["name"]).name  # of a file that is given by its place here
+            note(found.constitutions, f"{code(name)} (SHA-256 {code(constitution['sha256'][:16])})")
         for source in own["inputs"]:
             if source["path"].startswith("hf:"):
                 name = source["path"].removeprefix("hf:").split(":")[0]

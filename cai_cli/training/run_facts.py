@@ -7,7 +7,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.artifacts.manifest import device_facts
+from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.models.chat import vocabulary_hash
+from cai_cli.models.score import transformer
 from cai_cli.models.templates import template_hash
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def model_facts(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Device, dtype and threads; the chat template's and the vocabulary's hashes, by which models are matched.
+    """Device, dtype and threads; the chat template's and the vocabulary's hashes, by which models are matched; shortcuts taken.
 
     Of a model with adapters, also the matrices that none of them reaches.
     """
@@ -25,6 +27,7 @@ def model_facts(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any
         "chat_template": template_hash(tokenizer),
         "vocabulary": vocabulary_hash(tokenizer),
         **({} if left is None else {"without_adapter": left}),
+        "shortcuts": shortcuts_of(transformer(model)).facts(),
     }
 
 

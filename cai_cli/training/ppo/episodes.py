@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cai_cli.compute.batches import right_pad
 from cai_cli.engines.base import Completion
-from cai_cli.models.score import right_pad
 
 
 @dataclass(frozen=True, slots=True)

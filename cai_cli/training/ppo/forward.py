@@ -1,7 +1,7 @@
 """Log-probabilities and values of response tokens: no logits for prompts or padding, never all of a vocabulary at once.
 
 Rows are prompt + response, padded on the right. Under causal attention what follows a token does not reach it, so no mask is
-needed, as a trial of the architecture confirms (`models/shortcuts.py`); inside `packed_rows` the padding is not computed at
+needed, as a trial of the architecture confirms (`compute/shortcuts.py`); inside `packed_rows` the padding is not computed at
 all. The state before response token t of a row whose prompt has p tokens is that of column p+t-1.
 """
 
@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from cai_cli.compute.logit_chunks import in_chunks
 from cai_cli.compute.packed_rows import is_packed, packed_states, pick
 from cai_cli.compute.shortcuts import difference, row_states, shortcuts_of, trial_rows, trunk_states
 from cai_cli.models.score import score_head
-
-CHUNK_LOGITS = 1 << 24  # Logits held at once: 64 MiB in float32. Beyond, they are made again in the backward pass.
 
 
 def response_states(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,13 +66,7 @@ def token_logprobs(head: Any, states: Tensor, tokens: Tensor, temperature: float
             logits = logits / temperature
         return LogProbability.apply(logits, some_tokens)
 
-    rows = max(1, CHUNK_LOGITS // head.weight.size(0))
-    if len(states) <= rows:
-        return part(states, tokens)
-    pieces = zip(states.split(rows), tokens.split(rows), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([part(*piece) for piece in pieces])
-    return torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces])
+    return torch.cat(in_chunks(part, states, tokens, head.weight.size(0)))
 
 
 def response_logprobs(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float) -> Tensor:

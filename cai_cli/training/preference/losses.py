@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from cai_cli.compute.batches import right_pad
 from cai_cli.errors import RunError
 from cai_cli.evaluation.comparisons import Judged, by_group, sigmoid
 from cai_cli.models.finite import LEARNED_TOO_FAST
 from cai_cli.models.language_head import language_loss
-from cai_cli.models.score import hidden_states, last_scores, right_pad, score_all
+from cai_cli.models.score import hidden_states, last_scores, score_all
 from cai_cli.processes.collective import gathered, own_part, total
 from cai_cli.training.losses import centring_loss, soft_pairwise_loss
 from cai_cli.training.modes import autocast
