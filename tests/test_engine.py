@@ -203,9 +203,9 @@ def test_another_key_gives_another_text(tiny):
 
 def test_logprobs_are_those_of_a_teacher_forced_forward(helpful):
     """Of every token, the stop token too, under the sampling temperature."""
-    helpful.temperature = 0.7
+    change(helpful, temperature=0.7)
     completions = helpful.generate(chat(16))
-    helpful.temperature = 1.0
+    change(helpful, temperature=1.0)
     for completion in completions:
         ids = torch.tensor([completion.prompt_ids + completion.token_ids])
         with torch.no_grad():
@@ -215,9 +215,9 @@ def test_logprobs_are_those_of_a_teacher_forced_forward(helpful):
 
 
 def test_temperature_0_is_transformers_own_greedy_search(helpful):
-    helpful.temperature = 0
+    change(helpful, temperature=0)
     completions = helpful.generate(chat(16))
-    helpful.temperature = 1.0
+    change(helpful, temperature=1.0)
     for completion in completions:
         ids = torch.tensor([completion.prompt_ids])
         output = helpful.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
