@@ -15,7 +15,7 @@ from cai_cli.compute.packed_rows import prepare
 from cai_cli.compute.prefix_tree import shared_length
 from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, EngineSettings, OptionRequest, Request
-from cai_cli.engines.decoding import packed
+from cai_cli.engines.decoding import kept_places
 from cai_cli.engines.sampling import inverse_cdf, uniforms
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.keys import key
@@ -176,10 +176,10 @@ def test_a_start_that_all_share_is_computed_once(helpful):
 
 
 def test_places_of_ended_rows_are_filled_from_the_end():
-    assert packed([0, 2, 3, 5]) == [0, 5, 2, 3]
-    assert packed([0, 1, 2]) == [0, 1, 2]
-    assert packed([4]) == [4]
-    assert packed([1, 2, 5, 6, 7]) == [5, 1, 2, 6, 7]
+    assert kept_places([0, 2, 3, 5]) == [0, 5, 2, 3]
+    assert kept_places([0, 1, 2]) == [0, 1, 2]
+    assert kept_places([4]) == [4]
+    assert kept_places([1, 2, 5, 6, 7]) == [5, 1, 2, 6, 7]
 
 
 def test_texts_do_not_depend_on_the_batch(helpful):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from cai_cli.compute.prefix_tree import Sequence, Stretch, alone, grow, row_of
+from cai_cli.compute.prefix_tree import OptionTokens, Stretch, alone, grow, row_of
 from cai_cli.compute.tree_rows import tree_mask
 from cai_cli.engines.base import EngineSettings, OptionRequest
 from cai_cli.engines.transformers_engine import TransformersEngine
@@ -99,7 +99,11 @@ def test_what_an_architecture_takes_is_found_out(architecture):
 def test_a_tree_and_its_rows_by_hand():
     """Three sequences: 20 tokens in common, then 20 more in two of them."""
     stem, more = list(range(100, 120)), list(range(200, 220))
-    sequences = [Sequence([*stem, *more, 1, 0], 41), Sequence([*stem, *more, 2, 3, 0], 41), Sequence([*stem, 4, 5, 0], 21)]
+    sequences = [
+        OptionTokens([*stem, *more, 1, 0], 41),
+        OptionTokens([*stem, *more, 2, 3, 0], 41),
+        OptionTokens([*stem, 4, 5, 0], 21),
+    ]
     order = sorted(range(3), key=lambda n: sequences[n].ids)
     [tree] = grow(sequences, order)
     assert (tree.begin, tree.end, tree.members, tree.size) == (0, 20, [2, 0, 1], 20 + 2 + 20 + 1 + 2)

@@ -121,15 +121,15 @@ def test_packed_ids_and_positions_by_hand():
     assert layout.tokens[2].tolist() == [0, 1, 4, 5]
     assert layout.shapes == [(4, 4)]
     packed = torch.arange(10.0, 17).view(7, 1, 1)
-    (table,) = layout.tables(layout.read(packed))
+    (table,) = layout.tables(layout.to_slots(packed))
     assert table[0, 0, :1].tolist() == [[16]]
     assert table[1, 0, :3].flatten().tolist() == [10, 11, 12]
     assert table[2, 0].flatten().tolist() == [10, 11, 14, 13]
     assert table[3, 0].flatten().tolist() == [10, 11, 14, 15]
-    (given,) = layout.tables(layout.give(packed))
+    (given,) = layout.tables(layout.to_homes(packed))
     assert given.flatten().tolist() == [16, 0, 0, 0, 10, 11, 12, 0, 0, 0, 0, 13, 0, 0, 14, 15]
-    assert layout.answer(layout.give(packed)).flatten().tolist() == packed.flatten().tolist()
-    assert layout.gather(layout.read(packed)).flatten().tolist() == [30, 33, 12, 13, 28, 15, 16]
+    assert layout.from_homes(layout.to_homes(packed)).flatten().tolist() == packed.flatten().tolist()
+    assert layout.from_slots_summed(layout.to_slots(packed)).flatten().tolist() == [30, 33, 12, 13, 28, 15, 16]
 
 
 def seen_by_mlps(model) -> list[int]:

@@ -16,7 +16,7 @@ from ppo_setup import make_pair, options_for, write_prompts
 
 from cai_cli.errors import UserError
 from cai_cli.stages import ppo
-from cai_cli.training.ppo.critic import Beside, critic_threads
+from cai_cli.training.ppo.critic import CriticProcess, critic_threads
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_critic_that_dies_ends_the_run_in_one_line(files, tmp_path):
 def test_what_the_critic_cannot_do_is_said_as_here(files, tmp_path):
     """Errors come from the other process as they are, with the next step."""
     model, _, prompts = files
-    critic = Beside(options_for(model, tmp_path / "nothing", prompts, tmp_path / "out", value_device="cpu"), 64)
+    critic = CriticProcess(options_for(model, tmp_path / "nothing", prompts, tmp_path / "out", value_device="cpu"), 64)
     with closing(critic), pytest.raises(UserError, match="nothing: no such directory"):
         critic.call("score", [])()
 

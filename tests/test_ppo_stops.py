@@ -16,9 +16,9 @@ from cai_cli.errors import RunError
 from cai_cli.processes import interruption
 from cai_cli.stages import ppo
 from cai_cli.training.checkpoints import checkpoints
-from cai_cli.training.ppo import progress
+from cai_cli.training.ppo import run_state
 from cai_cli.training.ppo.best import Best
-from cai_cli.training.ppo.progress import Progress
+from cai_cli.training.ppo.run_state import RunState
 from cai_cli.training.ppo.trainer import Trainer
 
 RUNS_AWAY = {"steps": 12, "save_steps": 2, "learning_rate": 0.02, "kl_coef": 0.0, "lr_scheduler_type": "constant"}
@@ -146,14 +146,14 @@ def test_a_last_good_policy_damaged_while_the_run_goes_on_is_an_error(folder, tm
     """Where the KL ran away the policy before it is another one: not saved in its place, but come to again."""
     ppo.run(make(folder, tmp_path / "whole", save_steps=1))
     told = facts(tmp_path / "whole")
-    options, settle = make(folder, tmp_path / "out", save_steps=1), Progress.settle
+    options, settle = make(folder, tmp_path / "out", save_steps=1), RunState.settle
 
     def damaged_before(self):
         damage(self.folder / f"step-{self.checked:08d}/state.pt")
         return settle(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "settle", damaged_before)
+        patch.setattr(RunState, "settle", damaged_before)
         with pytest.raises(RunError, match=rf"step-{told['saved_step']:08d}/state\.pt: is damaged"):
             ppo.run(options)
     assert not (options.out / "cai.json").exists()
@@ -192,13 +192,13 @@ BEST = {"max_kl": 50.0, "load_best_model_at_end": True, "eval_steps": 1, "save_s
 
 def test_no_more_policies_pile_up_than_there_is_room_for(folder, tmp_path, monkeypatch):
     """Each measurement better than the one before, and a checkpoint only at the end of many: two of the best ones at most."""
-    counts, save, offered = [], progress.save_weights, Best.offer
+    counts, save, offered = [], run_state.save_weights, Best.offer
 
     def counted(target, *state):
         save(target, *state)
         counts.append({name: len(checkpoints(target.parent, name)) for name in ("best", "step")})
 
-    monkeypatch.setattr(progress, "save_weights", counted)
+    monkeypatch.setattr(run_state, "save_weights", counted)
     monkeypatch.setattr(Best, "offer", lambda self, step, episodes, budget: offered(replace_score(self), step, episodes, 1e9))
     flags = {**BEST, "max_kl": 1e9, "eval_prompts": [str(folder / "prompts.jsonl")], "save_steps": 4, "steps": 10}
     ppo.run(make(folder, tmp_path / "out", **flags))
@@ -214,13 +214,13 @@ def replace_score(best: Best) -> Best:
 def test_held_out_prompts_whose_kl_is_not_finite_end_in_the_last_good_policy(folder, tmp_path, monkeypatch):
     """The rollouts' KL looks well: what is not finite is seen on held-out prompts alone."""
     flags = {**BEST, "eval_prompts": [str(folder / "prompts.jsonl")], "load_best_model_at_end": False}
-    row, seen = progress.held_out_row, []
+    row, seen = run_state.held_out_row, []
 
     def odd(episodes):
         seen.append(row(episodes))
         return seen[-1] | ({"eval_kl": math.nan} if len(seen) == 5 else {})
 
-    monkeypatch.setattr(progress, "held_out_row", odd)
+    monkeypatch.setattr(run_state, "held_out_row", odd)
     ppo.run(make(folder, tmp_path / "out", **flags))
     told = facts(tmp_path / "out")
     assert "the KL is nan at step 4" in told["stopped"] and told["saved_step"] == 2

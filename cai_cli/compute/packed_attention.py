@@ -75,32 +75,32 @@ class Layout:
         pieces = zip(cells.split(self.sizes(heads)), self.shapes, strict=True)
         return [piece.view(rows, heads, width, cells.size(-1)) for piece, (rows, width) in pieces]
 
-    def read(self, packed: Tensor) -> Tensor:
+    def to_slots(self, packed: Tensor) -> Tensor:
         """(N, H, D) -> (S * H, D): to every slot its token; to padding, any."""
         return packed.reshape(-1, packed.size(-1)).index_select(0, self.indices(packed.size(1))[0])
 
-    def gather(self, cells: Tensor) -> Tensor:
-        """(S * H, D) -> (N, H, D): the transpose of `read`, with zeros at padding. Sums what copies of a token hold."""
-        packed = self.answer(cells)
+    def from_slots_summed(self, cells: Tensor) -> Tensor:
+        """(S * H, D) -> (N, H, D): the transpose of `to_slots`, with zeros at padding. Sums what copies of a token hold."""
+        packed = self.from_homes(cells)
         _, _, copies, tokens = self.indices(packed.size(1))
         if len(copies):
             flat, copied = packed.view(-1, packed.size(-1)), cells.index_select(0, copies)
             flat.scatter_add_(0, tokens.unsqueeze(-1).expand_as(copied), copied)
         return packed
 
-    def answer(self, cells: Tensor) -> Tensor:
+    def from_homes(self, cells: Tensor) -> Tensor:
         """(S * H, D) -> (N, H, D): what the home of each token holds."""
         heads = len(cells) // len(self.slots)
         return cells.index_select(0, self.indices(heads)[1]).view(len(self.homes), heads, -1)
 
-    def give(self, packed: Tensor) -> Tensor:
-        """(N, H, D) -> (S * H, D): the transpose of `answer`. To each home its token, zeros elsewhere."""
+    def to_homes(self, packed: Tensor) -> Tensor:
+        """(N, H, D) -> (S * H, D): the transpose of `from_homes`. To each home its token, zeros elsewhere."""
         _, heads, size = packed.shape
         cells = packed.new_zeros(len(self.slots) * heads, size)
         return cells.index_copy_(0, self.indices(heads)[1], packed.reshape(-1, size))
 
 
-class Linear(torch.autograd.Function):
+class KnownTranspose(torch.autograd.Function):
     """A linear map `there`, whose transpose `back` is known: autograd's own would scatter sums where copies do."""
 
     @staticmethod
@@ -121,7 +121,7 @@ class ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float) -> Tensor:
-        read = [layout.read(packed) for packed in (query, key, value)]
+        read = [layout.to_slots(packed) for packed in (query, key, value)]
         attended = torch.empty_like(read[2])
         kept = []
         for q, k, v, out in batches(layout, *read, attended):
@@ -131,14 +131,14 @@ class ShortAttention(torch.autograd.Function):
             kept.append(weights)
         context.save_for_backward(*read, *kept)
         context.layout, context.scaling = layout, scaling
-        return layout.answer(attended)
+        return layout.from_homes(attended)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, *kept = context.saved_tensors
         layout, scaling = context.layout, context.scaling
         found = [torch.empty_like(cells) for cells in (query, key, value)]
-        tables = batches(layout, query, key, value, layout.give(gradient), *found)
+        tables = batches(layout, query, key, value, layout.to_homes(gradient), *found)
         for weights, (q, k, v, given, for_query, for_key, for_value) in zip(kept, tables, strict=True):
             torch.bmm(weights.to(v.dtype).transpose(1, 2), given, out=for_value)
             for_weights = torch.bmm(given, v.transpose(1, 2)).float()
@@ -146,7 +146,7 @@ class ShortAttention(torch.autograd.Function):
             for_scores = torch._softmax_backward_data(for_weights, weights, -1, torch.float32).to(q.dtype)
             torch.baddbmm(q, for_scores, k, beta=0, alpha=scaling, out=for_query)
             torch.baddbmm(k, for_scores.transpose(1, 2), q, beta=0, alpha=scaling, out=for_key)
-        return *(layout.gather(cells) for cells in found), None, None
+        return *(layout.from_slots_summed(cells) for cells in found), None, None
 
 
 def batches(layout: Layout, *cells: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -234,10 +234,13 @@ def packed_attention(
         result = ShortAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), packed_layout, scaling)
     else:
         layout = packed_layout
-        tables = zip(*(layout.tables(Linear.apply(states, layout.read, layout.gather)) for states in (q, k, v)), strict=True)
+        tables = zip(
+            *(layout.tables(KnownTranspose.apply(states, layout.to_slots, layout.from_slots_summed)) for states in (q, k, v)),
+            strict=True,
+        )
         attended = [
             scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped).flatten(0, 2)
             for q, k, v in tables
         ]
-        result = Linear.apply(torch.cat(attended), layout.answer, layout.give)
+        result = KnownTranspose.apply(torch.cat(attended), layout.from_homes, layout.to_homes)
     return result.unsqueeze(0), None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cai_cli.compute.gradients import replaced, written_out
-from cai_cli.compute.packed_attention import Linear, Map, pack, packed_attention
+from cai_cli.compute.packed_attention import KnownTranspose, Map, pack, packed_attention
 from cai_cli.compute.shortcuts import TRIAL, difference, shortcuts_of, switched_off, trial_rows
 
 NAME = "cai_packed_rows"
@@ -148,12 +148,12 @@ def states_both_ways(model: Any, length: int) -> tuple[Tensor, Tensor]:
 
 def pick(values: Tensor, places: Tensor) -> Tensor:
     """The rows of (count, D) at distinct places (N,)."""
-    return Linear.apply(values, taking(places), putting(places, len(values)))
+    return KnownTranspose.apply(values, taking(places), putting(places, len(values)))
 
 
 def put(values: Tensor, places: Tensor, count: int) -> Tensor:
     """(N, D) -> (count, D): the rows at distinct places, zeros elsewhere."""
-    return Linear.apply(values, putting(places, count), taking(places))
+    return KnownTranspose.apply(values, putting(places, count), taking(places))
 
 
 def taking(places: Tensor) -> Map:

@@ -14,7 +14,7 @@ LEAST_SAVING = 16  # Tokens. A shared stretch that saves fewer is not worth a st
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class OptionTokens:
     """A prompt with one of its options. Tokens from `start` on are scored; the last one is never fed to the model."""
 
     ids: list[int]
@@ -59,7 +59,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TreeRow:
     """Stretches end to end, each behind the one it follows on; `children`: what is to follow in later rows."""
 
     pieces: list[Piece]
@@ -70,13 +70,13 @@ class Row:
         return self.pieces[0].stop
 
 
-def alone(sequences: list[Sequence], order: list[int]) -> list[Stretch]:
+def alone(sequences: list[OptionTokens], order: list[int]) -> list[Stretch]:
     """Every prompt for itself; `order` is that of the tokens. Options that differ in their last token only share theirs."""
     groups = [list(group) for _, group in groupby(order, key=lambda n: sequences[n].ids[:-1])]
     return [Stretch(0, sequences[group[0]].fed, group, group) for group in groups]
 
 
-def grow(sequences: list[Sequence], members: list[int], begin: int = 0) -> list[Stretch]:
+def grow(sequences: list[OptionTokens], members: list[int], begin: int = 0) -> list[Stretch]:
     """The trees of sequences that agree up to `begin` and go on from there; `members` are in the order of their tokens."""
     stretches = []
     for _, group in groupby(members, key=lambda n: sequences[n].ids[begin]):
@@ -100,11 +100,11 @@ def tidy(stretch: Stretch) -> list[Stretch]:
     return [*apart, *stretch.children]
 
 
-def row_of(stretch: Stretch, most: int) -> Row:
+def row_of(stretch: Stretch, most: int) -> TreeRow:
     """The stretch with all that follows on it, where that is at most `most` tokens; else the stretch by itself."""
     if stretch.size <= most:
-        return Row(list(laid_out(stretch, 0)), [])
-    return Row([Piece(stretch, 0, stretch.length)], stretch.children)
+        return TreeRow(list(laid_out(stretch, 0)), [])
+    return TreeRow([Piece(stretch, 0, stretch.length)], stretch.children)
 
 
 def laid_out(stretch: Stretch, start: int) -> Iterator[Piece]:

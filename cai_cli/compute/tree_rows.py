@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cai_cli.compute.prefix_tree import Row, Sequence
+from cai_cli.compute.prefix_tree import OptionTokens, TreeRow
 
 ROW_TOKENS = 256  # Largest tree in one row: attention's work grows with the square, and much of it is masked.
 
 
-def ids_of(row: Row, sequences: list[Sequence]) -> list[int]:
+def ids_of(row: TreeRow, sequences: list[OptionTokens]) -> list[int]:
     stretches = [piece.stretch for piece in row.pieces]
     return [token for stretch in stretches for token in sequences[stretch.members[0]].ids[stretch.begin : stretch.end]]
 
 
-def positions_of(row: Row) -> list[int]:
+def positions_of(row: TreeRow) -> list[int]:
     """The place of each token in its own sequence."""
     return [place for piece in row.pieces for place in range(piece.stretch.begin, piece.stretch.end)]
 
 
-def tree_mask(rows: list[Row], whole: Tensor, dtype: torch.dtype) -> Tensor:
+def tree_mask(rows: list[TreeRow], whole: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, 1, T, W+T), to be added to attention's logits: a token sees its own sequence up to itself.
 
     `whole` (B, W+T): which places of the W in the cache and of the rows hold tokens.

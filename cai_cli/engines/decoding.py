@@ -25,7 +25,7 @@ from cai_cli.engines.sampling import inverse_cdf, uniforms
 FULL = 15 / 16  # Ended rows are dropped once fewer than this share of a batch goes on.
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """Keys and values (B, H, T, D) of a layer in memory for `room` tokens: new ones are written, and the others stay."""
 
     def __init__(self, room: int) -> None:
@@ -67,7 +67,7 @@ class RoomyLayer(DynamicLayer):
 def make_room(cache: Any, room: int) -> Any:
     """Give the layers of a fresh cache that keep all tokens memory for `room` of them; others stay as they are."""
     if isinstance(cache, DynamicCache):
-        cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        cache.layers = [PreallocatedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -226,7 +226,7 @@ class KeyedDecoding:
             past = inputs.get("past_key_values")
             cache = inputs.get("cache_params") if past is None else past  # without attention layers it has no length
             if type(cache) is DynamicCache and len(going) <= FULL * len(rows):
-                kept = torch.tensor(packed(going), device=rows.device)
+                kept = torch.tensor(kept_places(going), device=rows.device)
                 cache.reorder_cache(kept)  # type: ignore[arg-type]
                 rows, ids, token, going = rows[kept], ids[kept], token[kept], list(range(len(going)))
                 inputs = {name: self.select(value, kept) for name, value in inputs.items()}
@@ -265,7 +265,7 @@ class KeyedDecoding:
         return value.index_select(-2, rows) if isinstance(value, Tensor) and value.dim() >= 2 else value
 
 
-def packed(places: list[int]) -> list[int]:
+def kept_places(places: list[int]) -> list[int]:
     """The same places, in an order in which as many as can be stay where they are: the n-th is n, or one from beyond the end."""
     count = len(places)
     beyond = iter([place for place in places if place >= count])

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cai_cli.compute.batches import like_length, prefill_tokens, right_pad
-from cai_cli.compute.prefix_tree import Row, Sequence, Stretch, alone, grow, row_of, shared_length
+from cai_cli.compute.prefix_tree import OptionTokens, Stretch, TreeRow, alone, grow, row_of, shared_length
 from cai_cli.compute.shortcuts import right_padding, shortcuts_of
 from cai_cli.compute.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
 from cai_cli.engines.base import OptionRequest
@@ -64,9 +64,9 @@ class OptionScorer:
         scores = iter(self.score_sequences(sequences))
         return [options if isinstance(options, UnfitRow) else [next(scores) for _ in options] for options in encoded]
 
-    def encode(self, requests: list[OptionRequest]) -> list[list[Sequence] | UnfitRow]:
+    def encode(self, requests: list[OptionRequest]) -> list[list[OptionTokens] | UnfitRow]:
         """Prompts and options encoded together. What is scored starts where any option leaves the prompt's own tokens."""
-        encoded: list[list[Sequence] | UnfitRow] = []
+        encoded: list[list[OptionTokens] | UnfitRow] = []
         texts = [(request.prompt, ["", *request.options]) for request in requests]
         for request, rows in zip(requests, self.renderer.encode_all(texts), strict=True):
             if isinstance(rows, UnfitRow):
@@ -79,10 +79,10 @@ class OptionScorer:
                 if lost:  # scored as certain
                     encoded.append(UnfitRow("option_without_tokens", f"the tokenizer makes no token of {lost[0]!r}"))
                 else:
-                    encoded.append([Sequence(row, start) for row in rows[1:]])
+                    encoded.append([OptionTokens(row, start) for row in rows[1:]])
         return encoded
 
-    def score_sequences(self, sequences: list[Sequence]) -> list[float]:
+    def score_sequences(self, sequences: list[OptionTokens]) -> list[float]:
         totals = [0.0] * len(sequences)
         order = sorted(range(len(sequences)), key=lambda n: sequences[n].ids)
         sharing = [n for n in order if self.share and len(sequences[n].ids) <= self.even]
@@ -95,7 +95,7 @@ class OptionScorer:
     def run(
         self,
         stretches: list[Stretch],
-        sequences: list[Sequence],
+        sequences: list[OptionTokens],
         totals: list[float],
         parents: list[int] | None = None,
         past: Past | None = None,
@@ -114,7 +114,7 @@ class OptionScorer:
                 if children:
                     self.run([child for _, child in children], sequences, totals, [place for place, _ in children], after)
 
-    def forward(self, rows: list[Row], sequences: list[Sequence], totals: list[float], past: Past | None) -> Past | None:
+    def forward(self, rows: list[TreeRow], sequences: list[OptionTokens], totals: list[float], past: Past | None) -> Past | None:
         """One pass over a batch of rows: adds to `totals` what they tell and returns their cache, if it is needed."""
         ids, mask = right_pad([ids_of(row, sequences) for row in rows], self.pad, self.model.device)
         positions, _ = right_pad([positions_of(row) for row in rows], 0, self.model.device)
@@ -141,7 +141,7 @@ class OptionScorer:
         return Past(output.past_key_values, whole) if kept else None
 
 
-def readings_of(n: int, row: Row, sequences: list[Sequence]) -> Iterator[Reading]:
+def readings_of(n: int, row: TreeRow, sequences: list[OptionTokens]) -> Iterator[Reading]:
     """Whose log-probability is read where in the n-th row of a batch."""
     for piece in row.pieces:
         stretch = piece.stretch

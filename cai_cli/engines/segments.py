@@ -87,14 +87,14 @@ def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item], to
         ]
         completions = engine.generate(requests, told if attempt == 0 else None)
         for n, completion in zip(waiting, completions, strict=True):
-            results[n] = judge(completion, items[n], segment, results.get(n))
+            results[n] = keep_or_reason(completion, items[n], segment, results.get(n))
         waiting = [n for n in waiting if results[n].reason and results[n].finish_reason not in (OVERLONG, UNFIT)]
         if not waiting:
             break
     return [results[n] for n in range(len(items))]
 
 
-def judge(completion: Completion, item: Item, segment: Segment[Item], before: Sampled | None = None) -> Sampled:
+def keep_or_reason(completion: Completion, item: Item, segment: Segment[Item], before: Sampled | None = None) -> Sampled:
     """Clean one completion and say whether it is kept. `before`: what came of the attempt before it."""
     tokens = len(completion.token_ids) + (before.tokens if before else 0)
     events = before.events if before else ()

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from cai_cli.compute.batches import left_pad
-from cai_cli.compute.prefix_tree import Sequence, Stretch, row_of
+from cai_cli.compute.prefix_tree import OptionTokens, Stretch, row_of
 from cai_cli.compute.shortcuts import TRIAL, at_rest, difference, says_cannot, shortcuts_of, trial_rows
 from cai_cli.compute.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
 from cai_cli.engines.base import Request
@@ -117,7 +117,7 @@ def branches(model: Any, count: int) -> tuple[Tensor, Tensor]:
     [tokens] = trial_rows(model, [TRIAL])
     cached, padding = 6, 3
     stem, *ends = tokens[:18], tokens[18:32], tokens[32:]
-    sequences = [Sequence([*stem, *end, 0], 0) for end in ends[:count]]
+    sequences = [OptionTokens([*stem, *end, 0], 0) for end in ends[:count]]
     pieces = [Stretch(len(stem), sequence.fed, [n], [n]) for n, sequence in enumerate(sequences)]
     row = row_of(Stretch(cached, len(stem), list(range(count)), [], pieces), ROW_TOKENS)
 

@@ -7,6 +7,6 @@ critic     preference model and value function, in this process or in one of the
 learner    K epochs of minibatches over a rollout, with the clipped losses of policy and value
 episodes   a rollout as tensors;  rewards: from scores to rewards, the gold PM
 forward    log-probabilities and values of response tokens
-progress   evaluations, best policy, gold guard (best), checkpoints;  measures: what a batch comes to
+run_state  evaluations, best policy, gold guard (best), checkpoints;  measures: what a batch comes to
 settings   the flags in groups;  log: metrics, timings, samples, trackers, live table;  plot: score against √KL
 """

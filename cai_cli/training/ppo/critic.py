@@ -1,7 +1,7 @@
 """The half of PPO that judges: the preference model scores replies, the value function learns to foresee what they will earn.
 
-`Here` and `Beside` hold it for the trainer, in this process or in one of its own. There it works at the same time as the policy,
-on another GPU or on half of a CPU's cores; only token ids, scores, values and returns go between the two.
+`LocalCritic` and `CriticProcess` hold it for the trainer, in this process or in one of its own. There it works at the same time
+as the policy, on another GPU or on half of a CPU's cores; only token ids, scores, values and returns go between the two.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Critic:
         with self.pair.frozen() as pm, where_it_can(pm), self.learner.computing():
             return score_completions(pm, completions, self.eos, self.pad, self.learner.pass_rows)
 
-    def judge(self, completions: list[Completion]) -> tuple[list[float], np.ndarray[Any, Any]]:
+    def score_and_value(self, completions: list[Completion]) -> tuple[list[float], np.ndarray[Any, Any]]:
         """Scores of a rollout's replies, and the values (B, T) before each of their tokens. `learn` goes on with these."""
         scores = self.score(completions)
         self.episodes = make_episodes(completions, self.pad, self.pair.learner.device)
@@ -82,7 +82,7 @@ class Critic:
         return peak_memory(self.pair.learner.device)
 
 
-class Here:
+class LocalCritic:
     """A critic in this process: a call is carried out at once."""
 
     apart = False
@@ -102,7 +102,7 @@ class Here:
         """Nothing to end."""
 
 
-class Beside:
+class CriticProcess:
     """A critic in a process of its own, on the device of --value-device. A call returns at once; its answer waits for the result.
 
     Calls are carried out in their order. Where both processes compute on the CPU, each has half of its threads.
@@ -119,7 +119,7 @@ class Beside:
 
     def call(self, method: str, *arguments: Any) -> Answer:
         try:
-            future = self.pool.submit(ask, method, arguments)
+            future = self.pool.submit(call_critic, method, arguments)
         except BrokenProcessPool:
             raise self.death() from None
 
@@ -170,5 +170,5 @@ def hold(options: Options, longest: int) -> None:
     HELD.append(Critic(options, longest))
 
 
-def ask(method: str, arguments: tuple[Any, ...]) -> Any:
+def call_critic(method: str, arguments: tuple[Any, ...]) -> Any:
     return getattr(HELD[0], method)(*arguments)

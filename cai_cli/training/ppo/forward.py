@@ -79,7 +79,7 @@ def response_logprobs(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Ten
         columns = prompt_lengths[rows] + steps - 1
         real = real_tokens(ids, prompt_lengths, mask)
         logits = row_states(model, ids, real, masked=False, compute=all_logits)[rows, columns]
-        found = token_logprobs(Given(logits.size(-1)), logits, ids[rows, columns + 1], temperature)
+        found = token_logprobs(LogitsAsTheyAre(logits.size(-1)), logits, ids[rows, columns + 1], temperature)
     return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask.bool(), found)
 
 
@@ -91,7 +91,7 @@ def response_values(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tenso
     return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask.bool(), found)
 
 
-class Given:
+class LogitsAsTheyAre:
     """Stands in for an output layer where the logits are there already."""
 
     def __init__(self, size: int) -> None:

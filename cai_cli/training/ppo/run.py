@@ -20,7 +20,7 @@ from cai_cli.rows.records import Prompt
 from cai_cli.training.model_card import model_card
 from cai_cli.training.ppo.log import RunLog
 from cai_cli.training.ppo.measures import Episode, sample_rows
-from cai_cli.training.ppo.progress import Progress
+from cai_cli.training.ppo.run_state import RunState
 from cai_cli.training.ppo.settings import Options
 from cai_cli.training.ppo.trainer import Clock, Trainer
 from cai_cli.training.rehearsal import learned_bytes, rehearse_saving
@@ -45,33 +45,33 @@ def optimise(
     """
     longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
     trainer = Trainer(options, longest)
-    progress = Progress(options, trainer, artifact.checkpoints, eval_prompts)
+    state = RunState(options, trainer, artifact.checkpoints, eval_prompts)
     if not artifact.begun:
-        main_first(lambda: rehearse(options, trainer, artifact, progress.keeps_best))
+        main_first(lambda: rehearse(options, trainer, artifact, state.keeps_best))
     artifact.start()
     if not options.eval_prompts:
         say("no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card")
     if rejected and is_main():
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
         say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
-    progress.resume()
-    with closing(trainer), RunLog(options, artifact.folder, progress.step) as log, after_the_step():
-        loop(options, trainer, progress, log, schedule, eval_prompts)
-    if progress.stopped:
-        warn(f"{progress.stopped.text}: stopping here")
-    saved = progress.settle()
-    report(options, progress, artifact.metrics_file, saved)
+    state.resume()
+    with closing(trainer), RunLog(options, artifact.folder, state.step) as log, after_the_step():
+        loop(options, trainer, state, log, schedule, eval_prompts)
+    if state.stopped:
+        warn(f"{state.stopped.text}: stopping here")
+    saved = state.settle()
+    report(options, state, artifact.metrics_file, saved)
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     facts = {
-        "steps_done": progress.step,
-        "stopped": progress.stopped.text if progress.stopped else None,
+        "steps_done": state.step,
+        "stopped": state.stopped.text if state.stopped else None,
         "saved_step": saved,
-        "best_step": progress.best.step if progress.best.step >= 0 else None,
+        "best_step": state.best.step if state.best.step >= 0 else None,
         "kl_coef": trainer.kl.coefficient,
         "counts": {"in": kept + len(rejected), "rejected": counts},
-        "evaluation": progress.last,
+        "evaluation": state.last,
         "warnings": cautions
-        + warn_all(last_cautions(progress.rollout) + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)),
+        + warn_all(last_cautions(state.rollout) + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
     }
 
@@ -83,31 +83,31 @@ def optimise(
 
 
 def loop(
-    options: Options, trainer: Trainer, progress: Progress, log: RunLog, schedule: list[Prompt], eval_prompts: list[Prompt]
+    options: Options, trainer: Trainer, state: RunState, log: RunLog, schedule: list[Prompt], eval_prompts: list[Prompt]
 ) -> None:
-    """Rollout, update, measures, checkpoints, from the step that `progress` is at until it is through or has to stop."""
+    """Rollout, update, measures, checkpoints, from the step that `state` is at until it is through or has to stop."""
     texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
-    if eval_prompts and progress.step == 0:
-        log.write(0, progress.measure(None))
-        log.samples(*sample_rows(0, progress.samples, texts, SAMPLES if options.sample_steps else 0))
-    while progress.step < options.steps and progress.stopped is None:
-        clock, step = Clock(), progress.step
+    if eval_prompts and state.step == 0:
+        log.write(0, state.measure(None))
+        log.samples(*sample_rows(0, state.samples, texts, SAMPLES if options.sample_steps else 0))
+    while state.step < options.steps and state.stopped is None:
+        clock, step = Clock(), state.step
         batch = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
         rollout = trainer.rollout(step, batch, clock)
-        if not progress.check_kl(rollout.kl):
+        if not state.check_kl(rollout.kl):
             break
-        if step > progress.checked and step % options.save_steps == 0:
-            progress.save()
-        progress.rollout = rollout.table
+        if step > state.checked and step % options.save_steps == 0:
+            state.save()
+        state.rollout = rollout.table
         row = trainer.learn(step, rollout, clock)
-        progress.step = step = step + 1
-        measured = progress.measure(rollout)
+        state.step = step = step + 1
+        measured = state.measure(rollout)
         log.write(step, row | measured, clock.seconds, trainer.peak_memory())
         if options.sample_steps and step % options.sample_steps == 0:
-            episodes = progress.samples if measured else rollout.table
+            episodes = state.samples if measured else rollout.table
             log.samples(*sample_rows(step, episodes, texts, SAMPLES))
         if told_to_stop(trainer.policy.learner.device):
-            progress.save_unchecked()
+            state.save_unchecked()
             raise Terminated
 
 
@@ -126,13 +126,13 @@ def last_cautions(episodes: list[Episode]) -> list[str]:
     return reply_cautions([episode.text for episode in episodes], [episode.score for episode in episodes], cut_off)
 
 
-def report(options: Options, progress: Progress, metrics: Path, saved: int) -> None:
+def report(options: Options, state: RunState, metrics: Path, saved: int) -> None:
     """Held-out measures at the start and at the end, side by side; their way there as a plot of score against √KL."""
-    if progress.first and progress.last:
-        names = [name for name in progress.last if name in progress.first]
-        rows = [[name.removeprefix("eval_"), f"{progress.first[name]:.3f}", f"{progress.last[name]:.3f}"] for name in names]
+    if state.first and state.last:
+        names = [name for name in state.last if name in state.first]
+        rows = [[name.removeprefix("eval_"), f"{state.first[name]:.3f}", f"{state.last[name]:.3f}"] for name in names]
         table("held-out prompts", ["", "start", "end"], rows)
-    if progress.first and is_main():
+    if state.first and is_main():
         from cai_cli.training.ppo.plot import draw_run
 
         if draw_run(metrics, options.out / "score-kl.png"):

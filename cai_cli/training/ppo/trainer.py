@@ -26,7 +26,7 @@ from cai_cli.processes.collective import gathered, own_part, total
 from cai_cli.rows.conversation import Conversation
 from cai_cli.rows.records import Prompt
 from cai_cli.training.ppo.advantages import KLController, generalised_advantages, sequence_kl, token_rewards, whiten
-from cai_cli.training.ppo.critic import Beside, Here
+from cai_cli.training.ppo.critic import CriticProcess, LocalCritic
 from cai_cli.training.ppo.episodes import Episodes, make_episodes, over_episodes, sampled_logprobs
 from cai_cli.training.ppo.learner import PolicyLearner
 from cai_cli.training.ppo.measures import Episode, mean_rows
@@ -79,7 +79,7 @@ class Trainer:
         self.check_agreement(load_tokenizer(options.pm, "--pm"))
         self.pad = int(self.tokenizer.pad_token_id)
         self.shape = reward_shape(options)
-        self.critic: Here | Beside = (Beside if options.value_device else Here)(options, longest)
+        self.critic: LocalCritic | CriticProcess = (CriticProcess if options.value_device else LocalCritic)(options, longest)
         self.policy = load_pair(options, "CAUSAL_LM", self.tokenizer, longest)
         policy_steps = max(1, options.steps - options.critic_warmup_steps)
         self.learner = PolicyLearner(options, self.policy, options.learning_rate, policy_steps)
@@ -116,7 +116,7 @@ class Trainer:
 
         # 2. Score: the PM reads prompt and reply closed by EOS, and the value function; then the reference's log-probabilities.
         with self.sharing_threads():
-            judged = self.critic.call("judge", completions)
+            judged = self.critic.call("score_and_value", completions)
             episodes = make_episodes(completions, self.pad, self.policy.learner.device)
             reference = self.reference_logprobs(episodes)
             logprobs, gap = sampled_logprobs(completions, episodes), None
@@ -237,15 +237,15 @@ class Trainer:
     def gap(self, sampled: Tensor, again: Tensor, mask: Tensor) -> float:
         """Rollout and update must agree on the log-probabilities, on average over the tokens, before anything is changed."""
         gap = (total(((sampled - again).abs() * mask).sum()) / total(mask.sum())).item()
-        self.judge(gap, "on average over the tokens", GAP_WARNING)
+        self.stop_or_warn(gap, "on average over the tokens", GAP_WARNING)
         return gap
 
     def check_ratio(self, log_ratio: float) -> None:
         """Before the first minibatch changes anything, its ratios are 1: in float32 up to rounding."""
         if not self.recompute:
-            self.judge(log_ratio, "at a token", FLOAT32_RATIO)
+            self.stop_or_warn(log_ratio, "at a token", FLOAT32_RATIO)
 
-    def judge(self, gap: float, where: str, warning: float) -> None:
+    def stop_or_warn(self, gap: float, where: str, warning: float) -> None:
         """Stop where rollout and update are at odds; warn, the first time, where they are not quite one."""
         told = f"rollout and update differ by {gap:.3g} in log-probability {where}"
         advice = "compute in float32: --dtype float32, without --bf16 and --quantize"

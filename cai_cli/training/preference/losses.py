@@ -69,7 +69,7 @@ def evaluate_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int
     training = model.training
     model.eval()
     try:
-        judged, scores = judge(model, pairs, pad, batch_size)
+        judged, scores = score_pairs(model, pairs, pad, batch_size)
     except RunError as error:  # found in a model in training, whatever it was made of
         raise RunError(f"held-out pairs: {error.message}", LEARNED_TOO_FAST) from None
     model.train(training)
@@ -82,7 +82,7 @@ def evaluate_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int
     return {"evaluation": by_group(groups), "score_mean": centre, "score_deviation": deviation}
 
 
-def judge(model: Any, pairs: list[TokenPair], pad: int, batch_size: int) -> tuple[list[Judged], list[float]]:
+def score_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int) -> tuple[list[Judged], list[float]]:
     """What the model says of each pair, and all scores: the chosen texts' and then the rejected ones'."""
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     scores = gathered(score_all(model, own_part(rows), pad, batch_size))

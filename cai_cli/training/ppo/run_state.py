@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cai_cli.training.ppo.settings import Options
 
 
-class Progress:
+class RunState:
     def __init__(self, options: Options, trainer: Trainer, folder: Path, eval_prompts: list[Prompt]) -> None:
         self.options = options
         self.trainer = trainer
