@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from cai_cli.errors import CaiError
 from cai_cli.evaluation.multiple_choice import read_items
 from cai_cli.feedback.pairs import comparisons_of_file, read_pairs
-from cai_cli.importers import hh_rlhf, paper_chains, paper_samples, preferences, red_team
+from cai_cli.importers import hh_rlhf, paper_chains, paper_samples, preferences, red_team, tables
 from cai_cli.importers.post_files import read_file
 from cai_cli.importers.public_files import read_public_rows
 from cai_cli.importers.reject import Reject
@@ -66,11 +66,11 @@ def inspected(path: Path) -> None:
         dump_row(row).encode()
 
 
-def imported(make: Callable[..., Iterator[Any]], columns: preferences.Columns) -> Callable[[Path], None]:
+def imported(make: Callable[..., Iterator[Any]], columns: tables.Columns) -> Callable[[Path], None]:
     return lambda path: written(make(read_public_rows(path), columns))
 
 
-TURNS = preferences.Columns(prompt="messages")
+TURNS = tables.Columns(prompt="messages")
 READERS: dict[str, Callable[[Path], Any]] = {
     "prompts": lambda path: [dump_row(prompt.to_row()).encode() for prompt in read_prompts([str(path)])],
     "comparisons": lambda path: written(read_records(path, RowReader().comparison)),
@@ -88,10 +88,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "paper-samples": lambda path: written(paper_samples.import_samples(path)),
     "ultrafeedback": lambda path: written(preferences.import_ultrafeedback(read_public_rows(path))),
     "cai revisions": lambda path: written(preferences.import_cai_revisions(read_public_rows(path))),
-    "table prompts": imported(preferences.import_prompts, preferences.Columns(id="id")),
-    "table turns": imported(preferences.import_prompts, TURNS),
-    "table samples": imported(preferences.import_samples, preferences.Columns(id="id", kind="kind")),
-    "table comparisons": imported(preferences.import_comparisons, preferences.Columns(id="id", probability="probability")),
+    "table prompts": imported(tables.import_prompts, tables.Columns(id="id")),
+    "table turns": imported(tables.import_prompts, TURNS),
+    "table samples": imported(tables.import_samples, tables.Columns(id="id", kind="kind")),
+    "table comparisons": imported(tables.import_comparisons, tables.Columns(id="id", probability="probability")),
     "posts": lambda path: list(read_file(path)),
     "constitution": lambda path: load_constitution(str(path)),
     "paper constitution": import_constitution,

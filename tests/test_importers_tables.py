@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from cai_cli.errors import UserError
-from cai_cli.importers import preferences
-from cai_cli.importers.preferences import Columns
+from cai_cli.importers import preferences, tables
 from cai_cli.importers.public_files import check_columns, read_public_rows
 from cai_cli.importers.reject import Reject
+from cai_cli.importers.tables import Columns
 from cai_cli.rows.conversation import message, prompt_id
 from cai_cli.rows.records import Comparison, Prompt, Revision
 
@@ -154,7 +154,7 @@ USER, SYSTEM = message("user", "q"), message("system", "s")
 
 
 def pairs(row: dict, columns: Columns | None = None, **options) -> list:
-    return outcome(preferences.import_comparisons([(1, row)], columns or Columns(), **options))
+    return outcome(tables.import_comparisons([(1, row)], columns or Columns(), **options))
 
 
 def reply(text: str) -> list:
@@ -305,15 +305,15 @@ def test_parquet_and_the_hub_have_the_rows_as_they_are_published(tmp_path, monke
 
 def test_prompts_by_columns():
     rows = [{"x": "q"}, {"x": [USER, *reply("a")]}, {"x": "Human: q\n\nAssistant: a"}, {"x": ""}, {"x": reply("a")}, {}]
-    items = outcome(preferences.import_prompts(enumerate(rows, 1), Columns(prompt="x"), kind="helpful", source="s"))
+    items = outcome(tables.import_prompts(enumerate(rows, 1), Columns(prompt="x"), kind="helpful", source="s"))
     assert items[:3] == [Prompt(prompt_id([USER]), [USER], "helpful", "s")] * 3
     assert items[3:] == [(4, "malformed"), (5, "no_human_turn"), (6, "missing_field")]
-    [named] = preferences.import_prompts([(1, {"x": "q", "n": "id-1"})], Columns(prompt="x", id="n"))
+    [named] = tables.import_prompts([(1, {"x": "q", "n": "id-1"})], Columns(prompt="x", id="n"))
     assert named.id == "id-1"
 
 
 def test_nothing_here_imports_torch():
-    modules = ["hh_rlhf", "red_team", "paper_chains", "preferences"]
+    modules = ["hh_rlhf", "red_team", "paper_chains", "preferences", "tables", "registry"]
     code = f"import sys, cai_cli.rows.splits, cai_cli.prompting.few_shot; from cai_cli.importers import {', '.join(modules)}; "
     code += "print([name for name in ('torch', 'transformers', 'datasets', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

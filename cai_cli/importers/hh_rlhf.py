@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from cai_cli.importers.formats import Asked, Format
 from cai_cli.importers.public_files import expect_fields, read_public_rows
 from cai_cli.importers.reject import Reject, Row, convert, number_comparisons, text_of
 from cai_cli.importers.transcript import prompts_of_turns
@@ -88,3 +89,16 @@ def split_last_reply(text: str) -> tuple[Conversation, str]:
     if HUMAN in reply:
         raise Refused("ends_in_human_turn")
     return parse_transcript(text[:at]), reply.strip()
+
+
+def prompts_asked(asked: Asked) -> Iterator[Prompt | Reject]:
+    return import_prompts(asked.path, every_turn=asked.every_turn, kind=asked.kind, **asked.source)
+
+
+def comparisons_asked(asked: Asked) -> Iterator[Comparison | Reject]:
+    return import_comparisons(asked.path, kind=asked.kind, **asked.source)
+
+
+FORMATS = {
+    "hh-rlhf": Format("Anthropic's transcripts", {"prompts": prompts_asked, "comparisons": comparisons_asked}, every_turn=True)
+}

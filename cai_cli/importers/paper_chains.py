@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.errors import RecordError, UserError
+from cai_cli.importers.formats import Format
 from cai_cli.importers.public_files import expect_fields, read_public_rows
 from cai_cli.importers.reject import Reject, Row, convert
 from cai_cli.prompting.prompts import CRITIQUE, CRITIQUE_REQUEST, REVISION, REVISION_REQUEST, TRANSCRIPT_STOPS
@@ -179,3 +180,8 @@ def step_of_round(shell: Row, item: Round) -> Row:
 def fill(shell: dict[str, Any], text: str) -> Row:
     before, after = shell["sample"]
     return {**shell, "sample": f"{before}{text}{after}"}
+
+
+FORMATS = {
+    "paper-chains": Format("the paper's *_SLMADISON.jsonl", {"revisions": lambda asked: import_chains(asked.path, **asked.given)})
+}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.errors import RecordError
+from cai_cli.importers.formats import Format
 from cai_cli.importers.public_files import expect_fields, read_public_rows
 from cai_cli.importers.reject import Reject, Row, text_of
 from cai_cli.rows.conversation import ASSISTANT, Conversation, check_reply, message, prompt_id
@@ -117,3 +118,11 @@ def scores_of(found: Any) -> list[float]:
             raise Refused("not_a_number", "field `pm_scores`: expected a list of {pm_score: number}")
         scores.append(float(score))
     return scores
+
+
+FORMATS = {
+    "paper-samples": Format(
+        "its *RLHF and *_RLMADISON files, with their PM scores",
+        {"samples": lambda asked: import_samples(asked.path, kind=asked.kind)},
+    )
+}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from cai_cli.importers.formats import Asked, Format
 from cai_cli.importers.public_files import expect_fields, read_public_rows
 from cai_cli.importers.reject import Reject, Row, convert, text_of
 from cai_cli.importers.transcript import prompts_of_turns
@@ -32,3 +33,10 @@ def prompts_of_row(row: Row, *, every_turn: bool, kind: str | None, source: str)
     """The first human turn, or each with what came before. Raises Refused (`missing_field`, `not_text`, `parse_transcript`'s)."""
     turns = parse_transcript(text_of(row, "transcript"))
     return prompts_of_turns(turns if every_turn else turns[:1], every_turn, kind, source)
+
+
+def prompts_asked(asked: Asked) -> Iterator[Prompt | Reject]:
+    return import_prompts(asked.path, every_turn=asked.every_turn, **asked.given)
+
+
+FORMATS = {"red-team": Format("red_team_attempts", {"prompts": prompts_asked}, every_turn=True)}

@@ -12,7 +12,7 @@ table               CSV, TSV, JSON, JSON lines, parquet: --columns -> prompts, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,37 +28,29 @@ from cai_cli.artifacts.split_files import SplitFolder
 from cai_cli.console.messages import say, show_text, tell_dropped
 from cai_cli.console.options import INPUT, RowOptions, flag
 from cai_cli.errors import UserError
+from cai_cli.importers.formats import Asked
+from cai_cli.importers.hh_rlhf import kind_of_path
+from cai_cli.importers.registry import FORMATS
+from cai_cli.importers.reject import Reject, Tally
 from cai_cli.rows.json_text import load_json
 from cai_cli.rows.jsonl import dump_row, read_lines
 
-if TYPE_CHECKING:
-    from cai_cli.importers.reject import Tally
-
 FLUSH_ROWS = 1000
 CONSTITUTION_FORMAT = "paper-constitution"
-EVERY_TURN = (("hh-rlhf", "prompts"), ("red-team", "prompts"), ("table", "prompts"))
+
+
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[(*FORMATS, CONSTITUTION_FORMAT)]
+ABOUT = " ".join(f"{name}: {found.about} ({' or '.join(found.makes)})." for name, found in FORMATS.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RowOptions):
     format: Annotated[
-        Literal[
-            "hh-rlhf",
-            "red-team",
-            "paper-chains",
-            "paper-samples",
-            "paper-constitution",
-            "cai-conversation",
-            "ultrafeedback",
-            "table",
-        ],
-        typer.Argument(
-            help="hh-rlhf: Anthropic's transcripts (makes prompts or comparisons). red-team: red_team_attempts (prompts). "
-            "paper-chains: the paper's *_SLMADISON.jsonl (revisions). paper-samples: its *RLHF and *_RLMADISON files, with "
-            "their PM scores (samples). paper-constitution: its principles (a constitution). "
-            "cai-conversation: of HuggingFaceH4 (revisions or comparisons). ultrafeedback: of HuggingFaceH4 (comparisons). "
-            "table: CSV, TSV, JSON lines or parquet with any --columns (prompts, samples or comparisons)."
-        ),
+        Name,
+        typer.Argument(help=f"{ABOUT} {CONSTITUTION_FORMAT}: the paper's principles (a constitution)."),
     ]
     file: Annotated[Path, typer.Argument(help="The published file, in .gz too, as parquet, or hf:org/name[:split]."), INPUT]
     to: Annotated[
@@ -103,8 +95,6 @@ def run(options: Options) -> None:
 
 def import_rows(options: Options) -> None:
     """Records into `--out`, rejects beside it."""
-    from cai_cli.importers.reject import Reject, Tally
-
     tally = Tally()
     items = importer(options, tally)
     artifact = RowArtifact("import", options, options.limit)
@@ -136,56 +126,23 @@ def import_rows(options: Options) -> None:
 
 def importer(options: Options, tally: Tally) -> Iterator[Any]:
     """The reader of the format, with what it is to make."""
-    from cai_cli.importers import hh_rlhf, paper_chains, paper_samples, preferences, red_team
-    from cai_cli.importers.public_files import check_columns, expect_fields, read_public_rows
-
-    path, every_turn = options.file, options.every_turn
-    kind = options.kind or hh_rlhf.kind_of_path(path)
-    sourced: dict[str, Any] = {"source": options.source} if options.source else {}
-    named = sourced | ({"kind": options.kind} if options.kind else {})  # over what the format says
-    columns = preferences.parse_columns(options.columns)
-
-    def table(*needed: str) -> Iterator[Any]:
-        asked = [item.partition("=")[2].strip() for item in (options.columns or "").split(",") if item.strip()]
-        return check_columns(path, read_public_rows(path), [*asked, *needed])
-
-    def pairs() -> Iterator[Any]:
-        return expect_fields(path, read_public_rows(path), "chosen", "rejected")
-
-    makers: dict[tuple[str, str], Callable[[], Iterator[Any]]] = {
-        ("hh-rlhf", "prompts"): lambda: hh_rlhf.import_prompts(path, every_turn=every_turn, kind=kind, **sourced),
-        ("hh-rlhf", "comparisons"): lambda: hh_rlhf.import_comparisons(path, kind=kind, **sourced),
-        ("red-team", "prompts"): lambda: red_team.import_prompts(path, every_turn=every_turn, **named),
-        ("paper-chains", "revisions"): lambda: paper_chains.import_chains(path, **named),
-        ("paper-samples", "samples"): lambda: paper_samples.import_samples(path, kind=kind),
-        ("cai-conversation", "revisions"): lambda: preferences.import_cai_revisions(
-            expect_fields(path, read_public_rows(path), "init_prompt"), **named
-        ),
-        ("cai-conversation", "comparisons"): lambda: preferences.import_cai_comparisons(pairs(), **named, dropped=tally.dropped),
-        ("ultrafeedback", "comparisons"): lambda: preferences.import_ultrafeedback(pairs(), **named, dropped=tally.dropped),
-        ("table", "prompts"): lambda: preferences.import_prompts(
-            table(columns.prompt or columns.chosen), columns, every_turn=every_turn, kind=kind, **sourced, dropped=tally.dropped
-        ),
-        ("table", "samples"): lambda: preferences.import_samples(
-            table(columns.prompt or columns.completion), columns, kind=kind, dropped=tally.dropped
-        ),
-        ("table", "comparisons"): lambda: preferences.import_comparisons(
-            table(columns.chosen, columns.rejected), columns, kind=kind, **sourced, dropped=tally.dropped
-        ),
-    }
-    kinds = [to for name, to in makers if name == options.format]
-    to = options.to or kinds[0]
-    if to not in kinds:
-        raise UserError(f"--to {to}: {options.format} makes {' or '.join(kinds)}", f"leave --to out for {kinds[0]}")
-    if every_turn and (options.format, to) not in EVERY_TURN:
-        raise UserError("--every-turn is for prompts of hh-rlhf, red-team and table", "leave it out")
+    found = FORMATS[options.format]
+    to: str = options.to or next(iter(found.makes))
+    if to not in found.makes:
+        problem = f"--to {to}: {options.format} makes {' or '.join(found.makes)}"
+        raise UserError(problem, f"leave --to out for {next(iter(found.makes))}")
+    if options.every_turn and not (found.every_turn and to == "prompts"):
+        takes = ", ".join(name for name, each in FORMATS.items() if each.every_turn)
+        raise UserError(f"--every-turn is for prompts, of {takes}", "leave it out")
     if options.source and to not in ("prompts", "comparisons"):
         raise UserError(f"--source is kept with prompts and comparisons: {to} have no place for it", "leave it out")
-    if options.columns and options.format != "table":
+    if options.columns and not found.any_columns:
         raise UserError(f"--columns is for table: {options.format} has columns of its own", "leave it out")
     if options.comparisons:
         raise UserError("--comparisons is for paper-constitution", "leave it out")
-    return makers[options.format, to]()
+    kind = options.kind or kind_of_path(options.file)
+    given = {name: value for name, value in (("source", options.source), ("kind", options.kind)) if value}
+    return found.makes[to](Asked(options.file, kind, given, options.every_turn, options.columns, tally.dropped))
 
 
 def import_parts(options: Options, spec: str) -> None:
@@ -227,8 +184,6 @@ def import_paper_constitution(options: Options) -> None:
 
 def dry_run(options: Options, items: Iterator[Any], tally: Tally) -> None:
     """Show the first record as it would be written, and count the rest."""
-    from cai_cli.importers.reject import Reject
-
     records = 0
     for item in items:
         if isinstance(item, Reject):
