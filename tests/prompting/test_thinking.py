@@ -6,7 +6,7 @@ import pytest
 from tiny import byte_level_tokenizer, make_model
 
 from cai_cli.engines.base import Completion, Request
-from cai_cli.engines.segments import Segment, SegmentSettings, judge
+from cai_cli.engines.segments import Segment, SegmentSettings, keep_or_reason
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.models.load import load_lm
 from cai_cli.models.tokenizers import load_tokenizer
@@ -129,6 +129,6 @@ def test_a_reply_that_opens_another_turn_of_its_own_is_no_reply(tmp_path) -> Non
     found = said(engine, "analysis<|im_start|>assistant\nNo.<|im_end|>")
     assert found.fault is not None and found.fault[0] == "own_header"
     segment = Segment("reply", lambda item: [message("user", "Why?")], lambda item: (0,), SegmentSettings(9))
-    assert judge(found, None, segment).reason == "own_header"
+    assert keep_or_reason(found, None, segment).reason == "own_header"
     other = said(engine, "No.<|im_start|>user\nWhy?<|im_end|>")
-    assert (other.fault, other.text, judge(other, None, segment).reason) == (None, "No.", None)
+    assert (other.fault, other.text, keep_or_reason(other, None, segment).reason) == (None, "No.", None)

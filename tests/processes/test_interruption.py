@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from catching import catch
 from conftest import run_cai
+from row_runs import sampling
 from tiny import make_model
 
 from cai_cli.processes.interruption import Terminated, after_the_step
@@ -47,11 +48,6 @@ def all_gone(leader: int) -> bool:
     while session(leader) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not session(leader)
-
-
-def sampling(helpful: Path, world: Path, out: object) -> tuple[object, ...]:
-    limits = ("--limit", 120, "-n", 1, "--max-new-tokens", 48, "--batch-size", 2)
-    return ("sample", "--model", helpful, "--prompts", world / "helpful-sft.jsonl", *limits, "--out", out)
 
 
 def errors(said: str) -> list[str]:

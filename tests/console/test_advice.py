@@ -17,7 +17,7 @@ from cai_cli.prompting.hygiene import ADVICE, advice
 from cai_cli.rows.conversation import message
 from cai_cli.stages import imports, label, ppo, revise, sample, sft, train_pm
 
-FLAGS = {line.split()[-1] for line in Path(__file__).with_name("flags.txt").read_text().splitlines()}
+FLAGS = {line.split()[-1] for line in Path(__file__).parents[1].joinpath("flags.txt").read_text().splitlines()}
 # Flags of other programs that hints name: launchers, `hf`, `jq` and the like.
 OTHERS = {"--use-fsdp", "--fsdp-version", "--multi", "--nproc-per-node", "--repo-type", "--use", "--fsdp", "--help"}
 RESTART = "--if-changed restart"

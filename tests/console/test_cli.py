@@ -9,20 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import mistake
+from torch_free import PROGRAM
 
-FLAGS = Path(__file__).with_name("flags.txt")
-HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "lxml", "pandas")
-PROGRAM = f"""
-import sys
-from cai_cli.__main__ import main
-sys.argv = ["cai", *sys.argv[1:]]
-try:
-    main()
-except SystemExit as exit:
-    assert not exit.code or exit.code == 2, exit.code
-found = [name for name in {HEAVY!r} if name in sys.modules]
-assert not found, found
-"""
+FLAGS = Path(__file__).parents[1] / "flags.txt"
 
 
 def all_flags() -> list[str]:
@@ -50,7 +39,7 @@ COMMANDS = sorted({line.rsplit(" ", 1)[0] for line in FLAGS.read_text().splitlin
 
 
 def test_the_flags_are_the_ones_decided_on():
-    """A new flag is a decision: `python tests/test_cli.py > tests/flags.txt` records it."""
+    """A new flag is a decision: `python tests/console/test_cli.py > tests/flags.txt` records it."""
     assert all_flags() == FLAGS.read_text().splitlines()
 
 
@@ -107,7 +96,7 @@ def test_console_scripts_are_the_same_command():
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(cai, words, parts):
-    line = mistake(cai(*words, cwd=Path(__file__).parent), *parts)
+    line = mistake(cai(*words, cwd=Path(__file__).parents[1]), *parts)
     assert "Usage:" not in line
 
 

@@ -17,7 +17,7 @@ from cai_cli.errors import UserError
 from cai_cli.models.score import check_scorer
 from cai_cli.models.tokenizers import load_tokenizer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from architecture_families import FAMILIES, build
 from check_architectures import EQUAL, check, recorders
 

@@ -6,25 +6,19 @@ import json
 import math
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
-from random import Random
 
 import pytest
 import torch
+from pairwise_runs import PAD, options, random_pairs
 from tiny import make_model
 
 from cai_cli.errors import RunError
 from cai_cli.models.load import load_pm
 from cai_cli.models.score import reset_head, score_all
 from cai_cli.models.tokenizers import load_tokenizer
-from cai_cli.stages.train_pm import Options
 from cai_cli.training.metrics_file import MetricsFile
 from cai_cli.training.preference.loop import all_batches, fit_pairwise
 from cai_cli.training.preference.losses import batch_losses, evaluate_pairs
-from cai_cli.training.preference.pairs import TokenPair
-
-EOS, PAD = 2, 0
-GOOD, BAD = 50, 60
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +31,6 @@ def pm(path):
     model = load_pm(str(path), "cpu", tokenizer=load_tokenizer(str(path)))
     reset_head(model, 0)
     return model
-
-
-def random_pairs(number: int, probability: float | None = None, seed: int = 0) -> list[TokenPair]:
-    """Replies to one prompt; the better one holds the token GOOD, the other one BAD."""
-    rng = Random(seed)
-    pairs = []
-    for _ in range(number):
-        prompt = [rng.randrange(100, 300) for _ in range(rng.randint(1, 8))]
-        sides = []
-        for mark in (GOOD, BAD):
-            reply = [rng.randrange(100, 300) for _ in range(rng.randint(1, 12))]
-            reply[rng.randrange(len(reply))] = mark
-            sides.append([*prompt, *reply, EOS])
-        p = rng.uniform(0.5, 1) if probability is None else probability
-        pairs.append(TokenPair(sides[0], sides[1], p, 1.0, rng.choice(["ai", "human"])))
-    return pairs
-
-
-def options(**settings) -> Options:
-    defaults = {"model": "m", "comparisons": ["c"], "out": Path("o"), "save_steps": 4, "logging_steps": 2, "learning_rate": 3e-3}
-    return Options(**{**defaults, **settings})
 
 
 # The loss of a batch

@@ -17,39 +17,17 @@ import pytest
 import torch
 from catching import catch
 from conftest import mistake, run_cai
+from launchers import ACCELERATE, ON_A_CPU, TORCHRUN
 from safetensors.torch import load_file
 from tiny import make_model
 
 from cai_cli.models.load import load_lm
 from cai_cli.rows.conversation import message
 
-ON_A_CPU = """
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
-
-start = PartialState.__init__
-
-def start_on_a_cpu(self, *args, **settings):
-    first = not self.initialized
-    start(self, *args, **settings)
-    if first and self.distributed_type == DistributedType.MULTI_CPU:
-        self.distributed_type = DistributedType.MULTI_GPU
-
-PartialState.__init__ = start_on_a_cpu
-from cai_cli.__main__ import main
-main()
-"""
 FLAGS = (
     "sft --model lm --data samples.jsonl --device cpu --learning-rate 1e-3 --logging-steps 8 --save-steps 8 "
     "--num-train-epochs 6 --held-out 0.1 --gradient-checkpointing"
 )
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cai_cli"]
-# As for `accelerate launch --use_fsdp ... -m cai_cli`, with what runs on a CPU.
-ACCELERATE = [
-    *("-m", "accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"),
-    *("--dynamo_backend=no", "--main_process_port=0", "--use_fsdp", "--fsdp_version=2"),
-    *("--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "fsdp.py"),
-]
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 THINGS = ("bread", "a kite", "some soup", "a shelf", "a song", "a garden", "tea")
 

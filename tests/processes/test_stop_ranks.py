@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from catching import catch
-from test_sft_ranks import ACCELERATE, ON_A_CPU, TORCHRUN
+from launchers import ACCELERATE, ON_A_CPU, TORCHRUN
 from trainer_runs import COMMANDS, make_world, metrics
 
 FLAGS = {

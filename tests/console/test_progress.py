@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Cai, mistake
+from fake_engine import SETTINGS, FakeEngine, segment
 from ppo_setup import make_pair, write_prompts
-from test_generation import SETTINGS, FakeEngine, segment
 
 from cai_cli.artifacts.chunks import ChunkProgress
 from cai_cli.console import messages

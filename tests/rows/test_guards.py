@@ -22,7 +22,7 @@ from cai_cli.rows.json_text import JsonError, load_json
 from cai_cli.rows.jsonl import LONGEST_LINE, read_rows
 from cai_cli.rows.yaml_text import load_yaml
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 BROKEN = [
     ('{"a": ' * 100_000, "nested more than 100 levels"),

@@ -11,7 +11,7 @@ from conftest import mistake
 from cai_cli.cli import app
 from cai_cli.rows.yaml_text import load_yaml
 
-CONFIGS = sorted((Path(__file__).parent.parent / "scripts" / "configs").glob("*/*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "scripts" / "configs").glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")

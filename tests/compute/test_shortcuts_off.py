@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run_cai
-from test_interruption import sampling
+from row_runs import sampling
 from trainer_runs import COMMANDS, make_world, metrics
 
 from cai_cli.compute.shortcuts import PADDING, SWITCH

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 SETTINGS = """
 include {project}/scripts/microworld.mk
 REVISE := --few-shot none --rounds 1 --max-new-tokens 48 --limit 24

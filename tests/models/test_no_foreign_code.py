@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LOADERS = ("from_pretrained", "from_config")
 WITHOUT_CODE = ("PeftConfig",)  # takes no such argument, and runs none
 

@@ -13,8 +13,8 @@ import jsonlines
 import pytest
 import torch
 from catching import catch
+from pairwise_runs import PAD, options, random_pairs
 from safetensors.torch import load_file
-from test_pairwise import PAD, options, random_pairs
 from tiny import make_model
 
 from cai_cli.errors import UserError
@@ -198,7 +198,7 @@ def start(files: Path, *arguments: str, ranks: int = 1) -> forks.Command:
         return forks.start([*COMMAND.split(), *arguments], files)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *launcher, "-m", "cai_cli", *COMMAND.split(), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     return subprocess.Popen(command, cwd=files, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 

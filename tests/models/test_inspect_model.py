@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Cai, mistake
 from ppo_setup import make_pm
-from test_cli import PROGRAM
+from torch_free import PROGRAM
 
 from cai_cli.models.templates import template_hash
 from cai_cli.models.tokenizers import load_tokenizer
