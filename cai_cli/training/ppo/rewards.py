@@ -36,11 +36,11 @@ class RewardShape:
     clip: float | None = None
     missing_eos_penalty: float = 0.0
 
-    def __call__(self, score: float, finish_reason: str) -> float:
+    def __call__(self, score: float, completion: Completion) -> float:
         reward = (score - self.mean) / self.deviation
         if self.clip is not None:
             reward = min(max(reward, -self.clip), self.clip)
-        return reward - (self.missing_eos_penalty if finish_reason == LENGTH else 0.0)
+        return reward - (self.missing_eos_penalty if completion.finish_reason == LENGTH else 0.0)
 
 
 def reward_shape(options: Options) -> RewardShape:

@@ -129,7 +129,7 @@ class Trainer:
             golds = self.gold_scores(own_part(prompts), completions) if self.gold and not options.eval_prompts else []
             scores, found = judged()
         values = torch.from_numpy(found).to(episodes.mask.device)
-        shaped = [self.shape(score, c.finish_reason) for score, c in zip(scores, completions, strict=True)]
+        shaped = [self.shape(score, completion) for score, completion in zip(scores, completions, strict=True)]
         rewards = torch.tensor(shaped, dtype=torch.float32, device=episodes.mask.device)
         kls = sequence_kl(logprobs, reference, episodes.mask).tolist()
         clock.lap("score")
