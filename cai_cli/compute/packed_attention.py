@@ -30,6 +30,17 @@ class Layout:
     `tokens` (B, W): the packed token at each place of the rows; anything at padding. `shapes`: (R, W) of each table.
     `slots` (S,): the packed token that each slot reads; anything at padding. `homes` (N,): the one slot that answers for a
     token. `copies` (C,): the other slots that read one.
+
+    Two rows of six tokens, of which the first two may be computed once:
+
+        ids      7 8 5       packed ids  7 8 5 9         tokens  0 1 2      one table of 2 x 3, six slots:
+                 7 8 9       positions   0 1 2 2                 0 1 3      slots   0 1 2 0 1 3
+                                                                            homes   0 1 2 5      copies  3 4
+
+        to_slots             a b c d       ->  a b c a b d          each slot gets its token
+        from_homes           u v w x y z   ->  u v w z              each token what its home holds
+        to_homes             a b c d       ->  a b c 0 0 d          the transpose of from_homes
+        from_slots_summed    u v w x y z   ->  u+x v+y w z          the transpose of to_slots
     """
 
     tokens: Tensor
@@ -199,7 +210,15 @@ def table_sizes(lengths: list[int]) -> list[int]:
 
 
 def first_holders(ids: Tensor, starts: Tensor) -> Tensor:
-    """(B, W): the row that holds the token of each place, for all rows which start alike up to there; `starts` as for `pack`."""
+    """(B, W): the row that holds the token of each place, for all rows which start alike up to there; `starts` as for `pack`.
+
+        ids  7 8 5      starts  2      holders  0 0 0
+             7 8 9              2               0 0 1      the second row has only its 9 for itself
+
+    1. Rows are put in lexicographic order: those which start alike then lie next to each other.
+    2. `first`: at each column the first row of the run that agrees up to here.
+    3. The holder is the first row, in the old order, of those of the run that may share this column; else each row its own.
+    """
     count, width = ids.shape
     numbers = torch.arange(count, device=ids.device).unsqueeze(-1)
     order = torch.unique(ids, dim=0, return_inverse=True)[1].argsort(stable=True)  # lexicographic

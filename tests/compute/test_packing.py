@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cai_cli.compute import packed_attention
 from cai_cli.compute import packed_rows as packed_rows_file
-from cai_cli.compute.packed_attention import pack, table_sizes
+from cai_cli.compute.packed_attention import first_holders, pack, table_sizes
 from cai_cli.compute.packed_rows import can_pack, last_mlp, packed_rows, packed_states, prepare, where_it_can
 from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.models.load import load_pm
@@ -205,3 +205,22 @@ def test_values_narrower_than_queries_are_packed():
     model = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **ranks, num_key_value_heads=4, first_k_dense_replace=2)).eval()
     prepare(model, 64)
     assert shortcuts_of(model).packs
+
+
+def test_the_example_of_six_tokens():
+    """What the docstrings of `Layout` and `first_holders` show."""
+    ids, both = torch.tensor([[7, 8, 5], [7, 8, 9]]), torch.tensor([2, 2])
+    assert first_holders(ids, both).tolist() == [[0, 0, 0], [0, 0, 1]]
+    packed, positions, layout = pack(ids, torch.tensor([3, 3]), both)
+    assert (packed.tolist(), positions.tolist()) == ([[7, 8, 5, 9]], [[0, 1, 2, 2]])
+    assert (layout.tokens.tolist(), layout.shapes, layout.slots.tolist()) == (
+        [[0, 1, 2], [0, 1, 3]],
+        [(2, 3)],
+        [0, 1, 2, 0, 1, 3],
+    )
+    assert (layout.homes.tolist(), layout.copies.tolist()) == ([0, 1, 2, 5], [3, 4])
+    tokens, cells = torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1), torch.tensor([1.0, 2, 4, 8, 16, 32]).view(6, 1)
+    assert layout.to_slots(tokens).flatten().tolist() == [1, 2, 3, 1, 2, 4]
+    assert layout.to_homes(tokens).flatten().tolist() == [1, 2, 3, 0, 0, 4]
+    assert layout.from_homes(cells).flatten().tolist() == [1, 2, 4, 32]
+    assert layout.from_slots_summed(cells).flatten().tolist() == [1 + 8, 2 + 16, 4, 32]

@@ -7,8 +7,9 @@ import torch
 import transformers
 
 from cai_cli.compute.prefix_tree import OptionTokens, Stretch, alone, grow, row_of
-from cai_cli.compute.tree_rows import tree_mask
+from cai_cli.compute.tree_rows import ids_of, positions_of, tree_mask
 from cai_cli.engines.base import EngineSettings, OptionRequest
+from cai_cli.engines.option_scores import readings_of
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.engines.trials import shares_prefixes, takes_tree_masks
 from cai_cli.microworld import checkpoint
@@ -139,3 +140,14 @@ def test_an_option_of_which_no_token_is_made_is_a_reject():
     known, lost = engine.score(asked)
     assert isinstance(known, list) and isinstance(lost, UnfitRow)
     assert (lost.reason, lost.detail) == ("option_without_tokens", "the tokenizer makes no token of ''")
+
+
+def test_the_example_of_two_options(monkeypatch):
+    """What the docstring of `OptionScorer.run` shows."""
+    monkeypatch.setattr("cai_cli.compute.prefix_tree.LEAST_SAVING", 1)
+    sequences = [OptionTokens([1, 2, 3, 4, 5], 4), OptionTokens([1, 2, 3, 4, 6, 7], 4)]
+    [stretch] = grow(sequences, [0, 1])
+    row = row_of(stretch, 256)
+    assert (ids_of(row, sequences), positions_of(row)) == ([1, 2, 3, 4, 6], [0, 1, 2, 3, 4])
+    found = [(row.place[1], row.token, row.member) for row in readings_of(0, row, sequences)]
+    assert found == [(3, 5, 0), (3, 6, 1), (4, 7, 1)]
