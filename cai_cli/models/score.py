@@ -5,6 +5,7 @@ Training, evaluation, `ppo` and the value function all go through here, so that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -110,10 +111,12 @@ def final_scores(model: Any, rows: list[list[int]], pad: int) -> Tensor:
 
 
 @torch.inference_mode()
-def score_all(model: Any, rows: list[list[int]], pad: int, batch_size: int) -> list[float]:
+def score_all(
+    model: Any, rows: list[list[int]], pad: int, batch_size: int, told: Callable[[int], None] = lambda count: None
+) -> list[float]:
     """Scores of any number of sequences, in their order, computed in batches of similar length.
 
-    Raises RunError where one is not finite.
+    `told(count)` hears of sequences as they are scored. Raises RunError where a score is not finite.
     """
     order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
     scores = [0.0] * len(rows)
@@ -123,4 +126,5 @@ def score_all(model: Any, rows: list[list[int]], pad: int, batch_size: int) -> l
         check_outputs(model, found, "a score")
         for n, score in zip(batch, found, strict=True):
             scores[n] = score
+        told(len(batch))
     return scores

@@ -83,9 +83,10 @@ def run(options: Options) -> None:
     from cai_cli.models.score import score_all
 
     pm = open_preference_model(options.pm, options.device, options.dtype)
-    told: list[float] = []
-    with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size) as parts:
-        for chunk, _ in parts:
+    added: list[float] = []
+    texts_a_row = max((len(item.texts) for item in todo), default=1)
+    with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size, segments=texts_a_row) as parts:
+        for chunk, told in parts:
             encoded: list[tuple[Item, list[list[int]]]] = []
             for item in chunk:
                 try:
@@ -93,13 +94,13 @@ def run(options: Options) -> None:
                 except UnfitRow as error:
                     artifact.settle(Rejected(item.id, error.reason, error.detail, item.row))
             rows = [ids for _, texts in encoded for ids in texts]
-            scores = iter(score_all(pm.model, rows, pm.pad, options.batch_size))
+            scores = iter(score_all(pm.model, rows, pm.pad, options.batch_size, told))
             for item, texts in encoded:
                 found = {name: next(scores) for name in item.texts}
-                told += found.values()
+                added += found.values()
                 artifact.settle({**item.row, "id": item.id, **found}, sum(map(len, texts)))
     if artifact.streaming:
-        warn_all(score_cautions(told))
+        warn_all(score_cautions(added))
     facts = device_facts(str(pm.model.device), str(pm.model.dtype).removeprefix("torch."))
     artifact.finish(cautions=lambda rows: score_cautions(list(scores_in(rows, options.field))), **facts)
 
