@@ -3,9 +3,10 @@
     for s in 0 1 2; do cai demo --out runs/demo$s --seed $s; done
     python scripts/study_ppo.py runs/demo0 runs/demo1 runs/demo2 --out runs/study-ppo
 
-For each chain: PPO again with the demo's settings and held-out prompts; oracle rates on the test prompts beside SL-CAI's; then
-PPO against a preference model trained on 60 comparisons, two in five of them turned round, with the chain's own PM as the gold
-one. Writes study.json and study.png.
+For each chain: PPO again with the demo's settings and held-out prompts; oracle rates on the validation prompts beside SL-CAI's
+(settings are chosen on those; `--split test` is for the settings that were chosen, once); then PPO against a preference model
+trained on 60 comparisons, two in five of them turned round, with the chain's own PM as the gold one. Writes study.json and
+study.png.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def every(path: Path, count: int, target: Path) -> Path:
     return target
 
 
-def learn(chain: Path, out: Path, seed: int) -> dict[str, Any]:
+def learn(chain: Path, out: Path, seed: int, split: str) -> dict[str, Any]:
     """PPO with the demo's settings; oracle rates of what came out, and of SL-CAI."""
     step = next(step for step in STEPS if step.startswith("ppo "))
     words = step.format(out=chain, seed=seed).split()
@@ -48,9 +49,9 @@ def learn(chain: Path, out: Path, seed: int) -> dict[str, Any]:
     cai(*words, "--seed", seed, "--eval-prompts", held_out, "--eval-steps", 4)
     samples = {}
     for name, model in (("sl-cai", chain / "sl-cai"), ("rl-cai", out / "rl-cai")):
-        file = out / f"{name}.jsonl"
+        file = out / f"{name}-{split}.jsonl"
         kept = f"-n 4 --on-truncated keep --attempts 1 {SAMPLE} --seed {seed}".split()
-        cai("sample", "--model", model, "--prompts", chain / "world/test.jsonl", *kept, "--out", file)
+        cai("sample", "--model", model, "--prompts", chain / f"world/{split}.jsonl", *kept, "--out", file)
         samples[name] = list(read_records(file, Sample.from_row))
     return compare(samples, before="sl-cai", after="rl-cai")
 
@@ -109,12 +110,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chains", nargs="+", type=Path, help="directories that `cai demo` wrote; seed 0, 1, ... in this order")
     parser.add_argument("--out", type=Path, default=Path("runs/study-ppo"))
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="requests that are measured on")
     options = parser.parse_args()
     study = []
     for seed, chain in enumerate(options.chains):
         out = options.out / str(seed)
         out.mkdir(parents=True, exist_ok=True)
-        results = learn(chain, out, seed)
+        results = learn(chain, out, seed, options.split)
         found = {"results": results, "reached": reached(results), "guard": overdo(chain, out, seed)}
         study.append(found)
         rates, differences = results["models"]["rl-cai"], results["differences"]
