@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cai_cli.compute.shortcuts import says_cannot, shortcuts_of, switched_off
 
+NORMS, ROTATIONS = "norms written out", "rotary positions written out"  # as shortcuts
 ROTARY = "apply_rotary_pos_emb"  # What transformers calls it, in the file of each architecture that has it.
 
 
@@ -107,15 +108,15 @@ def rotary(own: Callable[..., Any], query: Tensor, key: Tensor, cos: Tensor, sin
 def find(model: Any) -> Parts:
     """Norms and rotary functions of the model that compute what ours do; none on other devices than a CPU."""
     found = shortcuts_of(model)
-    reason = switched_off() or ("" if model.device.type == "cpu" else f"on {model.device.type} its own are as fast")
-    if reason:
-        found.reasons |= {"norms written out": reason, "rotary positions written out": reason}
+    if model.device.type != "cpu":
+        found.reasons |= dict.fromkeys((NORMS, ROTATIONS), f"on {model.device.type} its own are as fast")
         return Parts([], [])
     files = [sys.modules[name] for name in sorted({type(module).__module__ for module in model.modules()})]
     with_rotary = [file for file in files if hasattr(file, ROTARY)]
-    norms, rotary = list(filter(is_same_norm, model.modules())), list(filter(is_same_rotary, with_rotary))
-    found.reasons["norms written out"] = "" if norms else "none is a plain RMS norm in float32"
-    found.reasons["rotary positions written out"] = "" if rotary else "none turns halves as ours does"
+    norms = [] if switched_off(NORMS) else list(filter(is_same_norm, model.modules()))
+    rotary = [] if switched_off(ROTATIONS) else list(filter(is_same_rotary, with_rotary))
+    found.reasons[NORMS] = switched_off(NORMS) or ("" if norms else "none is a plain RMS norm in float32")
+    found.reasons[ROTATIONS] = switched_off(ROTATIONS) or ("" if rotary else "none turns halves as ours does")
     return Parts(norms, rotary)
 
 

@@ -19,6 +19,7 @@ from cai_cli.compute.packed_attention import KnownTranspose, Map, pack, packed_a
 from cai_cli.compute.shortcuts import TRIAL, difference, shortcuts_of, switched_off, trial_rows
 
 NAME = "cai_packed_rows"
+PACKED, TRIMMED = "packed rows", "the last MLP where it is read alone"  # as shortcuts
 
 
 def prepare(model: Any, longest: int, packs: bool = True) -> None:
@@ -27,15 +28,18 @@ def prepare(model: Any, longest: int, packs: bool = True) -> None:
     And whether its last layer's MLP can leave out the tokens whose states nobody reads.
     """
     found = shortcuts_of(model)
-    found.trims = True
+    found.trims = not switched_off(TRIMMED)
     if not packs:
         found.packs = False
-        found.reasons["packed rows"] = switched_off() or "logits are not those of the output layer alone"
+        found.reasons[PACKED] = switched_off(PACKED) or "logits are not those of the output layer alone"
         return
     found.packs = can_pack(model, longest)
-    if not found.packs:
+    if not found.packs and found.trims:
         found.trims = False
         found.packs = can_pack(model, longest)
+    if found.packs:
+        trims = "" if found.trims else "a layer or a pass reads more of it"
+        found.reasons[TRIMMED] = switched_off(TRIMMED) or trims
 
 
 def where_it_can(model: Any) -> AbstractContextManager[None]:
@@ -124,15 +128,15 @@ def last_mlp(model: Any) -> Any | None:
 def can_pack(model: Any, longest: int) -> bool:
     """Whether packed rows of at most `longest` tokens give this model's own hidden states."""
     found = shortcuts_of(model)
-    if off := switched_off():
-        found.reasons["packed rows"] = off
+    if off := switched_off(PACKED):
+        found.reasons[PACKED] = off
         return False
     if longest > found.sees_all:
         words = [found.reasons[name] for name in ("shared starts", "longer rows together") if found.reasons.get(name)]
-        found.reasons["packed rows"] = f"rows of up to {longest} tokens and {', '.join(words)}"
+        found.reasons[PACKED] = f"rows of up to {longest} tokens and {', '.join(words)}"
         return False
-    found.reasons["packed rows"] = difference(model, lambda: states_both_ways(model, min(TRIAL, longest)))
-    return not found.reasons["packed rows"]
+    found.reasons[PACKED] = difference(model, lambda: states_both_ways(model, min(TRIAL, longest)))
+    return not found.reasons[PACKED]
 
 
 def states_both_ways(model: Any, length: int) -> tuple[Tensor, Tensor]:

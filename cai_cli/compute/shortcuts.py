@@ -56,8 +56,7 @@ class Shortcuts:
     def allows(self, shortcut: str, reason: Callable[[], str], instead: str = "") -> bool:
         """Whether `reason`, which is asked once, is empty. `instead`: logged once where it is not: what is done then."""
         if shortcut not in self.reasons:
-            off = shortcut not in PADDING and switched_off()
-            self.reasons[shortcut] = found = off or reason()
+            self.reasons[shortcut] = found = switched_off(shortcut) or reason()
             if found and instead:
                 logger.warning("%s: %s gives %s, so %s; this is slower", self.kind, shortcut, found, instead)
         return not self.reasons[shortcut]
@@ -67,9 +66,14 @@ class Shortcuts:
         return {name: f"no: {reason}" if reason else "yes" for name, reason in sorted(self.reasons.items())}
 
 
-def switched_off() -> str:
-    """Why no shortcut is taken; empty where they are."""
-    return f"{SWITCH}=0" if os.environ.get(SWITCH) == "0" else ""
+LEFT_OUT: set[str] = set()  # shortcuts by name, for benchmarks that measure one alone
+
+
+def switched_off(shortcut: str) -> str:
+    """Why a shortcut is not to be tried; empty where it is."""
+    if os.environ.get(SWITCH) == "0" and shortcut not in PADDING:
+        return f"{SWITCH}=0"
+    return "left out" if shortcut in LEFT_OUT else ""
 
 
 FOUND: WeakKeyDictionary[Any, Shortcuts] = WeakKeyDictionary()

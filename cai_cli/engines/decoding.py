@@ -64,6 +64,11 @@ class PreallocatedLayer(DynamicLayer):
         self.show(end)
 
 
+def allocates_once(model: Any) -> bool:
+    """Whether caches of ours are used: nothing is computed differently, so there is nothing to try."""
+    return shortcuts_of(model).allows("caches allocated once", lambda: "")
+
+
 def make_room(cache: Any, room: int) -> Any:
     """Give the layers of a fresh cache that keep all tokens memory for `room` of them; others stay as they are."""
     if isinstance(cache, DynamicCache):

@@ -12,9 +12,9 @@ from transformers import GenerationConfig
 from cai_cli.artifacts.manifest import device_facts
 from cai_cli.compute.batches import left_pad, like_length
 from cai_cli.compute.gradients import written_out
-from cai_cli.compute.shortcuts import shortcuts_of, switched_off
+from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, UNFIT, Completion, EngineSettings, OptionRequest, Request
-from cai_cli.engines.decoding import KeyedDecoding, prefill
+from cai_cli.engines.decoding import KeyedDecoding, allocates_once, prefill
 from cai_cli.engines.option_scores import OptionScorer
 from cai_cli.engines.trials import even_length, shares_prefixes, takes_batches
 from cai_cli.models.chat import Renderer, encode_rendered, reply_header_ids, stop_ids, turn_start_ids
@@ -90,7 +90,7 @@ class TransformersEngine:
         self, requests: list[Request], prompts: list[list[int]], told: Callable[[int], None] | None = None
     ) -> list[Completion]:
         model, pad = self.model, int(self.tokenizer.pad_token_id)
-        ours = not switched_off() and (len(prompts) > 1 or even_length(model) > 0 or takes_batches(model))
+        ours = allocates_once(model) and (len(prompts) > 1 or even_length(model) > 0 or takes_batches(model))
         decoding = KeyedDecoding(requests, self.tokenizer, self.stop_ids, self.settings.temperature, model.device, ours, told)
         with written_out(model):
             if max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model):
