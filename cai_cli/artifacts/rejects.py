@@ -10,6 +10,7 @@ from typing import Any
 
 from cai_cli.artifacts.places import manifest_path
 from cai_cli.console.options import FLAG, Part, flag_name, parts_of
+from cai_cli.errors import RunError
 from cai_cli.prompting.hygiene import advice
 from cai_cli.rows.jsonl import Row
 from cai_cli.rows.storage import is_input
@@ -60,3 +61,21 @@ def why_none(rejected: Iterable[Rejected], options: Any) -> str:
 
 def reasons_text(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+
+
+def check_rejects(options: Any, out: Path, accepted: int, reasons: Counter[str], rejects: Path | None) -> None:
+    """Raise RunError where too many rows were rejected, or all, with the next step for the commonest reason.
+
+    `rejects`: the file that they are in, None where nobody keeps them.
+    """
+    rejected, most = reasons.total(), options.max_reject_rate
+    if accepted + rejected == 0:
+        raise RunError(f"{out}: there was nothing to work on", "the inputs hold no rows")
+    if accepted and rejected / (accepted + rejected) <= most:
+        return
+    step = advice(reasons.most_common(1)[0][0], map(flag_name, parts_of(options)))
+    hints = [step] if rejects is None or not step else [f"{step}, with --if-changed restart"]
+    hints += [] if rejects is None else [f"look at {rejects}; what is done is kept"]
+    hints += [f"--max-reject-rate raises the bar (now {most:g})"] if accepted else []
+    told = f"{out}: {rejected} of {accepted + rejected} rows were rejected ({reasons_text(reasons)})"
+    raise RunError(told, "; ".join(filter(None, hints)))

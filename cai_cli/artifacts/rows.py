@@ -21,13 +21,11 @@ from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
 from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
-from cai_cli.artifacts.rejects import Rejected, reasons_text
+from cai_cli.artifacts.rejects import Rejected, check_rejects, reasons_text
 from cai_cli.artifacts.shards import block, parse_shard, put_in_order, rank_file, rank_files
 from cai_cli.console.messages import progress, say, tell_next, warn_all
-from cai_cli.console.options import flag_name, parts_of
-from cai_cli.errors import RecordError, RunError, UserError
+from cai_cli.errors import RecordError, UserError
 from cai_cli.processes.ranks import barrier, check_sharding, is_main, main_first, rank, world_size
-from cai_cli.prompting.hygiene import advice
 from cai_cli.rows.jsonl import Appended, Row, dump_row, read_own_rows, repair_tail, write_atomically
 from cai_cli.rows.storage import check_writable
 
@@ -253,7 +251,9 @@ class RowArtifact:
         self._open()
         self.flush()
         if self.streaming:
-            self._check_rejects()
+            check_rejects(
+                self.options, self.out, len(self.accepted_ids), self.reject_reasons, None if self.streaming else self.rejects
+            )
             return False
         for stream in (self._rows, self._rejects):
             stream.close()
@@ -263,7 +263,9 @@ class RowArtifact:
                 return False
             self._await_others()
         self._gather()
-        self._check_rejects()
+        check_rejects(
+            self.options, self.out, len(self.accepted_ids), self.reject_reasons, None if self.streaming else self.rejects
+        )
         if summary is not None and self.accepted_ids:
             self.manifest["summary"] = summary(self.partial, self.rejects)
         if cautions is not None:
@@ -314,17 +316,3 @@ class RowArtifact:
     def _drop_through_files(self) -> None:
         for file in self.out.parent.glob(f"{glob.escape(self.out.name)}.rank*.through"):
             file.unlink()
-
-    def _check_rejects(self) -> None:
-        accepted, rejected = len(self.accepted_ids), len(self.rejected_ids)
-        total = accepted + rejected
-        rate = self.options.max_reject_rate
-        if total == 0:
-            raise RunError(f"{self.out}: there was nothing to work on", "the inputs hold no rows")
-        if accepted == 0 or rejected / total > rate:
-            why = reasons_text(self.reject_reasons)
-            step = advice(self.reject_reasons.most_common(1)[0][0], map(flag_name, parts_of(self.options)))
-            hints = [step] if self.streaming or not step else [f"{step}, with --if-changed restart"]
-            hints += [] if self.streaming else [f"look at {self.rejects}; what is done is kept"]
-            hints += [f"--max-reject-rate raises the bar (now {rate:g})"] if accepted else []
-            raise RunError(f"{self.out}: {rejected} of {total} rows were rejected ({why})", "; ".join(filter(None, hints)))

@@ -102,7 +102,7 @@ def length_matched(items: list[Judged]) -> dict[str, Any]:
 
 
 def table_rows(groups: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """A row a group for `talk.table` and model cards: name, pairs, accuracy, interval, Brier score, calibration error."""
+    """A row a group for `messages.table` and model cards: name, pairs, accuracy, interval, Brier score, calibration error."""
     rows = []
     for name, group in groups.items():
         low, high = group["accuracy_interval"] or (0.0, 1.0)

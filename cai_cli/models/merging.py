@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from cai_cli.errors import UserError
 from cai_cli.models.loaded import LANGUAGE_HEADS, counted
-from cai_cli.models.paths import HEAD_NAMES, Shapes, adapter_shapes
+from cai_cli.models.paths import HEAD_NAMES
+from cai_cli.models.weight_files import Shapes, adapter_shapes
 
 if TYPE_CHECKING:
     pass

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from cai_cli.artifacts.places import is_adapter
 from cai_cli.errors import UserError, first_line
 from cai_cli.models.configs import NO_CODE, load_config, next_step, quiet_transformers
-from cai_cli.models.paths import base_and_adapters, check_model, read_json
+from cai_cli.models.paths import base_and_adapters, check_model
+from cai_cli.models.weight_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

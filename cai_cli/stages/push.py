@@ -30,7 +30,8 @@ from cai_cli.artifacts.places import MODEL_MANIFEST, manifest_path
 from cai_cli.console.messages import say
 from cai_cli.console.options import flag
 from cai_cli.errors import RunError, UserError, first_line
-from cai_cli.models.paths import check_place, read_json
+from cai_cli.models.paths import check_place
+from cai_cli.models.weight_files import read_json
 from cai_cli.rows.storage import check_input
 
 # What only this machine has a use for.

@@ -34,8 +34,9 @@ from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.prompting.constitution import load_constitution
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.training.ppo import forward
+from cai_cli.training.ppo.rollout import Clock
 from cai_cli.training.ppo.settings import Options
-from cai_cli.training.ppo.trainer import Clock, Trainer
+from cai_cli.training.ppo.trainer import Trainer
 
 Work = Callable[[], None]
 BATCH, TOKENS = 128, 64

@@ -17,10 +17,11 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.feedback.judge import judge_pairs
 from cai_cli.feedback.labels import Pair
 from cai_cli.feedback.self_judge import check_author, check_two_models
+from cai_cli.feedback.settings import Options
 from cai_cli.models.compare import same_weights
 from cai_cli.models.load import load_lm
 from cai_cli.rows.conversation import message
-from cai_cli.stages.label import Options, check_preflight, inquiry_of
+from cai_cli.stages.label import check_preflight, inquiry_of
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -20,9 +20,10 @@ from cai_cli.rows.records import Prompt
 from cai_cli.training.model_card import model_card
 from cai_cli.training.ppo.log import RunLog
 from cai_cli.training.ppo.measures import Episode, sample_rows
+from cai_cli.training.ppo.rollout import Clock
 from cai_cli.training.ppo.run_state import RunState
 from cai_cli.training.ppo.settings import Options
-from cai_cli.training.ppo.trainer import Clock, Trainer
+from cai_cli.training.ppo.trainer import Trainer
 from cai_cli.training.rehearsal import learned_bytes, rehearse_saving
 from cai_cli.training.run_facts import model_facts
 

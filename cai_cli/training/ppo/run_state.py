@@ -30,7 +30,8 @@ from cai_cli.training.checkpoints import (
 )
 from cai_cli.training.ppo.best import Best, Guard, Stop
 from cai_cli.training.ppo.measures import Episode, held_out_row
-from cai_cli.training.ppo.trainer import Rollout, Trainer
+from cai_cli.training.ppo.rollout import Rollout
+from cai_cli.training.ppo.trainer import Trainer
 
 if TYPE_CHECKING:
     from cai_cli.training.ppo.settings import Options

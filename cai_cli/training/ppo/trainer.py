@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +30,7 @@ from cai_cli.training.ppo.learner import PolicyLearner
 from cai_cli.training.ppo.measures import Episode, mean_rows
 from cai_cli.training.ppo.models import load_pair
 from cai_cli.training.ppo.rewards import GoldPM, reward_shape
+from cai_cli.training.ppo.rollout import Clock, Rollout
 from cai_cli.training.run_facts import peak_memory
 
 if TYPE_CHECKING:
@@ -40,29 +39,6 @@ if TYPE_CHECKING:
 # |log π - log π_old| before an update. In float32 rollout and update differ by rounding; elsewhere old log-probabilities are
 # computed again and the mean gap to the rollout's is watched.
 FLOAT32_RATIO, GAP_WARNING, GAP_STOP = 1e-4, 0.02, 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """Sampled replies of this process, and what is known of each episode of all processes (`table`, in batch order).
-
-    logprobs, reference_logprobs, values: (B, T) of this process's episodes; rewards: (B,), before the KL penalty. `gap`: mean
-    |log π - log π_rollout| where old log-probabilities were computed again.
-    """
-
-    completions: list[Completion]
-    episodes: Episodes
-    logprobs: Tensor
-    reference_logprobs: Tensor
-    values: Tensor
-    rewards: Tensor
-    table: list[Episode]
-    gap: float | None = None
-
-    @property
-    def kl(self) -> float:
-        """Mean KL of a reply to the reference, in nats."""
-        return sum(episode.kl for episode in self.table) / len(self.table)
 
 
 class Trainer:
@@ -308,16 +284,3 @@ def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
         return total((((of - mean) ** 2) * mask).sum()) / count
 
     return (1 - variance(returns - values) / variance(returns).clamp(min=1e-8)).item()
-
-
-class Clock:
-    """Seconds of each phase of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name] = round(now - self.last, 4)
-        self.last = now

@@ -18,7 +18,8 @@ from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.stages import ppo
 from cai_cli.training.ppo.critic import Critic
-from cai_cli.training.ppo.trainer import Clock, Trainer
+from cai_cli.training.ppo.rollout import Clock
+from cai_cli.training.ppo.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

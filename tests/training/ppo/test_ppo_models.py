@@ -13,7 +13,8 @@ from cai_cli.training.ppo.episodes import make_episodes
 from cai_cli.training.ppo.forward import response_logprobs, response_values
 from cai_cli.training.ppo.learner import PolicyLearner, ValueLearner
 from cai_cli.training.ppo.models import checkpointed_layers, load_pair, training_pass
-from cai_cli.training.ppo.trainer import Clock, Trainer
+from cai_cli.training.ppo.rollout import Clock
+from cai_cli.training.ppo.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

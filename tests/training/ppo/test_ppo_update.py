@@ -16,7 +16,8 @@ from cai_cli.models.score import final_scores
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.training.ppo import learner as learner_module
 from cai_cli.training.ppo.learner import Learner
-from cai_cli.training.ppo.trainer import Clock, Trainer
+from cai_cli.training.ppo.rollout import Clock
+from cai_cli.training.ppo.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
