@@ -1,6 +1,7 @@
 """The `cai` command: declares the subcommands and turns errors into exit codes. No logic, no torch.
 
-Each stage module has a frozen dataclass `Options` (the flags) and `run(options)` (the work; its docstring is the help).
+Each stage module has a frozen dataclass `Options` (the flags) and `run(options)` (the work; its docstring is
+the help).
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from cai_cli.artifacts.locks import give_all_back
 from cai_cli.artifacts.rejects import with_restart
 from cai_cli.console.ending import one_line
 from cai_cli.console.help import Command, Group
-from cai_cli.console.messages import discard_unwritten, fail, nobody_reads, open_closed_streams, say, speak_for_the_rooms_below
+from cai_cli.console.messages import (
+    discard_unwritten,
+    fail,
+    nobody_reads,
+    open_closed_streams,
+    say,
+    speak_for_the_rooms_below,
+)
 from cai_cli.console.options import FLAG, check_needs
 from cai_cli.console.usage_hints import line_for, meant_flag
 from cai_cli.errors import CaiError, UserError
@@ -63,9 +71,13 @@ app = typer.Typer(
     cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-constitution_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Check and show constitutions.")
+constitution_app = typer.Typer(
+    no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Check and show constitutions."
+)
 configs_app = typer.Typer(cls=Group, rich_markup_mode=None)
-evaluate_app = typer.Typer(no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Measure models and labels.")
+evaluate_app = typer.Typer(
+    no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Measure models and labels."
+)
 
 
 LARGEST = 3.4e38  # that float32 holds
@@ -90,7 +102,11 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         name = str(key).replace("-", "_")
         if name not in known:
             near = get_close_matches(name, list(known), n=1)
-            hint = f"did you mean `{near[0].replace('_', '-')}`?" if near else f"see `{context.command_path} --help`"
+            hint = (
+                f"did you mean `{near[0].replace('_', '-')}`?"
+                if near
+                else f"see `{context.command_path} --help`"
+            )
             raise UserError(f"{path}: unknown key `{key}`", meant_flag(context, f"--{key}") or hint)
     defaults: dict[str, Any] = {}
     for key, value in settings.items():
@@ -112,7 +128,9 @@ Config = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def add_command(where: typer.Typer, name: str, options_type: type, run: Callable[[Any], None], panel: str = "") -> None:
+def add_command(
+    where: typer.Typer, name: str, options_type: type, run: Callable[[Any], None], panel: str = ""
+) -> None:
     """Add `run` as a subcommand whose flags are the fields of `options_type`."""
     hints = get_type_hints(options_type, include_extras=True)
     parameters = []
@@ -162,7 +180,9 @@ def add_command(where: typer.Typer, name: str, options_type: type, run: Callable
 
 
 def check_numbers(values: dict[str, Any]) -> None:
-    """Raise UserError where a number is none that float32 holds, in which models compute and optimisers count."""
+    """Raise UserError where a number is none that float32 holds, in which models compute and optimisers
+    count.
+    """
     for name, value in values.items():
         if isinstance(value, float) and not abs(value) <= LARGEST:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: is out of range", "give a smaller number")
@@ -174,8 +194,13 @@ def has_seen_enough(error: BaseException) -> bool:
 
 
 def given(context: typer.Context) -> set[str]:
-    """The options that were written, on the command line or in the --config file; the others have their defaults."""
-    sources = {str(parameter.name): context.get_parameter_source(str(parameter.name)) for parameter in context.command.params}
+    """The options that were written, on the command line or in the --config file; the others have their
+    defaults.
+    """
+    sources = {
+        str(parameter.name): context.get_parameter_source(str(parameter.name))
+        for parameter in context.command.params
+    }
     return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
 
 
@@ -197,7 +222,10 @@ def show_version(value: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", "-V", callback=show_version, is_eager=True, help="Show the version and stop.")
+        bool,
+        typer.Option(
+            "--version", "-V", callback=show_version, is_eager=True, help="Show the version and stop."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -214,7 +242,9 @@ def list_configs(context: typer.Context) -> None:
 
 
 # Typer may carry its own copy of click, so its base exception is found through a name that Typer exports.
-UsageMistake: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+UsageMistake: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 STAGES = "Stages"
 FILES = "Files"

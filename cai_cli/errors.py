@@ -32,7 +32,9 @@ class UserError(CaiError):
 class RecordError(UserError):
     """A row is malformed. `field` is the path inside the row, such as `rounds[1].critique`."""
 
-    def __init__(self, field: str, problem: str, hint: str | None = None, *, place: str | None = None) -> None:
+    def __init__(
+        self, field: str, problem: str, hint: str | None = None, *, place: str | None = None
+    ) -> None:
         self.field = field
         self.problem = problem
         where = f"{place}: " if place else ""
@@ -52,5 +54,7 @@ class RunError(CaiError):
 
 def first_line(error: BaseException) -> str:
     """What any error says, in one line; with the next one where the first is but a heading."""
-    lines = [line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()
+    ]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__

@@ -1,6 +1,7 @@
 """Keyed randomness: every draw is a function of (seed, what it is for), never of the order of the work.
 
-So texts, principles and pairs do not depend on batch size, shards, ranks or where a run was cut off and resumed.
+So texts, principles and pairs do not depend on batch size, shards, ranks or where a run was cut off and
+resumed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ Item = TypeVar("Item")
 
 
 def digest(*parts: Part) -> bytes:
-    """128 bits of BLAKE2b over the parts, each with its type and length so that no two lists of parts collide."""
+    """128 bits of BLAKE2b over the parts, each with its type and length so that no two lists of parts
+    collide.
+    """
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = str(part).encode()

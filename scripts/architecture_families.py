@@ -1,7 +1,7 @@
 """Small random models of transformers' families: name -> how one is built.
 
-What a fault needs to show is there: windows of 8 or 32 tokens, a change of rotary frequencies at 64, weights large enough that
-what a token sees matters.
+What a fault needs to show is there: windows of 8 or 32 tokens, a change of rotary frequencies at 64, weights
+large enough that what a token sees matters.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ MAMBA = {
 }
 WINDOW = 8
 
-# Name -> (model type, what its configuration has besides SIZES). What a type does not know of SIZES is left out.
+# Name -> (model type, what its configuration has besides SIZES). What a type does not know of SIZES is left
+# out.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", GROUPED),
     "llama-dynamic": (
@@ -102,7 +103,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral3": ("ministral3", {**GROUPED, **HEAD}),
     "mixtral": ("mixtral", {**GROUPED, **EXPERTS}),
     "qwen2": ("qwen2", GROUPED),
-    "qwen2-window": ("qwen2", {**GROUPED, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "qwen2-window": (
+        "qwen2",
+        {**GROUPED, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
     "qwen2_moe": ("qwen2_moe", {**GROUPED, **EXPERTS, "shared_expert_intermediate_size": 32}),
     "qwen3": ("qwen3", {**GROUPED, **HEAD}),
     "qwen3_moe": ("qwen3_moe", {**GROUPED, **HEAD, **EXPERTS}),
@@ -165,7 +169,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_bigcode": ("gpt_bigcode", GPT),
     "gpt_neo": (
         "gpt_neo",
-        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4 * WINDOW},
+        {
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 4 * WINDOW,
+        },
     ),
     "gpt_neox": ("gpt_neox", {}),
     "gptj": ("gptj", {**GPT, "rotary_dim": 4}),
@@ -183,17 +192,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", {**GROUPED, "sliding_window": WINDOW}),
     "olmo": ("olmo", GROUPED),
     "olmo2": ("olmo2", GROUPED),
-    "olmo3": ("olmo3", {**GROUPED, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "olmo3": (
+        "olmo3",
+        {**GROUPED, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "olmoe": ("olmoe", {**GROUPED, **EXPERTS}),
     "granite": ("granite", {**GROUPED, "logits_scaling": 2.0}),
     "granitemoe": ("granitemoe", {**GROUPED, **EXPERTS}),
     "granitemoeshared": ("granitemoeshared", {**GROUPED, **EXPERTS, "shared_intermediate_size": 32}),
     "granitemoehybrid": (
         "granitemoehybrid",
-        {**GROUPED, **EXPERTS, **MAMBA, "shared_intermediate_size": 32, "layer_types": ["mamba", "attention"]},
+        {
+            **GROUPED,
+            **EXPERTS,
+            **MAMBA,
+            "shared_intermediate_size": 32,
+            "layer_types": ["mamba", "attention"],
+        },
     ),
     "cohere": ("cohere", GROUPED),
-    "cohere2": ("cohere2", {**GROUPED, **HEAD, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "cohere2": (
+        "cohere2",
+        {**GROUPED, **HEAD, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "glm": ("glm", {**GROUPED, **HEAD}),
     "glm4": ("glm4", {**GROUPED, **HEAD}),
     "glm4_moe": ("glm4_moe", {**GROUPED, **HEAD, **LATENT}),
@@ -202,9 +223,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "minicpm3": ("minicpm3", {**LATENT, "num_key_value_heads": 4}),
     "gpt_oss": (
         "gpt_oss",
-        {**GROUPED, **HEAD, **EXPERTS, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+        {
+            **GROUPED,
+            **HEAD,
+            **EXPERTS,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
     ),
-    "exaone4": ("exaone4", {**GROUPED, **HEAD, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "exaone4": (
+        "exaone4",
+        {**GROUPED, **HEAD, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "ernie4_5": ("ernie4_5", {**GROUPED, **HEAD}),
     "smollm3": ("smollm3", {**GROUPED, "no_rope_layers": [1, 0]}),
     "seed_oss": ("seed_oss", {**GROUPED, **HEAD}),
@@ -219,7 +249,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "nanochat": ("nanochat", GROUPED),
     "bitnet": ("bitnet", GROUPED),
     "diffllama": ("diffllama", GROUPED),
-    "cwm": ("cwm", {**GROUPED, **HEAD, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "cwm": (
+        "cwm",
+        {**GROUPED, **HEAD, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "doge": ("doge", {**GROUPED, "keep_window_size": 2048}),
     "modernbert-decoder": (
         "modernbert-decoder",
@@ -229,7 +262,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "jetmoe": ("jetmoe", {**EXPERTS, "num_key_value_heads": 2, "kv_channels": 8, "num_layers": 2}),
     "minimax": (
         "minimax",
-        {**GROUPED, **HEAD, **EXPERTS, "block_size": WINDOW, "layer_types": ["linear_attention", "full_attention"]},
+        {
+            **GROUPED,
+            **HEAD,
+            **EXPERTS,
+            "block_size": WINDOW,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
     ),
     "minimax_m2": ("minimax_m2", {**GROUPED, **HEAD, **EXPERTS}),
     "lfm2": ("lfm2", {**GROUPED, "layer_types": ["conv", "full_attention"]}),
@@ -280,7 +319,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2": ("mamba2", {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8}),
     "falcon_mamba": ("falcon_mamba", {"state_size": 8}),
     "rwkv": ("rwkv", {"context_length": 512, "attention_hidden_size": 32}),
-    "recurrent_gemma": ("recurrent_gemma", {**GROUPED, "lru_width": 32, "attention_window_size": WINDOW, "num_hidden_layers": 3}),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        {**GROUPED, "lru_width": 32, "attention_window_size": WINDOW, "num_hidden_layers": 3},
+    ),
     "olmo_hybrid": (
         "olmo_hybrid",
         {

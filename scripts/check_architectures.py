@@ -1,12 +1,13 @@
-"""Every stage on small random models of many families, against plain transformers: one row alone, no padding, no cache of ours.
+"""Every stage on small random models of many families, against plain transformers: one row alone, no padding,
+no cache of ours.
 
     python scripts/check_architectures.py --families llama,gpt_neo --out architectures.json
 
-For each family: greedy `cai sample` at batch size 1 and 8 against `generate`; option log-probabilities of `cai label` against one
-pass for each option; `cai train-pm` and `cai score` against the saved classifier; two steps of `cai ppo`, whose rollouts'
-log-probabilities are computed again; `cai sft`, and a sample from it. A cell is "equal", the error line of the command, or
-the difference. Exits 1 where a number is another one, or a command ends with a traceback. Texts may part where two tokens are
-equally likely up to rounding.
+For each family: greedy `cai sample` at batch size 1 and 8 against `generate`; option log-probabilities of
+`cai label` against one pass for each option; `cai train-pm` and `cai score` against the saved classifier; two
+steps of `cai ppo`, whose rollouts' log-probabilities are computed again; `cai sft`, and a sample from it. A
+cell is "equal", the error line of the command, or the difference. Exits 1 where a number is another one, or a
+command ends with a traceback. Texts may part where two tokens are equally likely up to rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +39,16 @@ from cai_cli.models.tokenizers import load_tokenizer
 CLOSE = 2e-4  # Of log-probabilities and scores in float32.
 EQUAL = "equal"
 SENTENCE = "How can I water a daisy? Fill a can with water. "
-LENGTHS = (1, 8, 2, 5, 1, 3, 4, 1)  # Sentences in front of a prompt: some longer than any window or threshold.
+LENGTHS = (
+    1,
+    8,
+    2,
+    5,
+    1,
+    3,
+    4,
+    1,
+)  # Sentences in front of a prompt: some longer than any window or threshold.
 
 
 class Unlike(Exception):
@@ -81,7 +91,9 @@ class Family:
         self.save(name, words)
         try:
             load_tokenizer(str(folder / "lm"))
-        except UserError:  # transformers reads any tokenizer as the family's own kind, of bytes, and adds a token to it
+        except (
+            UserError
+        ):  # transformers reads any tokenizer as the family's own kind, of bytes, and adds a token to it
             self.save(name, byte_tokenizer(words.chat_template))
             self.save(name, load_tokenizer(str(folder / "lm")))
         write_files(folder)
@@ -112,13 +124,28 @@ class Family:
             if completion.finish_reason == OVERLONG:
                 continue
             plain, ids = self.plain(model), torch.tensor([completion.prompt_ids])
-            config = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0, "repetition_penalty": 1.0}
+            config = {
+                "max_new_tokens": 12,
+                "do_sample": False,
+                "eos_token_id": 2,
+                "pad_token_id": 0,
+                "repetition_penalty": 1.0,
+            }
             own = plain.generate(
-                ids, attention_mask=torch.ones_like(ids), **config, output_logits=True, return_dict_in_generate=True
+                ids,
+                attention_mask=torch.ones_like(ids),
+                **config,
+                output_logits=True,
+                return_dict_in_generate=True,
             )
             wanted = own.sequences[0, ids.size(1) :].tolist()
             place = next(
-                (k for k, pair in enumerate(zip(wanted, completion.token_ids, strict=False)) if len(set(pair)) > 1), None
+                (
+                    k
+                    for k, pair in enumerate(zip(wanted, completion.token_ids, strict=False))
+                    if len(set(pair)) > 1
+                ),
+                None,
             )
             if place is None and len(wanted) != len(completion.token_ids):
                 raise Unlike(f"row {n}: {len(completion.token_ids)} tokens, not {len(wanted)}")
@@ -126,7 +153,9 @@ class Family:
                 logits = own.logits[place][0].float()
                 gap = (logits[wanted[place]] - logits[completion.token_ids[place]]).item()
                 if gap > CLOSE:
-                    raise Unlike(f"row {n} of {ids.size(1)} tokens: another token at {place}, less likely by {gap:.2g} nats")
+                    raise Unlike(
+                        f"row {n} of {ids.size(1)} tokens: another token at {place}, less likely by {gap:.2g} nats"
+                    )
 
     @torch.no_grad()
     def label(self) -> None:
@@ -140,13 +169,27 @@ class Family:
                 prompt = engine.renderer.encode(request.prompt)
                 for option, score in zip(request.options, found or [], strict=False):
                     row = engine.renderer.encode(request.prompt, option)
-                    logprobs = torch.log_softmax(plain(input_ids=torch.tensor([row]), use_cache=False).logits[0].double(), -1)
-                    worst = max(worst, abs(sum(logprobs[k - 1, row[k]].item() for k in range(len(prompt), len(row))) - score))
+                    logprobs = torch.log_softmax(
+                        plain(input_ids=torch.tensor([row]), use_cache=False).logits[0].double(), -1
+                    )
+                    worst = max(
+                        worst,
+                        abs(
+                            sum(logprobs[k - 1, row[k]].item() for k in range(len(prompt), len(row))) - score
+                        ),
+                    )
         if not out.read_text() or worst > CLOSE:
             raise Unlike(f"an option's log-probability differs by {worst:.2g} nats")
 
     def train_pm(self) -> None:
-        files = ["--model", self.folder / "lm", "--comparisons", self.folder / "comparisons.jsonl", "--held-out", 0]
+        files = [
+            "--model",
+            self.folder / "lm",
+            "--comparisons",
+            self.folder / "comparisons.jsonl",
+            "--held-out",
+            0,
+        ]
         settings = ["--per-device-train-batch-size", 3, "--max-length", 512, "--learning-rate", 1e-3]
         cai("train-pm", *files, *settings, "--out", self.folder / "pm")
 
@@ -155,8 +198,20 @@ class Family:
         from cai_cli.training.preference.reading import open_reading
 
         out = self.folder / "scored.jsonl"
-        cai("score", "--pm", self.folder / "pm", self.folder / "comparisons.jsonl", "--batch-size", 8, "--out", out)
-        plain, (tokenizer, encode) = self.plain("pm", AutoModelForSequenceClassification), open_reading(str(self.folder / "pm"))
+        cai(
+            "score",
+            "--pm",
+            self.folder / "pm",
+            self.folder / "comparisons.jsonl",
+            "--batch-size",
+            8,
+            "--out",
+            out,
+        )
+        plain, (tokenizer, encode) = (
+            self.plain("pm", AutoModelForSequenceClassification),
+            open_reading(str(self.folder / "pm")),
+        )
         plain.config.pad_token_id = tokenizer.pad_token_id
         worst = 0.0
         for row in map(json.loads, out.read_text().splitlines()):
@@ -168,8 +223,26 @@ class Family:
 
     def ppo(self) -> None:
         self.recorders["generate"].take()
-        models = ["--model", self.folder / "lm", "--pm", self.folder / "pm", "--prompts", self.folder / "prompts.jsonl"]
-        sizes = ["--steps", 2, "--rollout-batch-size", 8, "--max-new-tokens", 6, "--learning-rate", 1e-4, "--max-kl", 1000]
+        models = [
+            "--model",
+            self.folder / "lm",
+            "--pm",
+            self.folder / "pm",
+            "--prompts",
+            self.folder / "prompts.jsonl",
+        ]
+        sizes = [
+            "--steps",
+            2,
+            "--rollout-batch-size",
+            8,
+            "--max-new-tokens",
+            6,
+            "--learning-rate",
+            1e-4,
+            "--max-kl",
+            1000,
+        ]
         cai("ppo", *models, *sizes, "--out", self.folder / "policy")
         *_, completions = self.recorders["generate"].take()[0]
         plain, worst = self.plain(), 0.0
@@ -187,7 +260,16 @@ class Family:
 
     def sft(self) -> None:
         files = ["--model", self.folder / "lm", "--data", self.folder / "talks.jsonl", "--held-out", 0]
-        cai("sft", *files, "--max-length", 512, "--per-device-train-batch-size", 2, "--out", self.folder / "sft")
+        cai(
+            "sft",
+            *files,
+            "--max-length",
+            512,
+            "--per-device-train-batch-size",
+            2,
+            "--out",
+            self.folder / "sft",
+        )
         self.sample(8, "sft")
 
 
@@ -207,7 +289,9 @@ def byte_tokenizer(template: Any) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special, alphabet = ["<pad>", "<bos>", "<eos>"], pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator([SENTENCE, "Human: Paint it. Assistant: No, water the soil."], trainer)
     names = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=template, **names)
@@ -219,14 +303,29 @@ def write_files(folder: Path) -> None:
     def lines(name: str, rows: list[dict[str, Any]]) -> None:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
-    prompts = [SENTENCE * count + f"How can I {verb} a fence?" for count, verb in zip(LENGTHS, "abcdefgh", strict=True)]
+    prompts = [
+        SENTENCE * count + f"How can I {verb} a fence?"
+        for count, verb in zip(LENGTHS, "abcdefgh", strict=True)
+    ]
     user = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    chosen = [[{"role": "assistant", "content": f"Paint it {'slowly ' * (1 + 5 * n % 7)}."}] for n in range(len(user))]
-    rejected = [[{"role": "assistant", "content": "No, water the soil" + " of the daisy" * (n % 4)}] for n in range(len(user))]
-    lines("prompts.jsonl", [{"id": f"p{n}", "prompt": prompt, "kind": "helpful"} for n, prompt in enumerate(prompts)])
+    chosen = [
+        [{"role": "assistant", "content": f"Paint it {'slowly ' * (1 + 5 * n % 7)}."}]
+        for n in range(len(user))
+    ]
+    rejected = [
+        [{"role": "assistant", "content": "No, water the soil" + " of the daisy" * (n % 4)}]
+        for n in range(len(user))
+    ]
+    lines(
+        "prompts.jsonl",
+        [{"id": f"p{n}", "prompt": prompt, "kind": "helpful"} for n, prompt in enumerate(prompts)],
+    )
     triples = list(enumerate(zip(user, chosen, rejected, strict=True)))
     pair = {"probability": 0.9, "origin": "human"}
-    lines("comparisons.jsonl", [{"id": f"c{n}", "prompt": p, "chosen": c, "rejected": r, **pair} for n, (p, c, r) in triples])
+    lines(
+        "comparisons.jsonl",
+        [{"id": f"c{n}", "prompt": p, "chosen": c, "rejected": r, **pair} for n, (p, c, r) in triples],
+    )
     lines("talks.jsonl", [{"id": f"t{n}", "prompt": p, "completion": c} for n, (p, c, _) in triples])
 
 
@@ -262,7 +361,9 @@ def recorders() -> dict[str, Recorder]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--families", help="Comma-separated; all by default.")
     parser.add_argument("--checks", help=f"Comma-separated, of {', '.join(CHECKS)}; all by default.")
     parser.add_argument("--out", type=Path, help="Write what was found to this JSON file.")
@@ -275,8 +376,14 @@ def main() -> int:
         print(f"{name:20} {time.monotonic() - started:5.1f} s  {said or EQUAL}", flush=True)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    bad = [name for name, cells in results.items() if any(text.startswith(("UNLIKE", "TRACEBACK")) for text in cells.values())]
-    print(f"{len(results)} families, {len(bad)} with another number or a traceback: {', '.join(bad) or 'none'}")
+    bad = [
+        name
+        for name, cells in results.items()
+        if any(text.startswith(("UNLIKE", "TRACEBACK")) for text in cells.values())
+    ]
+    print(
+        f"{len(results)} families, {len(bad)} with another number or a traceback: {', '.join(bad) or 'none'}"
+    )
     return 1 if bad else 0
 
 

@@ -1,14 +1,16 @@
-"""Stop every stage at random moments, by kill -9, Ctrl-C and SIGTERM, and see that the same command ends where it would have.
+"""Stop every stage at random moments, by kill -9, Ctrl-C and SIGTERM, and see that the same command ends
+where it would have.
 
     python scripts/check_kills.py --work runs/kills --out kills.json
     python scripts/check_kills.py --work runs/kills --stages sft ppo --signals TERM --moments 3
 
-A small chain of the micro-world is made once in --work, and each stage runs once undisturbed. Then, for each signal, the
-command is started again and again in a folder of its own and stopped at a random moment, each time going on from where it was,
-until it has been stopped --moments times (from the start again where it got through before); at last it runs to the end.
-Checked: the exit codes (137, 130, 143; 0 where it was through already), no process of its session left, the same files with
-the same bytes as the undisturbed run's (but for manifests, timings and pictures, which hold times), and no word of a traceback.
-Exits 1 where anything is off.
+A small chain of the micro-world is made once in --work, and each stage runs once undisturbed. Then, for each
+signal, the command is started again and again in a folder of its own and stopped at a random moment, each
+time going on from where it was, until it has been stopped --moments times (from the start again where it got
+through before); at last it runs to the end.
+Checked: the exit codes (137, 130, 143; 0 where it was through already), no process of its session left, the
+same files with the same bytes as the undisturbed run's (but for manifests, timings and pictures, which hold
+times), and no word of a traceback. Exits 1 where anything is off.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ DEMO = "demo --out {out}"
 # The small chain; {in_} is the folder that it lies in, {out} the stage's own.
 STAGES = {
     "revise": "revise --model {in_}/demo/models/helpful-only --prompts {in_}/demo/world/harmful-sft.jsonl --limit 400"
-    " --constitution {in_}/demo/world/constitution.yaml --few-shot none --rounds 2 " + LENGTH + " --out {out}/revisions.jsonl",
+    " --constitution {in_}/demo/world/constitution.yaml --few-shot none --rounds 2 "
+    + LENGTH
+    + " --out {out}/revisions.jsonl",
     "sample": "sample --model {in_}/demo/models/helpful-only --prompts {in_}/demo/world/helpful-sft.jsonl --limit 600 "
     + LENGTH
     + " --out {out}/samples.jsonl",
@@ -64,7 +68,9 @@ def command(stage: str, inputs: Path, out: Path) -> list[str]:
 def start(stage: str, inputs: Path, out: Path) -> subprocess.Popen[str]:
     out.mkdir(parents=True, exist_ok=True)
     with (out.parent / f"{out.name}.log").open("a", encoding="utf-8") as log:
-        return subprocess.Popen(command(stage, inputs, out), stdout=log, stderr=log, text=True, start_new_session=True)
+        return subprocess.Popen(
+            command(stage, inputs, out), stdout=log, stderr=log, text=True, start_new_session=True
+        )
 
 
 def finish(stage: str, inputs: Path, out: Path) -> float:
@@ -106,7 +112,9 @@ def contents(folder: Path) -> dict[str, str]:
     return found
 
 
-def check(stage: str, name: str, work: Path, moments: int, seconds: float, whole_group: bool, seed: int) -> dict[str, object]:
+def check(
+    stage: str, name: str, work: Path, moments: int, seconds: float, whole_group: bool, seed: int
+) -> dict[str, object]:
     """Stop the stage `moments` times and carry it to its end; what came of it."""
     draw = random.Random(f"{seed}/{stage}/{name}")
     number, out = SIGNALS[name], work / "stopped" / f"{stage}-{name}"
@@ -158,16 +166,22 @@ def check(stage: str, name: str, work: Path, moments: int, seconds: float, whole
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for the chain and the stopped runs")
     parser.add_argument("--out", type=Path, help="JSON file for the table")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=list(SIGNALS))
     parser.add_argument("--moments", type=int, default=10, help="times each stage is stopped by each signal")
-    parser.add_argument("--group", action="store_true", help="send the signal to all processes of the run, as a terminal does")
+    parser.add_argument(
+        "--group", action="store_true", help="send the signal to all processes of the run, as a terminal does"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all it starts
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it, and so would all it starts
     work = options.work.resolve()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not (work / "demo" / "world").exists():
@@ -187,7 +201,10 @@ def main() -> None:
             row = check(stage, name, work, options.moments, seconds[stage], options.group, options.seed)
             rows.append(row)
             codes = ", ".join(f"{code}: {count}" for code, count in sorted(row["codes"].items()))  # type: ignore[attr-defined]
-            print(f"{stage:9} {name:5} stopped {row['stopped']:3}  exits {codes:22} {'ok' if row['ok'] else row}", flush=True)
+            print(
+                f"{stage:9} {name:5} stopped {row['stopped']:3}  exits {codes:22} {'ok' if row['ok'] else row}",
+                flush=True,
+            )
     if options.out:
         options.out.write_text(json.dumps(rows, indent=2) + "\n")
     sys.exit(not all(row["ok"] for row in rows))

@@ -1,7 +1,8 @@
 """Measure the micro-world's checkpoints on held-out combinations: `python scripts/check_microworld.py DIR`.
 
-DIR holds helpful-only/ and base/. Prints rates of sampled answers, multiple-choice accuracy by kind of pair, and what
-rounds of critique and revision reach. Plain generate() at temperature 1: the package's stages are not used here.
+DIR holds helpful-only/ and base/. Prints rates of sampled answers, multiple-choice accuracy by kind of pair,
+and what rounds of critique and revision reach. Plain generate() at temperature 1: the package's stages are
+not used here.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Model:
             inputs = self.tokenizer(texts[start : start + batch], return_tensors="pt", padding=True)
             stops = self.tokenizer.convert_tokens_to_ids(list(prompts.TRANSCRIPT_STOPS))
             eos = [self.tokenizer.eos_token_id, *stops]
-            output = self.model.generate(**inputs, max_new_tokens=48, do_sample=True, top_k=0, eos_token_id=eos)
+            output = self.model.generate(
+                **inputs, max_new_tokens=48, do_sample=True, top_k=0, eos_token_id=eos
+            )
             for row in output[:, inputs["input_ids"].shape[1] :].tolist():
                 kept = [n for n in row if n not in (*eos, self.tokenizer.pad_token_id)]
                 replies.append(self.tokenizer.decode(kept).strip())
@@ -59,7 +62,9 @@ class Model:
         """Probability of (A) against (B) after each text."""
         inputs = self.tokenizer(texts, return_tensors="pt", padding=True)
         logits = self.model(**inputs).logits[:, -1]
-        ids = self.tokenizer.convert_tokens_to_ids([prompts.option(letter) for letter in prompts.OPTION_LETTERS])
+        ids = self.tokenizer.convert_tokens_to_ids(
+            [prompts.option(letter) for letter in prompts.OPTION_LETTERS]
+        )
         return logits[:, ids].softmax(-1)[:, 0]
 
 
@@ -78,7 +83,9 @@ def check_answers(model: Model, count: int, split: str) -> dict[str, Any]:
         asked = requests(kind, count, rng, split)
         replies = model.sample([prompts.reply_prompt(conversation(request)) for request in asked])
         for n, (request, reply) in enumerate(zip(asked, replies, strict=True)):
-            rows.append(Sample(f"{kind}/{n}", conversation(request), [message("assistant", reply or ".")], "stop"))
+            rows.append(
+                Sample(f"{kind}/{n}", conversation(request), [message("assistant", reply or ".")], "stop")
+            )
             verdict = classify(request.text, reply)
             forms[f"{kind} {verdict.form if verdict else None}"] += 1
             lengths.append(len(model.tokenizer(reply, add_special_tokens=False)["input_ids"]))
@@ -100,12 +107,17 @@ def check_choices(model: Model, count: int, split: str) -> dict[str, Any]:
             mean = (first + second) / 2
             confidences.append(mean)
             right = ((first > 0.5) & (second > 0.5)).float().mean()
-            result[f"{kind} {better}>{worse}"] = [round(float(right), 3), round(float((mean > 0.5).float().mean()), 3)]
+            result[f"{kind} {better}>{worse}"] = [
+                round(float(right), 3),
+                round(float((mean > 0.5).float().mean()), 3),
+            ]
     quantiles = torch.cat(confidences).quantile(torch.tensor([0.05, 0.5, 0.95]))
     return {**result, "quantiles": [round(float(value), 4) for value in quantiles]}
 
 
-def check_rounds(model: Model, kind: str, count: int, split: str, critique: bool, rounds: int = 4) -> list[str]:
+def check_rounds(
+    model: Model, kind: str, count: int, split: str, critique: bool, rounds: int = 4
+) -> list[str]:
     """Rates after each round, from the model's own first answers."""
     rng, shown = Random(3), []
     asked = requests(kind, count, rng, split)

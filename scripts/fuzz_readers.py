@@ -2,9 +2,10 @@
 
     python scripts/fuzz_readers.py --cases 10000 --seed 0
 
-A case is a file (rows of every kind, mutated rows, nested and odd values, YAML, tables, transcripts, XML, random bytes, other
-encodings and compressions) and a reader. Allowed: it reads, or raises a CaiError of one line. Each case has `SECONDS` and may
-add `MEGABYTES` to the peak of the process. What fails is written into --keep. Without torch.
+A case is a file (rows of every kind, mutated rows, nested and odd values, YAML, tables, transcripts, XML,
+random bytes, other encodings and compressions) and a reader. Allowed: it reads, or raises a CaiError of one
+line. Each case has `SECONDS` and may add `MEGABYTES` to the peak of the process. What fails is written into
+--keep. Without torch.
 """
 
 from __future__ import annotations
@@ -91,14 +92,18 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "table prompts": imported(tables.import_prompts, tables.Columns(id="id")),
     "table turns": imported(tables.import_prompts, TURNS),
     "table samples": imported(tables.import_samples, tables.Columns(id="id", kind="kind")),
-    "table comparisons": imported(tables.import_comparisons, tables.Columns(id="id", probability="probability")),
+    "table comparisons": imported(
+        tables.import_comparisons, tables.Columns(id="id", probability="probability")
+    ),
     "posts": lambda path: list(read_file(path)),
     "constitution": lambda path: load_constitution(str(path)),
     "paper constitution": import_constitution,
     "demonstrations": lambda path: load_critique_demonstrations(str(path)),
     "solved questions": lambda path: load_comparison_demonstrations(str(path)),
     "configuration": lambda path: json.dumps(load_yaml(path.read_bytes(), path)),
-    "template settings": lambda path: json.dumps(template_kwargs(path.read_bytes().decode("utf-8", "surrogateescape"))),
+    "template settings": lambda path: json.dumps(
+        template_kwargs(path.read_bytes().decode("utf-8", "surrogateescape"))
+    ),
 }
 
 # Values
@@ -132,10 +137,18 @@ TEXTS = st.one_of(
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([10**400, 2**63, -1, 0.5, 1, True]))
 SCALARS = st.one_of(st.none(), NUMBERS, TEXTS)
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)), max_leaves=8
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
+    max_leaves=8,
 )
-ROLES = st.sampled_from(["user", "assistant", "system", "developer", "human", "gpt", "tool", "User", "", None, 3])
-CONTENTS = st.one_of(TEXTS, st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": TEXTS})), VALUES)
+ROLES = st.sampled_from(
+    ["user", "assistant", "system", "developer", "human", "gpt", "tool", "User", "", None, 3]
+)
+CONTENTS = st.one_of(
+    TEXTS,
+    st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": TEXTS})),
+    VALUES,
+)
 TURN = st.one_of(
     st.fixed_dictionaries({"role": ROLES, "content": CONTENTS}),
     st.fixed_dictionaries({"from": ROLES, "value": CONTENTS}),
@@ -149,13 +162,19 @@ def turn(role: str, text: str = "q") -> dict[str, str]:
 
 
 CONVERSATIONS = st.one_of(
-    st.lists(TURN, max_size=4), st.just([turn("user")]), st.just([turn("user"), turn("assistant", "a")]), TEXTS
+    st.lists(TURN, max_size=4),
+    st.just([turn("user")]),
+    st.just([turn("user"), turn("assistant", "a")]),
+    TEXTS,
 )
 PROMPT, REPLY = [turn("user")], [turn("assistant", "a")]
 ROUND = {"principle": "p", "critique_request": "c", "critique": "c", "revision_request": "r", "revision": "v"}
 STEP = {
     "cst_key": "k",
-    "cst_value": {"prompt": ["\n\nCritiqueRequest: w\n\nCritique:"], "edit_request": "\n\nRevisionRequest: m\n\nRevision:"},
+    "cst_value": {
+        "prompt": ["\n\nCritiqueRequest: w\n\nCritique:"],
+        "edit_request": "\n\nRevisionRequest: m\n\nRevision:",
+    },
     "critique": {"sample": " c"},
     "revision": {"sample": " r\n\nHuman:"},
 }
@@ -163,7 +182,14 @@ TRANSCRIPTS = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman:
 REAL: list[dict[str, Any]] = [
     {"id": "i", "prompt": PROMPT, "kind": "harmful", "source": None},
     {"id": "i/0", "prompt": PROMPT, "completion": REPLY, "finish_reason": "stop", "hygiene": ""},
-    {"id": "i/0", "prompt": PROMPT, "chosen": REPLY, "rejected": [turn("assistant", "b")], "probability": 1, "origin": "human"},
+    {
+        "id": "i/0",
+        "prompt": PROMPT,
+        "chosen": REPLY,
+        "rejected": [turn("assistant", "b")],
+        "probability": 1,
+        "origin": "human",
+    },
     {"id": "i/0", "prompt": PROMPT, "completion": REPLY, "initial": REPLY, "rounds": [ROUND]},
     TRANSCRIPTS,
     {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 2, "score_rejected": 1},
@@ -171,8 +197,19 @@ REAL: list[dict[str, Any]] = [
     {"rl_prompt": "\n\nHuman: q\n\nAssistant:", "initial_response": [{"sample": " a"}], "cst": [STEP]},
     {"transcript": TRANSCRIPTS["chosen"], "rating": 1.0},
     {"prompt": "q Options:\n (A) a\n (B) b\nThe answer is:", "corrects": [" (A)"], "incorrects": [" (B)"]},
-    {"qid": 1, "question": "<p>q</p>", "answers": [{"answer_id": 2, "pm_score": 1, "text": "a"}], "metadata": ["https://a.net"]},
-    {"init_prompt": "q", "init_response": "a", "critic_prompt": "c", "critic_response": "d", "revision_prompt": "e"},
+    {
+        "qid": 1,
+        "question": "<p>q</p>",
+        "answers": [{"answer_id": 2, "pm_score": 1, "text": "a"}],
+        "metadata": ["https://a.net"],
+    },
+    {
+        "init_prompt": "q",
+        "init_response": "a",
+        "critic_prompt": "c",
+        "critic_response": "d",
+        "revision_prompt": "e",
+    },
     {"id": "line-1", "reason": "empty", "detail": "", "row": {"prompt": ""}},
     {"stage": "sft", "options": {}, "inputs": [], "models": []},
     {"data": [{"prompt": "q"}]},
@@ -189,7 +226,12 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
         action = draw(st.sampled_from(["turns", "value", "drop", "inside"]))
         if action == "drop":
             row.pop(name, None)
-        elif action == "inside" and isinstance(row.get(name), list) and row[name] and isinstance(row[name][0], dict):
+        elif (
+            action == "inside"
+            and isinstance(row.get(name), list)
+            and row[name]
+            and isinstance(row[name][0], dict)
+        ):
             inner = dict(row[name][0])
             inner[draw(st.one_of(st.sampled_from(sorted(inner) or [""]), TEXTS))] = draw(VALUES)
             row[name] = [inner, *row[name][1:]]
@@ -278,7 +320,8 @@ YAML = st.lists(st.one_of(st.sampled_from(YAML_BITS), TEXTS), max_size=12).flatm
 )
 BOMBS = st.builds(
     lambda levels, width, head: (
-        head + "\n".join(f"k{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * width)}]" for n in range(levels))
+        head
+        + "\n".join(f"k{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * width)}]" for n in range(levels))
     ),
     st.integers(1, 12),
     st.integers(1, 12),
@@ -287,10 +330,20 @@ BOMBS = st.builds(
 ROW_XML = '<row Id="{0}" PostTypeId="{1}" Body="{2}" Score="{0}" ParentId="1" />'
 XML = st.builds(
     lambda head, rows, tail: head + "".join(ROW_XML.format(*row) for row in rows) + tail,
-    st.sampled_from(["<posts>", '<?xml version="1.0"?><posts>', '<!DOCTYPE a [<!ENTITY b "c">]><posts>', "<html>", "<posts>&b;"]),
+    st.sampled_from(
+        [
+            "<posts>",
+            '<?xml version="1.0"?><posts>',
+            '<!DOCTYPE a [<!ENTITY b "c">]><posts>',
+            "<html>",
+            "<posts>&b;",
+        ]
+    ),
     st.lists(
         st.tuples(
-            st.sampled_from(["1", "2", "x", "9" * 30]), st.sampled_from("1234"), st.sampled_from(["a", "&lt;p&gt;", "&#0;"])
+            st.sampled_from(["1", "2", "x", "9" * 30]),
+            st.sampled_from("1234"),
+            st.sampled_from(["a", "&lt;p&gt;", "&#0;"]),
         )
     ),
     st.sampled_from(["</posts>", "", "</post>", "<" * 99]),
@@ -361,8 +414,12 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def fuzz(cases: int, seed: int, keep: Path | None = None, readers: tuple[str, ...] = tuple(READERS)) -> Counter[str]:
-    """Run the cases; returns counts of outcomes. Raises Failed at the first failure, shrunk, where nothing is kept."""
+def fuzz(
+    cases: int, seed: int, keep: Path | None = None, readers: tuple[str, ...] = tuple(READERS)
+) -> Counter[str]:
+    """Run the cases; returns counts of outcomes. Raises Failed at the first failure, shrunk, where nothing is
+    kept.
+    """
     counts: Counter[str] = Counter()
     slowest = [0.0, ""]
     with tempfile.TemporaryDirectory() as folder:
@@ -398,7 +455,9 @@ def fuzz(cases: int, seed: int, keep: Path | None = None, readers: tuple[str, ..
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"))

@@ -57,7 +57,10 @@ def write_pairs(path: Path, count: int, split: str = "test") -> dict[str, str]:
             assert scores[0] > scores[1], (sort, replies)
             name = f"{len(rows)}/0"
             sorts[name] = sort
-            prompt, (chosen, rejected) = [message("user", request.text)], ([message("assistant", text)] for text in replies)
+            prompt, (chosen, rejected) = (
+                [message("user", request.text)],
+                ([message("assistant", text)] for text in replies),
+            )
             kind_name = "harmful" if kind == HARMFUL else "helpful"
             rows.append(Comparison(name, str(n), prompt, chosen, rejected, 1.0, "human", kind_name).to_row())
     write_rows(path, rows)
@@ -67,7 +70,8 @@ def write_pairs(path: Path, count: int, split: str = "test") -> dict[str, str]:
 def plant_bias(source: Path, target: Path, questions: list[str], strength: float) -> None:
     """A copy of the model whose log-odds of ` (A)` are higher by about `strength`, whatever is asked.
 
-    The row of ` (A)` in the (untied) output layer gets a multiple of the mean hidden state where options are answered.
+    The row of ` (A)` in the (untied) output layer gets a multiple of the mean hidden state where options are
+    answered.
     """
     tokenizer = load_tokenizer(str(source))
     model = load_lm(str(source), "cpu", "float32", tokenizer=tokenizer)
@@ -111,9 +115,17 @@ def study_orders(folder: Path, count: int, strength: float, principles: list[int
     from cai_cli.prompting.constitution import load_constitution
 
     inquiry = Inquiry(constitution=load_constitution(str(constitution())))
-    questions = [str(inquiry.prompt(q, chat=False)) for p in read_pairs([str(pairs)], 64) for q in inquiry.questions(p)]
+    questions = [
+        str(inquiry.prompt(q, chat=False)) for p in read_pairs([str(pairs)], 64) for q in inquiry.questions(p)
+    ]
     plant_bias(plain, biased, questions, strength)
-    print("| judge | orders | principles | all | hard | " + " | ".join(HARD) + " | same option |\n" + "|---" * 10 + "|")
+    print(
+        "| judge | orders | principles | all | hard | "
+        + " | ".join(HARD)
+        + " | same option |\n"
+        + "|---" * 10
+        + "|"
+    )
     for name, judge in (("as it is", plain), (f"biased by {strength:g}", biased)):
         for orders in ORDERS:
             for count_asked in principles:
@@ -125,8 +137,14 @@ def study_orders(folder: Path, count: int, strength: float, principles: list[int
                 hard = [value for sort in HARD for value in by_sort[sort]]
                 summary = json.loads(out.with_name(f"{out.stem}.manifest.json").read_text())["summary"]
                 rate = summary["same_position_rate"]
-                cells = [percent(right(rows, truth)), percent(hard), *(percent(by_sort[sort]) for sort in HARD)]
-                print(f"| {name} | {orders} | {count_asked} | {' | '.join(cells)} | {'–' if rate is None else f'{rate:.1%}'} |")
+                cells = [
+                    percent(right(rows, truth)),
+                    percent(hard),
+                    *(percent(by_sort[sort]) for sort in HARD),
+                ]
+                print(
+                    f"| {name} | {orders} | {count_asked} | {' | '.join(cells)} | {'–' if rate is None else f'{rate:.1%}'} |"
+                )
 
 
 def score_pairs(pm: Path, rows: list[Comparison]) -> list[float]:
@@ -137,7 +155,11 @@ def score_pairs(pm: Path, rows: list[Comparison]) -> list[float]:
     tokenizer = load_tokenizer(str(pm))
     model = load_pm(str(pm), "cpu", "float32", "--pm", tokenizer)
     stops = stop_ids(tokenizer)
-    ids = [encode_scored(tokenizer, row.prompt, reply, stops, 512) for row in rows for reply in (row.chosen, row.rejected)]
+    ids = [
+        encode_scored(tokenizer, row.prompt, reply, stops, 512)
+        for row in rows
+        for reply in (row.chosen, row.rejected)
+    ]
     scores = score_all(model, ids, int(tokenizer.pad_token_id), 64)
     return [1 / (1 + 2.718281828459045 ** (scores[2 * n + 1] - scores[2 * n])) for n in range(len(rows))]
 
@@ -147,12 +169,19 @@ def study_labels(folder: Path, demo: Path, count: int) -> None:
     kinds = {
         "soft": {},
         "hard": {"hard": True},
-        "CoT, clamped 0.4:0.6": {"cot": True, "cot_form": "two-step", "rationale_tokens": 24, "on_truncated": "keep"},
+        "CoT, clamped 0.4:0.6": {
+            "cot": True,
+            "cot_form": "two-step",
+            "rationale_tokens": 24,
+            "on_truncated": "keep",
+        },
     }
     test = folder / "test.jsonl"
     write_pairs(test, count)
     raters = list(human_comparisons(400, Random(99)))
-    seen = {row.prompt_id for row in read_records(demo / "world" / "human-helpfulness.jsonl", Comparison.from_row)}
+    seen = {
+        row.prompt_id for row in read_records(demo / "world" / "human-helpfulness.jsonl", Comparison.from_row)
+    }
     raters = [row for row in raters if row.prompt_id not in seen]
     oracle_rows = list(read_records(test, Comparison.from_row))
     print(

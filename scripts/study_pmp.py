@@ -1,11 +1,14 @@
-"""Does preference-model pretraining help where human comparisons are few? `python scripts/study_pmp.py --out DIR`.
+"""Does preference-model pretraining help where human comparisons are few? `python scripts/study_pmp.py --out
+DIR`.
 
-For each seed: the world's posts train `pmp` from the base model; then 50, 200 and 1,000 of the world's human helpfulness
-comparisons train a preference model from the base model (without PMP) and from that checkpoint (with PMP), several times,
-each time on other comparisons. Both arms have settings of their own at each size: the best of the same grid, by accuracy on
-`human` pairs of the validation split of seed 0. The test split is read once, with those settings.
+For each seed: the world's posts train `pmp` from the base model; then 50, 200 and 1,000 of the world's human
+helpfulness comparisons train a preference model from the base model (without PMP) and from that checkpoint
+(with PMP), several times, each time on other comparisons. Both arms have settings of their own at each size:
+the best of the same grid, by accuracy on `human` pairs of the validation split of seed 0. The test split is
+read once, with those settings.
 
-Test pairs are answers to requests of held-out combinations, new ones for each seed, and the oracle says which is better:
+Test pairs are answers to requests of held-out combinations, new ones for each seed, and the oracle says which
+is better:
 
 human   drawn as the raters' comparisons are, but without their errors. This is what the model is trained for, as in Askell et
         al., whose finetuning sets are tested in-distribution; the settings are chosen on it, and it decides the question.
@@ -14,9 +17,10 @@ graded  two of five forms, equally often, as study_pm.py reports them: nine in t
         bare sorry, a lone step), which a few comparisons teach by themselves.
 wrong   right against wrong steps: what votes can teach and 50 comparisons hardly can.
 
-The PMP data is honest: votes are noisy, one accepted answer in ten is drawn blindly, and all of it is about requests that deserve
-an answer. pmp.json counts the harmful requests in it (none) and the pairs on which the oracle is of another mind.
-Every finetuning is kept as its hits in DIR/hits, so that the same command continues. Out: pmp.json, pmp.png, pmp.md.
+The PMP data is honest: votes are noisy, one accepted answer in ten is drawn blindly, and all of it is about
+requests that deserve an answer. pmp.json counts the harmful requests in it (none) and the pairs on which the
+oracle is of another mind. Every finetuning is kept as its hits in DIR/hits, so that the same command
+continues. Out: pmp.json, pmp.png, pmp.md.
 """
 
 from __future__ import annotations
@@ -49,7 +53,9 @@ LM_COEFS = (0.5, 0.0)  # the second one is tried with the best of the others
 DRAWS = {50: 6, 200: 4, 1000: 2}  # training sets for each seed; small ones differ more and cost less
 TUNING_DRAWS, FINALISTS = {50: 4, 200: 3, 1000: 1}, 4  # on one set of 50 a setting may be best by luck
 TUNED_ON = 0  # the seed of the grid
-STUDENT = dict(zip(range(2, 11), (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), strict=True))  # of t, by seeds
+STUDENT = dict(
+    zip(range(2, 11), (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), strict=True)
+)  # of t, by seeds
 PARTS = ("broken copies", "right or wrong steps", "other forms")  # of the human pairs
 TESTS = ("human", *PARTS, "graded", "wrong")
 Setting = tuple[float, float, float]  # learning rate, epochs, language loss
@@ -73,7 +79,10 @@ def main() -> None:
     cells: dict[str, Any] = {}
     for seed in arguments.seeds:
         tests = test_pairs("test", seed, arguments.pairs)
-        alone = kept(out / "hits" / f"pmp-{seed}-{arguments.pairs}.json", lambda s=seed, t=tests: hits(pretrained(out, s), t))
+        alone = kept(
+            out / "hits" / f"pmp-{seed}-{arguments.pairs}.json",
+            lambda s=seed, t=tests: hits(pretrained(out, s), t),
+        )
         parts = [part_of(*pair) for pair in tests["human"]]
         cells.setdefault("PMP alone", []).append([with_parts(alone, parts)])
         for (arm, size), setting in chosen.items():
@@ -86,14 +95,20 @@ def main() -> None:
 # One finetuning
 
 
-def run(out: Path, split: str, seed: int, arm: str, size: int, draw: int, setting: Setting, tests: dict[str, Any]) -> Hits:
+def run(
+    out: Path, split: str, seed: int, arm: str, size: int, draw: int, setting: Setting, tests: dict[str, Any]
+) -> Hits:
     """Train on one draw of comparisons and score the tests; what was found before is read."""
     rate, epochs, lm_coef = setting
     name = f"{split}-{seed}-{arm}-{size}-{draw}-{rate:g}-{epochs:g}-{lm_coef:g}"
 
     def measure() -> Hits:
         rows = out / f"human-{seed}-{size}-{draw}.jsonl"
-        lines = (world(out, seed) / "human-helpfulness.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = (
+            (world(out, seed) / "human-helpfulness.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines(keepends=True)
+        )
         rows.write_text("".join(lines[draw * size : (draw + 1) * size]), encoding="utf-8")
         start, folder = checkpoint("base") if arm == "without" else pretrained(out, seed), out / name
         finetuned(start, [str(rows)], folder, seed, epochs, learning_rate=rate, lm_coef=lm_coef)
@@ -117,7 +132,9 @@ def hits(model: Path, tests: dict[str, list[Texts]]) -> Hits:
 
 
 def best_setting(out: Path, arm: str, size: int, pairs: int) -> Setting:
-    """The setting that is most often right on validation pairs: all are tried on one training set, the best few on more."""
+    """The setting that is most often right on validation pairs: all are tried on one training set, the best
+    few on more.
+    """
     tests = {"human": rated_pairs("validation", TUNED_ON, 2 * pairs)}
 
     def accuracy(setting: Setting, draw: int = 0) -> float:
@@ -130,9 +147,14 @@ def best_setting(out: Path, arm: str, size: int, pairs: int) -> Setting:
         best = max(tried, key=tried.__getitem__)
     tried |= {setting: accuracy(setting) for setting in product(best[:1], best[1:2], LM_COEFS[1:])}
     finalists = sorted(tried, key=tried.__getitem__, reverse=True)[:FINALISTS]
-    found = {setting: mean(accuracy(setting, draw) for draw in range(TUNING_DRAWS[size])) for setting in finalists}
+    found = {
+        setting: mean(accuracy(setting, draw) for draw in range(TUNING_DRAWS[size])) for setting in finalists
+    }
     best = max(found, key=found.__getitem__)
-    print(f"{arm} PMP, {size}: learning rate {best[0]:g}, {best[1]:g} epochs, language loss {best[2]:g}", flush=True)
+    print(
+        f"{arm} PMP, {size}: learning rate {best[0]:g}, {best[1]:g} epochs, language loss {best[2]:g}",
+        flush=True,
+    )
     return best
 
 
@@ -141,11 +163,17 @@ def best_setting(out: Path, arm: str, size: int, pairs: int) -> Setting:
 
 def test_pairs(split: str, seed: int, count: int) -> dict[str, list[Texts]]:
     graded = graded_pairs(HELPFUL, ANSWERS, split, count, seed)
-    return {"human": rated_pairs(split, seed, count), "graded": graded, "wrong": wrong_pairs(split, seed, count)}
+    return {
+        "human": rated_pairs(split, seed, count),
+        "graded": graded,
+        "wrong": wrong_pairs(split, seed, count),
+    }
 
 
 def rated_pairs(split: str, seed: int, count: int) -> list[Texts]:
-    """Pairs as the human comparisons of the world's files have them, half on benign requests and half on one's own things."""
+    """Pairs as the human comparisons of the world's files have them, half on benign requests and half on
+    one's own things.
+    """
     rng = Random(key(seed, "rated", split))
     requests = [answers.random_request(HELPFUL[n % 2], split, rng) for n in range(count)]
     return [(request.text, *files.rated_pair(request, rng)) for request in requests]
@@ -160,14 +188,19 @@ def part_of(request: str, better: str, worse: str) -> str:
 
 
 def with_parts(found: Hits, parts: list[str]) -> Hits:
-    by_part = {name: [hit for hit, part in zip(found["human"], parts, strict=True) if part == name] for name in PARTS}
+    by_part = {
+        name: [hit for hit, part in zip(found["human"], parts, strict=True) if part == name] for name in PARTS
+    }
     return {**found, **by_part}
 
 
 def wrong_pairs(split: str, seed: int, count: int) -> list[Texts]:
     rng = Random(key(seed, "right or wrong", split))
     requests = [answers.random_request(HELPFUL[n % 2], split, rng) for n in range(count)]
-    return [(asked.text, *(answers.answer(asked, form, rng) for form in ("complies", "wrong_steps"))) for asked in requests]
+    return [
+        (asked.text, *(answers.answer(asked, form, rng) for form in ("complies", "wrong_steps")))
+        for asked in requests
+    ]
 
 
 def pmp_facts(folder: Path) -> dict[str, Any]:
@@ -175,10 +208,19 @@ def pmp_facts(folder: Path) -> dict[str, Any]:
     pairs = list(read_records(folder / "comparisons.jsonl", Comparison.from_row))
     requests = [oracle.parse_request(pair.prompt[-1]["content"].split("\n\n")[-1]) for pair in pairs]
     known = [(asked, pair) for asked, pair in zip(requests, pairs, strict=True) if asked]
-    gaps = [grade(asked, pair.chosen[0]["content"]) - grade(asked, pair.rejected[0]["content"]) for asked, pair in known]
+    gaps = [
+        grade(asked, pair.chosen[0]["content"]) - grade(asked, pair.rejected[0]["content"])
+        for asked, pair in known
+    ]
     wrong, ties = (sum(test(gap) for gap in gaps) for test in (lambda gap: gap < 0, lambda gap: gap == 0))
     harmful = sum(asked.kind == "harmful" for asked, _ in known)
-    return {"pairs": len(pairs), "read": len(known), "harmful": harmful, "votes against the oracle": wrong, "equal": ties}
+    return {
+        "pairs": len(pairs),
+        "read": len(known),
+        "harmful": harmful,
+        "votes against the oracle": wrong,
+        "equal": ties,
+    }
 
 
 # What comes out
@@ -190,22 +232,38 @@ def by_seed(runs: list[list[Hits]], test: str) -> list[float]:
 
 
 def over_seeds(values: list[float]) -> tuple[float, float]:
-    """Mean and half its 95 % interval by Student's t: seeds differ in world, training sets, test pairs and checkpoint."""
+    """Mean and half its 95 % interval by Student's t: seeds differ in world, training sets, test pairs and
+    checkpoint.
+    """
     return mean(values), STUDENT[len(values)] * stdev(values) / sqrt(len(values))
 
 
-def report(out: Path, cells: dict[str, Any], chosen: dict[tuple[str, int], Setting], facts: dict[str, Any]) -> None:
-    results: dict[str, Any] = {"pmp data": facts, "settings": {f"{arm} {n}": value for (arm, n), value in chosen.items()}}
-    lines = ["| test pairs | comparisons | without PMP | with PMP | difference by seed | difference |", "|---" * 6 + "|"]
+def report(
+    out: Path, cells: dict[str, Any], chosen: dict[tuple[str, int], Setting], facts: dict[str, Any]
+) -> None:
+    results: dict[str, Any] = {
+        "pmp data": facts,
+        "settings": {f"{arm} {n}": value for (arm, n), value in chosen.items()},
+    }
+    lines = [
+        "| test pairs | comparisons | without PMP | with PMP | difference by seed | difference |",
+        "|---" * 6 + "|",
+    ]
     for test in TESTS:
         per_cell = {name: by_seed(runs, test) for name, runs in cells.items()}
         pairs = sum(len(draws[0][test]) for draws in cells["PMP alone"])
         found: dict[str, Any] = {}
         for name, values in per_cell.items():
-            found[name] = {"by seed": values, "mean": mean(values), "interval": wilson(mean(values) * pairs, pairs)}
+            found[name] = {
+                "by seed": values,
+                "mean": mean(values),
+                "interval": wilson(mean(values) * pairs, pairs),
+            }
         lines.append(f"| {test} | 0 | – | {cell(found['PMP alone'])} | – | – |")
         for size in SIZES:
-            gains = [b - a for a, b in zip(per_cell[f"without {size}"], per_cell[f"with {size}"], strict=True)]
+            gains = [
+                b - a for a, b in zip(per_cell[f"without {size}"], per_cell[f"with {size}"], strict=True)
+            ]
             centre, half = over_seeds(gains)
             found[f"difference {size}"] = {"by seed": gains, "mean": centre, "half interval": half}
             each = " ".join(f"{100 * gain:+.1f}" for gain in gains)
@@ -234,10 +292,28 @@ def draw(results: dict[str, Any], path: Path) -> None:
             places, middle = [size * shift for size in SIZES], [100 * row["mean"] for row in rows]
             bars = [[m - 100 * row["interval"][0] for m, row in zip(middle, rows, strict=True)]]
             bars += [[100 * row["interval"][1] - m for m, row in zip(middle, rows, strict=True)]]
-            axes.errorbar(places, middle, yerr=bars, marker="o", markersize=5, capsize=3, color=colour, label=f"{arm} PMP")
+            axes.errorbar(
+                places,
+                middle,
+                yerr=bars,
+                marker="o",
+                markersize=5,
+                capsize=3,
+                color=colour,
+                label=f"{arm} PMP",
+            )
             for place, row in zip(places, rows, strict=True):
-                axes.plot([place] * len(row["by seed"]), [100 * v for v in row["by seed"]], ".", color=colour, alpha=0.5, ms=4)
-        axes.axhline(100 * found["PMP alone"]["mean"], color="0.5", linestyle="--", linewidth=1, label="PMP alone")
+                axes.plot(
+                    [place] * len(row["by seed"]),
+                    [100 * v for v in row["by seed"]],
+                    ".",
+                    color=colour,
+                    alpha=0.5,
+                    ms=4,
+                )
+        axes.axhline(
+            100 * found["PMP alone"]["mean"], color="0.5", linestyle="--", linewidth=1, label="PMP alone"
+        )
         axes.set(xscale="log", xlabel="human comparisons", title=title)
         axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
         axes.minorticks_off()

@@ -1,12 +1,13 @@
-"""PPO on chains of the micro-world: the learning bar, score against √KL, and the gold guard on a poor preference model.
+"""PPO on chains of the micro-world: the learning bar, score against √KL, and the gold guard on a poor
+preference model.
 
     for s in 0 1 2; do cai demo --out runs/demo$s --seed $s; done
     python scripts/study_ppo.py runs/demo0 runs/demo1 runs/demo2 --out runs/study-ppo
 
-For each chain: PPO again with the demo's settings and held-out prompts; oracle rates on the validation prompts beside SL-CAI's
-(settings are chosen on those; `--split test` is for the settings that were chosen, once); then PPO against a preference model
-trained on 60 comparisons, two in five of them turned round, with the chain's own PM as the gold one. Writes study.json and
-study.png.
+For each chain: PPO again with the demo's settings and held-out prompts; oracle rates on the validation
+prompts beside SL-CAI's (settings are chosen on those; `--split test` is for the settings that were chosen,
+once); then PPO against a preference model trained on 60 comparisons, two in five of them turned round, with
+the chain's own PM as the gold one. Writes study.json and study.png.
 """
 
 from __future__ import annotations
@@ -65,16 +66,31 @@ def overdo(chain: Path, out: Path, seed: int) -> dict[str, Any]:
     with poor.open("w", encoding="utf-8") as stream:
         for row in rng.sample(rows, POOR_PAIRS):
             turned = rng.random() < TURNED
-            chosen, rejected = (row["rejected"], row["chosen"]) if turned else (row["chosen"], row["rejected"])
+            chosen, rejected = (
+                (row["rejected"], row["chosen"]) if turned else (row["chosen"], row["rejected"])
+            )
             names = {name: row[name] for name in ("id", "prompt_id", "prompt", "source") if name in row}
             told = {"chosen": chosen, "rejected": rejected, "probability": 1.0, "origin": "human"}
             stream.write(json.dumps({**names, **told}) + "\n")
     train = "--learning-rate 2e-4 --num-train-epochs 4 --per-device-train-batch-size 16 --max-length 256"
-    cai("train-pm", "--model", chain / "pmp", "--comparisons", poor, *train.split(), "--seed", seed, "--out", out / "poor-pm")
+    cai(
+        "train-pm",
+        "--model",
+        chain / "pmp",
+        "--comparisons",
+        poor,
+        *train.split(),
+        "--seed",
+        seed,
+        "--out",
+        out / "poor-pm",
+    )
     held_out = out / "held-out.jsonl"
     models = ("--model", chain / "sl-cai", "--pm", out / "poor-pm", "--gold-pm", chain / "pm")
     loop = "--steps 60 --eval-steps 3 --rollout-batch-size 96 --num-ppo-epochs 1 --learning-rate 3e-4 --value-learning-rate 5e-4"
-    loop += " --kl-coef 0.005 --lr-scheduler-type constant --max-new-tokens 64 --per-device-train-batch-size 48"
+    loop += (
+        " --kl-coef 0.005 --lr-scheduler-type constant --max-new-tokens 64 --per-device-train-batch-size 48"
+    )
     data = ("--prompts", chain / "world/rl.jsonl", "--eval-prompts", held_out)
     cai("ppo", *models, *data, *loop.split(), "--seed", seed, "--out", out / "overdone")
     facts = json.loads((out / "overdone/cai.json").read_text(encoding="utf-8"))
@@ -107,10 +123,16 @@ def reached(found: dict[str, Any]) -> dict[str, bool]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("chains", nargs="+", type=Path, help="directories that `cai demo` wrote; seed 0, 1, ... in this order")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "chains", nargs="+", type=Path, help="directories that `cai demo` wrote; seed 0, 1, ... in this order"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/study-ppo"))
-    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="requests that are measured on")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="validation", help="requests that are measured on"
+    )
     options = parser.parse_args()
     study = []
     for seed, chain in enumerate(options.chains):
@@ -127,7 +149,9 @@ def main() -> int:
         missed = [name for name, there in found["reached"].items() if not there]
         print(f"bar {'reached' if not missed else 'missed: ' + ', '.join(missed)}")
         guard = found["guard"]
-        print(f"        gold guard: {guard['stopped'] or 'did not stop the run'}; saved step {guard['saved_step']}")
+        print(
+            f"        gold guard: {guard['stopped'] or 'did not stop the run'}; saved step {guard['saved_step']}"
+        )
     (options.out / "study.json").write_text(json.dumps(study, indent=2) + "\n", encoding="utf-8")
     draw(options.out, len(study))
     return 0 if all(all(found["reached"].values()) and found["guard"]["stopped"] for found in study) else 1

@@ -1,8 +1,9 @@
-"""Train the micro-world's checkpoints from scratch: `python scripts/train_microworld.py --out DIR [--which both]`.
+"""Train the micro-world's checkpoints from scratch: `python scripts/train_microworld.py --out DIR [--which
+both]`.
 
 Plain torch on two CPU cores, a few minutes a model; the same seed, steps and machine give the same weights.
-The right answers of helpful-only's multiple-choice questions are the oracle's (cai_cli/microworld/corpus.py), on
-combinations of the train split. `scripts/check_microworld.py` measures what came out.
+The right answers of helpful-only's multiple-choice questions are the oracle's (cai_cli/microworld/corpus.py),
+on combinations of the train split. `scripts/check_microworld.py` measures what came out.
 """
 
 from __future__ import annotations
@@ -127,7 +128,10 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
             optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0 or step == steps - 1:
             rate = tokens / (time.time() - start)
-            print(f"{which} step {step} loss {shown:.4f} {rate:.0f} tok/s {time.time() - start:.0f} s", flush=True)
+            print(
+                f"{which} step {step} loss {shown:.4f} {rate:.0f} tok/s {time.time() - start:.0f} s",
+                flush=True,
+            )
         if not math.isfinite(shown):
             raise SystemExit(f"{which}: the loss is {shown} at step {step}; lower --learning-rate")
     return model.eval(), tokenizer
@@ -147,7 +151,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder for each checkpoint")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder that gets one folder for each checkpoint"
+    )
     parser.add_argument("--which", choices=(*CHECKPOINTS, "both"), default="both")
     parser.add_argument("--steps", type=int, help="default: what the shipped checkpoints were trained with")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
@@ -156,7 +162,9 @@ def main() -> None:
     torch.set_num_threads(2)
     for which in CHECKPOINTS if arguments.which == "both" else (arguments.which,):
         start = time.time()
-        model, tokenizer = train(which, arguments.steps or STEPS[which], arguments.learning_rate, arguments.seed)
+        model, tokenizer = train(
+            which, arguments.steps or STEPS[which], arguments.learning_rate, arguments.seed
+        )
         save(model, tokenizer, arguments.out / which)
         count = sum(parameter.numel() for parameter in model.parameters())
         print(json.dumps({"which": which, "parameters": count, "seconds": round(time.time() - start)}))

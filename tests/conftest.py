@@ -10,7 +10,8 @@ from pathlib import Path
 import forks
 import pytest
 
-# One thread and no network, here and in every command that a test runs: results do not depend on the machine's cores.
+# One thread and no network, here and in every command that a test runs: results do not depend on the
+# machine's cores.
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 Cai = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -29,7 +30,9 @@ def cai() -> Cai:
 
 @pytest.fixture(scope="session")
 def data() -> Callable[[str], Path]:
-    """`data("hh-rlhf/file")`: a file of the public data in CAI_TEST_DATA; the test is skipped where it is not there."""
+    """`data("hh-rlhf/file")`: a file of the public data in CAI_TEST_DATA; the test is skipped where it is not
+    there.
+    """
 
     def find(name: str) -> Path:
         folder = os.environ.get("CAI_TEST_DATA")
@@ -84,7 +87,8 @@ def mistake(result: subprocess.CompletedProcess[str], *parts: str) -> str:
     return lines[0]
 
 
-# The longest first, so that no process waits for another one's at the end (with xdist's --no-loadscope-reorder).
+# The longest first, so that no process waits for another one's at the end (with xdist's
+# --no-loadscope-reorder).
 LONG = (
     "test_demo",
     "test_pipeline",

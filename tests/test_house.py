@@ -1,4 +1,6 @@
-"""The house: which room imports from which, what never loads torch, how large files and functions are, the README's tree."""
+"""The house: which room imports from which, what never loads torch, how large files and functions are, the
+README's tree.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,9 @@ def test_stages_meet_at_files():
 @pytest.mark.parametrize("name", TORCH_FREE)
 def test_rooms_without_torch(name):
     modules = sorted(module for module in files() if room(module) == name)
-    settings = sorted(module for module in files() if module.endswith(".settings")) if name == "stages" else []
+    settings = (
+        sorted(module for module in files() if module.endswith(".settings")) if name == "stages" else []
+    )
     code = f"import sys, {', '.join(modules + settings)}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
@@ -111,9 +115,18 @@ def test_rooms_without_torch(name):
 
 def test_files_and_functions_are_short():
     texts = {file: file.read_text(encoding="utf-8") for file in files().values()}
-    functions = [(file, node) for file in texts for node in ast.walk(ast.parse(texts[file])) if isinstance(node, ast.FunctionDef)]
+    functions = [
+        (file, node)
+        for file in texts
+        for node in ast.walk(ast.parse(texts[file]))
+        if isinstance(node, ast.FunctionDef)
+    ]
     assert not [file for file in texts if texts[file].count("\n") > LONGEST_FILE]
-    assert not [(file, node.name) for file, node in functions if (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION]
+    assert not [
+        (file, node.name)
+        for file, node in functions
+        if (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
+    ]
 
 
 def test_few_things_at_the_top():

@@ -27,7 +27,9 @@ def told_to_cai() -> list[list[str]]:
     return [words[words.index(name) + 1 :] for words, name in names if name == "cai_cli" or words[0] == name]
 
 
-def test_every_command_is_one_that_the_command_line_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_is_one_that_the_command_line_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a folder that holds what `cai configs copy --all` copies, so that each `--config` is read too."""
     import typer
 

@@ -1,4 +1,6 @@
-"""The wheel holds what the package needs at run time: constitutions, demonstrations, configurations, checkpoints."""
+"""The wheel holds what the package needs at run time: constitutions, demonstrations, configurations,
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     built = subprocess.run(
-        [*pip, "wheel", "--no-deps", "-w", folder, PROJECT], capture_output=True, text=True, timeout=300, check=False
+        [*pip, "wheel", "--no-deps", "-w", folder, PROJECT],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     if built.returncode and "hatchling" in built.stderr:
         pytest.skip("the build backend cannot be had here")
     assert built.returncode == 0, built.stderr
     (wheel,) = folder.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True, timeout=300)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True, timeout=300
+    )
     return folder / "site"
 
 
@@ -35,7 +43,9 @@ def run(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[
     # -P keeps the current folder off the path; PYTHONPATH comes before an editable install's finder.
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     command = [sys.executable, "-P", "-m", "cai_cli", *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def test_shipped_constitutions(installed: Path, tmp_path: Path) -> None:
@@ -55,7 +65,9 @@ def test_example_configurations(installed: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_package_says_of_itself(installed: Path) -> None:
-    """Types for who imports it; on its page in an index no link leads nowhere, and every extra is used by some code."""
+    """Types for who imports it; on its page in an index no link leads nowhere, and every extra is used by
+    some code.
+    """
     assert (installed / "cai_cli" / "py.typed").is_file()
     (about,) = installed.glob("*.dist-info/METADATA")
     fields = message_from_string(about.read_text(encoding="utf-8"))

@@ -1,4 +1,6 @@
-"""Work in runs of rows that are on the disk after each, and progress that moves within a run as its segments are sampled."""
+"""Work in runs of rows that are on the disk after each, and progress that moves within a run as its segments
+are sampled.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ def chunks(items: list[Item], size: int, first: int = 0) -> Iterator[list[Item]]
 
 
 class ChunkProgress:
-    """Progress over a chunk of rows, each of so many segments: by segment as they are sampled, and the rest when the rows are
-    on the disk. Usage: `told` for `sample_segment`, then `through(note)`.
+    """Progress over a chunk of rows, each of so many segments: by segment as they are sampled, and the rest
+    when the rows are on the disk. Usage: `told` for `sample_segment`, then `through(note)`.
     """
 
     def __init__(self, advance: Callable[[float, str], None], rows: int, segments: int) -> None:

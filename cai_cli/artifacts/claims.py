@@ -1,4 +1,6 @@
-"""What a command is to do with what lies at its --out already: nothing, go on from it, or start, afresh where it was asked to."""
+"""What a command is to do with what lies at its --out already: nothing, go on from it, or start, afresh where
+it was asked to.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from cai_cli.processes.ranks import is_main
 
 
 class Claim(Enum):
-    """NEW: nothing is there. CONTINUE: what the same command has begun. DONE: what it has made. RESTART: what another one has."""
+    """NEW: nothing is there. CONTINUE: what the same command has begun. DONE: what it has made. RESTART: what
+    another one has.
+    """
 
     NEW = "new"
     CONTINUE = "continue"
@@ -32,12 +36,14 @@ def claim(
     finished: Callable[[Manifest], bool],
     tidy: Callable[[], None] = lambda: None,
 ) -> Claim:
-    """What to do at `options.out`, which this process holds. Raises UserError where it is another artifact, or nobody's.
+    """What to do at `options.out`, which this process holds. Raises UserError where it is another artifact,
+    or nobody's.
 
-    `new`: the manifest of the command; `old`: that of what is there; `there`: the file or folder that is, None where there is
-    none; `finished(old)`: whether it is whole, asked where it is the same artifact; `tidy`: removes what a kill between the last
-    two steps may have left. What is done is given back. Nothing is moved here: what is on disk stays until the new work starts,
-    so that a mistake found before then costs nothing.
+    `new`: the manifest of the command; `old`: that of what is there; `there`: the file or folder that is,
+    None where there is none; `finished(old)`: whether it is whole, asked where it is the same artifact;
+    `tidy`: removes what a kill between the last two steps may have left. What is done is given back. Nothing
+    is moved here: what is on disk stays until the new work starts, so that a mistake found before then costs
+    nothing.
     """
     if there is None:
         return Claim.NEW

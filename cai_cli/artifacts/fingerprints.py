@@ -1,4 +1,6 @@
-"""What a thing is by its content: hashes of files, and of all the files that a model consists of, each by its name."""
+"""What a thing is by its content: hashes of files, and of all the files that a model consists of, each by its
+name.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ SAMPLES = 64
 NAMED_FILES = 3  # of the files that changed
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
-# All that decides what a model says: its weights, how they are put together, how text becomes ids, and where a reply ends.
+# All that decides what a model says: its weights, how they are put together, how text becomes ids, and where
+# a reply ends.
 MODEL_FILES = (
     *WEIGHT_FILES,
     "*.safetensors.index.json",
@@ -42,7 +45,9 @@ def hash_file(path: Path) -> str:
 
 
 def fingerprint_file(path: Path) -> str:
-    """Whole-content hash up to 64 MiB; above, of the size and 64 evenly spaced samples, so that 100 GB take seconds."""
+    """Whole-content hash up to 64 MiB; above, of the size and 64 evenly spaced samples, so that 100 GB take
+    seconds.
+    """
     if path == STDIN or (size := path.stat().st_size) <= WHOLE_FILE_BYTES:
         return hash_file(path)
     state = hashlib.sha256(str(size).encode())
@@ -63,7 +68,9 @@ def model_files(path: str, patterns: tuple[str, ...] = MODEL_FILES) -> dict[str,
     while folder.is_dir() and folder.resolve() not in seen:
         seen.add(folder.resolve())
         files = {file for pattern in patterns for file in folder.glob(pattern)}
-        found |= {f"{below}{file.relative_to(folder).as_posix()}": fingerprint_file(file) for file in sorted(files)}
+        found |= {
+            f"{below}{file.relative_to(folder).as_posix()}": fingerprint_file(file) for file in sorted(files)
+        }
         base = base_model(folder)
         if base is None:
             break
@@ -72,7 +79,9 @@ def model_files(path: str, patterns: tuple[str, ...] = MODEL_FILES) -> dict[str,
 
 
 def base_model(folder: Path) -> str | None:
-    """Directory or name of the model that an adapter is put on; None for a model, or where the adapter does not say it."""
+    """Directory or name of the model that an adapter is put on; None for a model, or where the adapter does
+    not say it.
+    """
     try:
         base = json.loads((folder / ADAPTER_CONFIG).read_bytes())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -97,7 +106,9 @@ def fingerprint_weights(path: str) -> str:
 
 
 def file_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """What differs between two models' files: `tokenizer_config.json has other content`, `vocab.json is gone`."""
+    """What differs between two models' files: `tokenizer_config.json has other content`, `vocab.json is
+    gone`.
+    """
     both = before.keys() & now.keys()
     found = []
     for names, one, several in (

@@ -1,4 +1,6 @@
-"""What makes an artifact the one that a command would make: the stage, its content options, and the content of its inputs."""
+"""What makes an artifact the one that a command would make: the stage, its content options, and the content
+of its inputs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def identity(manifest: Manifest, options_type: type) -> dict[str, Any]:
             same[flag_name(field.name)] = manifest["options"].get(field.name)
     contents: dict[str, list[Any]] = {}
     for item in manifest["inputs"]:
-        contents.setdefault(flag_name(item["option"]), []).append([item["sha256"] or item["path"], item["weight"]])
+        contents.setdefault(flag_name(item["option"]), []).append(
+            [item["sha256"] or item["path"], item["weight"]]
+        )
     for item in manifest["models"]:
         contents.setdefault(flag_name(item["option"]), []).append(item.get("fingerprint"))
     return {**same, **contents, "--constitution": (manifest["constitution"] or {}).get("sha256")}
@@ -37,16 +41,28 @@ def differences(old: Manifest, new: Manifest, options_type: type) -> list[str]:
 
 
 def model_changes(name: str, old: Manifest, new: Manifest) -> list[str]:
-    """Which files of the models given to a flag are not those of before; nothing where there are no files to tell by."""
-    before, now = ([item["files"] for item in m["models"] if flag_name(item["option"]) == name] for m in (old, new))
+    """Which files of the models given to a flag are not those of before; nothing where there are no files to
+    tell by.
+    """
+    before, now = (
+        [item["files"] for item in m["models"] if flag_name(item["option"]) == name] for m in (old, new)
+    )
     if len(before) != len(now) or not all([*before, *now]):
         return []
-    return [f"{name}: {change}" for was, is_now in zip(before, now, strict=True) for change in file_changes(was, is_now)]
+    return [
+        f"{name}: {change}"
+        for was, is_now in zip(before, now, strict=True)
+        for change in file_changes(was, is_now)
+    ]
 
 
-def identity_differences(before: dict[str, Any], now: dict[str, Any], old: Manifest, new: Manifest) -> list[str]:
+def identity_differences(
+    before: dict[str, Any], now: dict[str, Any], old: Manifest, new: Manifest
+) -> list[str]:
     """What differs between two identities, worded for the user."""
-    hashed = {flag_name(item["option"]) for source in (old, new) for item in source["inputs"] + source["models"]}
+    hashed = {
+        flag_name(item["option"]) for source in (old, new) for item in source["inputs"] + source["models"]
+    }
     hashed.add("--constitution")
     found = []
     for name in sorted(before.keys() | now.keys()):
@@ -62,6 +78,10 @@ def identity_differences(before: dict[str, Any], now: dict[str, Any], old: Manif
 def noted_changes(old: Manifest, new: Manifest, options_type: type) -> list[str]:
     """Changes that are allowed but worth a warning: dtype, engine."""
     hints = get_type_hints(options_type, include_extras=True)
-    names = [f.name for f in dataclasses.fields(options_type) if NOTED in getattr(hints[f.name], "__metadata__", ())]
+    names = [
+        f.name
+        for f in dataclasses.fields(options_type)
+        if NOTED in getattr(hints[f.name], "__metadata__", ())
+    ]
     before, now = old["options"], new["options"]
     return [f"{flag_name(n)} was {before.get(n)}, now {now[n]}" for n in names if before.get(n) != now[n]]

@@ -1,4 +1,6 @@
-"""The inputs and models of a command: whether they are given as they can be read, and what a manifest says of each."""
+"""The inputs and models of a command: whether they are given as they can be read, and what a manifest says of
+each.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from cai_cli.rows.storage import STDIN, check_input
 def check_inputs(options: Any) -> None:
     """Raise UserError for an input that is written as this option cannot be read.
 
-    `-` stands for one input of one process, and only where rows are read that need no file's name; a weight above 0 is only for
-    inputs that are mixed.
+    `-` stands for one input of one process, and only where rows are read that need no file's name; a weight
+    above 0 is only for inputs that are mixed.
     """
     hints = get_type_hints(type(options), include_extras=True)
     piped = []
@@ -37,12 +39,19 @@ def check_inputs(options: Any) -> None:
                 raise UserError(f"{told}: is named twice", f"name it once; {path}:2 counts it twice")
             mixed |= {(name, path)} if Takes.WEIGHT in marks and path != PIPED else set()
             if path == PIPED and Takes.STDIN not in marks:
-                raise UserError(f"{told}: only prompts are read from stdin", "write it to a file, and name that")
+                raise UserError(
+                    f"{told}: only prompts are read from stdin", "write it to a file, and name that"
+                )
             piped += [told] if path == PIPED else []
     if len(piped) > 1:
-        raise UserError(f"{piped[-1]}: stdin is there once, and named {len(piped)} times", "write it to a file, and name that")
+        raise UserError(
+            f"{piped[-1]}: stdin is there once, and named {len(piped)} times",
+            "write it to a file, and name that",
+        )
     if piped and world_size() > 1:
-        raise UserError(f"{piped[0]}: several processes cannot share stdin", "write the prompts to a file, and name that")
+        raise UserError(
+            f"{piped[0]}: several processes cannot share stdin", "write the prompts to a file, and name that"
+        )
 
 
 def describe_input(option: str, value: str, beside: Path) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""One process at a time writes an artifact: a lock file beside it, held until the artifact is done or the process ends.
+"""One process at a time writes an artifact: a lock file beside it, held until the artifact is done or the
+process ends.
 
     runs/x.jsonl    runs/.x.manifest.lock   all files of one manifest are one artifact: x.json and x.png too
     runs/pm/        runs/.pm.lock           beside the folder, which may move to .bak while it is held
 
-The lock is the operating system's (flock, through `filelock`): one whose holder was killed holds nobody up. The file only says
-who holds it, and is removed when the lock is given back. A process may hold an artifact more than once; its children inherit
-nothing.
+The lock is the operating system's (flock, through `filelock`): one whose holder was killed holds nobody up.
+The file only says who holds it, and is removed when the lock is given back. A process may hold an artifact
+more than once; its children inherit nothing.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ HELD: dict[Path, Held] = {}
 def hold(options: Any) -> None:
     """Hold `options.out` from here on. Raises UserError where another process does, naming it.
 
-    To be called before looking at what is on disk. The ranks of one launch are one holder: the first one holds it for all. A dry
-    run writes nothing and `--out -` is no file: they hold nothing.
+    To be called before looking at what is on disk. The ranks of one launch are one holder: the first one
+    holds it for all. A dry run writes nothing and `--out -` is no file: they hold nothing.
     """
     if str(options.out) != "-" and not getattr(options, "dry_run", False):
         main_first(lambda: take(options.out))
@@ -69,11 +70,15 @@ def take(out: Path) -> None:
             if error.errno in NO_LOCKS:
                 with suppress(OSError):
                     place.unlink()
-                warn(f"{out}: its file system has no locks ({error.strerror}): nothing keeps a second command off it")
+                warn(
+                    f"{out}: its file system has no locks ({error.strerror}): nothing keeps a second command off it"
+                )
             elif not place.parent.is_dir() or os.access(place.parent, os.W_OK):
                 # A file that stands where a folder has to be is found as one that exists.
                 problem = os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror
-                raise RunError(f"{place}: cannot be locked: {problem}", "make room, or choose another --out") from None
+                raise RunError(
+                    f"{place}: cannot be locked: {problem}", "make room, or choose another --out"
+                ) from None
             # Else nothing can be written there, by this command either: what is done may still be found done.
 
 
@@ -121,7 +126,9 @@ def give_all_back() -> None:
 
 
 def release(place: Path) -> None:
-    """Remove the lock file and then unlock, so that nobody locks a file that is about to go; with it, folders made in vain."""
+    """Remove the lock file and then unlock, so that nobody locks a file that is about to go; with it, folders
+    made in vain.
+    """
     held = HELD.pop(place)
     if held.process != os.getpid():  # a fork's copy: the parent holds it
         return
@@ -143,14 +150,18 @@ def holder_of(place: Path) -> str:
 
 
 def places_of(out: Path) -> list[Path]:
-    """The lock files of an artifact, the same for each way to spell its path; two where it is a symbolic link."""
+    """The lock files of an artifact, the same for each way to spell its path; two where it is a symbolic
+    link.
+    """
     target = Path(os.path.realpath(out))
     named = Path(os.path.realpath(out.parent), out.name) if out.name not in ("", "..") else target
     return [lock_file(path) for path in dict.fromkeys((named, target))]
 
 
 def lock_file(path: Path) -> Path:
-    """The lock file of an absolute path; inside a folder that lies where nothing can be made or moved, such as a mount."""
+    """The lock file of an absolute path; inside a folder that lies where nothing can be made or moved, such
+    as a mount.
+    """
     name = WITH_A_MANIFEST_BESIDE.sub(".manifest", OLDER_OR_UNFINISHED.sub("", path.name))
     if path.is_dir() and not (path.name and os.access(path.parent, os.W_OK)):
         return path / ".lock"

@@ -1,7 +1,10 @@
-"""Manifests: what an artifact was made from, kept beside it, and whether a new command would make the same one.
+"""Manifests: what an artifact was made from, kept beside it, and whether a new command would make the same
+one.
 
-Beside `revisions.jsonl` lies `revisions.manifest.json`; inside a model directory it is `cai.json`. Identity is what changes
-content: the stage, its content options, and the hashes of the inputs, models and constitution, wherever they lie.
+Beside `revisions.jsonl` lies `revisions.manifest.json`; inside a model directory it is `cai.json`. Identity
+is what changes
+content: the stage, its content options, and the hashes of the inputs, models and constitution, wherever they
+lie.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ def plain(value: Any) -> Any:
 
 
 def begin_manifest(stage: str, options: Any, folder: Path) -> Manifest:
-    """The manifest as known before the work: options, hashes of inputs, models and constitution. Paths are relative."""
+    """The manifest as known before the work: options, hashes of inputs, models and constitution. Paths are
+    relative.
+    """
     manifest: Manifest = {"stage": stage, "version": __version__, "seed": getattr(options, "seed", None)}
     manifest["options"] = {name: plain(getattr(options, name)) for name in parts_of(options)}
     inputs, models, constitution = [], [], None
@@ -81,12 +86,18 @@ def device_facts(device: str, dtype: str) -> dict[str, Any]:
 
     import torch
 
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else platform.processor() or platform.machine()
+    )
     return {"device": device, "device_name": name, "dtype": dtype, "threads": torch.get_num_threads()}
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest in the file, checked whole; None where there is none. Raises UserError that names file and field."""
+    """The manifest in the file, checked whole; None where there is none. Raises UserError that names file and
+    field.
+    """
     if not is_input(path):
         return None
     try:
@@ -94,9 +105,13 @@ def read_manifest(path: Path) -> Manifest | None:
             raise Misshapen("", f"is larger than {LARGEST_MANIFEST >> 20} MiB")
         return parse_manifest(read_input(path))
     except Misshapen as error:
-        raise UserError(f"{path}: {error}", "restore it, or move it away with what it belongs to, and make that again") from None
+        raise UserError(
+            f"{path}: {error}", "restore it, or move it away with what it belongs to, and make that again"
+        ) from None
     except ValueError:
-        raise UserError(f"{path}: is not one of our manifests", "move it away, or choose another --out") from None
+        raise UserError(
+            f"{path}: is not one of our manifests", "move it away, or choose another --out"
+        ) from None
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

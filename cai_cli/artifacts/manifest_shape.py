@@ -1,7 +1,8 @@
-"""What a manifest has to look like before anything is taken from it: read once, checked whole, one line for what is wrong.
+"""What a manifest has to look like before anything is taken from it: read once, checked whole, one line for
+what is wrong.
 
-In: the bytes of `*.manifest.json`, `cai.json` or `cai.partial.json`. Out: a dictionary whose known fields have their types; what
-other versions of cai put in besides is let through.
+In: the bytes of `*.manifest.json`, `cai.json` or `cai.partial.json`. Out: a dictionary whose known fields
+have their types; what other versions of cai put in besides is let through.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ Manifest = dict[str, Any]
 
 DEEPEST = 64  # lists and objects within each other
 NEEDED = ("stage", "options", "inputs", "models")
-NUMBERS = ("seconds", "tokens", "generation_seconds", "pairs", "steps", "train_loss", "score_mean", "score_deviation")
+NUMBERS = (
+    "seconds",
+    "tokens",
+    "generation_seconds",
+    "pairs",
+    "steps",
+    "train_loss",
+    "score_mean",
+    "score_deviation",
+)
 COUNTS = ("in", "out")
 OPTIONS = {"shard": str, "parts": str, "limit": int}  # those that are looked into by name
 
@@ -71,7 +81,13 @@ def check_shape(manifest: Manifest) -> None:
     check(manifest, "options", dict, "an object")
     for name, kind in OPTIONS.items():
         if name in manifest["options"]:
-            check(manifest["options"], name, kind | None, "text" if kind is str else "a whole number", "options.")
+            check(
+                manifest["options"],
+                name,
+                kind | None,
+                "text" if kind is str else "a whole number",
+                "options.",
+            )
     check(manifest, "inputs", list, "a list")
     check(manifest, "models", list, "a list")
     for name in ("inputs", "models", "merged"):

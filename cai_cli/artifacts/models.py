@@ -19,19 +19,31 @@ from cai_cli.rows.storage import MAKE_ROOM, check_writable
 
 
 def is_foreign(file: Path, beside: str | None) -> bool:
-    """Whether a file in a folder without a manifest is none that a command of ours leaves there, killed or not."""
-    if file.name == "checkpoints" and file.is_dir():  # of a rehearsal that was killed, before anything was claimed
+    """Whether a file in a folder without a manifest is none that a command of ours leaves there, killed or
+    not.
+    """
+    if (
+        file.name == "checkpoints" and file.is_dir()
+    ):  # of a rehearsal that was killed, before anything was claimed
         return any(path.name != "rehearsal" for path in file.iterdir())
     name = file.name.removeprefix(".").removesuffix(".tmp")
-    ours = is_lock_file(file) or name == PARTIAL_MODEL_MANIFEST or (beside is not None and name.startswith(beside))
+    ours = (
+        is_lock_file(file)
+        or name == PARTIAL_MODEL_MANIFEST
+        or (beside is not None and name.startswith(beside))
+    )
     return not ours
 
 
 class ModelArtifact:
-    """A model directory in the making. `folder` holds checkpoints while training; `finish` saves and marks it complete."""
+    """A model directory in the making. `folder` holds checkpoints while training; `finish` saves and marks it
+    complete.
+    """
 
     def __init__(self, stage: str, options: Any, beside: str | None = None, fsdp: bool = False) -> None:
-        """`beside`: how the names of files begin that may lie there before a model is begun; `fsdp`: see `check_sharding`."""
+        """`beside`: how the names of files begin that may lie there before a model is begun; `fsdp`: see
+        `check_sharding`.
+        """
         check_sharding(fsdp)
         self.options = options
         self.folder: Path = options.out
@@ -53,10 +65,16 @@ class ModelArtifact:
         """Find out whether the model is done, can be continued, or is to be started."""
         finished = read_manifest(self.manifest_file)
         old = finished or read_manifest(self.partial_manifest_file)
-        if old is None and self.folder.exists() and any(is_foreign(file, beside) for file in self.folder.iterdir()):
+        if (
+            old is None
+            and self.folder.exists()
+            and any(is_foreign(file, beside) for file in self.folder.iterdir())
+        ):
             raise UserError(f"--out {self.folder}: is not empty and not ours", "choose another --out")
         there = None if old is None else self.folder
-        self.claim = claim(self.options, self.manifest, old, there, lambda _: finished is not None, self._clean_up)
+        self.claim = claim(
+            self.options, self.manifest, old, there, lambda _: finished is not None, self._clean_up
+        )
         if is_main() and not self.done and not self.options.dry_run:
             check_writable(self.folder, self.folder, PARTIAL_MODEL_MANIFEST)
 
@@ -70,7 +88,9 @@ class ModelArtifact:
         return self.claim == Claim.DONE
 
     def make_room(self) -> None:
-        """Move an old one, which is to be restarted, to .bak. Of several processes the first one does, after all have looked."""
+        """Move an old one, which is to be restarted, to .bak. Of several processes the first one does, after
+        all have looked.
+        """
         barrier()
         if is_main() and self.claim == Claim.RESTART:
             move_to_backup(self.folder)
@@ -80,8 +100,8 @@ class ModelArtifact:
     def start(self) -> None:
         """Claim the directory, which from here on is another command's only after --if-changed restart.
 
-        To be called when all that can be found out before the first step has been: a mistake then costs no more than a new
-        command.
+        To be called when all that can be found out before the first step has been: a mistake then costs no
+        more than a new command.
         """
         self.make_room()
         if is_main():
@@ -90,11 +110,17 @@ class ModelArtifact:
         barrier()
 
     def finish(self, save: Callable[[Path], None], **facts: Any) -> None:
-        """Save the model through `save(folder)`, write cai.json last, and drop the checkpoints; the first process does."""
+        """Save the model through `save(folder)`, write cai.json last, and drop the checkpoints; the first
+        process does.
+        """
         if not is_main():
             return
-        if not self.partial_manifest_file.exists():  # libraries would make the folder anew, with nothing else in it
-            raise RunError(f"{self.folder}: was removed while the run was under way", f"{MAKE_ROOM}, and start again")
+        if (
+            not self.partial_manifest_file.exists()
+        ):  # libraries would make the folder anew, with nothing else in it
+            raise RunError(
+                f"{self.folder}: was removed while the run was under way", f"{MAKE_ROOM}, and start again"
+            )
         save(self.folder)
         self.manifest |= {"seconds": round(time.monotonic() - self.started, 3), **facts}
         write_manifest(self.manifest_file, self.manifest)

@@ -32,10 +32,15 @@ class Rejected:
 
 
 def with_restart(hint: str | None, options: Any) -> str | None:
-    """The hint of a run that failed, so that it can be followed: where `--out` is begun, flags that would make another artifact
-    need --if-changed restart.
+    """The hint of a run that failed, so that it can be followed: where `--out` is begun, flags that would
+    make another artifact need --if-changed restart.
     """
-    if hint is None or "--if-changed" in hint or not hasattr(options, "if_changed") or not is_begun(options.out):
+    if (
+        hint is None
+        or "--if-changed" in hint
+        or not hasattr(options, "if_changed")
+        or not is_begun(options.out)
+    ):
         return hint
     parts = {flag_name(name): part for name, part in parts_of(options).items()}
     free = (Part.RUNTIME, Part.LIMIT, Part.NOTED)
@@ -53,7 +58,9 @@ def is_begun(out: Path | None) -> bool:
 
 
 def why_none(rejected: Iterable[Rejected], options: Any) -> str:
-    """Why none of the rows is left, and the next step for the commonest reason; nothing where none was rejected."""
+    """Why none of the rows is left, and the next step for the commonest reason; nothing where none was
+    rejected.
+    """
     reasons = Counter(item.reason for item in rejected)
     step = advice(reasons.most_common(1)[0][0], map(flag_name, parts_of(options))) if reasons else ""
     return "; ".join(filter(None, (reasons_text(reasons), step)))
@@ -63,7 +70,9 @@ def reasons_text(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
 
 
-def check_rejects(options: Any, out: Path, accepted: int, reasons: Counter[str], rejects: Path | None) -> None:
+def check_rejects(
+    options: Any, out: Path, accepted: int, reasons: Counter[str], rejects: Path | None
+) -> None:
     """Raise RunError where too many rows were rejected, or all, with the next step for the commonest reason.
 
     `rejects`: the file that they are in, None where nobody keeps them.

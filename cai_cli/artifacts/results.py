@@ -1,4 +1,6 @@
-"""Files that are written at once, with a manifest beside them; the JSON file of an evaluation has a picture too."""
+"""Files that are written at once, with a manifest beside them; the JSON file of an evaluation has a picture
+too.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from cai_cli.rows.storage import check_writable
 class FileArtifact:
     """A file that is written at once.
 
-    Usage: file = FileArtifact("export", options); if file.done: return; ...; file.start(); file.write(text, counts)
+    Usage: file = FileArtifact("export", options); if file.done: return; ...; file.start(); file.write(text,
+    counts)
     """
 
     def __init__(self, stage: str, options: Any, *beside: Path) -> None:
@@ -53,7 +56,9 @@ class FileArtifact:
 
 
 class ResultsFile(FileArtifact):
-    """Usage: results = ResultsFile("evaluate hhh", options); if results.done: return; ...; results.finish({...}, counts)."""
+    """Usage: results = ResultsFile("evaluate hhh", options); if results.done: return; ...;
+    results.finish({...}, counts).
+    """
 
     def __init__(self, stage: str, options: Any) -> None:
         if options.out.suffix != ".json":

@@ -1,12 +1,12 @@
-"""JSONL files in the making: the same command again carries on where it was cut off, by one process or by several.
+"""JSONL files in the making: the same command again carries on where it was cut off, by one process or by
+several.
 
-Rows are appended to `<out>.partial`, flushed per batch, and renamed last, after the manifest. What was rejected lies in
-`<stem>.rejects.jsonl` with its reason.
+Rows are appended to `<out>.partial`, flushed per batch, and renamed last, after the manifest. What was
+rejected lies in `<stem>.rejects.jsonl` with its reason.
 """
 
 from __future__ import annotations
 
-import glob
 import sys
 import time
 from collections import Counter
@@ -22,14 +22,22 @@ from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_mani
 from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
 from cai_cli.artifacts.rejects import Rejected, check_rejects, reasons_text
-from cai_cli.artifacts.shards import block, parse_shard, put_in_order, rank_file, rank_files
+from cai_cli.artifacts.shards import (
+    await_ranks,
+    block,
+    drop_through_files,
+    parse_shard,
+    put_in_order,
+    rank_file,
+    rank_files,
+    through_file,
+)
 from cai_cli.console.messages import progress, say, tell_next, warn_all
 from cai_cli.errors import RecordError, UserError
 from cai_cli.processes.ranks import barrier, check_sharding, is_main, main_first, rank, world_size
 from cai_cli.rows.jsonl import Appended, Row, dump_row, read_own_rows, repair_tail, write_atomically
 from cai_cli.rows.storage import check_writable
 
-POLL_SECONDS = 0.2
 Summary = Callable[[Path, Path], dict[str, Any]]
 Cautions = Callable[[Path], list[str]]
 
@@ -68,18 +76,23 @@ class RowArtifact:
         self.partial_manifest_file = self.manifest_file.with_suffix(".partial.json")
         self.rejects = rejects_path(self.out)
         if not self.streaming and self.out.suffix not in (".jsonl", ".json"):
-            raise UserError(f"--out {self.out}: rows are written as .jsonl", "name a .jsonl file, or - for stdout")
+            raise UserError(
+                f"--out {self.out}: rows are written as .jsonl", "name a .jsonl file, or - for stdout"
+            )
         if self.streaming and world_size() > 1:
             raise UserError("--out -: several processes cannot share stdout", "name a .jsonl file")
         self.manifest = begin_manifest(stage, options, self.out.parent)
         self.accepted_ids: set[str] = set()
         self.rejected_ids: set[str] = set()
         self.reject_reasons: Counter[str] = Counter()
-        self.order: list[str] | None = None  # ids of the items of this shard; None where the stage does not know them before
+        # Ids of the items of this shard; None where the stage does not know them before
+        self.order: list[str] | None = None
         self.share = 0  # how many of them are this process's
         self.tokens = 0
         self.started = time.monotonic()
-        self.claim = Claim.NEW  # where it is RESTART, the old one is moved to .bak when the first row is written
+        self.claim = (
+            Claim.NEW
+        )  # where it is RESTART, the old one is moved to .bak when the first row is written
         self._dry_run = bool(getattr(options, "dry_run", False))  # may look on while another command writes
         self._rows: Any = None
         self._rejects: Any = None
@@ -114,10 +127,14 @@ class RowArtifact:
             check_writable(self.out, self.out.parent, self.out.stem)
 
     def _look(self) -> None:
-        begun = next((path for path in (self.out, self.partial, *rank_files(self.out)) if path.exists()), None)
+        begun = next(
+            (path for path in (self.out, self.partial, *rank_files(self.out)) if path.exists()), None
+        )
         old = None
         if begun is not None:
-            old = (None if begun == self.out else read_manifest(self.partial_manifest_file)) or read_manifest(self.manifest_file)
+            old = (None if begun == self.out else read_manifest(self.partial_manifest_file)) or read_manifest(
+                self.manifest_file
+            )
         tidy = lambda: self.partial_manifest_file.unlink(missing_ok=True)  # noqa: E731
         self.claim = claim(self.options, self.manifest, old, begun, self._is_whole, tidy)
         if self.claim != Claim.CONTINUE:
@@ -134,12 +151,20 @@ class RowArtifact:
         return self.out.exists() and not self._limit_raised(old)
 
     def _check_shard(self, old: Manifest) -> None:
-        """Another shard's file is not this one's; a shard whose --limit grows would be another part of the items."""
+        """Another shard's file is not this one's; a shard whose --limit grows would be another part of the
+        items.
+        """
         before, now = old["options"].get("shard"), getattr(self.options, "shard", None)
         if parse_shard(before) != self.shard:
-            raise UserError(f"{self.out} holds shard {before or '0/1'}, not {now or '0/1'}", "give each shard its own --out")
+            raise UserError(
+                f"{self.out} holds shard {before or '0/1'}, not {now or '0/1'}",
+                "give each shard its own --out",
+            )
         if self.shard[1] > 1 and old["options"].get("limit") != self.limit:
-            raise UserError(f"--limit: a shard keeps the one it was begun with ({old['options'].get('limit')})", "merge first")
+            raise UserError(
+                f"--limit: a shard keeps the one it was begun with ({old['options'].get('limit')})",
+                "merge first",
+            )
 
     def _limit_raised(self, old: Manifest) -> bool:
         before = old["options"].get("limit")
@@ -163,7 +188,9 @@ class RowArtifact:
             for _, row in read_own_rows(path, unfinished=self._dry_run) if path.exists() else ():
                 yield row
         except RecordError as error:
-            raise UserError(error.message, "remove that line, or move the file away and start afresh") from None
+            raise UserError(
+                error.message, "remove that line, or move the file away and start afresh"
+            ) from None
 
     def _open(self) -> None:
         if self._rows is not None:
@@ -182,7 +209,7 @@ class RowArtifact:
     def _prepare(self) -> None:
         """Make room: move what is restarted away, reopen what is continued, and say what is in the making."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_through_files()
+        drop_through_files(self.out)
         ranks = [*rank_files(self.out), *rank_files(self.rejects)]
         if self.claim == Claim.RESTART:
             copy_to_backup(self.manifest_file, self.partial_manifest_file)
@@ -199,8 +226,9 @@ class RowArtifact:
     def chunks(
         self, todo: list[Item], size: int, unit: str = "rows", segments: int = 1, first: int = 0
     ) -> Iterator[Iterator[tuple[list[Item], Told]]]:
-        """Within, what is to be done in runs of `size`, after one of `first`: (items, `told`). What is settled of a run is on the
-        disk before the next one. `told(count)` hears of segments as they end, of which each item has so many.
+        """Within, what is to be done in runs of `size`, after one of `first`: (items, `told`). What is
+        settled of a run is on the disk before the next one. `told(count)` hears of segments as they end, of
+        which each item has so many.
         """
 
         def parts() -> Iterator[tuple[list[Item], Told]]:
@@ -240,32 +268,33 @@ class RowArtifact:
                 stream.flush()
 
     def finish(
-        self, seen: int | None = None, summary: Summary | None = None, cautions: Cautions | None = None, **facts: Any
+        self,
+        seen: int | None = None,
+        summary: Summary | None = None,
+        cautions: Cautions | None = None,
+        **facts: Any,
     ) -> bool:
-        """Check the reject rate, write the manifest, rename the rows into place; the first process does it for all.
+        """Check the reject rate, write the manifest, rename the rows into place; the first process does it
+        for all.
 
-        `seen`: rows in, where `remaining` does not know them. `summary(rows, rejects)` makes the manifest's `summary`, and
-        `cautions(rows)` after it its `warnings`, which are said too.
-        Returns whether this process wrote the artifact.
+        `seen`: rows in, where `remaining` does not know them. `summary(rows, rejects)` makes the manifest's
+        `summary`, and `cautions(rows)` after it its `warnings`, which are said too. Returns whether this
+        process wrote the artifact.
         """
         self._open()
         self.flush()
         if self.streaming:
-            check_rejects(
-                self.options, self.out, len(self.accepted_ids), self.reject_reasons, None if self.streaming else self.rejects
-            )
+            self._check_rejects()
             return False
         for stream in (self._rows, self._rejects):
             stream.close()
         if world_size() > 1:
-            write_atomically(self._through_file(rank()), str(self.tokens))
+            write_atomically(through_file(self.out, rank()), str(self.tokens))
             if not is_main():
                 return False
-            self._await_others()
+            self.tokens = await_ranks(self.out, world_size())
         self._gather()
-        check_rejects(
-            self.options, self.out, len(self.accepted_ids), self.reject_reasons, None if self.streaming else self.rejects
-        )
+        self._check_rejects()
         if summary is not None and self.accepted_ids:
             self.manifest["summary"] = summary(self.partial, self.rejects)
         if cautions is not None:
@@ -275,31 +304,29 @@ class RowArtifact:
         rejected = dict(sorted(self.reject_reasons.items()))
         seen = len(self.order or ()) if seen is None else seen
         self.manifest["counts"] = {"in": seen, "out": len(self.accepted_ids), "rejected": rejected}
-        self.manifest |= {"tokens": self.tokens, "seconds": round(time.monotonic() - self.started, 3), **facts}
+        self.manifest |= {
+            "tokens": self.tokens,
+            "seconds": round(time.monotonic() - self.started, 3),
+            **facts,
+        }
         write_manifest(self.manifest_file, self.manifest)
         self.partial.replace(self.out)
         self.partial_manifest_file.unlink(missing_ok=True)
         give_back(self.options)
-        told = f", {sum(rejected.values())} rejected ({reasons_text(self.reject_reasons)})" if rejected else ""
+        told = (
+            f", {sum(rejected.values())} rejected ({reasons_text(self.reject_reasons)})" if rejected else ""
+        )
         say(f"{self.out}: {len(self.accepted_ids)} rows{told}")
         return True
 
     def tell_next(self, command: str, *words: object) -> None:
         """Name the command that comes next (see `messages`); a shard is joined with the others first."""
         if self.shard[1] > 1:
-            command, words = "cai merge", (self.out, "OTHER-SHARDS", "--out", self.out.with_name(f"whole-{self.out.name}"))
+            command, words = (
+                "cai merge",
+                (self.out, "OTHER-SHARDS", "--out", self.out.with_name(f"whole-{self.out.name}")),
+            )
         tell_next(command, *words)
-
-    def _through_file(self, number: int) -> Path:
-        """What a rank leaves when it is through: how many tokens it sampled."""
-        return self.out.with_name(f"{self.out.name}.rank{number}.through")
-
-    def _await_others(self) -> None:
-        """Wait for the other ranks' files, however long they take: a collective would give up after some minutes."""
-        files = [self._through_file(number) for number in range(world_size())]
-        while not all(file.exists() for file in files):
-            time.sleep(POLL_SECONDS)
-        self.tokens = sum(int(file.read_text()) for file in files)
 
     def _gather(self) -> None:
         """The rows that ranks have written, put into the artifact's own files in the order of the items."""
@@ -311,8 +338,8 @@ class RowArtifact:
                 file.unlink()
         if world_size() > 1:
             self._read_finished_ids()
-        self._drop_through_files()
+        drop_through_files(self.out)
 
-    def _drop_through_files(self) -> None:
-        for file in self.out.parent.glob(f"{glob.escape(self.out.name)}.rank*.through"):
-            file.unlink()
+    def _check_rejects(self) -> None:
+        file = None if self.streaming else self.rejects
+        check_rejects(self.options, self.out, len(self.accepted_ids), self.reject_reasons, file)

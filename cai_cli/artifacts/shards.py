@@ -1,13 +1,16 @@
 """Rows shared out: `--shard I/N` for job arrays, ranks under torchrun, and how their files become one again.
 
-A shard is a run of neighbouring items, so the shards' files one after the other are the rows of an unsharded run, in its
-order. Within a shard each rank takes every n-th item into files of its own (`<file>.rank<r>.partial`), which are put in
-order and removed when all are through; a run that was cut off may be continued by any number of processes.
+A shard is a run of neighbouring items, so the shards' files one after the other are the rows of an unsharded
+run, in its order. Within a shard each rank takes every n-th item into files of its own
+(`<file>.rank<r>.partial`), which are put in order and removed when all are through; a run that was cut off
+may be continued by any number of processes.
 """
 
 from __future__ import annotations
 
+import glob
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +20,7 @@ from cai_cli.rows.json_text import load_json
 from cai_cli.rows.jsonl import check_new, read_lines, write_lines
 
 Item = TypeVar("Item")
+POLL_SECONDS = 0.2
 SHARD = re.compile(r"(\d+)/(\d+)")
 
 
@@ -25,7 +29,9 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     match = SHARD.fullmatch(text or "0/1")
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not index < count:
-        raise UserError(f"--shard {text}: expected I/N with I from 0 to N-1", "the first of eight is 0/8, the last 7/8")
+        raise UserError(
+            f"--shard {text}: expected I/N with I from 0 to N-1", "the first of eight is 0/8, the last 7/8"
+        )
     return index, count
 
 
@@ -41,11 +47,17 @@ def rank_file(path: Path, rank: int) -> Path:
 
 def rank_files(path: Path) -> list[Path]:
     """The files that processes of this run, or of one that was cut off, have written."""
-    return sorted(file for file in path.parent.glob("*.partial") if re.fullmatch(re.escape(path.name) + r"\.rank\d+", file.stem))
+    return sorted(
+        file
+        for file in path.parent.glob("*.partial")
+        if re.fullmatch(re.escape(path.name) + r"\.rank\d+", file.stem)
+    )
 
 
 def put_in_order(target: Path, files: Iterable[Path], order: Sequence[str]) -> None:
-    """Write the rows of all the files into `target`, each id once, in the order of the ids. Lines stay as they are."""
+    """Write the rows of all the files into `target`, each id once, in the order of the ids. Lines stay as
+    they are.
+    """
     place = {name: number for number, name in enumerate(order)}
     lines: dict[str, str] = {}
     for file in files:
@@ -61,3 +73,23 @@ def lines_by_id(path: Path) -> Iterator[tuple[str, str]]:
             name = load_json(line)["id"]
             check_new(seen, name, path, number)
             yield name, line
+
+
+def through_file(path: Path, rank: int) -> Path:
+    """What a rank leaves when it is through: how many tokens it sampled."""
+    return path.with_name(f"{path.name}.rank{rank}.through")
+
+
+def await_ranks(path: Path, count: int) -> int:
+    """Wait until all ranks are through, however long they take: a collective would give up after some
+    minutes. Returns how many tokens they sampled.
+    """
+    files = [through_file(path, rank) for rank in range(count)]
+    while not all(file.exists() for file in files):
+        time.sleep(POLL_SECONDS)
+    return sum(int(file.read_text()) for file in files)
+
+
+def drop_through_files(path: Path) -> None:
+    for file in path.parent.glob(f"{glob.escape(path.name)}.rank*.through"):
+        file.unlink()

@@ -1,4 +1,6 @@
-"""The files of a split: `<folder>/<part>.jsonl`, a manifest for each, and `split.manifest.json`, written last."""
+"""The files of a split: `<folder>/<part>.jsonl`, a manifest for each, and `split.manifest.json`, written
+last.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ PARTIAL_SPLIT_MANIFEST = "split.manifest.partial.json"
 class SplitFolder:
     """The parts in the making, all at once: a run that was killed writes them again.
 
-    Usage: folder = SplitFolder(options, spec, manifest); if folder.done(): return; ...; folder.write(rows, manifest)
+    Usage: folder = SplitFolder(options, spec, manifest); if folder.done(): return; ...; folder.write(rows,
+    manifest)
     """
 
     def __init__(self, options: Any, spec: str, manifest: Manifest) -> None:
@@ -50,7 +53,11 @@ class SplitFolder:
 
     def done(self, rows: int | None = None) -> bool:
         """Whether all is there; `rows`: of so many, where that is known."""
-        whole = self.old is None and self.finished is not None and all(map(Path.exists, part_files(self.folder, self.parts)))
+        whole = (
+            self.old is None
+            and self.finished is not None
+            and all(map(Path.exists, part_files(self.folder, self.parts)))
+        )
         done = whole and rows in (None, ((self.finished or {}).get("counts") or {}).get("out"))
         if done:
             if not self.options.dry_run:
@@ -76,7 +83,10 @@ class SplitFolder:
             part = {**manifest, "counts": {"in": total, "out": count, "rejected": {}}}
             write_manifest(self.folder / f"{name}.manifest.json", part)
         cautions = {"warnings": warn_all(split_cautions(self.parts, counts))}
-        write_manifest(self.manifest_file, {**manifest, "counts": {"in": total, "out": total, "rejected": {}}, **cautions})
+        write_manifest(
+            self.manifest_file,
+            {**manifest, "counts": {"in": total, "out": total, "rejected": {}}, **cautions},
+        )
         self._end()
         say(f"{self.folder}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
@@ -96,8 +106,12 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def write_parts(folder: Path, rows: Iterable[tuple[Conversation, str]], parts: Mapping[str, float], seed: int) -> dict[str, int]:
-    """Write `folder/<part>.jsonl` from (prompt, line) pairs, each file atomically; returns their numbers of rows."""
+def write_parts(
+    folder: Path, rows: Iterable[tuple[Conversation, str]], parts: Mapping[str, float], seed: int
+) -> dict[str, int]:
+    """Write `folder/<part>.jsonl` from (prompt, line) pairs, each file atomically; returns their numbers of
+    rows.
+    """
     files = {name: folder / f"{name}.jsonl" for name in parts}
     counts = dict.fromkeys(parts, 0)
     with ExitStack() as stack:

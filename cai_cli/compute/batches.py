@@ -9,8 +9,12 @@ import torch
 
 from cai_cli.compute.shortcuts import ANY_LENGTH
 
-BATCH_TOKENS = 1 << 15  # Rows times length of one forward pass: attention's memory grows with rows times length squared.
-CPU_PREFILL_TOKENS = 1 << 11  # Where a pass is no step of a generation: enough for a CPU, and its caches hold what they can.
+BATCH_TOKENS = (
+    1 << 15
+)  # Rows times length of one forward pass: attention's memory grows with rows times length squared.
+CPU_PREFILL_TOKENS = (
+    1 << 11
+)  # Where a pass is no step of a generation: enough for a CPU, and its caches hold what they can.
 
 
 def prefill_tokens(device: torch.device) -> int:
@@ -27,8 +31,8 @@ def like_length(
 ) -> Iterator[list[int]]:
     """Batches of indices, longest first: little padding, and memory runs out at once or never.
 
-    At most `batch_size` rows, fewer where rows are long: `most_tokens` with padding. `before`: tokens in front of all rows,
-    in a cache. Rows of more than `even` tokens are only with rows as long as they are.
+    At most `batch_size` rows, fewer where rows are long: `most_tokens` with padding. `before`: tokens in
+    front of all rows, in a cache. Rows of more than `even` tokens are only with rows as long as they are.
     """
     batch: list[int] = []
     for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):

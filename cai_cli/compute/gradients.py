@@ -1,7 +1,8 @@
-"""RMS norms and rotary positions with their derivatives written out: on a CPU autograd makes twice the passes over memory.
+"""RMS norms and rotary positions with their derivatives written out: on a CPU autograd makes twice the passes
+over memory.
 
-Within `written_out` a model's own are replaced, in float32 and where `find` saw that they compute the same. What is added in the
-forward pass is the model's own arithmetic, up to rounding.
+Within `written_out` a model's own are replaced, in float32 and where `find` saw that they compute the same.
+What is added in the forward pass is the model's own arithmetic, up to rounding.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ class Rotary(torch.autograd.Function):
 
 
 def turned(values: Tensor, cos: Tensor, sin: Tensor, way: int = 1) -> Tensor:
-    """x cos + way * (-x₂, x₁) sin, where x₁ and x₂ are the halves of x (..., D); angles are the same in both halves."""
+    """x cos + way * (-x₂, x₁) sin, where x₁ and x₂ are the halves of x (..., D); angles are the same in both
+    halves.
+    """
     half = values.size(-1) // 2
     result = values * cos
     result[..., :half].addcmul_(values[..., half:], sin[..., :half], value=-way)
@@ -94,8 +97,12 @@ def rms_norm(module: Any, own: Callable[[Tensor], Tensor], values: Tensor) -> Te
     return normalised(values, epsilon)[0].mul_(weight)
 
 
-def rotary(own: Callable[..., Any], query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: Any, **settings: Any) -> Any:
-    """Queries and keys (B, H, T, D) turned by cos and sin (B, T, D); `own` does what is asked otherwise, or in other dtypes."""
+def rotary(
+    own: Callable[..., Any], query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: Any, **settings: Any
+) -> Any:
+    """Queries and keys (B, H, T, D) turned by cos and sin (B, T, D); `own` does what is asked otherwise, or
+    in other dtypes.
+    """
     same = query.size(-1) == cos.size(-1) and query.dtype == key.dtype == cos.dtype == torch.float32
     if more or settings or not same:
         return own(query, key, cos, sin, *more, **settings)
@@ -123,7 +130,12 @@ def find(model: Any) -> Parts:
 def is_same_norm(module: Any) -> bool:
     """Whether it is a norm that we know, by its attributes and by what it makes of random values."""
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if not isinstance(weight, Tensor) or not isinstance(epsilon, float) or weight.dim() != 1 or weight.dtype != torch.float32:
+    if (
+        not isinstance(weight, Tensor)
+        or not isinstance(epsilon, float)
+        or weight.dim() != 1
+        or weight.dtype != torch.float32
+    ):
         return False
     if len(signature(module.forward).parameters) != 1:  # one that takes a gate besides
         return False
@@ -134,7 +146,9 @@ def is_same_norm(module: Any) -> bool:
 def is_same_rotary(file: Any) -> bool:
     """Whether the rotary function in this Python module turns random queries and keys as ours does."""
     generator = torch.Generator().manual_seed(0)
-    query, key, angle = (torch.randn(shape, generator=generator) for shape in ((1, 4, 3, 8), (1, 2, 3, 8), (1, 3, 4)))
+    query, key, angle = (
+        torch.randn(shape, generator=generator) for shape in ((1, 4, 3, 8), (1, 2, 3, 8), (1, 3, 4))
+    )
     cos, sin = angle.cos().repeat(1, 1, 2), angle.sin().repeat(1, 1, 2)
     own = getattr(file, ROTARY)
     try:
@@ -148,8 +162,8 @@ def is_same_rotary(file: Any) -> bool:
 
 @contextmanager
 def written_out(model: Any) -> Iterator[None]:
-    """Within, the model's parts, found out once, are computed as above. Around the backward pass too, where activations are
-    made again.
+    """Within, the model's parts, found out once, are computed as above. Around the backward pass too, where
+    activations are made again.
     """
     if model not in FOUND:
         FOUND[model] = find(model)
@@ -164,7 +178,9 @@ def written_out(model: Any) -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, name: str, by: Any) -> Iterator[None]:
-    """Within, `owner` has another attribute of this name, of its own; afterwards it has what it had, or its class's again."""
+    """Within, `owner` has another attribute of this name, of its own; afterwards it has what it had, or its
+    class's again.
+    """
     before = vars(owner).get(name)
     setattr(owner, name, by)
     try:

@@ -1,4 +1,6 @@
-"""What is computed from logits, a run of tokens at a time: a vocabulary of numbers for each takes most of a run's memory."""
+"""What is computed from logits, a run of tokens at a time: a vocabulary of numbers for each takes most of a
+run's memory.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_LOGITS = 1 << 24  # Logits held at once: 64 MiB in float32. Beyond, they are made again in the backward pass.
+CHUNK_LOGITS = (
+    1 << 24
+)  # Logits held at once: 64 MiB in float32. Beyond, they are made again in the backward pass.
 
 
-def in_chunks(compute: Callable[[Tensor, Tensor], Tensor], states: Tensor, tokens: Tensor, vocabulary: int) -> list[Tensor]:
-    """`compute(states, tokens)` of runs of the states (N, D) before tokens (N,), each of whose logits are held at a time."""
+def in_chunks(
+    compute: Callable[[Tensor, Tensor], Tensor], states: Tensor, tokens: Tensor, vocabulary: int
+) -> list[Tensor]:
+    """`compute(states, tokens)` of runs of the states (N, D) before tokens (N,), each of whose logits are
+    held at a time.
+    """
     size = max(1, CHUNK_LOGITS // vocabulary)
     if len(states) <= size:
         return [compute(states, tokens)]

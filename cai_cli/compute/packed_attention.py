@@ -1,8 +1,9 @@
-"""Attention of packed rows: rows of different lengths lie end to end, and meet as padded tables inside attention alone.
+"""Attention of packed rows: rows of different lengths lie end to end, and meet as padded tables inside
+attention alone.
 
-A packed row is (1, N): the tokens of B rows, where what several rows start with is there once. `packed_attention` is a function
-for transformers' attention interface; its tables (R, H, W, D), of rows of like length, are padded on the right, where causal
-attention needs no mask.
+A packed row is (1, N): the tokens of B rows, where what several rows start with is there once.
+`packed_attention` is a function for transformers' attention interface; its tables (R, H, W, D), of rows of
+like length, are padded on the right, where causal attention needs no mask.
 """
 
 from __future__ import annotations
@@ -17,19 +18,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-PLAIN = {"dropout", "scaling", "sliding_window", "position_ids", "is_causal", "use_cache", "cache_position", "past_key_values"}
+PLAIN = {
+    "dropout",
+    "scaling",
+    "sliding_window",
+    "position_ids",
+    "is_causal",
+    "use_cache",
+    "cache_position",
+    "past_key_values",
+}
 Map = Callable[[Tensor], Tensor]
 SHORT = 512  # Tokens up to which attention written out is the faster one on a CPU.
-TABLE_COST = 8000  # What another table costs on a CPU, in scores of a head: measured; between 4,000 and 16,000 alike.
+# What another table costs on a CPU, in scores of a head: measured; between 4,000 and 16,000 alike.
+TABLE_COST = 8000
 
 
 @dataclass(slots=True)
 class Layout:
-    """Where the N packed tokens of B rows lie in tables of R rows and W columns, whose S slots are counted through.
+    """Where the N packed tokens of B rows lie in tables of R rows and W columns, whose S slots are counted
+    through.
 
-    `tokens` (B, W): the packed token at each place of the rows; anything at padding. `shapes`: (R, W) of each table.
-    `slots` (S,): the packed token that each slot reads; anything at padding. `homes` (N,): the one slot that answers for a
-    token. `copies` (C,): the other slots that read one.
+    `tokens` (B, W): the packed token at each place of the rows; anything at padding. `shapes`: (R, W) of each
+    table. `slots` (S,): the packed token that each slot reads; anything at padding. `homes` (N,): the one
+    slot that answers for a token. `copies` (C,): the other slots that read one.
 
     Two rows of six tokens, of which the first two may be computed once:
 
@@ -67,7 +79,12 @@ class Layout:
                 places.append(place.view(rows, heads, width).transpose(1, 2).flatten(0, 1))
             place = torch.cat(places)
             copied = tokens[self.copies].flatten()
-            self.by_heads[heads] = torch.cat(reads), place[self.homes].flatten(), place[self.copies].flatten(), copied
+            self.by_heads[heads] = (
+                torch.cat(reads),
+                place[self.homes].flatten(),
+                place[self.copies].flatten(),
+                copied,
+            )
         return self.by_heads[heads]
 
     def sizes(self, heads: int = 1) -> list[int]:
@@ -77,7 +94,9 @@ class Layout:
         """(W, W): -inf where a key comes after the query, else 0, for a table (R, W, D)."""
         width = table.size(1)
         if width not in self.masks:
-            self.masks[width] = torch.full((width, width), -torch.inf, dtype=table.dtype, device=table.device).triu_(1)
+            self.masks[width] = torch.full(
+                (width, width), -torch.inf, dtype=table.dtype, device=table.device
+            ).triu_(1)
         return self.masks[width]
 
     def tables(self, cells: Tensor) -> list[Tensor]:
@@ -91,7 +110,9 @@ class Layout:
         return packed.reshape(-1, packed.size(-1)).index_select(0, self.indices(packed.size(1))[0])
 
     def from_slots_summed(self, cells: Tensor) -> Tensor:
-        """(S * H, D) -> (N, H, D): the transpose of `to_slots`, with zeros at padding. Sums what copies of a token hold."""
+        """(S * H, D) -> (N, H, D): the transpose of `to_slots`, with zeros at padding. Sums what copies of a
+        token hold.
+        """
         packed = self.from_homes(cells)
         _, _, copies, tokens = self.indices(packed.size(1))
         if len(copies):
@@ -112,7 +133,9 @@ class Layout:
 
 
 class KnownTranspose(torch.autograd.Function):
-    """A linear map `there`, whose transpose `back` is known: autograd's own would scatter sums where copies do."""
+    """A linear map `there`, whose transpose `back` is known: autograd's own would scatter sums where copies
+    do.
+    """
 
     @staticmethod
     def forward(context: Any, values: Tensor, there: Map, back: Map) -> Tensor:
@@ -127,11 +150,14 @@ class KnownTranspose(torch.autograd.Function):
 class ShortAttention(torch.autograd.Function):
     """Causal attention of packed queries, keys and values (N, H, D) -> (N, H, D), in its defining steps.
 
-    Its derivative is written out too: for short rows on a CPU the passes over memory count, and autograd makes more of them.
+    Its derivative is written out too: for short rows on a CPU the passes over memory count, and autograd
+    makes more of them.
     """
 
     @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float) -> Tensor:
+    def forward(
+        context: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float
+    ) -> Tensor:
         read = [layout.to_slots(packed) for packed in (query, key, value)]
         attended = torch.empty_like(read[2])
         kept = []
@@ -177,7 +203,9 @@ def pack(ids: Tensor, lengths: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, 
     own = real & (holders == torch.arange(count, device=ids.device).unsqueeze(-1))
     numbers = (own.flatten().cumsum(0) - 1).clamp(min=0).view_as(own)
     tokens = numbers.gather(0, holders)
-    sizes = table_sizes(lengths.tolist()) if ids.device.type == "cpu" else [count]  # On a GPU padding is the cheaper one.
+    sizes = (
+        table_sizes(lengths.tolist()) if ids.device.type == "cpu" else [count]
+    )  # On a GPU padding is the cheaper one.
     shapes, slots, kept = [], [], []
     for rows in lengths.argsort(stable=True).split(sizes):
         longest = int(lengths[rows[-1]])
@@ -193,12 +221,16 @@ def pack(ids: Tensor, lengths: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def table_sizes(lengths: list[int]) -> list[int]:
-    """How many rows each table takes, by rising length, so that padded scores and what tables cost are least in sum."""
+    """How many rows each table takes, by rising length, so that padded scores and what tables cost are least
+    in sum.
+    """
     counts = sorted(Counter(lengths).items())
     before = [0, *accumulate(count for _, count in counts)]  # rows that are shorter
     least, begins = [0], [0]
     for end, (width, _) in enumerate(counts, 1):
-        costs = [least[begin] + (before[end] - before[begin]) * width * width + TABLE_COST for begin in range(end)]
+        costs = [
+            least[begin] + (before[end] - before[begin]) * width * width + TABLE_COST for begin in range(end)
+        ]
         least.append(min(costs))
         begins.append(costs.index(least[-1]))
     sizes: list[int] = []
@@ -210,7 +242,8 @@ def table_sizes(lengths: list[int]) -> list[int]:
 
 
 def first_holders(ids: Tensor, starts: Tensor) -> Tensor:
-    """(B, W): the row that holds the token of each place, for all rows which start alike up to there; `starts` as for `pack`.
+    """(B, W): the row that holds the token of each place, for all rows which start alike up to there;
+    `starts` as for `pack`.
 
         ids  7 8 5      starts  2      holders  0 0 0
              7 8 9              2               0 0 1      the second row has only its 9 for itself
@@ -223,9 +256,15 @@ def first_holders(ids: Tensor, starts: Tensor) -> Tensor:
     numbers = torch.arange(count, device=ids.device).unsqueeze(-1)
     order = torch.unique(ids, dim=0, return_inverse=True)[1].argsort(stable=True)  # lexicographic
     rows, may_share = ids[order], torch.arange(width, device=ids.device) < starts[order].unsqueeze(-1)
-    differs = (rows[1:] != rows[:-1]).long().cumsum(-1).clamp(max=1)  # from the row before, here or further left
-    first = (torch.cat([differs.new_ones(1, width), differs]) * numbers).cummax(0).values  # of the rows that are alike up to here
-    holders = torch.full_like(ids, count).scatter_reduce(0, first, torch.where(may_share, numbers, count), "amin")
+    differs = (
+        (rows[1:] != rows[:-1]).long().cumsum(-1).clamp(max=1)
+    )  # from the row before, here or further left
+    first = (
+        (torch.cat([differs.new_ones(1, width), differs]) * numbers).cummax(0).values
+    )  # of the rows that are alike up to here
+    holders = torch.full_like(ids, count).scatter_reduce(
+        0, first, torch.where(may_share, numbers, count), "amin"
+    )
     holders = torch.where(may_share, holders.gather(0, first), numbers)
     return torch.empty_like(ids).index_copy_(0, order, order[holders])
 
@@ -245,20 +284,30 @@ def packed_attention(
     if odd or packed_layout is None or attention_mask is not None:
         raise TypeError(f"attention with {', '.join(odd) or 'a mask'}")
     grouped = query.size(1) != key.size(1)
-    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))  # [0] would pad its gradient with zeros
+    q, k, v = (
+        states.squeeze(0).transpose(0, 1) for states in (query, key, value)
+    )  # [0] would pad its gradient with zeros
     if q.device.type == "cpu" and packed_layout.shapes[-1][1] <= SHORT:
-        k, v = (states.repeat_interleave(q.size(1) // states.size(1), dim=1) if grouped else states for states in (k, v))
+        k, v = (
+            states.repeat_interleave(q.size(1) // states.size(1), dim=1) if grouped else states
+            for states in (k, v)
+        )
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else v.dtype
         scaling = q.size(-1) ** -0.5 if scaling is None else scaling
         result = ShortAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), packed_layout, scaling)
     else:
         layout = packed_layout
         tables = zip(
-            *(layout.tables(KnownTranspose.apply(states, layout.to_slots, layout.from_slots_summed)) for states in (q, k, v)),
+            *(
+                layout.tables(KnownTranspose.apply(states, layout.to_slots, layout.from_slots_summed))
+                for states in (q, k, v)
+            ),
             strict=True,
         )
         attended = [
-            scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped).flatten(0, 2)
+            scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped).flatten(
+                0, 2
+            )
             for q, k, v in tables
         ]
         result = KnownTranspose.apply(torch.cat(attended), layout.from_homes, layout.to_homes)

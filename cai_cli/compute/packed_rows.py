@@ -1,8 +1,9 @@
-"""Rows of different lengths as one row without padding: linear layers meet real tokens alone, attention each row apart.
+"""Rows of different lengths as one row without padding: linear layers meet real tokens alone, attention each
+row apart.
 
-What several rows start with is computed once, and the last layer's MLP only where a state is read. This works for every
-architecture that goes through transformers' attention interface and whose attention is plain and causal; `prepare` tries it, and
-the others get padded rows.
+What several rows start with is computed once, and the last layer's MLP only where a state is read. This works
+for every architecture that goes through transformers' attention interface and whose attention is plain and
+causal; `prepare` tries it, and the others get padded rows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ PACKED, TRIMMED = "packed rows", "the last MLP where it is read alone"  # as sho
 
 
 def prepare(model: Any, longest: int, packs: bool = True) -> None:
-    """Find out, once and with the model's ordinary attention, whether its rows of up to `longest` tokens can be packed.
+    """Find out, once and with the model's ordinary attention, whether its rows of up to `longest` tokens can
+    be packed.
 
     And whether its last layer's MLP can leave out the tokens whose states nobody reads.
     """
@@ -49,7 +51,9 @@ def where_it_can(model: Any) -> AbstractContextManager[None]:
 
 @contextmanager
 def packed_rows(model: Any) -> Iterator[None]:
-    """Within, the model's attention takes packed rows. Around the backward pass too, where activations are made again."""
+    """Within, the model's attention takes packed rows. Around the backward pass too, where activations are
+    made again.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)
@@ -72,13 +76,17 @@ def is_packed(model: Any) -> bool:
 
 
 def packed_states(model: Any, ids: Tensor, lengths: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(M, D): last hidden states of right-padded ids (B, W) at M places (rows, columns). Inside `packed_rows` only."""
+    """(M, D): last hidden states of right-padded ids (B, W) at M places (rows, columns). Inside `packed_rows`
+    only.
+    """
     starts = lengths.scatter_reduce(0, rows, columns, "amin")  # What is read of a row is its own.
     width = int(lengths.max())
     packed_ids, positions, layout = pack(ids[:, :width], lengths, starts)
     places = layout.tokens[rows, columns]
     with last_mlp_at(model, places):
-        hidden = model.base_model(input_ids=packed_ids, position_ids=positions, use_cache=False, packed_layout=layout)[0]
+        hidden = model.base_model(
+            input_ids=packed_ids, position_ids=positions, use_cache=False, packed_layout=layout
+        )[0]
     return pick(hidden.squeeze(0), places)
 
 
@@ -90,7 +98,11 @@ def fill_packed(model: Any, ids: Tensor, lengths: Tensor, cache: Any) -> Tensor:
     packed_ids, positions, layout = pack(ids, lengths, starts=lengths)
     with last_mlp_at(model, ids.new_empty(0)):
         model.base_model(
-            input_ids=packed_ids, position_ids=positions, use_cache=True, past_key_values=cache, packed_layout=layout
+            input_ids=packed_ids,
+            position_ids=positions,
+            use_cache=True,
+            past_key_values=cache,
+            packed_layout=layout,
         )
     return layout.tokens
 
@@ -121,7 +133,11 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
 def last_mlp(model: Any) -> Any | None:
     """The last layer's module `mlp`; None in architectures without one."""
     count = model.config.get_text_config().num_hidden_layers
-    stacks = [module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count]
+    stacks = [
+        module
+        for module in model.base_model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+    ]
     return getattr(stacks[0][-1], "mlp", None) if len(stacks) == 1 else None
 
 
@@ -132,7 +148,11 @@ def can_pack(model: Any, longest: int) -> bool:
         found.reasons[PACKED] = off
         return False
     if longest > found.sees_all:
-        words = [found.reasons[name] for name in ("shared starts", "longer rows together") if found.reasons.get(name)]
+        words = [
+            found.reasons[name]
+            for name in ("shared starts", "longer rows together")
+            if found.reasons.get(name)
+        ]
         found.reasons[PACKED] = f"rows of up to {longest} tokens and {', '.join(words)}"
         return False
     found.reasons[PACKED] = difference(model, lambda: states_both_ways(model, min(TRIAL, longest)))
@@ -143,7 +163,13 @@ def states_both_ways(model: Any, length: int) -> tuple[Tensor, Tensor]:
     """States (M, D) at some places of two rows that start alike, packed and each alone."""
     lengths = torch.tensor([length, max(1, length - 2)], device=model.device)
     ids = torch.tensor(trial_rows(model, [length, length], shared=length // 3), device=model.device)
-    reads = [(0, length // 2), (0, max(0, length - 2)), (0, length - 1), (1, length // 3), (1, max(0, length - 3))]
+    reads = [
+        (0, length // 2),
+        (0, max(0, length - 2)),
+        (0, length - 1),
+        (1, length // 3),
+        (1, max(0, length - 3)),
+    ]
     rows, columns = torch.tensor(list(dict.fromkeys(reads)), device=model.device).unbind(-1)
     with packed_rows(model):
         packed = packed_states(model, ids, lengths, rows, columns)

@@ -1,7 +1,7 @@
 """Token sequences -> the tree of what they have in common, cut into rows for a model. No torch.
 
-Few-shot examples stand at the root, a conversation on a branch, the two orders of its replies and several principles on the
-twigs, and options of several tokens at the very end.
+Few-shot examples stand at the root, a conversation on a branch, the two orders of its replies and several
+principles on the twigs, and options of several tokens at the very end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ LEAST_SAVING = 16  # Tokens. A shared stretch that saves fewer is not worth a st
 
 @dataclass(frozen=True, slots=True)
 class OptionTokens:
-    """A prompt with one of its options. Tokens from `start` on are scored; the last one is never fed to the model."""
+    """A prompt with one of its options. Tokens from `start` on are scored; the last one is never fed to the
+    model.
+    """
 
     ids: list[int]
     start: int
@@ -51,7 +53,9 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch in a row: its tokens stand from column `start` on, and what follows on it ends before column `stop`."""
+    """A stretch in a row: its tokens stand from column `start` on, and what follows on it ends before column
+    `stop`.
+    """
 
     stretch: Stretch
     start: int
@@ -71,13 +75,17 @@ class TreeRow:
 
 
 def alone(sequences: list[OptionTokens], order: list[int]) -> list[Stretch]:
-    """Every prompt for itself; `order` is that of the tokens. Options that differ in their last token only share theirs."""
+    """Every prompt for itself; `order` is that of the tokens. Options that differ in their last token only
+    share theirs.
+    """
     groups = [list(group) for _, group in groupby(order, key=lambda n: sequences[n].ids[:-1])]
     return [Stretch(0, sequences[group[0]].fed, group, group) for group in groups]
 
 
 def grow(sequences: list[OptionTokens], members: list[int], begin: int = 0) -> list[Stretch]:
-    """The trees of sequences that agree up to `begin` and go on from there; `members` are in the order of their tokens."""
+    """The trees of sequences that agree up to `begin` and go on from there; `members` are in the order of
+    their tokens.
+    """
     stretches = []
     for _, group in groupby(members, key=lambda n: sequences[n].ids[begin]):
         same = list(group)
@@ -101,7 +109,9 @@ def tidy(stretch: Stretch) -> list[Stretch]:
 
 
 def row_of(stretch: Stretch, most: int) -> TreeRow:
-    """The stretch with all that follows on it, where that is at most `most` tokens; else the stretch by itself."""
+    """The stretch with all that follows on it, where that is at most `most` tokens; else the stretch by
+    itself.
+    """
     if stretch.size <= most:
         return TreeRow(list(laid_out(stretch, 0)), [])
     return TreeRow([Piece(stretch, 0, stretch.length)], stretch.children)

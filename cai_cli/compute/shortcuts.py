@@ -1,10 +1,12 @@
-"""What a model's passes may do to be fast and still give its own numbers: those of a row alone in a pass, without padding.
+"""What a model's passes may do to be fast and still give its own numbers: those of a row alone in a pass,
+without padding.
 
-Each shortcut (rows padded to one length, a shared start computed once, trees, packed rows) is used where the words of the
-configuration allow it and a trial with random tokens gave the same numbers. What was found is kept beside the model, with the
-reason of each "no", and goes into manifests.
+Each shortcut (rows padded to one length, a shared start computed once, trees, packed rows) is used where the
+words of the configuration allow it and a trial with random tokens gave the same numbers. What was found is
+kept beside the model, with the reason of each "no", and goes into manifests.
 
-CAI_SHORTCUTS=0 in the environment switches all of them off but padding: the first thing to try where a number looks wrong.
+CAI_SHORTCUTS=0 in the environment switches all of them off but padding: the first thing to try where a number
+looks wrong.
 """
 
 from __future__ import annotations
@@ -26,23 +28,38 @@ logger = logging.getLogger(__name__)
 SWITCH = "CAI_SHORTCUTS"
 PADDING = ("right padding", "right padding without a mask", "left padding", "a pass over several rows")
 ANY_LENGTH = 1 << 30
-TRIAL, ROOM = 40, 8  # Tokens of the longest row that an architecture is tried with, and those that follow on it at most.
-CROSSED = 512  # Windows up to this length are crossed by trials of padding; beyond, transformers' own masks are trusted there.
-FIXED_ROPE = {"default", "linear", "yarn", "llama3", "proportional"}  # The same angles whatever else is in the pass.
+TRIAL, ROOM = (
+    40,
+    8,
+)  # Tokens of the longest row that an architecture is tried with, and those that follow on it at most.
+# Windows up to this length are crossed by trials of padding; beyond, transformers' own masks are trusted
+# there.
+CROSSED = 512
+FIXED_ROPE = {
+    "default",
+    "linear",
+    "yarn",
+    "llama3",
+    "proportional",
+}  # The same angles whatever else is in the pass.
 LOCAL = re.compile(r"window|local|attention_chunk|attn_chunk|index_topk")
-NO_LENGTH = re.compile(r"layer|pattern|experts|heads|prob|num_")  # Names of counts and shares that LOCAL finds too.
-# What a pass raises that an architecture does not know in this form. Lack of memory and a device's faults are RuntimeErrors of
-# other words, and go their way.
+NO_LENGTH = re.compile(
+    r"layer|pattern|experts|heads|prob|num_"
+)  # Names of counts and shares that LOCAL finds too.
+# What a pass raises that an architecture does not know in this form. Lack of memory and a device's faults are
+# RuntimeErrors of other words, and go their way.
 SHAPES = re.compile(r"shape|size|dimension|must match|index .*out of|broadcast", re.IGNORECASE)
 DEVICE = re.compile(r"memory|cuda|cublas|cudnn|hip", re.IGNORECASE)
 
 
 @dataclass(slots=True)
 class Shortcuts:
-    """What is known of one model. `reasons`: shortcut -> why it is not used; empty where it is, once it has been tried.
+    """What is known of one model. `reasons`: shortcut -> why it is not used; empty where it is, once it has
+    been tried.
 
-    `even`: rows of more tokens share a pass only with rows as long as they are. `sees_all`: up to this length a token sees all
-    that comes before it. `trial`: tokens of the longest row to try. `packs`, `trims`: see `packed_rows.prepare`.
+    `even`: rows of more tokens share a pass only with rows as long as they are. `sees_all`: up to this length
+    a token sees all that comes before it. `trial`: tokens of the longest row to try. `packs`, `trims`: see
+    `packed_rows.prepare`.
     """
 
     kind: str
@@ -54,7 +71,9 @@ class Shortcuts:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def allows(self, shortcut: str, reason: Callable[[], str], instead: str = "") -> bool:
-        """Whether `reason`, which is asked once, is empty. `instead`: logged once where it is not: what is done then."""
+        """Whether `reason`, which is asked once, is empty. `instead`: logged once where it is not: what is
+        done then.
+        """
         if shortcut not in self.reasons:
             self.reasons[shortcut] = found = switched_off(shortcut) or reason()
             if found and instead:
@@ -80,7 +99,9 @@ FOUND: WeakKeyDictionary[Any, Shortcuts] = WeakKeyDictionary()
 
 
 def shortcuts_of(model: Any) -> Shortcuts:
-    """What is known of the model, from its configuration on. One entry for a model and the transformer inside it."""
+    """What is known of the model, from its configuration on. One entry for a model and the transformer inside
+    it.
+    """
     trunk = model.base_model
     if trunk not in FOUND:
         found = FOUND[trunk] = Shortcuts(type(model).__name__)
@@ -95,18 +116,33 @@ def shortcuts_of(model: Any) -> Shortcuts:
         for length, reason in rope_words(text):
             found.even, found.sees_all = min(found.even, length), min(found.sees_all, length)
             found.reasons["longer rows together"] = reason
-        context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or ANY_LENGTH
+        context = (
+            getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or ANY_LENGTH
+        )
         found.trial = max(2, min(found.trial, context - ROOM, found.even))
     return FOUND[trunk]
 
 
 def local_words(text: Any) -> Iterator[tuple[int, str]]:
-    """Lengths beyond which some layer sees a part alone of what comes before: windows, chunks, the best few keys."""
-    layers = getattr(text, "attention_layers", None) or getattr(text, "layer_types", None) or ["local", "sliding", "chunked"]
-    if not any(word in str(layer) for layer in layers for word in ("local", "sliding", "chunked", "sparse", "index")):
+    """Lengths beyond which some layer sees a part alone of what comes before: windows, chunks, the best few
+    keys.
+    """
+    layers = (
+        getattr(text, "attention_layers", None)
+        or getattr(text, "layer_types", None)
+        or ["local", "sliding", "chunked"]
+    )
+    if not any(
+        word in str(layer) for layer in layers for word in ("local", "sliding", "chunked", "sparse", "index")
+    ):
         return
     for name, value in text.to_dict().items():
-        if not LOCAL.search(name) or NO_LENGTH.search(name) or isinstance(value, bool) or not isinstance(value, int):
+        if (
+            not LOCAL.search(name)
+            or NO_LENGTH.search(name)
+            or isinstance(value, bool)
+            or not isinstance(value, int)
+        ):
             continue
         if value > 0 and not ("sliding" in name and getattr(text, "use_sliding_window", True) is False):
             yield value, f"{name} {value}"
@@ -120,17 +156,25 @@ def rope_words(text: Any) -> Iterator[tuple[int, str]]:
         kind = one.get("rope_type") or one.get("type") or "default"
         if kind in FIXED_ROPE:
             continue
-        starts = (one.get("original_max_position_embeddings"), getattr(text, "original_max_position_embeddings", None))
+        starts = (
+            one.get("original_max_position_embeddings"),
+            getattr(text, "original_max_position_embeddings", None),
+        )
         length = context if "dynamic" in kind else min((start for start in starts if start), default=context)
         known = "dynamic" in kind or kind in ("longrope", "su")
-        yield length if known else 0, f"rope_type {kind}, by the length of a pass{f' above {length} tokens' if known else ''}"
+        yield (
+            length if known else 0,
+            f"rope_type {kind}, by the length of a pass{f' above {length} tokens' if known else ''}",
+        )
 
 
 # Trials
 
 
 def trial_rows(model: Any, lengths: list[int], shared: int = 0) -> list[list[int]]:
-    """Rows of random tokens, the same at every call, that start with `shared` tokens alike. None of them is the pad token."""
+    """Rows of random tokens, the same at every call, that start with `shared` tokens alike. None of them is
+    the pad token.
+    """
     size = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(0)
     pad = model.config.get_text_config().pad_token_id
@@ -151,14 +195,20 @@ def is_exact(model: Any) -> bool:
 
 
 def says_cannot(error: Exception) -> bool:
-    """Whether an error of a trial says that the architecture takes, makes or names something else; others are no answer."""
+    """Whether an error of a trial says that the architecture takes, makes or names something else; others are
+    no answer.
+    """
     if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
-        return type(error) is RuntimeError and bool(SHAPES.search(str(error))) and not DEVICE.search(str(error))
+        return (
+            type(error) is RuntimeError and bool(SHAPES.search(str(error))) and not DEVICE.search(str(error))
+        )
     return isinstance(error, (AttributeError, IndexError, NotImplementedError, TypeError, ValueError))
 
 
 def difference(model: Any, attempt: Callable[[], tuple[Tensor, Tensor]]) -> str:
-    """Why a shortcut is not to be used, empty where it gives the wanted tensor: `attempt` returns (got, wanted)."""
+    """Why a shortcut is not to be used, empty where it gives the wanted tensor: `attempt` returns (got,
+    wanted).
+    """
     with at_rest(model):
         try:
             got, wanted = attempt()
@@ -187,10 +237,14 @@ def at_rest(model: Any) -> Iterator[None]:
 
 
 def right_padding(model: Any, masked: bool) -> bool:
-    """Whether the transformer's states of rows padded on the right are those of each row alone; with a mask, or without."""
+    """Whether the transformer's states of rows padded on the right are those of each row alone; with a mask,
+    or without.
+    """
     name = "right padding" if masked else "right padding without a mask"
     instead = "only rows of one length share a pass"
-    return shortcuts_of(model).allows(name, lambda: difference(model, lambda: padded_states(model, masked)), instead)
+    return shortcuts_of(model).allows(
+        name, lambda: difference(model, lambda: padded_states(model, masked)), instead
+    )
 
 
 def padded_states(model: Any, masked: bool) -> tuple[Tensor, Tensor]:
@@ -199,12 +253,16 @@ def padded_states(model: Any, masked: bool) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
     got = trunk_states(model, ids, mask if masked else None)[mask.bool()]
-    return got, torch.cat([trunk_states(model, ids[n : n + 1, : len(row)], None)[0] for n, row in enumerate(rows)])
+    return got, torch.cat(
+        [trunk_states(model, ids[n : n + 1, : len(row)], None)[0] for n, row in enumerate(rows)]
+    )
 
 
 def trunk_states(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
     """(B, T, D): the last hidden states. With a mask, positions count from each row's first real token."""
-    more = {} if mask is None else {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    more = (
+        {} if mask is None else {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    )
     states: Tensor = model.base_model(input_ids=ids, use_cache=False, **more)[0]
     return states
 
@@ -218,7 +276,8 @@ def row_states(
 ) -> Tensor:
     """(B, T, D): the last hidden states of padded rows (B, T), as of each row alone; anything at padding.
 
-    `masked`: whether the model is given the mask, where it takes padding. `compute`: what is made of rows, if not states.
+    `masked`: whether the model is given the mask, where it takes padding. `compute`: what is made of rows, if
+    not states.
     """
     lengths = mask.sum(-1)
     same = bool((lengths == lengths[0]).all())

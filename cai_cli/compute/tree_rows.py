@@ -1,4 +1,6 @@
-"""Trees of sequences as rows for a model: their tokens, positions and masks, and logits at a few places alone."""
+"""Trees of sequences as rows for a model: their tokens, positions and masks, and logits at a few places
+alone.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ ROW_TOKENS = 256  # Largest tree in one row: attention's work grows with the squ
 
 def ids_of(row: TreeRow, sequences: list[OptionTokens]) -> list[int]:
     stretches = [piece.stretch for piece in row.pieces]
-    return [token for stretch in stretches for token in sequences[stretch.members[0]].ids[stretch.begin : stretch.end]]
+    return [
+        token
+        for stretch in stretches
+        for token in sequences[stretch.members[0]].ids[stretch.begin : stretch.end]
+    ]
 
 
 def positions_of(row: TreeRow) -> list[int]:
@@ -37,12 +43,15 @@ def tree_mask(rows: list[TreeRow], whole: Tensor, dtype: torch.dtype) -> Tensor:
             table[n, piece.stop :, piece.start : piece.start + piece.stretch.length] = False
     before = whole[:, None, : whole.size(1) - width].bool().expand(-1, width, -1)
     seen = torch.cat([before, sees.to(whole.device)], dim=-1).unsqueeze(1)
-    return torch.zeros(seen.shape, dtype=dtype, device=whole.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    return torch.zeros(seen.shape, dtype=dtype, device=whole.device).masked_fill_(
+        ~seen, torch.finfo(dtype).min
+    )
 
 
 @contextmanager
 def outputs_at(model: Any, places: list[tuple[int, int]]) -> Iterator[None]:
-    """Within, the model's output layer gets the hidden states of these (row, column) alone, and logits are (1, N, V).
+    """Within, the model's output layer gets the hidden states of these (row, column) alone, and logits are
+    (1, N, V).
 
     What an architecture does to logits after that layer (scaling, capping) stays as it is.
     """
@@ -50,7 +59,9 @@ def outputs_at(model: Any, places: list[tuple[int, int]]) -> Iterator[None]:
         yield
         return
     rows, columns = torch.tensor(places, device=model.device).unbind(-1)
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0][rows, columns].unsqueeze(0),))
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, given: (given[0][rows, columns].unsqueeze(0),)
+    )
     try:
         yield
     finally:

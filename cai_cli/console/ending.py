@@ -16,9 +16,9 @@ from cai_cli.processes.ranks import is_main
 def one_line(told: bool = True) -> Iterator[None]:
     """Run a command: where a signal ends it, in one line and with exit code 128 + the signal's number.
 
-    A library that calls Python back may turn Terminated into an error of its own, or lose it: what came is remembered.
-    `told`: whether to say the line, or leave that to whoever started this process. Within another one it adds
-    nothing.
+    A library that calls Python back may turn Terminated into an error of its own, or lose it: what came is
+    remembered. `told`: whether to say the line, or leave that to whoever started this process. Within another
+    one it adds nothing.
     """
     if Signalled.answered:
         yield
@@ -38,6 +38,10 @@ def one_line(told: bool = True) -> Iterator[None]:
         return
     ignore()  # a second Ctrl-C has nothing left to stop
     if told and is_main():
-        word = "interrupted" if Signalled.came == signal.SIGINT else f"stopped by {signal.Signals(Signalled.came).name}"
+        word = (
+            "interrupted"
+            if Signalled.came == signal.SIGINT
+            else f"stopped by {signal.Signals(Signalled.came).name}"
+        )
         fail(word, "the same command continues from what is done" if continues else None)
     sys.exit(128 + Signalled.came)

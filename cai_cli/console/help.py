@@ -39,7 +39,9 @@ class Group(TyperGroup):
             command = self.get_command(ctx, name)
             if command is not None and not command.hidden:
                 text = command.get_short_help_str(limit=1000)
-                sections.setdefault(getattr(command, "rich_help_panel", None) or "Commands", []).append((name, text))
+                sections.setdefault(getattr(command, "rich_help_panel", None) or "Commands", []).append(
+                    (name, text)
+                )
         write_sections(formatter, sections)
 
 

@@ -1,9 +1,10 @@
-"""What the command says to a person, on stderr: stdout is for data, or for text that was asked for (`show_text`).
+"""What the command says to a person, on stderr: stdout is for data, or for text that was asked for
+(`show_text`).
 
-Whatever is in a name or in a model's text, it cannot steer the terminal: `visible` spells out what would. It is never read as
-markup. Nobody has to listen: where stderr is closed the work goes on.
-Of several processes that run a command together, the first one talks; each says its own errors.
-rich is loaded where a table or a bar is drawn; a line is written as it is.
+Whatever is in a name or in a model's text, it cannot steer the terminal: `visible` spells out what would. It
+is never read as markup. Nobody has to listen: where stderr is closed the work goes on. Of several processes
+that run a command together, the first one talks; each says its own errors. rich is loaded where a table or a
+bar is drawn; a line is written as it is.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 
 YELLOW, RED = "33", "1;31"
 PLAIN_SECONDS = 15.0  # Between progress lines in a log file.
-NEXT_STEPS = "CAI_NEXT_STEPS"  # the environment variable with which a command that runs others keeps them from naming the next
+# The environment variable with which a command that runs others keeps them from naming the next
+NEXT_STEPS = "CAI_NEXT_STEPS"
 LONGEST = 500  # characters of an error or a warning
-# Control characters, halves of surrogate pairs, and the invisible ones that turn, hide or break what a reader sees. The joiners
-# of Persian and of emoji (U+200C, U+200D) are none of them.
+# Control characters, halves of surrogate pairs, and the invisible ones that turn, hide or break what a reader
+# sees. The joiners of Persian and of emoji (U+200C, U+200D) are none of them.
 UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -38,8 +40,12 @@ UNSEEN = re.compile(
 
 
 def visible(text: str, keep: str = "") -> str:
-    r"""The text with what would steer a terminal spelled out: `\x1b`, `\n`, `\u202e`. The characters of `keep` stay."""
-    return UNSEEN.sub(lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode(), text)
+    r"""The text with what would steer a terminal spelled out: `\x1b`, `\n`, `\u202e`. The characters of
+    `keep` stay.
+    """
+    return UNSEEN.sub(
+        lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode(), text
+    )
 
 
 def say(text: str) -> None:
@@ -49,7 +55,9 @@ def say(text: str) -> None:
 
 
 def tell_next(command: str, *words: object) -> None:
-    """The command that comes next in the chain, to be typed as it stands but for words in capitals; not within a demo."""
+    """The command that comes next in the chain, to be typed as it stands but for words in capitals; not
+    within a demo.
+    """
     if os.environ.get(NEXT_STEPS) != "0":
         say(f"next: {command} {shlex.join(map(str, words))}")
 
@@ -115,7 +123,9 @@ def write_line(text: str) -> None:
 
 
 def show_text(text: str, end: str = "\n") -> None:
-    """Text for a person, on stdout because it was asked for: a dry run's prompt, a tree. Its lines and tabs stay."""
+    """Text for a person, on stdout because it was asked for: a dry run's prompt, a tree. Its lines and tabs
+    stay.
+    """
     print(printable(visible(text, keep="\n\t"), sys.stdout), end=end, flush=True)  # noqa: T201
 
 
@@ -135,7 +145,8 @@ def printable(text: str, stream: TextIO | None = None) -> str:
 def open_closed_streams() -> None:
     """Put /dev/null where the command was started without stdin, stdout or stderr.
 
-    Else print would do what it likes, and the next file that is opened would be taken for one of them by libraries.
+    Else print would do what it likes, and the next file that is opened would be taken for one of them by
+    libraries.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -154,7 +165,9 @@ def nobody_reads() -> bool:
 
 
 def discard_unwritten() -> None:
-    """Drop what could not be written to stdout and stderr, which Python would try again at its end, and complain."""
+    """Drop what could not be written to stdout and stderr, which Python would try again at its end, and
+    complain.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -195,8 +208,8 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 @contextmanager
 def progress(name: str, total: int, done: int = 0, unit: str = "") -> Iterator[Callable[[float, str], None]]:
-    """Yield `advance(steps, note)`, of whole units or parts of them. A bar with rate and ETA on a terminal, elsewhere a plain
-    line now and then: `revise: 120/400 rows, 3.1 rows/s, 90 s left`.
+    """Yield `advance(steps, note)`, of whole units or parts of them. A bar with rate and ETA on a terminal,
+    elsewhere a plain line now and then: `revise: 120/400 rows, 3.1 rows/s, 90 s left`.
     """
     shown = terminal_bar if sys.stderr.isatty() and is_main() else plain_lines
     with shown(name, total, done, unit) as advance:
@@ -215,7 +228,11 @@ def plain_lines(name: str, total: int, done: int, unit: str) -> Iterator[Callabl
             rate = (position - done) / max(now - start, 1e-9)
             eta = (total - position) / rate if rate else 0
             told = f"{int(position)}/{total} {unit}".rstrip()
-            say(f"{name}: {told}, {rate:.3g} {unit}/s, {eta:.0f} s left{', ' + note if note else ''}".replace(" /s", "/s"))
+            say(
+                f"{name}: {told}, {rate:.3g} {unit}/s, {eta:.0f} s left{', ' + note if note else ''}".replace(
+                    " /s", "/s"
+                )
+            )
             last = now
 
     yield advance
@@ -236,12 +253,21 @@ def terminal_bar(name: str, total: int, done: int, unit: str) -> Iterator[Callab
     )
     start, position = time.monotonic(), float(done)
     with Progress(*columns, console=console()) as bars:
-        task = bars.add_task(escape(visible(name)), total=total, completed=done, count=f"{done}/{total} {unit}", rate="", note="")
+        task = bars.add_task(
+            escape(visible(name)),
+            total=total,
+            completed=done,
+            count=f"{done}/{total} {unit}",
+            rate="",
+            note="",
+        )
 
         def advance(steps: float, note: str = "") -> None:
             nonlocal position
             position = round(position + steps, 9)
-            told = f"{(position - done) / max(time.monotonic() - start, 1e-9):.3g} {unit}/s".replace(" /s", "/s")
+            told = f"{(position - done) / max(time.monotonic() - start, 1e-9):.3g} {unit}/s".replace(
+                " /s", "/s"
+            )
             count = f"{int(position)}/{total} {unit}"
             bars.update(task, completed=position, count=count, rate=told, note=escape(visible(note)))
 

@@ -1,7 +1,8 @@
 """Command-line flags that several stages share, worded once, in small groups (frozen dataclasses).
 
-A stage's `Options` inherits the groups it needs and adds its own handful of fields; `cli.py` turns the dataclass into the
-command's flags. The second mark in `Annotated` says what part a field has in an artifact's identity:
+A stage's `Options` inherits the groups it needs and adds its own handful of fields; `cli.py` turns the
+dataclass into the command's flags. The second mark in `Annotated` says what part a field has in an artifact's
+identity:
 
     (none)          content: another value gives another artifact
     INPUT, MODEL, CONSTITUTION   content by what is in the file, wherever it lies
@@ -10,8 +11,8 @@ command's flags. The second mark in `Annotated` says what part a field has in an
     NOTED           recorded, warned about when it changes (dtype, engine)
     RUNTIME         where and how fast, never what: free to change
 
-A class may say in `NEEDS` which of its options nothing reads unless another one is on: `check_needs` refuses them where they are
-given all the same.
+A class may say in `NEEDS` which of its options nothing reads unless another one is on: `check_needs` refuses
+them where they are given all the same.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ def flag(panel: str, text: str, *names: str, **settings: Any) -> Any:
 
 Prompts = Annotated[
     list[str],
-    flag("Data", "Prompts: our JSONL, hh-rlhf transcripts, .txt lines, .gz, hf:org/name[:split], or - for stdin. Repeatable."),
+    flag(
+        "Data",
+        "Prompts: our JSONL, hh-rlhf transcripts, .txt lines, .gz, hf:org/name[:split], or - for stdin. Repeatable.",
+    ),
     INPUT,
     Takes.STDIN,
 ]
@@ -79,7 +83,8 @@ Dtype = Annotated[
     NOTED,
 ]
 ChatTemplateKwargs = Annotated[
-    str | None, flag("Model", """JSON object of settings for the chat template, as in '{"enable_thinking": false}'.""")
+    str | None,
+    flag("Model", """JSON object of settings for the chat template, as in '{"enable_thinking": false}'."""),
 ]
 
 
@@ -89,7 +94,9 @@ def flag_name(option: str) -> str:
 
 def check_needs(options: Any, given: Collection[str]) -> None:
     """Raise UserError for an option among those `given` that nothing reads, since what would read it is off."""
-    needs = {name: others for kind in type(options).__mro__ for name, others in vars(kind).get("NEEDS", {}).items()}
+    needs = {
+        name: others for kind in type(options).__mro__ for name, others in vars(kind).get("NEEDS", {}).items()
+    }
     for name, others in needs.items():
         value = getattr(options, name)
         off = name not in given or value is None or value is False
@@ -102,8 +109,12 @@ def check_needs(options: Any, given: Collection[str]) -> None:
         raise UserError(f"{this} does nothing without {those}", f"leave {this} out, or add {those}")
 
 
-def check_draws(count: int, flag: str, temperature: float, temperature_flag: str = "--temperature", least: int = 1) -> None:
-    """Raise UserError where several texts are asked for that can only be the same one; `least`: how many one can ask for."""
+def check_draws(
+    count: int, flag: str, temperature: float, temperature_flag: str = "--temperature", least: int = 1
+) -> None:
+    """Raise UserError where several texts are asked for that can only be the same one; `least`: how many one
+    can ask for.
+    """
     if count > 1 and temperature == 0:
         told = f"{temperature_flag} 0 draws the same text each time, and {flag} {count} asks for {count}"
         fewer = f"give {flag} 1, or " if least == 1 else ""
@@ -115,11 +126,18 @@ class OutputOptions:
     """What every command that writes an artifact takes."""
 
     out: Annotated[Path, flag("Output", "The artifact to write; a manifest goes beside it."), RUNTIME]
-    seed: Annotated[int, flag("Output", "Every draw is keyed by it, whatever the batch size or order of work.")] = 0
-    dry_run: Annotated[bool, flag("Output", "Show what would be done, without loading weights.", "--dry-run"), RUNTIME] = False
+    seed: Annotated[
+        int, flag("Output", "Every draw is keyed by it, whatever the batch size or order of work.")
+    ] = 0
+    dry_run: Annotated[
+        bool, flag("Output", "Show what would be done, without loading weights.", "--dry-run"), RUNTIME
+    ] = False
     if_changed: Annotated[
         Literal["error", "restart"],
-        flag("Output", "When --out was made with other options or inputs: stop, or move it to .bak and start afresh."),
+        flag(
+            "Output",
+            "When --out was made with other options or inputs: stop, or move it to .bak and start afresh.",
+        ),
         RUNTIME,
     ] = "error"
 
@@ -128,9 +146,13 @@ class OutputOptions:
 class RowOptions(OutputOptions):
     """For stages that write rows."""
 
-    limit: Annotated[int | None, flag("Data", "Take at most this many; raising it later continues.", min=1), LIMIT] = None
+    limit: Annotated[
+        int | None, flag("Data", "Take at most this many; raising it later continues.", min=1), LIMIT
+    ] = None
     max_reject_rate: Annotated[
-        float, flag("Output", "Exit 1 when a larger share of the rows is rejected.", min=0.0, max=1.0), RUNTIME
+        float,
+        flag("Output", "Exit 1 when a larger share of the rows is rejected.", min=0.0, max=1.0),
+        RUNTIME,
     ] = 0.5
 
 
@@ -142,14 +164,24 @@ class DeviceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions(DeviceOptions):
-    """How text is sampled. The paper samples at temperature 1 throughout (section 3.2), so no top-k and no top-p."""
+    """How text is sampled. The paper samples at temperature 1 throughout (section 3.2), so no top-k and no
+    top-p.
+    """
 
-    max_new_tokens: Annotated[int, flag("Generation", "Longest text a single request may generate.", min=1)] = 512
-    temperature: Annotated[float, flag("Generation", "Sampling temperature (paper: 1); 0 is greedy.", min=0.0)] = 1.0
-    batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME] = 64
+    max_new_tokens: Annotated[
+        int, flag("Generation", "Longest text a single request may generate.", min=1)
+    ] = 512
+    temperature: Annotated[
+        float, flag("Generation", "Sampling temperature (paper: 1); 0 is greedy.", min=0.0)
+    ] = 1.0
+    batch_size: Annotated[
+        int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME
+    ] = 64
     chat_template_kwargs: ChatTemplateKwargs = None
     shard: Annotated[
-        str | None, flag("Output", "Work on part I of N only, from 0/N to N-1/N; `cai merge` joins the parts."), RUNTIME
+        str | None,
+        flag("Output", "Work on part I of N only, from 0/N to N-1/N; `cai merge` joins the parts."),
+        RUNTIME,
     ] = None
 
 
@@ -166,7 +198,10 @@ class ReportOptions:
 
     report_to: Annotated[
         list[str] | None,
-        flag("Output", "tensorboard, wandb: send the metrics there too; metrics.jsonl is always written. Repeatable."),
+        flag(
+            "Output",
+            "tensorboard, wandb: send the metrics there too; metrics.jsonl is always written. Repeatable.",
+        ),
         RUNTIME,
     ] = None
 
@@ -176,8 +211,12 @@ class TrainingOptions(ReportOptions, DeviceOptions):
     """Optimisation flags in the spelling of the Hugging Face trainers."""
 
     learning_rate: Annotated[float, flag("Optimisation", "Peak learning rate.", min=0.0)] = 1e-5
-    num_train_epochs: Annotated[float, flag("Optimisation", "Passes over the data (paper: 1).", min=0.0)] = 1.0
-    per_device_train_batch_size: Annotated[int, flag("Optimisation", "Rows per forward and backward pass.", min=1)] = 8
+    num_train_epochs: Annotated[float, flag("Optimisation", "Passes over the data (paper: 1).", min=0.0)] = (
+        1.0
+    )
+    per_device_train_batch_size: Annotated[
+        int, flag("Optimisation", "Rows per forward and backward pass.", min=1)
+    ] = 8
     gradient_accumulation_steps: Annotated[int, flag("Optimisation", "Passes per optimiser step.", min=1)] = 1
     lr_scheduler_type: Annotated[
         Literal["constant", "linear", "cosine"],
@@ -185,10 +224,16 @@ class TrainingOptions(ReportOptions, DeviceOptions):
     ] = "constant"
     warmup_steps: Annotated[int, flag("Optimisation", "Steps of linear warm-up.", min=0)] = 0
     max_grad_norm: Annotated[float, flag("Optimisation", "Gradient clipping; 0 turns it off.", min=0.0)] = 1.0
-    max_length: Annotated[int, flag("Optimisation", "Longest row in tokens; longer ones are rejected by name.", min=8)] = 2048
-    bf16: Annotated[bool, flag("Optimisation", "Mixed precision in bfloat16 (weights stay in float32).", "--bf16")] = False
+    max_length: Annotated[
+        int, flag("Optimisation", "Longest row in tokens; longer ones are rejected by name.", min=8)
+    ] = 2048
+    bf16: Annotated[
+        bool, flag("Optimisation", "Mixed precision in bfloat16 (weights stay in float32).", "--bf16")
+    ] = False
     gradient_checkpointing: Annotated[
-        bool, flag("Optimisation", "Recompute activations to save memory.", "--gradient-checkpointing"), RUNTIME
+        bool,
+        flag("Optimisation", "Recompute activations to save memory.", "--gradient-checkpointing"),
+        RUNTIME,
     ] = False
     save_steps: Annotated[
         int,
@@ -203,7 +248,10 @@ class TrainingOptions(ReportOptions, DeviceOptions):
     def __post_init__(self) -> None:
         check_training_dtype(self.dtype)
         if self.num_train_epochs == 0:
-            raise UserError("--num-train-epochs 0: nothing would be learned", "leave it at 1, or give another number above 0")
+            raise UserError(
+                "--num-train-epochs 0: nothing would be learned",
+                "leave it at 1, or give another number above 0",
+            )
 
     @property
     def schedule(self) -> str:
@@ -215,21 +263,30 @@ class TrainingOptions(ReportOptions, DeviceOptions):
 class AdapterOptions:
     """Low-rank adapters instead of all weights, in the spelling of peft and the Hugging Face trainers."""
 
-    NEEDS: ClassVar[Needs] = dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout", "quantize", "save_adapter"), ("lora",))
+    NEEDS: ClassVar[Needs] = dict.fromkeys(
+        ("lora_r", "lora_alpha", "lora_dropout", "quantize", "save_adapter"), ("lora",)
+    )
 
     lora: Annotated[
-        bool, flag("Adapters", "Train low-rank adapters on all linear layers, saved merged (not in the paper).", "--lora")
+        bool,
+        flag(
+            "Adapters",
+            "Train low-rank adapters on all linear layers, saved merged (not in the paper).",
+            "--lora",
+        ),
     ] = False
     lora_r: Annotated[int, flag("Adapters", "Rank of the adapters.", min=1)] = 16
     lora_alpha: Annotated[int, flag("Adapters", "Adapters are scaled by alpha / r.", min=1)] = 32
-    lora_dropout: Annotated[float, flag("Adapters", "Dropout on the adapters' input.", min=0.0, max=1.0)] = 0.0
+    lora_dropout: Annotated[float, flag("Adapters", "Dropout on the adapters' input.", min=0.0, max=1.0)] = (
+        0.0
+    )
     quantize: Annotated[
         Literal["4bit", "8bit"] | None,
         flag("Adapters", "Hold the frozen base in 4 bits (QLoRA) or 8 bits while training; needs --lora."),
     ] = None
-    save_adapter: Annotated[bool, flag("Adapters", "Save the adapter alone too, in OUT/adapter.", "--save-adapter"), RUNTIME] = (
-        False
-    )
+    save_adapter: Annotated[
+        bool, flag("Adapters", "Save the adapter alone too, in OUT/adapter.", "--save-adapter"), RUNTIME
+    ] = False
 
 
 def parts_of(options: Any) -> dict[str, Part]:
@@ -237,7 +294,8 @@ def parts_of(options: Any) -> dict[str, Part]:
     hints = get_type_hints(type(options), include_extras=True)
     return {
         field.name: next(
-            (mark for mark in getattr(hints[field.name], "__metadata__", ()) if isinstance(mark, Part)), Part.CONTENT
+            (mark for mark in getattr(hints[field.name], "__metadata__", ()) if isinstance(mark, Part)),
+            Part.CONTENT,
         )
         for field in dataclasses.fields(options)
     }

@@ -1,6 +1,8 @@
-"""The next step for a command line that the parser refuses: which flag or command somebody meant who knows other tools.
+"""The next step for a command line that the parser refuses: which flag or command somebody meant who knows
+other tools.
 
-In: the parser's error and the words that were typed; out: one sentence. Names of other libraries stand in two tables, ours first.
+In: the parser's error and the words that were typed; out: one sentence. Names of other libraries stand in two
+tables, ours first.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
 
-# Our flag, or a whole way to write it -> names that other tools have for it. The first that the command has is meant.
+# Our flag, or a whole way to write it -> names that other tools have for it. The first that the command has
+# is meant.
 FLAGS = {
     "--learning-rate": "lr rate peak-lr policy-lr actor-lr learning-rate-policy",
     "--value-learning-rate": "critic-lr value-lr vf-lr critic-learning-rate",
@@ -207,7 +210,14 @@ def meant_extra(context: Any, extra: str, words: list[str]) -> str:
     """How a value that belongs to no flag is to be written."""
     flags = flags_of(context.command)
     place = words.index(extra) if extra in words else 0
-    before = next((word for word in reversed(words[:place]) if word.startswith("-") and word.partition("=")[0] in flags), None)
+    before = next(
+        (
+            word
+            for word in reversed(words[:place])
+            if word.startswith("-") and word.partition("=")[0] in flags
+        ),
+        None,
+    )
     parameter = flags[before.partition("=")[0]] if before else None
     if parameter is not None and not parameter.is_flag:
         named = (before or "").partition("=")[0]
@@ -219,7 +229,11 @@ def meant_extra(context: Any, extra: str, words: list[str]) -> str:
     inputs = [name for name in ("--prompts", "--data", "--comparisons", "--posts") if name in flags]
     if inputs:
         return f"a file goes behind its flag: {inputs[0]} {extra}"
-    taken = [str(parameter.name).upper() for parameter in context.command.params if parameter.param_type_name == "argument"]
+    taken = [
+        str(parameter.name).upper()
+        for parameter in context.command.params
+        if parameter.param_type_name == "argument"
+    ]
     if not taken and "--out" in flags:
         return f"where to write goes behind its flag: --out {extra}"
     return f"it takes {' '.join(taken)} and flags" if taken else "it takes flags alone"
@@ -227,7 +241,11 @@ def meant_extra(context: Any, extra: str, words: list[str]) -> str:
 
 def meant_format(word: str, words: list[str]) -> str:
     """How rows of a format that has no name are imported."""
-    file = word if "." in word else next((other for other in words[words.index(word) + 1 :] if "." in other), "FILE")
+    file = (
+        word
+        if "." in word
+        else next((other for other in words[words.index(word) + 1 :] if "." in other), "FILE")
+    )
     return f"rows of any fields are read by `cai import table {file} --columns prompt=COLUMN`"
 
 

@@ -1,7 +1,8 @@
-"""The engine interface: requests in, sampled continuations or option log-probabilities out, in the order of the requests.
+"""The engine interface: requests in, sampled continuations or option log-probabilities out, in the order of
+the requests.
 
-Sampling is keyed, not streamed: each request carries a key made from (seed, id, round, segment, sample, attempt), so a
-text does not depend on batch size, shard or resume.
+Sampling is keyed, not streamed: each request carries a key made from (seed, id, round, segment, sample,
+attempt), so a text does not depend on batch size, shard or resume.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from cai_cli.models.chat import Renderer
 from cai_cli.models.templates import UnfitRow, template_kwargs
 from cai_cli.rows.conversation import Conversation
 
-# Why a continuation ended: a stop token or stop string; the length limit; or there is none, since the prompt did not fit the
-# context, or could not be put into tokens at all.
+# Why a continuation ended: a stop token or stop string; the length limit; or there is none, since the prompt
+# did not fit the context, or could not be put into tokens at all.
 STOP, LENGTH, OVERLONG, UNFIT = "stop", "length", "overlong", "unfit"
 
 
@@ -34,10 +35,10 @@ class Request:
 class Completion:
     """One sampled continuation. `token_ids` include the stop token; `text` ends before any stop string.
 
-    `logprobs`: of each token under the sampling temperature, where the engine knows them.
-    `stop`: what ended the text before its stop token: a stop string, or the special token with which another turn starts.
-    `thinking`: what a reasoning model wrote in front of its answer, which is not part of `text`.
-    `fault`: the reason not to keep the text, whatever it says, and its detail.
+    `logprobs`: of each token under the sampling temperature, where the engine knows them. `stop`: what ended
+    the text before its stop token: a stop string, or the special token with which another turn starts.
+    `thinking`: what a reasoning model wrote in front of its answer, which is not part of `text`. `fault`: the
+    reason not to keep the text, whatever it says, and its detail.
     """
 
     text: str
@@ -60,10 +61,12 @@ class OptionRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """How a model is opened, to write or to judge: where and in what type, at what temperature, how many rows a pass.
+    """How a model is opened, to write or to judge: where and in what type, at what temperature, how many rows
+    a pass.
 
-    `template_kwargs`: settings of its chat template. `prefix_cache`: whether questions that start alike share the work on their
-    start. `odd_numbers_end_it`: whether log-probabilities that are not finite end the run, or are left to the caller.
+    `template_kwargs`: settings of its chat template. `prefix_cache`: whether questions that start alike share
+    the work on their start. `odd_numbers_end_it`: whether log-probabilities that are not finite end the run,
+    or are left to the caller.
     """
 
     device: str = "auto"
@@ -104,10 +107,14 @@ class Engine(Protocol):
         """What a manifest keeps of the model as it was run."""
         ...
 
-    def generate(self, requests: list[Request], told: Callable[[int], None] | None = None) -> list[Completion]:
+    def generate(
+        self, requests: list[Request], told: Callable[[int], None] | None = None
+    ) -> list[Completion]:
         """`told(count)` hears of requests as they end."""
         ...
 
     def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
-        """Log-probability of each option string; or why there are none: the prompt does not fit the context or the template."""
+        """Log-probability of each option string; or why there are none: the prompt does not fit the context
+        or the template.
+        """
         ...

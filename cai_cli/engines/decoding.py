@@ -1,8 +1,9 @@
-"""The decoding loop of a batch: keyed draws, rows that have ended leave the batch, the cache is allocated once.
+"""The decoding loop of a batch: keyed draws, rows that have ended leave the batch, the cache is allocated
+once.
 
-transformers' own loop computes every row until the last one has ended and copies all keys and values at every token. This one
-takes its place through `generate(custom_generate=...)`, so that preparing positions, masks and caches for each architecture
-stays with transformers.
+transformers' own loop computes every row until the last one has ended and copies all keys and values at every
+token. This one takes its place through `generate(custom_generate=...)`, so that preparing positions, masks
+and caches for each architecture stays with transformers.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ FULL = 15 / 16  # Ended rows are dropped once fewer than this share of a batch g
 
 
 class PreallocatedLayer(DynamicLayer):
-    """Keys and values (B, H, T, D) of a layer in memory for `room` tokens: new ones are written, and the others stay."""
+    """Keys and values (B, H, T, D) of a layer in memory for `room` tokens: new ones are written, and the
+    others stay.
+    """
 
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room = room
         self.memory: list[Tensor] = []
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         begin = self.get_seq_length()
         self.write(slice(None), begin, key_states, value_states, len(key_states))
         self.show(begin + key_states.size(-2))
@@ -70,9 +75,13 @@ def allocates_once(model: Any) -> bool:
 
 
 def make_room(cache: Any, room: int) -> Any:
-    """Give the layers of a fresh cache that keep all tokens memory for `room` of them; others stay as they are."""
+    """Give the layers of a fresh cache that keep all tokens memory for `room` of them; others stay as they
+    are.
+    """
     if isinstance(cache, DynamicCache):
-        cache.layers = [PreallocatedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        cache.layers = [
+            PreallocatedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers
+        ]
     return cache
 
 
@@ -87,7 +96,9 @@ def prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> 
 
 
 def packed_prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
-    """`prefill` for a model that packs rows: what any prompts of a pass start with alike goes through it once."""
+    """`prefill` for a model that packs rows: what any prompts of a pass start with alike goes through it
+    once.
+    """
     ids, mask = left_pad(prompts, pad, model.device)
     end = ids.size(1) - 1
     cache = make_room(DynamicCache(config=model.config), end + 1 + new_tokens)
@@ -104,7 +115,9 @@ def packed_prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: i
 
 
 def packed_pass_over(model: Any, rows: list[list[int]], pad: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each layer, keys and values (B, H, T, D) of rows that end at the same place; in front of a row, those of any token."""
+    """Of each layer, keys and values (B, H, T, D) of rows that end at the same place; in front of a row,
+    those of any token.
+    """
     ids, mask = right_pad(rows, pad, model.device)
     known: Any = DynamicCache(config=model.config)
     with packed_rows(model):
@@ -120,9 +133,11 @@ def packed_pass_over(model: Any, rows: list[list[int]], pad: int) -> Iterator[tu
 
 
 def padded_prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
-    """`prefill` for the others. What all prompts start with goes through the model once, the rest in passes of like length.
+    """`prefill` for the others. What all prompts start with goes through the model once, the rest in passes
+    of like length.
 
-    In the cache a shared start stands in front of the padding, since keys and values do not depend on where in it they lie.
+    In the cache a shared start stands in front of the padding, since keys and values do not depend on where
+    in it they lie.
     """
     shared = min(shared_length(prompts), min(map(len, prompts)) - 1)
     if shared * (len(prompts) - 1) < LEAST_SAVING:
@@ -138,7 +153,9 @@ def padded_prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: i
             layer.write(slice(None), 0, part.keys, part.values, len(prompts))
     rests = [prompt[shared:-1] for prompt in prompts]
     filled = [n for n, rest in enumerate(rests) if rest]
-    for places in like_length([len(rests[n]) for n in filled], len(prompts), shared, prefill_tokens(model.device)):
+    for places in like_length(
+        [len(rests[n]) for n in filled], len(prompts), shared, prefill_tokens(model.device)
+    ):
         rows = [filled[place] for place in places]
         past = pass_over(model, [rests[n] for n in rows], pad, common, shared)
         for layer, part in zip(cache.layers, past.layers, strict=True):
@@ -160,7 +177,9 @@ def pass_over(model: Any, rows: list[list[int]], pad: int, common: Any, shared: 
     past = DynamicCache(config=model.config)
     if shared:
         layers: list[Any] = common.layers
-        past = DynamicCache([tuple(s.expand(len(rows), -1, -1, -1) for s in (part.keys, part.values)) for part in layers])
+        past = DynamicCache(
+            [tuple(s.expand(len(rows), -1, -1, -1) for s in (part.keys, part.values)) for part in layers]
+        )
     position_ids = (whole.cumsum(-1) - 1).clamp(min=0)[:, shared:]
     model(
         input_ids=ids,
@@ -176,9 +195,9 @@ def pass_over(model: Any, rows: list[list[int]], pad: int, common: Any, shared: 
 class KeyedDecoding:
     """Continues each prompt of a batch until a stop token, a stop string or its length limit.
 
-    Called by `generate` with the prompts' ids (B, T) and what it prepared. `tokens`, `logprobs`: what was drawn for each row,
-    the stop token included, and its log-probabilities under the sampling temperature. `room`: whether a fresh cache gets our
-    layers. `told(count)` hears of rows as they end.
+    Called by `generate` with the prompts' ids (B, T) and what it prepared. `tokens`, `logprobs`: what was
+    drawn for each row, the stop token included, and its log-probabilities under the sampling temperature.
+    `room`: whether a fresh cache gets our layers. `told(count)` hears of rows as they end.
     """
 
     def __init__(
@@ -207,29 +226,46 @@ class KeyedDecoding:
         self.logprobs: list[list[float]] = [[] for _ in requests]
 
     def __call__(self, model: Any, input_ids: Tensor, **inputs: Any) -> Tensor:
-        for name in ("logits_processor", "stopping_criteria", "generation_config", "synced_gpus", "streamer", "assistant_model"):
+        for name in (
+            "logits_processor",
+            "stopping_criteria",
+            "generation_config",
+            "synced_gpus",
+            "streamer",
+            "assistant_model",
+        ):
             inputs.pop(name, None)  # of the loop that this one replaces
         past = inputs.get("past_key_values")
         computed = 0 if past is None else past.get_seq_length()
         if self.room and not computed:
             make_room(past, input_ids.size(1) + self.longest)
-        rows, going = torch.arange(len(self.requests), device=input_ids.device), list(range(len(self.requests)))
+        rows, going = (
+            torch.arange(len(self.requests), device=input_ids.device),
+            list(range(len(self.requests))),
+        )
         cached = 1 if inputs.get("use_cache", True) else None
         length: int | None = input_ids.size(1) - computed
         ids, first = input_ids, True
         for step in range(self.longest):
-            prepared = model.prepare_inputs_for_generation(ids, next_sequence_length=length, is_first_iteration=first, **inputs)
+            prepared = model.prepare_inputs_for_generation(
+                ids, next_sequence_length=length, is_first_iteration=first, **inputs
+            )
             output = model(**prepared, return_dict=True)
             inputs = model._update_model_kwargs_for_generation(output, inputs)
-            token, logprob = inverse_cdf(output.logits[:, -1].float(), self.uniforms[rows, step], self.temperature)
+            token, logprob = inverse_cdf(
+                output.logits[:, -1].float(), self.uniforms[rows, step], self.temperature
+            )
             before, going = len(going), self.take(rows.tolist(), going, token.tolist(), logprob.tolist())
             if len(going) < before:
                 self.told(before - len(going))
             if not going:
                 break
-            # An architecture may have begun another cache; one of its own kind may hold what `reorder_cache` leaves alone.
+            # An architecture may have begun another cache; one of its own kind may hold what `reorder_cache`
+            # leaves alone.
             past = inputs.get("past_key_values")
-            cache = inputs.get("cache_params") if past is None else past  # without attention layers it has no length
+            cache = (
+                inputs.get("cache_params") if past is None else past
+            )  # without attention layers it has no length
             if type(cache) is DynamicCache and len(going) <= FULL * len(rows):
                 kept = torch.tensor(kept_places(going), device=rows.device)
                 cache.reorder_cache(kept)  # type: ignore[arg-type]
@@ -245,23 +281,37 @@ class KeyedDecoding:
             row = rows[place]
             self.tokens[row].append(tokens[place])
             self.logprobs[row].append(logprobs[place])
-            if tokens[place] not in self.stop_ids and len(self.tokens[row]) < self.requests[row].max_new_tokens:
+            if (
+                tokens[place] not in self.stop_ids
+                and len(self.tokens[row]) < self.requests[row].max_new_tokens
+            ):
                 still.append(place)
-        checked = [place for place in still if self.requests[rows[place]].stop and self.may_end(tokens[place])]
+        checked = [
+            place for place in still if self.requests[rows[place]].stop and self.may_end(tokens[place])
+        ]
         if not checked:
             return still
-        tails = self.tokenizer.batch_decode([self.tokens[rows[n]][-self.window :] for n in checked], skip_special_tokens=True)
-        ended = {n for n, tail in zip(checked, tails, strict=True) if any(stop in tail for stop in self.requests[rows[n]].stop)}
+        tails = self.tokenizer.batch_decode(
+            [self.tokens[rows[n]][-self.window :] for n in checked], skip_special_tokens=True
+        )
+        ended = {
+            n
+            for n, tail in zip(checked, tails, strict=True)
+            if any(stop in tail for stop in self.requests[rows[n]].stop)
+        }
         return [place for place in still if place not in ended]
 
     def may_end(self, token: int) -> bool:
-        """Whether a stop string may end with this token: it has the last character of one, or a part of a character.
+        """Whether a stop string may end with this token: it has the last character of one, or a part of a
+        character.
 
         White space at a token's edge is not seen when it is decoded alone.
         """
         if token not in self.endings:
             text = self.tokenizer.decode([token])
-            self.endings[token] = "\ufffd" in text or any(last.isspace() or last in text for last in self.last)
+            self.endings[token] = "\ufffd" in text or any(
+                last.isspace() or last in text for last in self.last
+            )
         return self.endings[token]
 
     @staticmethod
@@ -271,7 +321,9 @@ class KeyedDecoding:
 
 
 def kept_places(places: list[int]) -> list[int]:
-    """The same places, in an order in which as many as can be stay where they are: the n-th is n, or one from beyond the end."""
+    """The same places, in an order in which as many as can be stay where they are: the n-th is n, or one from
+    beyond the end.
+    """
     count = len(places)
     beyond = iter([place for place in places if place >= count])
     staying = set(places)

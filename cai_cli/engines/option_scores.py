@@ -1,9 +1,10 @@
 """Log-probabilities of options after prompts; what prompts have in common is computed once.
 
-The token sequences of all requests and options form a tree (`prefix_tree`), of which each stretch goes through the model once.
-Small trees, such as a conversation with both orders of its replies, are one row, whose attention mask shows each token what
-is before it in its own sequence alone. Larger ones are cut into stretches, each on top of the key-value cache of those before
-it. Rows of like length share a batch. The output layer is applied where an option's token is read, and nowhere else.
+The token sequences of all requests and options form a tree (`prefix_tree`), of which each stretch goes
+through the model once. Small trees, such as a conversation with both orders of its replies, are one row,
+whose attention mask shows each token what is before it in its own sequence alone. Larger ones are cut into
+stretches, each on top of the key-value cache of those before it. Rows of like length share a batch. The
+output layer is applied where an option's token is read, and nowhere else.
 """
 
 from __future__ import annotations
@@ -37,14 +38,18 @@ class Reading:
 
 @dataclass(slots=True)
 class Past:
-    """The cache of a batch of stretches with all that came before them, and (B, T) which of its places hold tokens."""
+    """The cache of a batch of stretches with all that came before them, and (B, T) which of its places hold
+    tokens.
+    """
 
     cache: DynamicCache
     mask: Tensor
 
 
 class OptionScorer:
-    def __init__(self, model: Any, renderer: Renderer, context: int, batch_size: int, share: bool = True) -> None:
+    def __init__(
+        self, model: Any, renderer: Renderer, context: int, batch_size: int, share: bool = True
+    ) -> None:
         self.model = model
         self.renderer = renderer
         self.pad = int(renderer.tokenizer.pad_token_id)
@@ -60,24 +65,37 @@ class OptionScorer:
     def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         """The log-probability of each option of each request; or why it has none."""
         encoded = self.encode(requests)
-        sequences = [sequence for options in encoded if not isinstance(options, UnfitRow) for sequence in options]
+        sequences = [
+            sequence for options in encoded if not isinstance(options, UnfitRow) for sequence in options
+        ]
         scores = iter(self.score_sequences(sequences))
-        return [options if isinstance(options, UnfitRow) else [next(scores) for _ in options] for options in encoded]
+        return [
+            options if isinstance(options, UnfitRow) else [next(scores) for _ in options]
+            for options in encoded
+        ]
 
     def encode(self, requests: list[OptionRequest]) -> list[list[OptionTokens] | UnfitRow]:
-        """Prompts and options encoded together. What is scored starts where any option leaves the prompt's own tokens."""
+        """Prompts and options encoded together. What is scored starts where any option leaves the prompt's
+        own tokens.
+        """
         encoded: list[list[OptionTokens] | UnfitRow] = []
         texts = [(request.prompt, ["", *request.options]) for request in requests]
         for request, rows in zip(requests, self.renderer.encode_all(texts), strict=True):
             if isinstance(rows, UnfitRow):
                 encoded.append(rows)
             elif (longest := max(map(len, rows))) > self.context:
-                encoded.append(UnfitRow("question_too_long", f"{longest} tokens, the context holds {self.context}"))
+                encoded.append(
+                    UnfitRow("question_too_long", f"{longest} tokens, the context holds {self.context}")
+                )
             else:
                 start = shared_length(rows)
-                lost = [option for option, row in zip(request.options, rows[1:], strict=True) if len(row) <= start]
+                lost = [
+                    option for option, row in zip(request.options, rows[1:], strict=True) if len(row) <= start
+                ]
                 if lost:  # scored as certain
-                    encoded.append(UnfitRow("option_without_tokens", f"the tokenizer makes no token of {lost[0]!r}"))
+                    encoded.append(
+                        UnfitRow("option_without_tokens", f"the tokenizer makes no token of {lost[0]!r}")
+                    )
                 else:
                     encoded.append([OptionTokens(row, start) for row in rows[1:]])
         return encoded
@@ -115,18 +133,34 @@ class OptionScorer:
         rows = [row_of(stretch, self.row_tokens) for stretch in stretches]
         width = 0 if past is None else past.mask.size(1)
         whole = [n for n, row in enumerate(rows) if not row.children]
-        cut = [n for n, row in enumerate(rows) if row.children]  # apart: their cache is kept, and better not padded to long rows
+        cut = [
+            n for n, row in enumerate(rows) if row.children
+        ]  # apart: their cache is kept, and better not padded to long rows
         for numbers in (whole, cut):
-            for places in like_length([rows[n].length for n in numbers], self.batch_size, width, self.most_tokens, self.even):
+            for places in like_length(
+                [rows[n].length for n in numbers], self.batch_size, width, self.most_tokens, self.even
+            ):
                 batch = [numbers[place] for place in places]
-                before = None if past is None or parents is None else select(past, [parents[n] for n in batch])
+                before = (
+                    None if past is None or parents is None else select(past, [parents[n] for n in batch])
+                )
                 after = self.forward([rows[n] for n in batch], sequences, totals, before)
                 children = [(place, child) for place, n in enumerate(batch) for child in rows[n].children]
                 if children:
-                    self.run([child for _, child in children], sequences, totals, [place for place, _ in children], after)
+                    self.run(
+                        [child for _, child in children],
+                        sequences,
+                        totals,
+                        [place for place, _ in children],
+                        after,
+                    )
 
-    def forward(self, rows: list[TreeRow], sequences: list[OptionTokens], totals: list[float], past: Past | None) -> Past | None:
-        """One pass over a batch of rows: adds to `totals` what they tell and returns their cache, if it is needed."""
+    def forward(
+        self, rows: list[TreeRow], sequences: list[OptionTokens], totals: list[float], past: Past | None
+    ) -> Past | None:
+        """One pass over a batch of rows: adds to `totals` what they tell and returns their cache, if it is
+        needed.
+        """
         ids, mask = right_pad([ids_of(row, sequences) for row in rows], self.pad, self.model.device)
         positions, _ = right_pad([positions_of(row) for row in rows], 0, self.model.device)
         whole = mask if past is None else torch.cat([past.mask, mask], dim=-1)
@@ -137,7 +171,9 @@ class OptionScorer:
         with outputs_at(self.model, list(places) if self.picks else []):
             output = self.model(
                 input_ids=ids,
-                attention_mask=whole if all(len(row.pieces) == 1 for row in rows) else tree_mask(rows, whole, self.model.dtype),
+                attention_mask=whole
+                if all(len(row.pieces) == 1 for row in rows)
+                else tree_mask(rows, whole, self.model.dtype),
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=cache is not None,
@@ -146,7 +182,9 @@ class OptionScorer:
         if readings:
             taken = [places[reading.place] for reading in readings]
             logits = output.logits[0] if self.picks else output.logits[tuple(torch.tensor(list(places)).T)]
-            logprobs = torch.log_softmax(logits.float(), dim=-1)[taken, [reading.token for reading in readings]]
+            logprobs = torch.log_softmax(logits.float(), dim=-1)[
+                taken, [reading.token for reading in readings]
+            ]
             for reading, logprob in zip(readings, logprobs.tolist(), strict=True):
                 totals[reading.member] += logprob
         return Past(output.past_key_values, whole) if kept else None

@@ -12,17 +12,22 @@ def uniforms(keys: list[int], count: int, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.stack(rows)).to(device)
 
 
-def inverse_cdf(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw by inverse CDF in float64. logits (B, V), uniform (B,) -> token (B,), its log-probability (B,) float32.
+def inverse_cdf(
+    logits: torch.Tensor, uniform: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw by inverse CDF in float64. logits (B, V), uniform (B,) -> token (B,), its log-probability (B,)
+    float32.
 
-    In float64 and with the draw fixed beforehand, a change of batch shape moves a result only where the logits'
-    rounding (about 1e-6) straddles the draw. Temperature 0 takes the most likely token.
+    In float64 and with the draw fixed beforehand, a change of batch shape moves a result only where the
+    logits' rounding (about 1e-6) straddles the draw. Temperature 0 takes the most likely token.
     """
     if temperature == 0:
         logprobs = torch.log_softmax(logits.double(), dim=-1)
         token = logprobs.argmax(dim=-1, keepdim=True)
     else:
-        logprobs = torch.log_softmax(logits.double() if temperature == 1 else logits.double() / temperature, dim=-1)
+        logprobs = torch.log_softmax(
+            logits.double() if temperature == 1 else logits.double() / temperature, dim=-1
+        )
         cumulative = logprobs.exp().cumsum(dim=-1)
         draw = uniform.unsqueeze(-1) * cumulative[:, -1:]
         # right=True passes over tokens of probability 0, whose cumulative value equals their neighbour's.

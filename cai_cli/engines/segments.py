@@ -1,4 +1,6 @@
-"""Sampling a segment for many items: keyed attempts, a check on each text, what still fails is returned with its reason."""
+"""Sampling a segment for many items: keyed attempts, a check on each text, what still fails is returned with
+its reason.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ class Segment(Generic[Item]):
     """What is to be sampled for each item.
 
     prompt(item): what the model gets; draw_key(item): the parts of its key besides the attempt;
-    kind: reply, critique or revision, for the rules of `hygiene`; check(item, text): a reason not to keep the cleaned text,
-    or None.
+    kind: reply, critique or revision, for the rules of `hygiene`; check(item, text): a reason not to keep the
+    cleaned text, or None.
     """
 
     name: str
@@ -50,7 +52,8 @@ class Segment(Generic[Item]):
 class Sampled:
     """A kept text, or the reason for which the last attempt was not kept.
 
-    `events`: the hygiene rules that applied, one for each trimming of the kept text and each attempt that was not kept.
+    `events`: the hygiene rules that applied, one for each trimming of the kept text and each attempt that was
+    not kept.
     """
 
     text: str
@@ -67,7 +70,9 @@ class Sampled:
         return self.told or f"last attempt {self.text[:200]!r}"
 
 
-def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item], told: Told | None = None) -> list[Sampled]:
+def sample_segment(
+    engine: Engine, items: list[Item], segment: Segment[Item], told: Told | None = None
+) -> list[Sampled]:
     """One text for each item, in order. A text that fails is tried again with the next attempt's key.
 
     `told(count)` hears of the first attempts as they end.
@@ -88,13 +93,17 @@ def sample_segment(engine: Engine, items: list[Item], segment: Segment[Item], to
         completions = engine.generate(requests, told if attempt == 0 else None)
         for n, completion in zip(waiting, completions, strict=True):
             results[n] = keep_or_reason(completion, items[n], segment, results.get(n))
-        waiting = [n for n in waiting if results[n].reason and results[n].finish_reason not in (OVERLONG, UNFIT)]
+        waiting = [
+            n for n in waiting if results[n].reason and results[n].finish_reason not in (OVERLONG, UNFIT)
+        ]
         if not waiting:
             break
     return [results[n] for n in range(len(items))]
 
 
-def keep_or_reason(completion: Completion, item: Item, segment: Segment[Item], before: Sampled | None = None) -> Sampled:
+def keep_or_reason(
+    completion: Completion, item: Item, segment: Segment[Item], before: Sampled | None = None
+) -> Sampled:
     """Clean one completion and say whether it is kept. `before`: what came of the attempt before it."""
     tokens = len(completion.token_ids) + (before.tokens if before else 0)
     events = before.events if before else ()

@@ -1,6 +1,8 @@
-"""What an architecture is tried with before a shortcut is used: rows together, shared starts, trees, logits at a few places.
+"""What an architecture is tried with before a shortcut is used: rows together, shared starts, trees, logits
+at a few places.
 
-Each is found out once for a model, with random tokens: the numbers must be those of each row alone in one pass.
+Each is found out once for a model, with random tokens: the numbers must be those of each row alone in one
+pass.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ NEW_TOKENS = (2, 6, 4)  # That rows end at different steps: those that have ende
 
 
 def even_length(model: Any) -> int:
-    """Up to how many tokens rows of other lengths may be continued in one batch, padded on the left; 0 where not at all."""
+    """Up to how many tokens rows of other lengths may be continued in one batch, padded on the left; 0 where
+    not at all.
+    """
     found = shortcuts_of(model)
     instead = "only prompts of one length share a pass"
 
@@ -35,7 +39,9 @@ def even_length(model: Any) -> int:
 
 
 def takes_batches(model: Any) -> bool:
-    """Whether rows of one length may be continued in one batch, with our cache; tells a user where not even one row may."""
+    """Whether rows of one length may be continued in one batch, with our cache; tells a user where not even
+    one row may.
+    """
 
     def reason() -> str:
         found = difference(model, lambda: continued(model, [12, 12, 12]))
@@ -61,17 +67,21 @@ def check_alone(model: Any) -> None:
 def shares_prefixes(model: Any) -> bool:
     """Whether prompts can go on from a cache that holds their common start and padding after it.
 
-    Each layer's cache must be one of keys and values of all tokens: sliding windows count padding as tokens, and recurrent
-    states cannot be taken up again midway. And positions must come from `position_ids` or the mask, not from the place in the
-    cache.
+    Each layer's cache must be one of keys and values of all tokens: sliding windows count padding as tokens,
+    and recurrent states cannot be taken up again midway. And positions must come from `position_ids` or the
+    mask, not from the place in the cache.
     """
 
     def reason() -> str:
-        kinds = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} - {DynamicLayer.__name__}
+        kinds = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} - {
+            DynamicLayer.__name__
+        }
         if kinds:
             return f"a cache of {', '.join(sorted(kinds))}"
         branched = difference(model, lambda: branches(model, 1))
-        return branched or difference(model, lambda: continued(model, [TRIAL, TRIAL - 15, TRIAL - 9], shared=16))
+        return branched or difference(
+            model, lambda: continued(model, [TRIAL, TRIAL - 15, TRIAL - 9], shared=16)
+        )
 
     return shortcuts_of(model).allows("shared starts", reason)
 
@@ -94,7 +104,9 @@ def picks_outputs(model: Any) -> bool:
 
 
 def continued(model: Any, lengths: list[int], shared: int = 0, room: bool = True) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the tokens that are drawn after rows of these lengths, in one batch; and as of each row alone."""
+    """Log-probabilities of the tokens that are drawn after rows of these lengths, in one batch; and as of
+    each row alone.
+    """
     least = shortcuts_of(model).even - max(NEW_TOKENS)
     rows = trial_rows(model, [max(1, min(length, least)) for length in lengths], shared)
     requests = [Request("", n, new) for n, new in zip(range(len(rows)), NEW_TOKENS, strict=False)]
@@ -108,12 +120,18 @@ def continued(model: Any, lengths: list[int], shared: int = 0, room: bool = True
     for row, tokens in zip(rows, decoding.tokens, strict=True):
         logits = model(input_ids=torch.tensor([row + tokens], device=model.device), use_cache=False).logits[0]
         places = torch.arange(len(row) - 1, len(row) + len(tokens) - 1, device=model.device)
-        wanted.append(torch.log_softmax(logits[places].float(), dim=-1)[torch.arange(len(tokens)), torch.tensor(tokens)])
-    return torch.tensor([logprob for found in decoding.logprobs for logprob in found]), torch.cat(wanted).cpu()
+        wanted.append(
+            torch.log_softmax(logits[places].float(), dim=-1)[torch.arange(len(tokens)), torch.tensor(tokens)]
+        )
+    return torch.tensor([logprob for found in decoding.logprobs for logprob in found]), torch.cat(
+        wanted
+    ).cpu()
 
 
 def branches(model: Any, count: int) -> tuple[Tensor, Tensor]:
-    """Logits of a stem that one branch or two follow: as a row behind a cache of some tokens and padding, and as sequences."""
+    """Logits of a stem that one branch or two follow: as a row behind a cache of some tokens and padding, and
+    as sequences.
+    """
     [tokens] = trial_rows(model, [TRIAL])
     cached, padding = 6, 3
     stem, *ends = tokens[:18], tokens[18:32], tokens[32:]
@@ -128,9 +146,15 @@ def branches(model: Any, count: int) -> tuple[Tensor, Tensor]:
     cache = DynamicCache(config=model.config)
     whole = torch.tensor([[1] * cached + [0] * padding + [1] * row.length], device=model.device)
     mask = whole if count == 1 else tree_mask([row], whole, model.dtype)
-    positions = torch.tensor([[*range(cached), *[cached - 1] * padding, *positions_of(row)]], device=model.device)
+    positions = torch.tensor(
+        [[*range(cached), *[cached - 1] * padding, *positions_of(row)]], device=model.device
+    )
     width = cached + padding
-    begun = {"attention_mask": whole[:, :width], "position_ids": positions[:, :width], "past_key_values": cache}
+    begun = {
+        "attention_mask": whole[:, :width],
+        "position_ids": positions[:, :width],
+        "past_key_values": cache,
+    }
     logits([*stem[:cached], *[0] * padding], **begun, use_cache=True)
     goes_on = {"attention_mask": mask, "position_ids": positions[:, width:], "past_key_values": cache}
     got = logits(ids_of(row, sequences), **goes_on, use_cache=True)

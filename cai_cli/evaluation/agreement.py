@@ -1,7 +1,9 @@
-"""AI labels against human ones: which pairs are shared, how often they agree, by confidence and by kind. No torch.
+"""AI labels against human ones: which pairs are shared, how often they agree, by confidence and by kind. No
+torch.
 
-A pair is known by its prompt and its two replies, whichever was chosen, but for white space; where prompts were written in
-another way, by its id and the two replies. A pair that a file labels several times counts once, with the mean.
+A pair is known by its prompt and its two replies, whichever was chosen, but for white space; where prompts
+were written in another way, by its id and the two replies. A pair that a file labels several times counts
+once, with the mean.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ NO_KIND = "–"
 
 @dataclass(frozen=True, slots=True)
 class SharedPair:
-    """Probability that the reply the AI chose is preferred, by the AI (at least 0.5) and by the humans (0 to 1)."""
+    """Probability that the reply the AI chose is preferred, by the AI (at least 0.5) and by the humans (0 to
+    1).
+    """
 
     ai: float
     human: float
@@ -35,7 +39,9 @@ class SharedPair:
         return 0.5 if self.ai == 0.5 else float(self.human > 0.5)
 
 
-def shared_pairs(ai: Iterable[Comparison], human: Iterable[Comparison]) -> tuple[list[SharedPair], dict[str, int]]:
+def shared_pairs(
+    ai: Iterable[Comparison], human: Iterable[Comparison]
+) -> tuple[list[SharedPair], dict[str, int]]:
     """The pairs that both have labelled, and counts of rows and pairs of each side."""
     theirs: dict[Hashable, list[float]] = defaultdict(list)
     counts = {"ai_rows": 0, "human_rows": 0, "human_pairs": 0}
@@ -61,7 +67,11 @@ def shared_pair(ai: list[Comparison], human: float) -> SharedPair:
     """`human`: probability of the lesser of the two texts."""
     probability = fmean(map(probability_of_lesser, ai))
     kind = ai[0].kind or NO_KIND
-    return SharedPair(probability, human, kind) if probability >= 0.5 else SharedPair(1 - probability, 1 - human, kind)
+    return (
+        SharedPair(probability, human, kind)
+        if probability >= 0.5
+        else SharedPair(1 - probability, 1 - human, kind)
+    )
 
 
 def squeezed(text: str) -> str:
@@ -70,12 +80,17 @@ def squeezed(text: str) -> str:
 
 def replies_of(comparison: Comparison) -> tuple[str, str]:
     """The two replies, the lesser text first, so that both files mean the same one."""
-    first, second = sorted(squeezed(reply[0]["content"]) for reply in (comparison.chosen, comparison.rejected))
+    first, second = sorted(
+        squeezed(reply[0]["content"]) for reply in (comparison.chosen, comparison.rejected)
+    )
     return first, second
 
 
 def by_content(comparison: Comparison) -> Hashable:
-    return (*((turn["role"], squeezed(turn["content"])) for turn in comparison.prompt), *replies_of(comparison))
+    return (
+        *((turn["role"], squeezed(turn["content"])) for turn in comparison.prompt),
+        *replies_of(comparison),
+    )
 
 
 def by_id(comparison: Comparison) -> Hashable:
@@ -92,7 +107,9 @@ def text_of(reply: Conversation) -> str:
 
 
 def measure(pairs: list[SharedPair]) -> dict[str, Any]:
-    """Agreement with its 95 % interval and calibration, over pairs on which the humans have a preference; ties are counted."""
+    """Agreement with its 95 % interval and calibration, over pairs on which the humans have a preference;
+    ties are counted.
+    """
     decided = [pair for pair in pairs if pair.human != 0.5]
     facts: dict[str, Any] = {"pairs": len(pairs), "human_ties": len(pairs) - len(decided)}
     if not decided:
@@ -109,7 +126,9 @@ def measure(pairs: list[SharedPair]) -> dict[str, Any]:
 
 
 def by_confidence(pairs: list[SharedPair]) -> dict[str, dict[str, Any]]:
-    """What `measure` says of the pairs in each bin of the AI's probability; a value on an edge counts above it."""
+    """What `measure` says of the pairs in each bin of the AI's probability; a value on an edge counts above
+    it.
+    """
     edges = [*CONFIDENCE_EDGES, 1.0]
     groups: dict[str, list[SharedPair]] = {f"{low:g}–{high:g}": [] for low, high in pairwise(edges)}
     names = list(groups)

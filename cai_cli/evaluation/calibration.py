@@ -8,7 +8,9 @@ from statistics import fmean
 
 
 def accuracy(predicted: list[float], target: list[float]) -> float | None:
-    """Share of predictions on the target's side of 0.5; a prediction of exactly 0.5 counts half. Ties in target are left out."""
+    """Share of predictions on the target's side of 0.5; a prediction of exactly 0.5 counts half. Ties in
+    target are left out.
+    """
     decided = [(p, t) for p, t in zip(predicted, target, strict=True) if t != 0.5]
     if not decided:
         return None
@@ -26,7 +28,10 @@ def calibration_error(predicted: list[float], target: list[float], bins: int = 1
     Every pair is seen from both sides, so that which reply happens to be called chosen does not matter.
     """
     sums = [[0.0, 0.0, 0.0] for _ in range(bins)]
-    both = [*zip(predicted, target, strict=True), *((1 - p, 1 - t) for p, t in zip(predicted, target, strict=True))]
+    both = [
+        *zip(predicted, target, strict=True),
+        *((1 - p, 1 - t) for p, t in zip(predicted, target, strict=True)),
+    ]
     for p, t in both:
         cell = sums[min(int(p * bins), bins - 1)]
         cell[0] += 1
@@ -47,7 +52,9 @@ def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, floa
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """One bin of a reliability plot: of `count` predictions in [low, high), their mean and the mean of the targets."""
+    """One bin of a reliability plot: of `count` predictions in [low, high), their mean and the mean of the
+    targets.
+    """
 
     low: float
     high: float

@@ -1,4 +1,6 @@
-"""What no error tells: labels, scores, targets or replies of which little can be learned. Lines for a manifest's `warnings`."""
+"""What no error tells: labels, scores, targets or replies of which little can be learned. Lines for a
+manifest's `warnings`.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +12,41 @@ from cai_cli.evaluation.refusals import refusal_rate
 MOSTLY = 0.9
 UNDECIDED = 0.01  # a label this near 0.5 says nothing of which reply is better
 ALIKE = 1e-6  # spread of scores that rounding may make, relative to their size
-CAUTIONED = ("undecided_rate", "same_position_rate", "mean_probability_a")  # of a summary of labels, see `label_cautions`
+CAUTIONED = (
+    "undecided_rate",
+    "same_position_rate",
+    "mean_probability_a",
+)  # of a summary of labels, see `label_cautions`
 LEAST = 4  # fewer than these are alike by chance
 
 
 def undecided_rate(probabilities: Sequence[float]) -> float | None:
     """Share of the labels that are 0.5, or as good as; None of no labels."""
-    return share([abs(probability - 0.5) < UNDECIDED for probability in probabilities]) if probabilities else None
+    return (
+        share([abs(probability - 0.5) < UNDECIDED for probability in probabilities])
+        if probabilities
+        else None
+    )
 
 
-def label_cautions(undecided: float | None, same_position: float | None = None, probability_a: float | None = None) -> list[str]:
-    """`undecided`: see `undecided_rate`; `same_position`: how often the judge took the same option in both orders;
-    `probability_a`: its mean for the first option, which tells of a judge that was asked in one order only.
+def label_cautions(
+    undecided: float | None, same_position: float | None = None, probability_a: float | None = None
+) -> list[str]:
+    """`undecided`: see `undecided_rate`; `same_position`: how often the judge took the same option in both
+    orders; `probability_a`: its mean for the first option, which tells of a judge that was asked in one order
+    only.
     """
     found = []
     if undecided is not None and undecided >= MOSTLY:
         found.append(f"{undecided:.0%} of the labels are 0.5: they say nothing of which reply is better")
     if same_position is not None and same_position >= MOSTLY:
-        found.append(f"the judge takes the same option in both orders in {same_position:.0%} of the pairs: it reads the position")
+        found.append(
+            f"the judge takes the same option in both orders in {same_position:.0%} of the pairs: it reads the position"
+        )
     elif same_position is None and probability_a is not None and not 1 - MOSTLY < probability_a < MOSTLY:
-        found.append(f"the judge gives {probability_a:.0%} to the first option on average: it reads the position")
+        found.append(
+            f"the judge gives {probability_a:.0%} to the first option on average: it reads the position"
+        )
     return found
 
 
@@ -52,7 +69,11 @@ def rate_cautions(learning_rate: float, warmup_steps: int, steps: int) -> list[s
 def held_out_cautions(held_out: Collection[str], trained_on: Collection[str]) -> list[str]:
     """Ids of prompts: whether those that a run is measured on are among those that it learns from."""
     both = len(set(held_out) & set(trained_on))
-    return [f"{both} of {len(held_out)} --eval-prompts are in --prompts too: they are not held out"] if both else []
+    return (
+        [f"{both} of {len(held_out)} --eval-prompts are in --prompts too: they are not held out"]
+        if both
+        else []
+    )
 
 
 def target_cautions(texts: Sequence[str]) -> list[str]:
@@ -60,15 +81,21 @@ def target_cautions(texts: Sequence[str]) -> list[str]:
     found = []
     refusals = refusal_rate(list(texts))
     if len(texts) >= LEAST and refusals > 0.5:
-        found.append(f"{refusals:.0%} of the completions refuse: the model learns to, whatever is asked; add helpful samples")
+        found.append(
+            f"{refusals:.0%} of the completions refuse: the model learns to, whatever is asked; add helpful samples"
+        )
     return found + sameness(texts, "completions")
 
 
 def reply_cautions(texts: Sequence[str], scores: Sequence[float], cut_off: Sequence[bool]) -> list[str]:
-    """Of the last rollout's replies: texts, preference-model scores, and which were cut off by their length limit."""
+    """Of the last rollout's replies: texts, preference-model scores, and which were cut off by their length
+    limit.
+    """
     found = sameness(texts, "last replies") + score_cautions(scores)
     if len(cut_off) >= LEAST and share(cut_off) >= MOSTLY:
-        found.append(f"{share(cut_off):.0%} of the last replies are cut off by --max-new-tokens: they never end")
+        found.append(
+            f"{share(cut_off):.0%} of the last replies are cut off by --max-new-tokens: they never end"
+        )
     return found
 
 
@@ -77,7 +104,11 @@ def sameness(texts: Sequence[str], name: str) -> list[str]:
     if len(texts) < LEAST:
         return []
     text, count = Counter(texts).most_common(1)[0]
-    return [f"{count} of {len(texts)} {name} are the same text, {text[:40]!r}"] if count >= MOSTLY * len(texts) else []
+    return (
+        [f"{count} of {len(texts)} {name} are the same text, {text[:40]!r}"]
+        if count >= MOSTLY * len(texts)
+        else []
+    )
 
 
 def share(values: Sequence[bool]) -> float:

@@ -1,4 +1,5 @@
-"""How good a preference model is on comparisons: accuracy with intervals, calibration, and how much of it is length.
+"""How good a preference model is on comparisons: accuracy with intervals, calibration, and how much of it is
+length.
 
 In: what the model said of each pair. Out: plain dictionaries for JSON and rows of a table. No torch.
 """
@@ -14,12 +15,19 @@ from typing import Any
 
 from cai_cli.evaluation.calibration import accuracy, brier, calibration_error, wilson
 
-LENGTH_BINS = (0.1, 0.25, 0.5, 1.0)  # of |ln(chosen tokens / rejected tokens)|; a factor of 1.1, 1.3, 1.6, 2.7
+LENGTH_BINS = (
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+)  # of |ln(chosen tokens / rejected tokens)|; a factor of 1.1, 1.3, 1.6, 2.7
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One pair: the model's probability that chosen is preferred, the label's, and how long the two rows are in tokens."""
+    """One pair: the model's probability that chosen is preferred, the label's, and how long the two rows are
+    in tokens.
+    """
 
     predicted: float
     target: float
@@ -39,14 +47,18 @@ def sigmoid(value: float) -> float:
 
 
 def measure(items: list[Judged]) -> dict[str, Any]:
-    """Accuracy with its 95 % interval (Wilson) over the pairs whose label takes a side, Brier score, calibration error."""
+    """Accuracy with its 95 % interval (Wilson) over the pairs whose label takes a side, Brier score,
+    calibration error.
+    """
     predicted, target = [item.predicted for item in items], [item.target for item in items]
     decided = [item for item in items if item.target != 0.5]
     return {
         "pairs": len(items),
         "decided": len(decided),
         "accuracy": accuracy(predicted, target),
-        "accuracy_interval": list(wilson(sum(item.right for item in decided), len(decided))) if decided else None,
+        "accuracy_interval": list(wilson(sum(item.right for item in decided), len(decided)))
+        if decided
+        else None,
         "brier": brier(predicted, target),
         "calibration_error": calibration_error(predicted, target),
     }
@@ -57,7 +69,9 @@ def by_group(groups: Mapping[str, list[Judged]]) -> dict[str, dict[str, Any]]:
 
 
 def split_groups(items: list[Judged]) -> dict[str, list[Judged]]:
-    """All pairs, and those of each origin, each kind, and each origin and kind together where a pair has a kind."""
+    """All pairs, and those of each origin, each kind, and each origin and kind together where a pair has a
+    kind.
+    """
     groups: dict[str, list[Judged]] = defaultdict(list)
     for item in items:
         groups["all"].append(item)
@@ -69,11 +83,12 @@ def split_groups(items: list[Judged]) -> dict[str, list[Judged]]:
 
 
 def length_matched(items: list[Judged]) -> dict[str, Any]:
-    """Accuracy where length says nothing: a model that always takes the longer (or shorter) reply is right half of the time.
+    """Accuracy where length says nothing: a model that always takes the longer (or shorter) reply is right
+    half of the time.
 
-    Within each bin of relative length difference, pairs whose chosen reply is the longer one and pairs whose chosen reply is
-    the shorter one get the same total weight, that of the fewer of the two; pairs of equal length count in full. `pairs` is
-    the total weight, and the interval is that of as many pairs.
+    Within each bin of relative length difference, pairs whose chosen reply is the longer one and pairs whose
+    chosen reply is the shorter one get the same total weight, that of the fewer of the two; pairs of equal
+    length count in full. `pairs` is the total weight, and the interval is that of as many pairs.
     """
     bins: dict[int, tuple[list[Judged], list[Judged]]] = defaultdict(lambda: ([], []))
     weight = right = 0.0
@@ -102,7 +117,9 @@ def length_matched(items: list[Judged]) -> dict[str, Any]:
 
 
 def table_rows(groups: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """A row a group for `messages.table` and model cards: name, pairs, accuracy, interval, Brier score, calibration error."""
+    """A row a group for `messages.table` and model cards: name, pairs, accuracy, interval, Brier score,
+    calibration error.
+    """
     rows = []
     for name, group in groups.items():
         low, high = group["accuracy_interval"] or (0.0, 1.0)

@@ -1,4 +1,5 @@
-r"""The paper's multiple-choice items -> questions for a language model, and how well its answers do. No torch.
+r"""The paper's multiple-choice items -> questions for a language model, and how well its answers do. No
+torch.
 
 A row, as published with Constitutional AI (438HHHEvaluations, HarmfulVsEthical, HarmfulnessClassification):
     {"prompt": "... Options:\n (A) ...\n (B) ...\nThe answer is:", "corrects": [" (B)"], "incorrects": [" (A)"],
@@ -31,7 +32,8 @@ CUE = f"\n{ANSWER_CUE}"
 
 @dataclass(slots=True)
 class Item:
-    """One question. `options`: the label strings with their leading space, sorted; `correct`: the places of right ones.
+    """One question. `options`: the label strings with their leading space, sorted; `correct`: the places of
+    right ones.
 
     `replies`: prompt, right and wrong reply for a preference model, where the row has them.
     `probabilities`: what was measured, one for each option; `skipped`: why nothing was.
@@ -63,28 +65,42 @@ class Item:
 
     @property
     def right(self) -> float:
-        """1 where the likeliest option is a right one; where several are equally likely, the share of right ones."""
+        """1 where the likeliest option is a right one; where several are equally likely, the share of right
+        ones.
+        """
         top = [n for n, p in enumerate(self.probabilities) if p == max(self.probabilities)]
         return sum(n in self.correct for n in top) / len(top)
 
     def to_row(self) -> Row:
-        row: Row = {"file": self.path.name, "line": self.line, "correct": [self.options[n].strip() for n in sorted(self.correct)]}
+        row: Row = {
+            "file": self.path.name,
+            "line": self.line,
+            "correct": [self.options[n].strip() for n in sorted(self.correct)],
+        }
         if self.skipped:
             return {**row, "skipped": self.skipped}
-        row["probabilities"] = dict(zip((option.strip() for option in self.options), self.probabilities, strict=True))
+        row["probabilities"] = dict(
+            zip((option.strip() for option in self.options), self.probabilities, strict=True)
+        )
         row["mass"] = self.mass
         return {**row, "rationales": self.rationales} if self.rationales else row
 
 
 def read_items(path: Path, with_replies: bool = False) -> Iterator[Item]:
-    """The items of a file. `with_replies`: the two transcripts are needed. Raises RecordError with file, line and field."""
+    """The items of a file. `with_replies`: the two transcripts are needed. Raises RecordError with file, line
+    and field.
+    """
     for line, row in read_rows(path):
         try:
             if not {"corrects", "incorrects"} & row.keys():
                 kind_taken(row, ITEMS)
             item = parse_item(path, line, row)
             if with_replies and "text_correct" not in row:
-                raise RecordError("text_correct", "missing", "a preference model scores transcripts: ask this file of a --model")
+                raise RecordError(
+                    "text_correct",
+                    "missing",
+                    "a preference model scores transcripts: ask this file of a --model",
+                )
             if with_replies or "text_correct" in row:
                 item.replies = parse_replies(row)
         except RecordError as error:
@@ -123,12 +139,18 @@ def parse_replies(row: Row) -> tuple[Conversation, Conversation, Conversation]:
             raise RecordError(name, "expected a transcript that ends in a reply of the assistant")
         found.append(turns)
     if found[0][:-1] != found[1][:-1]:
-        raise RecordError("text_incorrect", "its conversation before the last reply is not that of text_correct")
+        raise RecordError(
+            "text_incorrect", "its conversation before the last reply is not that of text_correct"
+        )
     return found[0][:-1], found[0][-1:], found[1][-1:]
 
 
-def item_prompt(item: Item, form: Form, solved: Sequence[Solved], chat: bool, rationale: str | None = None) -> Prompt:
-    """The prompt as published where nothing stands before it; in a form that reasons its conversation is of H: and A:."""
+def item_prompt(
+    item: Item, form: Form, solved: Sequence[Solved], chat: bool, rationale: str | None = None
+) -> Prompt:
+    """The prompt as published where nothing stands before it; in a form that reasons its conversation is of
+    H: and A:.
+    """
     return ask(shown(item.question, form, chat), form, solved, chat, rationale)
 
 
@@ -157,7 +179,11 @@ def measure(items: Sequence[Item]) -> dict[str, Any]:
     confidence = [max(item.probabilities) for item in scored]
     right = [item.right for item in scored]
     skipped = Counter(item.skipped for item in items if item.skipped)
-    facts: dict[str, Any] = {"items": len(items), "scored": len(scored), "skipped": dict(sorted(skipped.items()))}
+    facts: dict[str, Any] = {
+        "items": len(items),
+        "scored": len(scored),
+        "skipped": dict(sorted(skipped.items())),
+    }
     if not scored:
         return facts
     masses = [item.mass for item in scored if item.mass is not None]
@@ -170,7 +196,9 @@ def measure(items: Sequence[Item]) -> dict[str, Any]:
         "calibration_error_options": bin_error(option_bins(scored)),
         "mean_mass": fmean(masses) if masses else None,
         "correct_options": counts(item.answer for item in scored),
-        "predicted_options": counts(item.options[item.probabilities.index(max(item.probabilities))].strip() for item in scored),
+        "predicted_options": counts(
+            item.options[item.probabilities.index(max(item.probabilities))].strip() for item in scored
+        ),
     }
 
 
@@ -182,9 +210,13 @@ def option_bins(items: Sequence[Item]) -> list[Bin]:
     """Every option of every item: its probability against whether it is right, as in the paper's figure 9."""
     scored = [item for item in items if item.probabilities]
     predicted = [p for item in scored for p in item.probabilities]
-    return reliability_bins(predicted, [float(n in item.correct) for item in scored for n in range(len(item.options))])
+    return reliability_bins(
+        predicted, [float(n in item.correct) for item in scored for n in range(len(item.options))]
+    )
 
 
 def bin_error(bins: Sequence[Bin]) -> float:
     """Expected calibration error: mean distance of predicted and observed, weighted by the bins' counts."""
-    return sum(cell.count * abs(cell.predicted - cell.target) for cell in bins) / sum(cell.count for cell in bins)
+    return sum(cell.count * abs(cell.predicted - cell.target) for cell in bins) / sum(
+        cell.count for cell in bins
+    )

@@ -1,7 +1,8 @@
-"""Whether a model was made from the prompts it is evaluated on: its manifests are walked, and the files they name are read.
+"""Whether a model was made from the prompts it is evaluated on: its manifests are walked, and the files they
+name are read.
 
-Prompts are compared as splits group them, by the letters and digits of their first human turn, so that near-duplicates and
-later turns of the same conversation count. No torch.
+Prompts are compared as splits group them, by the letters and digits of their first human turn, so that
+near-duplicates and later turns of the same conversation count. No torch.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ NOT_TRAINED_ON = ("chat_template", "eval_prompts")  # inputs of trainers that ar
 class Overlap:
     """What the evaluation shares with what the model was made from.
 
-    `files`: a file of the model's lineage -> how many of the evaluation's prompts are in it. `unread`: what could not be
-    compared, and why. `known` is False where the model has no manifest, so that nothing is known of it.
+    `files`: a file of the model's lineage -> how many of the evaluation's prompts are in it. `unread`: what
+    could not be compared, and why. `known` is False where the model has no manifest, so that nothing is known
+    of it.
     """
 
     prompts: int
@@ -80,12 +82,15 @@ def find_overlap(prompts: Iterable[Conversation], *models: str) -> Overlap:
     return overlap
 
 
-def sources_of(artifact: Path, seen: set[tuple[str, bool]], trained_on: bool = True) -> Iterator[Source | Iterator[Any]]:
-    """(file of prompts, None) or (file, why it cannot be compared), for all that the artifact comes from (see `unnested`).
+def sources_of(
+    artifact: Path, seen: set[tuple[str, bool]], trained_on: bool = True
+) -> Iterator[Source | Iterator[Any]]:
+    """(file of prompts, None) or (file, why it cannot be compared), for all that the artifact comes from (see
+    `unnested`).
 
-    `trained_on`: the artifact's inputs are to be compared, as those of a model are. A file that a model was trained on holds
-    the prompts that got there, so what it was made from itself is compared only where it is not at hand; the models that made
-    it are looked into either way.
+    `trained_on`: the artifact's inputs are to be compared, as those of a model are. A file that a model was
+    trained on holds the prompts that got there, so what it was made from itself is compared only where it is
+    not at hand; the models that made it are looked into either way.
     """
     known = (os.path.realpath(artifact), trained_on)
     if known in seen:
@@ -97,7 +102,9 @@ def sources_of(artifact: Path, seen: set[tuple[str, bool]], trained_on: bool = T
         return
     for model in manifest["models"]:
         yield sources_of(source_path(artifact, model), seen)
-    if place.name == MODEL_MANIFEST and manifest["stage"] == "pmp":  # its pairs are kept with it; a dump is no file of prompts
+    if (
+        place.name == MODEL_MANIFEST and manifest["stage"] == "pmp"
+    ):  # its pairs are kept with it; a dump is no file of prompts
         pairs = place.parent / "comparisons.jsonl"
         yield pairs, None if pairs.is_file() else f"{pairs} (gone)"
         return
@@ -106,7 +113,11 @@ def sources_of(artifact: Path, seen: set[tuple[str, bool]], trained_on: bool = T
             continue
         if item["path"] == PIPED or input_file(item["path"]) is None:
             if trained_on:
-                where = "what came over stdin" if item["path"] == PIPED else f"{item['path']} (a data set on the Hub)"
+                where = (
+                    "what came over stdin"
+                    if item["path"] == PIPED
+                    else f"{item['path']} (a data set on the Hub)"
+                )
                 yield Path(item["path"]), where
             continue
         path = source_path(artifact, item)
@@ -144,7 +155,9 @@ def tell_overlap(overlap: Overlap, model: str) -> None:
         files = sorted(overlap.files.items(), key=lambda pair: -pair[1])
         named = ", ".join(f"{count} in {name}" for name, count in files[:NAMED])
         more = f" and {len(files) - NAMED} more files" if len(files) > NAMED else ""
-        warn(f"{overlap.shared} of the {overlap.prompts} prompts are in the lineage of {model}: {named}{more}")
+        warn(
+            f"{overlap.shared} of the {overlap.prompts} prompts are in the lineage of {model}: {named}{more}"
+        )
     if overlap.unread:
         named = ", ".join(overlap.unread[:NAMED])
         more = f" and {len(overlap.unread) - NAMED} more" if len(overlap.unread) > NAMED else ""

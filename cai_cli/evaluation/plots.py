@@ -14,7 +14,8 @@ matplotlib.use("Agg")
 def draw_reliability(series: dict[str, list[Bin]], path: Path, title: str, start: float = 0.0) -> None:
     """Reliability plot: how often what was predicted with probability p is the case, with 95 % intervals.
 
-    `series`: a name in the legend -> its bins; `start`: where the axis of predictions starts. On the diagonal is calibrated.
+    `series`: a name in the legend -> its bins; `start`: where the axis of predictions starts. On the diagonal
+    is calibrated.
     """
     from matplotlib import pyplot
 
@@ -37,7 +38,9 @@ def draw_reliability(series: dict[str, list[Bin]], path: Path, title: str, start
             linewidth=1,
             label=f"{name} (n = {total:,})",
         )
-    axes.set(xlim=(start, 1), ylim=(0, 1), xlabel="predicted probability", ylabel="observed share", title=title)
+    axes.set(
+        xlim=(start, 1), ylim=(0, 1), xlabel="predicted probability", ylabel="observed share", title=title
+    )
     axes.legend(loc="lower right" if start else "upper left", frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-# Said of oneself: "I can't help", "we are unable to". What follows decides nothing here; "I can't wait" is let through.
+# Said of oneself: "I can't help", "we are unable to". What follows decides nothing here; "I can't wait" is
+# let through.
 UNABLE = (
     r"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?\s+(?:really |simply |just |sorry,? but i )?"
     r"(?:can(?:no|')t|can not|cannot|won't|will not|must not|"

@@ -1,7 +1,7 @@
 """What generated texts have in common: phrases that recur from text to text, texts that loop. Pure functions.
 
-Over-trained models answer in boilerplate ("you are valid, valued, and cared for": arXiv 2212.08073, section 4.3), which these
-rates show without a model.
+Over-trained models answer in boilerplate ("you are valid, valued, and cared for": arXiv 2212.08073, section
+4.3), which these rates show without a model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 @dataclass(frozen=True, slots=True)
 class PhraseRates:
-    """Shares of texts with a phrase that recurs and of texts that loop; the phrase in most texts, "" where none recurs."""
+    """Shares of texts with a phrase that recurs and of texts that loop; the phrase in most texts, "" where
+    none recurs.
+    """
 
     recurring: float
     looping: float

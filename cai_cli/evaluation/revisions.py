@@ -1,6 +1,8 @@
-"""What a revisions file looks like as a whole: lengths, nearness to the draft and phrases by round, and what hygiene did where.
+"""What a revisions file looks like as a whole: lengths, nearness to the draft and phrases by round, and what
+hygiene did where.
 
-In: the rows and the rejects of `cai revise`, so a resumed or merged run has the same summary as an uninterrupted one.
+In: the rows and the rejects of `cai revise`, so a resumed or merged run has the same summary as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class RoundSums:
 
 
 def summarise(rows: Path, rejects: Path) -> dict[str, Any]:
-    """Rates by round over the accepted chains, and how often each hygiene rule applied to each segment, rejects included."""
+    """Rates by round over the accepted chains, and how often each hygiene rule applied to each segment,
+    rejects included.
+    """
     sums = [RoundSums("draft")]
     hygiene: dict[str, Counter[str]] = {}
     chains = 0
@@ -91,7 +95,16 @@ def show(manifest: dict[str, Any]) -> None:
         near = [""] * 3 if item["name"] == "draft" else near
         shares = [f"{item[name]:.1%}" for name in ("refusal_phrases", "repeated_phrases", "looping")]
         rows.append([item["name"], f"{item['mean_characters']:.0f}", *near, *shares])
-    columns = ["", "mean\nlength", "un-\nchanged", "draft\nkept", "90 %\nbelow", "refusal\nphrase", "repeated\nphrase", "looping"]
+    columns = [
+        "",
+        "mean\nlength",
+        "un-\nchanged",
+        "draft\nkept",
+        "90 %\nbelow",
+        "refusal\nphrase",
+        "repeated\nphrase",
+        "looping",
+    ]
     table(f"revise: {summary['chains']} chains", columns, rows)
     if phrase := summary["rounds"][-1]["commonest_phrase"]:
         say(f'commonest phrase of the last round: "{phrase}"')
@@ -99,11 +112,18 @@ def show(manifest: dict[str, Any]) -> None:
         segments = segment_names(len(summary["rounds"]) - 1)
         used = [name for name in segments if any(name in counts for counts in hygiene.values())]
         rows = [[rule, *(str(counts.get(name, "")) for name in used)] for rule, counts in hygiene.items()]
-        table("hygiene: texts trimmed, or drawn again", ["rule", *(name.replace(" ", "\n") for name in used)], rows)
+        table(
+            "hygiene: texts trimmed, or drawn again",
+            ["rule", *(name.replace(" ", "\n") for name in used)],
+            rows,
+        )
     speed = manifest["tokens"] / max(manifest["generation_seconds"], 1e-9)
     say(f"{manifest['tokens']} tokens in this run, {speed:.0f} tokens/s")
 
 
 def segment_names(rounds: int) -> list[str]:
     """The segments of a chain, in their order."""
-    return ["draft", *(f"{kind} {number}" for number in range(1, rounds + 1) for kind in ("critique", "revision"))]
+    return [
+        "draft",
+        *(f"{kind} {number}" for number in range(1, rounds + 1) for kind in ("critique", "revision")),
+    ]

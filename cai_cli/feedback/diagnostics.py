@@ -1,7 +1,7 @@
 """Whether labels can be trusted: position bias, mass, confidence, length, by principle and by kind. No torch.
 
-Position bias reaches half of the answers of small judges: the same position was taken after a swap in 18 %, 21 % and 56 %
-of the pairs by a large, a small and a very small model (RLAIF, arXiv 2309.00267, appendix B).
+Position bias reaches half of the answers of small judges: the same position was taken after a swap in 18 %,
+21 % and 56 % of the pairs by a large, a small and a very small model (RLAIF, arXiv 2309.00267, appendix B).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Group:
 def diagnose(comparisons: Iterable[Comparison]) -> dict[str, Any]:
     """All the numbers, in one pass. Every mean is None where there is nothing to take it over.
 
-    `mean_probability_a`: of the first option, 0.5 for a judge without position bias where both orders are asked;
-    `mean_probability_by_order`: of the chosen reply, where it stood first and where it stood second;
+    `mean_probability_a`: of the first option, 0.5 for a judge without position bias where both orders are
+    asked; `mean_probability_by_order`: of the chosen reply, where it stood first and where it stood second;
     `by_principle`: how often a single judgement agrees with the label of its pair.
     """
     whole = Group()
@@ -97,7 +97,10 @@ def histogram(values: list[float], edges: Iterable[float]) -> dict[str, int]:
     """Counts by bin `low–high`; a value on an edge counts above it, except on the last."""
     bins = list(pairwise(edges))
     last = bins[-1][1]
-    return {f"{low:g}–{high:g}": sum(low <= v < high or (high == last and v >= high) for v in values) for low, high in bins}
+    return {
+        f"{low:g}–{high:g}": sum(low <= v < high or (high == last and v >= high) for v in values)
+        for low, high in bins
+    }
 
 
 def same_positions(comparison: Comparison) -> list[bool]:
@@ -132,10 +135,20 @@ def show(facts: dict[str, Any]) -> None:
     table("by principle", ["principle", "questions", "agrees with the label", "mean P(chosen)"], principles)
     if set(facts["by_kind"]) != {NO_KIND}:
         kinds = [
-            [name, str(f["pairs"]), number(f["mean_probability"]), share(f["same_position_rate"]), share(f["longer_chosen"])]
+            [
+                name,
+                str(f["pairs"]),
+                number(f["mean_probability"]),
+                share(f["same_position_rate"]),
+                share(f["longer_chosen"]),
+            ]
             for name, f in facts["by_kind"].items()
         ]
-        table("by kind", ["kind", "pairs", "mean P(chosen)", "same option in both orders", "longer chosen"], kinds)
+        table(
+            "by kind",
+            ["kind", "pairs", "mean P(chosen)", "same option in both orders", "longer chosen"],
+            kinds,
+        )
 
 
 def share(value: float | None) -> str:

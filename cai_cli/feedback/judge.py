@@ -1,7 +1,9 @@
-"""Pairs of replies -> what a feedback model says about them: questions drawn by key, rationales where asked for, options scored.
+"""Pairs of replies -> what a feedback model says about them: questions drawn by key, rationales where asked
+for, options scored.
 
-Deviations from the paper, which asks one question a pair in one order: both orders of the options by default, and more
-principles a pair on request (the paper's "ensemble of 16" is one random principle a label, over the data set).
+Deviations from the paper, which asks one question a pair in one order: both orders of the options by default,
+and more principles a pair on request (the paper's "ensemble of 16" is one random principle a label, over the
+data set).
 """
 
 from __future__ import annotations
@@ -15,13 +17,22 @@ from cai_cli.engines.segments import Segment, SegmentSettings, sample_segment
 from cai_cli.feedback.labels import Answer, Pair, Question
 from cai_cli.keys import uniform
 from cai_cli.models.templates import UnfitRow
-from cai_cli.prompting.choices import COMMON_FORMATS, PLAIN, Form, Prompt, Solved, ask, option_labels, reasoned_question
+from cai_cli.prompting.choices import (
+    COMMON_FORMATS,
+    PLAIN,
+    Form,
+    Prompt,
+    Solved,
+    ask,
+    option_labels,
+    reasoned_question,
+)
 from cai_cli.prompting.principles import Constitution, Principle
 from cai_cli.prompting.prompts import comparison_question
 from cai_cli.prompting.solved_questions import ComparisonDemonstration, Demonstration, solve
 
-# Draws of the demonstrations' principles and letters in a run. A pair takes one of them by key: enough for variety, few
-# enough for many pairs to share the work on them.
+# Draws of the demonstrations' principles and letters in a run. A pair takes one of them by key: enough for
+# variety, few enough for many pairs to share the work on them.
 FEW_SHOT_DRAWS = 8
 
 
@@ -62,7 +73,9 @@ class Inquiry:
         return solve(self.demonstrations, self.constitution, self.labels, self.form, self.seed, draw)
 
     def prompt(self, question: Question, chat: bool) -> Prompt:
-        """What the judge gets: up to the option, or where the form reasons and the question has no rationale yet, up to that."""
+        """What the judge gets: up to the option, or where the form reasons and the question has no rationale
+        yet, up to that.
+        """
         prompt, (first, second) = question.pair.prompt, question.replies
         if self.form is PLAIN:
             text = comparison_question(prompt, first, second, question.principle.comparison, self.labels)
@@ -79,7 +92,9 @@ def first_is_a(seed: int, pair_id: str, number: int) -> bool:
     return uniform(seed, "order", pair_id, number) < 0.5
 
 
-def judge_pairs(judge: Engine, inquiry: Inquiry, pairs: list[Pair], chat: bool, thinking: SegmentSettings) -> None:
+def judge_pairs(
+    judge: Engine, inquiry: Inquiry, pairs: list[Pair], chat: bool, thinking: SegmentSettings
+) -> None:
     """Ask every question about every pair and keep the answers in the pairs, or why there are none.
 
     `thinking`: how rationales are sampled, where the form reasons.
@@ -88,14 +103,18 @@ def judge_pairs(judge: Engine, inquiry: Inquiry, pairs: list[Pair], chat: bool, 
     if inquiry.form is not PLAIN:
         reason(judge, inquiry, questions, chat, thinking)
         questions = [question for question in questions if question.pair.rejected is None]
-    for question, scores in zip(questions, judge.score([inquiry.request(q, chat) for q in questions]), strict=True):
+    for question, scores in zip(
+        questions, judge.score([inquiry.request(q, chat) for q in questions]), strict=True
+    ):
         if isinstance(scores, UnfitRow):
             question.pair.reject(scores.reason, scores.detail)
         else:
             question.pair.answers.append(Answer(question, *scores))
 
 
-def reason(judge: Engine, inquiry: Inquiry, questions: list[Question], chat: bool, thinking: SegmentSettings) -> None:
+def reason(
+    judge: Engine, inquiry: Inquiry, questions: list[Question], chat: bool, thinking: SegmentSettings
+) -> None:
     """Sample a rationale for each question."""
 
     def key_of(question: Question) -> tuple[str | int, ...]:
@@ -118,11 +137,17 @@ def mean_mass(pairs: list[Pair]) -> float | None:
 
 
 def masses_by_format(judge: Engine, inquiry: Inquiry, pairs: list[Pair], chat: bool) -> dict[str, float]:
-    """What the options would hold if they were marked in other ways and answered without reasoning, for advice."""
+    """What the options would hold if they were marked in other ways and answered without reasoning, for
+    advice.
+    """
     found = {}
     for option_format in COMMON_FORMATS:
-        asked = replace(inquiry, labels=option_labels(option_format), demonstrations=adaptable(inquiry), form=PLAIN)
-        fresh = [Pair(pair.id, pair.prompt_id, pair.prompt, replies=pair.replies) for pair in pairs if pair.answers]
+        asked = replace(
+            inquiry, labels=option_labels(option_format), demonstrations=adaptable(inquiry), form=PLAIN
+        )
+        fresh = [
+            Pair(pair.id, pair.prompt_id, pair.prompt, replies=pair.replies) for pair in pairs if pair.answers
+        ]
         judge_pairs(judge, asked, fresh, chat, SegmentSettings(1))
         found[option_format] = mean_mass(fresh) or 0.0
     return found

@@ -28,7 +28,9 @@ def draw_diagnostics(facts: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
-    draw_histogram(panels[0, 0], facts["confidence_histogram"], "probability of the chosen reply", "confidence")
+    draw_histogram(
+        panels[0, 0], facts["confidence_histogram"], "probability of the chosen reply", "confidence"
+    )
     draw_positions(panels[0, 1], facts)
     draw_histogram(panels[1, 0], facts["mass_histogram"], "probability on both options together", "mass")
     draw_principles(panels[1, 1], facts["by_principle"])
@@ -61,7 +63,9 @@ def draw_positions(axes: Any, facts: dict[str, Any]) -> None:
 
 
 def draw_principles(axes: Any, by_principle: dict[str, dict[str, Any]]) -> None:
-    """How often a judgement by one principle agrees with the label; of many principles, those that agree least."""
+    """How often a judgement by one principle agrees with the label; of many principles, those that agree
+    least.
+    """
     shown = sorted(by_principle.items(), key=lambda item: item[1]["agreement"])[:MOST_PRINCIPLES]
     names = [name if len(name) <= 24 else f"{name[:23]}…" for name, _ in shown]
     axes.barh(range(len(shown)), [facts["agreement"] for _, facts in shown], color=COLOUR, height=0.7)

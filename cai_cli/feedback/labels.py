@@ -1,7 +1,8 @@
 """From option log-probabilities to labels. No torch.
 
-A label is the mean over judgements of the softmax of the two option log-probabilities (Constitutional AI, arXiv 2212.08073,
-section 4.1), clamped after averaging where rationales were sampled, or made hard for comparison.
+A label is the mean over judgements of the softmax of the two option log-probabilities (Constitutional AI,
+arXiv 2212.08073, section 4.1), clamped after averaging where rationales were sampled, or made hard for
+comparison.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Pair:
 
     @property
     def probability_first(self) -> float:
-        """Mean over judgements of the probability that the first reply is preferred; rounded, so that a tie is one."""
+        """Mean over judgements of the probability that the first reply is preferred; rounded, so that a tie
+        is one.
+        """
         return round(fmean(answer.probability_first for answer in self.answers), 12)
 
     @property
@@ -66,7 +69,8 @@ class Pair:
 class Question:
     """One multiple-choice question: a principle, and whether the first reply stands as the first option.
 
-    `number`: of the principle among those asked about for the pair; `rationale`: what the judge wrote before it answered.
+    `number`: of the principle among those asked about for the pair; `rationale`: what the judge wrote before
+    it answered.
     """
 
     pair: Pair
@@ -111,7 +115,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What becomes of an averaged probability: `clamp` (low, high) keeps it between them, `hard` makes it 0 or 1."""
+    """What becomes of an averaged probability: `clamp` (low, high) keeps it between them, `hard` makes it 0
+    or 1.
+    """
 
     clamp: tuple[float, float] | None = None
     hard: bool = False

@@ -1,8 +1,9 @@
-"""Samples, comparisons (ours or TRL's) or hh-rlhf rows -> pairs of replies to be labelled. No row is lost: what makes no
-pair is rejected.
+"""Samples, comparisons (ours or TRL's) or hh-rlhf rows -> pairs of replies to be labelled. No row is lost:
+what makes no pair is rejected.
 
-Of more than two different replies to a prompt, the pair is the two that share the fewest words (the least Jaccard
-similarity of their sets of words; of several such pairs the first): replies that say the same thing teach nothing.
+Of more than two different replies to a prompt, the pair is the two that share the fewest words (the least
+Jaccard similarity of their sets of words; of several such pairs the first): replies that say the same thing
+teach nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ IDENTICAL, SINGLE = "identical_replies", "single_reply"
 
 
 def read_pairs(sources: list[str], limit: int | None = None) -> Iterator[Pair]:
-    """The pairs of all sources, rejected ones among them, at most `limit`. Raises UserError with file, line and field.
+    """The pairs of all sources, rejected ones among them, at most `limit`. Raises UserError with file, line
+    and field.
 
     Their labels go into one file, so an id may be in one source only.
     """
@@ -37,7 +39,9 @@ def read_pairs(sources: list[str], limit: int | None = None) -> Iterator[Pair]:
         path = Path(parse_weight(source)[0])
         for pair in pairs_of_file(path, reader):
             if pair.id in seen:
-                raise UserError(f"{path}: there is a pair {pair.id!r} already", "ids are unique over all --pairs")
+                raise UserError(
+                    f"{path}: there is a pair {pair.id!r} already", "ids are unique over all --pairs"
+                )
             seen.add(pair.id)
             yield pair
             if limit is not None and len(seen) == limit:
@@ -60,7 +64,9 @@ def comparisons_of_file(path: Path) -> Iterator[Comparison | Pair]:
         yield replace(pair_of_samples(prompt_id, group), rejected=None)
 
 
-def comparisons_and_samples(path: Path, samples: dict[str, list[Sample]], reader: RowReader) -> Iterator[Comparison | Pair]:
+def comparisons_and_samples(
+    path: Path, samples: dict[str, list[Sample]], reader: RowReader
+) -> Iterator[Comparison | Pair]:
     """The comparisons of a file; its samples are gathered by prompt."""
     if is_hh_rlhf(path):
         yield from read_hh_rlhf(path)
@@ -86,7 +92,9 @@ def comparisons_and_samples(path: Path, samples: dict[str, list[Sample]], reader
 
 
 def is_hh_rlhf(path: Path) -> bool:
-    """Whether the first row is one of Anthropic's {chosen, rejected} transcripts, which need no `cai import` first."""
+    """Whether the first row is one of Anthropic's {chosen, rejected} transcripts, which need no `cai import`
+    first.
+    """
     _, row = next(read_rows(path), (0, {}))
     chosen = row.get("chosen")
     return "prompt" not in row and isinstance(chosen, str) and is_transcript(chosen)
@@ -102,7 +110,12 @@ def read_hh_rlhf(path: Path) -> Iterator[Comparison | Pair]:
             yield item
             continue
         name = f"{path.name}:{item.line}"
-        yield Pair(name, name, [], rejected=Rejected(name, item.reason, item.detail, {"line": item.line, "row": item.row}))
+        yield Pair(
+            name,
+            name,
+            [],
+            rejected=Rejected(name, item.reason, item.detail, {"line": item.line, "row": item.row}),
+        )
 
 
 def pair_of_comparison(comparison: Comparison) -> Pair:

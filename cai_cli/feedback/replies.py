@@ -1,4 +1,5 @@
-"""Replies to compare, sampled from SL-CAI: n to a prompt, of which two make the pair (paper section 4.1: n = 2).
+"""Replies to compare, sampled from SL-CAI: n to a prompt, of which two make the pair (paper section 4.1: n =
+2).
 
 Where all of a prompt's replies came out the same, its second one is drawn again with another key.
 """
@@ -40,7 +41,9 @@ def draw_replies(
     failures: dict[str, tuple[str, str]] = {}
     slots = [Slot(pair, k) for pair in pairs for k in range(count)]
     for redraw in range(1, settings.attempts + 1):
-        for slot, sampled in zip(slots, sample_segment(writer, slots, segment, told if redraw == 1 else None), strict=True):
+        for slot, sampled in zip(
+            slots, sample_segment(writer, slots, segment, told if redraw == 1 else None), strict=True
+        ):
             slot.pair.tokens += sampled.tokens
             if sampled.reason:
                 failures[slot.pair.id] = sampled.reason, f"reply {slot.k}: {sampled.detail}"

@@ -1,7 +1,8 @@
-"""A model is not its own judge: its preferences about its own replies teach it nothing (paper: another model judges).
+"""A model is not its own judge: its preferences about its own replies teach it nothing (paper: another model
+judges).
 
-Told from files where that can be done, before anything is loaded; else from the loaded weights, which also finds a model
-that was stored in another way (other shards, another type, an adapter beside its base model).
+Told from files where that can be done, before anything is loaded; else from the loaded weights, which also
+finds a model that was stored in another way (other shards, another type, an adapter beside its base model).
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ def check_author(model: str | None, pairs: list[str], judge: str) -> None:
         path = Path(parse_weight(source)[0])
         for written in authors(path):
             weights = model_files(judge, WEIGHT_FILES)
-            same = written["fingerprint"] == fingerprint_model(judge) or (weights and weights.items() <= written["files"].items())
+            same = written["fingerprint"] == fingerprint_model(judge) or (
+                weights and weights.items() <= written["files"].items()
+            )
             author = path.parent / written["path"]
             if same or (author.is_dir() and fingerprint_weights(str(author)) == fingerprint_weights(judge)):
-                raise UserError(f"--feedback-model {judge}: holds the weights of the model that wrote {path}", HINT)
+                raise UserError(
+                    f"--feedback-model {judge}: holds the weights of the model that wrote {path}", HINT
+                )
 
 
 def authors(path: Path) -> list[dict[str, Any]]:
@@ -43,4 +48,6 @@ def check_two_models(writer: Any, judge: Any, name: str) -> None:
     from cai_cli.models.compare import same_weights
 
     if same_weights(writer, judge):
-        raise UserError(f"--feedback-model {name}: holds the same weights as --model, stored in another way", HINT)
+        raise UserError(
+            f"--feedback-model {name}: holds the same weights as --model, stored in another way", HINT
+        )

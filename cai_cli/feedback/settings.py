@@ -32,41 +32,72 @@ COT_CLAMP = "0.4:0.6"
 @dataclass(frozen=True, kw_only=True)
 class Options(RowOptions, GenerationOptions):
     NEEDS: ClassVar[Needs] = {
-        **dict.fromkeys(("max_new_tokens", "temperature", "chat_template_kwargs", "dtype", "num_samples"), ("prompts",)),
+        **dict.fromkeys(
+            ("max_new_tokens", "temperature", "chat_template_kwargs", "dtype", "num_samples"), ("prompts",)
+        ),
         **dict.fromkeys(("cot_form", "rationale_tokens", "rationale_temperature"), ("cot",)),
         **dict.fromkeys(("on_truncated", "attempts"), ("prompts", "cot")),
     }
 
-    model: Annotated[str | None, flag("Model", "SL-CAI, which writes the replies. Not with --pairs."), MODEL] = None
+    model: Annotated[
+        str | None, flag("Model", "SL-CAI, which writes the replies. Not with --pairs."), MODEL
+    ] = None
     prompts: Annotated[
-        list[str] | None, flag("Data", "Prompts to reply to and compare (as for `cai sample`). Repeatable."), INPUT, Takes.STDIN
+        list[str] | None,
+        flag("Data", "Prompts to reply to and compare (as for `cai sample`). Repeatable."),
+        INPUT,
+        Takes.STDIN,
     ] = None
     pairs: Annotated[
         list[str] | None,
-        flag("Data", "Existing samples, comparisons or hh-rlhf rows to label instead; nothing is sampled. Repeatable."),
+        flag(
+            "Data",
+            "Existing samples, comparisons or hh-rlhf rows to label instead; nothing is sampled. Repeatable.",
+        ),
         INPUT,
     ] = None
     feedback_model: Annotated[
-        str, flag("Model", "The judge (paper: a pretrained LM; the helpful model with --cot). Not the SL-CAI model."), MODEL
+        str,
+        flag(
+            "Model", "The judge (paper: a pretrained LM; the helpful model with --cot). Not the SL-CAI model."
+        ),
+        MODEL,
     ]
-    feedback_dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], flag("Model", "The judge's --dtype."), NOTED] = (
-        "auto"
-    )
-    feedback_chat_template_kwargs: Annotated[str | None, flag("Model", "The judge's --chat-template-kwargs.")] = None
-    allow_self_judge: Annotated[bool, flag("Model", "Let a model judge its own replies.", "--allow-self-judge")] = False
+    feedback_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], flag("Model", "The judge's --dtype."), NOTED
+    ] = "auto"
+    feedback_chat_template_kwargs: Annotated[
+        str | None, flag("Model", "The judge's --chat-template-kwargs.")
+    ] = None
+    allow_self_judge: Annotated[
+        bool, flag("Model", "Let a model judge its own replies.", "--allow-self-judge")
+    ] = False
     constitution: Annotated[
-        str, flag("Data", "YAML file, the paper's RLMadisonInstructions.json, or article, humanity, thorough."), CONSTITUTION
+        str,
+        flag("Data", "YAML file, the paper's RLMadisonInstructions.json, or article, humanity, thorough."),
+        CONSTITUTION,
     ] = "article"
     orders: Annotated[
         Literal["both", "random", "first"],
-        flag("Feedback", "Option orders to ask: both, averaged (not in the paper); one drawn by key; first reply as (A)."),
+        flag(
+            "Feedback",
+            "Option orders to ask: both, averaged (not in the paper); one drawn by key; first reply as (A).",
+        ),
     ] = "both"
     principles_per_pair: Annotated[
         int,
-        flag("Feedback", "Principles asked about for each pair, averaged (paper: 1); none twice before all were drawn.", min=1),
+        flag(
+            "Feedback",
+            "Principles asked about for each pair, averaged (paper: 1); none twice before all were drawn.",
+            min=1,
+        ),
     ] = 1
     option_format: Annotated[
-        str, flag("Feedback", "How options are marked: (A), A, A., (1), 1 ... The whole mark with its space is scored.")
+        str,
+        flag(
+            "Feedback",
+            "How options are marked: (A), A, A., (1), 1 ... The whole mark with its space is scored.",
+        ),
     ] = "(A)"
     few_shot: Annotated[
         str,
@@ -77,25 +108,41 @@ class Options(RowOptions, GenerationOptions):
         ),
         DEMONSTRATIONS,
     ] = NONE
-    cot: Annotated[bool, flag("Feedback", "Let the judge reason before it answers (paper section 4.1).", "--cot")] = False
+    cot: Annotated[
+        bool, flag("Feedback", "Let the judge reason before it answers (paper section 4.1).", "--cot")
+    ] = False
     cot_form: Annotated[
         Literal["paper", "two-step"],
-        flag("Feedback", "paper: think step by step, then answer; two-step: rationale, then the plain question (Lee et al.)."),
+        flag(
+            "Feedback",
+            "paper: think step by step, then answer; two-step: rationale, then the plain question (Lee et al.).",
+        ),
     ] = "paper"
     rationale_tokens: Annotated[int, flag("Feedback", "Longest rationale (Lee et al.: 512).", min=1)] = 512
-    rationale_temperature: Annotated[float, flag("Feedback", "Temperature of rationales (paper: 1; Lee et al.: 0).", min=0.0)] = (
-        1.0
-    )
+    rationale_temperature: Annotated[
+        float, flag("Feedback", "Temperature of rationales (paper: 1; Lee et al.: 0).", min=0.0)
+    ] = 1.0
     clamp: Annotated[
         str | None,
-        flag("Feedback", f"LOW:HIGH for the averaged probability, or none. With --cot {COT_CLAMP} (paper), else none."),
+        flag(
+            "Feedback",
+            f"LOW:HIGH for the averaged probability, or none. With --cot {COT_CLAMP} (paper), else none.",
+        ),
     ] = None
-    hard: Annotated[bool, flag("Feedback", "Labels of 0 or 1 instead of probabilities (paper: worse).", "--hard")] = False
+    hard: Annotated[
+        bool, flag("Feedback", "Labels of 0 or 1 instead of probabilities (paper: worse).", "--hard")
+    ] = False
     min_mass: Annotated[
         float,
-        flag("Feedback", "Least mean probability on both options together; below it the pair is rejected.", min=0),
+        flag(
+            "Feedback",
+            "Least mean probability on both options together; below it the pair is rejected.",
+            min=0,
+        ),
     ] = 0.1
-    prefix_cache: Annotated[bool, flag("Feedback", "Compute what questions have in common once."), RUNTIME] = True
+    prefix_cache: Annotated[
+        bool, flag("Feedback", "Compute what questions have in common once."), RUNTIME
+    ] = True
     num_samples: Annotated[
         int,
         flag(
@@ -107,7 +154,8 @@ class Options(RowOptions, GenerationOptions):
         ),
     ] = 2
     on_truncated: Annotated[
-        Literal["reject", "keep"], flag("Generation", "What to do with replies and rationales cut off by their length limit.")
+        Literal["reject", "keep"],
+        flag("Generation", "What to do with replies and rationales cut off by their length limit."),
     ] = "reject"
     attempts: Annotated[
         int, flag("Generation", "Draws of a reply or rationale, or of a pair that came out identical.", min=1)

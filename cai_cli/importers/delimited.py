@@ -1,8 +1,9 @@
 """Rows of CSV and TSV files by the names in their header line.
 
-CSV is read by the rules of RFC 4180. A quote that breaks them leaves open where its cell ends, so that every later line up to the
-last one with a quote in it may be text of that cell: those are rejects too. In a TSV quotes are text, unless they are round a
-whole cell; such a cell may span lines, as long as none of them is a row by itself.
+CSV is read by the rules of RFC 4180. A quote that breaks them leaves open where its cell ends, so that every
+later line up to the last one with a quote in it may be text of that cell: those are rejects too. In a TSV
+quotes are text, unless they are round a whole cell; such a cell may span lines, as long as none of them is a
+row by itself.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ def csv_rows(path: Path) -> Iterator[Item]:
         if cells is None:
             return
         if cells and start <= last_quote:
-            yield Reject(reader.line_num, UNCERTAIN, cells, f"may be text of the cell whose quotes are wrong on line {broken}")
+            yield Reject(
+                reader.line_num,
+                UNCERTAIN,
+                cells,
+                f"may be text of the cell whose quotes are wrong on line {broken}",
+            )
         elif cells:
             yield named(reader.line_num, cells, header)
 
@@ -59,7 +65,9 @@ def csv_rows(path: Path) -> Iterator[Item]:
 def check_goes_on(error: csv.Error, place: str) -> None:
     """Raise UserError where what follows the error cannot be read."""
     if "unexpected end" in str(error):  # the rest of the file is in one cell
-        raise UserError(f"{place}: not valid CSV: a quote that is opened here is never closed", "close it there") from None
+        raise UserError(
+            f"{place}: not valid CSV: a quote that is opened here is never closed", "close it there"
+        ) from None
     if "field larger" in str(error):
         raise UserError(
             f"{place}: a cell of more than {LONGEST_LINE >> 20} MiB", "is a quote opened here and not closed?"
@@ -67,7 +75,9 @@ def check_goes_on(error: csv.Error, place: str) -> None:
 
 
 def tsv_rows(path: Path) -> Iterator[Item]:
-    """A row with more or fewer cells than the header line is a Reject, as is one with a quote that is opened and not closed."""
+    """A row with more or fewer cells than the header line is a Reject, as is one with a quote that is opened
+    and not closed.
+    """
     csv.field_size_limit(LONGEST_LINE)
     source = text_lines(path)
     ahead: deque[Line] = deque()
@@ -84,23 +94,39 @@ def tsv_rows(path: Path) -> Iterator[Item]:
         if opens_quote(text):
             following = take()
             ahead.extendleft([following] if following else [])
-            alone = cells is not None and (following is None or cells_of_line(following[1], len(header)) is not None)
+            alone = cells is not None and (
+                following is None or cells_of_line(following[1], len(header)) is not None
+            )
             if not alone or len(header) == 1:
                 taken, joined = join_quoted(line, take, len(header))
                 if joined is not None and cells is not None and len(header) == 1:
-                    problem = f"a quote that is opened here is closed on line {taken[-1][0]}: one cell, or several?"
-                    raise UserError(f"{path}:{number}: {problem}", "write the file as CSV, or prompts as a .txt of one a line")
+                    problem = (
+                        f"a quote that is opened here is closed on line {taken[-1][0]}: one cell, or several?"
+                    )
+                    raise UserError(
+                        f"{path}:{number}: {problem}",
+                        "write the file as CSV, or prompts as a .txt of one a line",
+                    )
                 ahead.extendleft(reversed(taken[1:]) if joined is None else ())
                 number, cells = (number, cells) if joined is None else (taken[-1][0], joined)
                 if joined is None and len(header) > 1:
-                    yield Reject(number, "open_quote", text.rstrip("\n"), "a quoted cell that is not closed before the next row")
+                    yield Reject(
+                        number,
+                        "open_quote",
+                        text.rstrip("\n"),
+                        "a quoted cell that is not closed before the next row",
+                    )
                     continue
         if text.strip("\n"):
             yield named(number, cells if cells is not None else text.rstrip("\n").split("\t"), header)
 
 
-def join_quoted(first: Line, take: Callable[[], Line | None], columns: int) -> tuple[list[Line], list[str] | None]:
-    """The lines of a row whose quoted cell goes on below, and its cells; None for them where the lines do not make one row."""
+def join_quoted(
+    first: Line, take: Callable[[], Line | None], columns: int
+) -> tuple[list[Line], list[str] | None]:
+    """The lines of a row whose quoted cell goes on below, and its cells; None for them where the lines do not
+    make one row.
+    """
     taken = [first]
 
     def feed() -> Iterator[str]:
@@ -111,12 +137,18 @@ def join_quoted(first: Line, take: Callable[[], Line | None], columns: int) -> t
 
     cells = quoted_cells(feed())
     inside = taken[1:-1] if columns > 1 else []
-    whole = cells is not None and len(cells) == columns and not any(cells_of_line(text, columns) for _, text in inside)
+    whole = (
+        cells is not None
+        and len(cells) == columns
+        and not any(cells_of_line(text, columns) for _, text in inside)
+    )
     return taken, cells if whole else None
 
 
 def cells_of_line(text: str, columns: int) -> list[str] | None:
-    """The cells of a line that is a row by itself: with its quotes as quotes, else as text. None: neither gives a row."""
+    """The cells of a line that is a row by itself: with its quotes as quotes, else as text. None: neither
+    gives a row.
+    """
     for cells in (quoted_cells(iter([text])), text.rstrip("\n").split("\t")):
         if cells is not None and len(cells) == columns:
             return cells
@@ -146,18 +178,25 @@ def named(number: int, cells: list[str], header: list[str]) -> Item:
 
 
 def check_separator(header: str, path: Path, separator: str) -> None:
-    """Raise UserError where the header line, what is in quotes left out, shows that another separator is meant."""
+    """Raise UserError where the header line, what is in quotes left out, shows that another separator is
+    meant.
+    """
     if separator not in header and (other := separator_of(header)):
         names = {"\t": "tabs", ",": "commas"}
         found, wanted = names.get(other, f"`{other}`"), names[separator]
-        advice = {"\t": "name it .tsv", ",": "name it .csv"}.get(other, "write it with commas, or with tabs as .tsv")
+        advice = {"\t": "name it .tsv", ",": "name it .csv"}.get(
+            other, "write it with commas, or with tabs as .tsv"
+        )
         raise UserError(f"{path}:1: its columns are separated by {found}, not by {wanted}", advice)
 
 
 def checked_header(header: list[str], path: Path) -> list[str]:
     """The names of the columns. Raises UserError."""
     if not any(header) or len(set(header)) != len(header):
-        raise UserError(f"{path}:1: expected a header line with a different name for each column", "give every column a name")
+        raise UserError(
+            f"{path}:1: expected a header line with a different name for each column",
+            "give every column a name",
+        )
     return header
 
 

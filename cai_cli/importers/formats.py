@@ -1,4 +1,6 @@
-"""What an importer module says of itself to `cai import`: each ends in FORMATS, name -> Format (`registry` lists the modules)."""
+"""What an importer module says of itself to `cai import`: each ends in FORMATS, name -> Format (`registry`
+lists the modules).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from typing import Any
 class Asked:
     """What is to be imported, and how.
 
-    `kind`: of the prompts, as given or as the path tells; `given`: kind and source where they were given, over the format's own;
-    `columns`: NAME=COLUMN,... for formats whose columns have any names; `dropped`: counts what is left out of rows.
+    `kind`: of the prompts, as given or as the path tells; `given`: kind and source where they were given,
+    over the format's own; `columns`: NAME=COLUMN,... for formats whose columns have any names; `dropped`:
+    counts what is left out of rows.
     """
 
     path: Path
@@ -35,8 +38,9 @@ Make = Callable[[Asked], Iterator[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`about`: for --help; `makes`: record kind -> what reads the rows, the first one by default; `every_turn`: whether its
-    prompts can be one for each human turn; `any_columns`: whether --columns is for it.
+    """`about`: for --help; `makes`: record kind -> what reads the rows, the first one by default;
+    `every_turn`: whether its prompts can be one for each human turn; `any_columns`: whether --columns is for
+    it.
     """
 
     about: str

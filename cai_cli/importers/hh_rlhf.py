@@ -1,7 +1,8 @@
-r"""Anthropic's hh-rlhf (`{"chosen": transcript, "rejected": transcript}`, .jsonl or .jsonl.gz) -> prompts or comparisons.
+r"""Anthropic's hh-rlhf (`{"chosen": transcript, "rejected": transcript}`, .jsonl or .jsonl.gz) -> prompts or
+comparisons.
 
-The last reply is what follows the last `\n\nAssistant:`; what is before it is the prompt, parsed by `from_transcript`.
-Each row is imported or rejected:
+The last reply is what follows the last `\n\nAssistant:`; what is before it is the prompt, parsed by
+`from_transcript`. Each row is imported or rejected:
 
 - rejected: text that is no transcript or starts with the assistant, an empty turn before the last reply;
 - rejected as comparisons only, where the label would be wrong or say nothing: pairs that do not share their prompt, an empty
@@ -40,10 +41,14 @@ def import_prompts(
     return convert(expect_fields(path, read_public_rows(path), "chosen"), parse)
 
 
-def import_comparisons(path: Path, *, kind: str | None = None, source: str = SOURCE) -> Iterator[Comparison | Reject]:
+def import_comparisons(
+    path: Path, *, kind: str | None = None, source: str = SOURCE
+) -> Iterator[Comparison | Reject]:
     """One comparison a row, labelled by a human: origin "human", probability 1."""
     parse = partial(comparison_of_row, kind=kind, source=source)
-    return number_comparisons(convert(expect_fields(path, read_public_rows(path), "chosen"), lambda row: [parse(row)]))
+    return number_comparisons(
+        convert(expect_fields(path, read_public_rows(path), "chosen"), lambda row: [parse(row)])
+    )
 
 
 def kind_of_path(path: Path) -> str | None:
@@ -66,7 +71,9 @@ def comparison_of_row(row: Row, *, kind: str | None, source: str) -> Comparison:
     prompt, chosen = split_last_reply(text_of(row, "chosen"))
     other_prompt, rejected = split_last_reply(text_of(row, "rejected"))
     if prompt != other_prompt:  # the label may be about an earlier turn, or a reply runs on into the next one
-        raise Refused("prompts_differ", f"chosen has {len(prompt)} turns before the reply, rejected {len(other_prompt)}")
+        raise Refused(
+            "prompts_differ", f"chosen has {len(prompt)} turns before the reply, rejected {len(other_prompt)}"
+        )
     for name, reply in (("chosen", chosen), ("rejected", rejected)):
         if not reply:
             raise Refused("empty_reply", name)
@@ -100,5 +107,9 @@ def comparisons_asked(asked: Asked) -> Iterator[Comparison | Reject]:
 
 
 FORMATS = {
-    "hh-rlhf": Format("Anthropic's transcripts", {"prompts": prompts_asked, "comparisons": comparisons_asked}, every_turn=True)
+    "hh-rlhf": Format(
+        "Anthropic's transcripts",
+        {"prompts": prompts_asked, "comparisons": comparisons_asked},
+        every_turn=True,
+    )
 }

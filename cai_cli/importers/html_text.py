@@ -1,10 +1,10 @@
 """HTML of a post -> text a model can read: Markdown-like, parsed by lexbor (selectolax).
 
-Kept: paragraphs (blank line between), line breaks, lists (nested, numbered), headings, quotes, code (fenced or in
-backticks, its spaces untouched), tables (cells joined by " | "), the text of links, the description of images. Dropped:
-addresses, emphasis, scripts and styles. The walk is iterative and the indentation bounded, so nesting of any depth is
-survived; the parser's own time is quadratic in that depth (0.8 s for 100,000 characters of nothing but <div>), so callers
-bound the length of what they pass.
+Kept: paragraphs (blank line between), line breaks, lists (nested, numbered), headings, quotes, code (fenced
+or in backticks, its spaces untouched), tables (cells joined by " | "), the text of links, the description of
+images. Dropped: addresses, emphasis, scripts and styles. The walk is iterative and the indentation bounded,
+so nesting of any depth is survived; the parser's own time is quadratic in that depth (0.8 s for 100,000
+characters of nothing but <div>), so callers bound the length of what they pass.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 LINE_BREAK = "\0"  # stands for <br> until a block is written; the HTML parser never lets a NUL through
 BLANK = LINE_BREAK + " \t\r\n\f\xa0"
 DROPPED = frozenset({"script", "style", "head", "template", "noscript", "iframe", "object", "-comment"})
-PARAGRAPHS = frozenset({"p", "div", "dl", "table", "section", "article", "details", "summary", "figure", "center"})
+PARAGRAPHS = frozenset(
+    {"p", "div", "dl", "table", "section", "article", "details", "summary", "figure", "center"}
+)
 LINES = frozenset({"tr", "dt", "dd", "caption", "thead", "tbody", "figcaption"})
 HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
 LISTS = frozenset({"ul", "ol"})
 CELLS = frozenset({"td", "th"})
-STOCK_ALT = "enter image description here"  # what the editor of Stack Exchange puts when the author wrote nothing
+# What the editor of Stack Exchange puts when the author wrote nothing
+STOCK_ALT = "enter image description here"
 BLOCKS = PARAGRAPHS | LINES | LISTS | HEADINGS.keys() | {"li", "blockquote"}  # what `_Writer.close` knows
 SPECIAL = BLOCKS | CELLS | DROPPED | {"code", "pre", "br", "img", "hr", "sup"}  # what `_Writer.open` knows
 MAX_INDENT = 8  # levels of quotes and lists that still indent
@@ -62,7 +65,9 @@ class _Writer:
         self.inline: list[str] = []
         self.out: list[str] = []
         self.gap = 0  # newlines owed before the next block
-        self.indents: list[list[str]] = []  # per open quote or list item: prefixes of its next line and of later ones
+        self.indents: list[
+            list[str]
+        ] = []  # per open quote or list item: prefixes of its next line and of later ones
         self.in_row = False  # a cell of the table row was met
         self.numbers: list[int | None] = []  # per open list: next number, None for bullets
 

@@ -1,13 +1,14 @@
-r"""The paper's published critique-revision chains (`*_SLMADISON.jsonl`) <-> revision rows, without loss both ways.
+r"""The paper's published critique-revision chains (`*_SLMADISON.jsonl`) <-> revision rows, without loss both
+ways.
 
-A published row: `rl_prompt` (transcript with a cue), `initial_response` [{"sample"}], `cst`, a list of {`cst_key`, `cst_value`
-{`prompt` [text], `edit_request`}, `critique` {"sample"}, `revision` {"sample"}}, `comparison_dataset`, and in some files
-`comparison_model`.
+A published row: `rl_prompt` (transcript with a cue), `initial_response` [{"sample"}], `cst`, a list of
+{`cst_key`, `cst_value` {`prompt` [text], `edit_request`}, `critique` {"sample"}, `revision` {"sample"}},
+`comparison_dataset`, and in some files `comparison_model`.
 
-A Revision holds the texts themselves: without the space in front, trailing white space, rulers of dashes and stop text such as
-`\n\nHuman:`. Beside it stands `published`: the row as it came, each text that the Revision holds replaced by the pair
-[what was before it, what was after it]. Export puts the texts back, so unknown fields and the order of the keys survive, and a
-text edited in between comes out edited.
+A Revision holds the texts themselves: without the space in front, trailing white space, rulers of dashes and
+stop text such as `\n\nHuman:`. Beside it stands `published`: the row as it came, each text that the Revision
+holds replaced by the pair [what was before it, what was after it]. Export puts the texts back, so unknown
+fields and the order of the keys survive, and a text edited in between comes out edited.
 """
 
 from __future__ import annotations
@@ -94,7 +95,10 @@ def chain_of_row(row: Row, kind: str | None) -> PublishedChain:
     shell = {
         **row,
         "rl_prompt": None if row["rl_prompt"] == prompt_text(prompt) else row["rl_prompt"],
-        "initial_response": [{**row["initial_response"][0], "sample": initial_shell}, *row["initial_response"][1:]],
+        "initial_response": [
+            {**row["initial_response"][0], "sample": initial_shell},
+            *row["initial_response"][1:],
+        ],
         "cst": [pair[1] for pair in pairs],
     }
     reply = [message("assistant", rounds[-1].revision)]
@@ -103,12 +107,19 @@ def chain_of_row(row: Row, kind: str | None) -> PublishedChain:
 
 
 def plain_shell(revision: Revision) -> Row:
-    """The shell of a chain of ours: texts with one space in front, as published. Raises RecordError without critiques."""
+    """The shell of a chain of ours: texts with one space in front, as published. Raises RecordError without
+    critiques.
+    """
     if not all(step.critique for step in revision.rounds):
         raise RecordError("rounds", "the published format has no place for revisions without a critique")
     sample = {"sample": [" ", ""]}
     steps = [
-        {"cst_key": None, "cst_value": {"prompt": None, "edit_request": None}, "critique": sample, "revision": sample}
+        {
+            "cst_key": None,
+            "cst_value": {"prompt": None, "edit_request": None},
+            "critique": sample,
+            "revision": sample,
+        }
         for _ in revision.rounds
     ]
     return {"rl_prompt": None, "initial_response": [sample], "cst": steps}
@@ -148,14 +159,18 @@ def prompt_text(prompt: Conversation) -> str:
 
 
 def export_chain(chain: PublishedChain) -> Row:
-    """The row in the published format. Raises UserError where `published` is not what import made, such as for other rounds."""
+    """The row in the published format. Raises UserError where `published` is not what import made, such as
+    for other rounds.
+    """
     revision, row = chain.revision, dict(chain.published)
     try:
         if row["rl_prompt"] is None:
             row["rl_prompt"] = prompt_text(revision.prompt)
         first, *others = row["initial_response"]
         row["initial_response"] = [fill(first, revision.initial[0]["content"]), *others]
-        row["cst"] = [step_of_round(step, item) for step, item in zip(row["cst"], revision.rounds, strict=True)]
+        row["cst"] = [
+            step_of_round(step, item) for step, item in zip(row["cst"], revision.rounds, strict=True)
+        ]
     except (KeyError, TypeError, ValueError) as error:
         problem = f"revision {revision.id}: field `published`: does not fit the revision: {error}"
         raise UserError(problem, "import the published file again") from None
@@ -183,5 +198,7 @@ def fill(shell: dict[str, Any], text: str) -> Row:
 
 
 FORMATS = {
-    "paper-chains": Format("the paper's *_SLMADISON.jsonl", {"revisions": lambda asked: import_chains(asked.path, **asked.given)})
+    "paper-chains": Format(
+        "the paper's *_SLMADISON.jsonl", {"revisions": lambda asked: import_chains(asked.path, **asked.given)}
+    )
 }

@@ -1,11 +1,12 @@
 r"""The paper's published model samples (`*_HRLHF.jsonl`, `*_HHRLHF.jsonl`, `*_RLMADISON*.jsonl`) -> samples.
 
-A published row: `rl_prompt` (transcript with a cue), `sampled_answers`, a list of {`sampled_string`, `pm_scores` [{`pm_score`}]},
-`comparison_dataset` and in some files `comparison_model`, the reply of the model that was compared with.
+A published row: `rl_prompt` (transcript with a cue), `sampled_answers`, a list of {`sampled_string`,
+`pm_scores` [{`pm_score`}]}, `comparison_dataset` and in some files `comparison_model`, the reply of the model
+that was compared with.
 
-Each answer is a sample of its own, without the space in front and the human's turn behind it (`\n\nHuman:`, or half of that);
-an answer without such a turn was cut off. `pm_scores` are numbers in a field of that name, and what else a row says stands
-beside them.
+Each answer is a sample of its own, without the space in front and the human's turn behind it (`\n\nHuman:`,
+or half of that); an answer without such a turn was cut off. `pm_scores` are numbers in a field of that name,
+and what else a row says stands beside them.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def import_samples(path: Path, *, kind: str | None = None) -> Iterator[Published
             try:
                 yield sample_of_answer(place, prompt, answer, shared, kind)
             except RecordError as error:
-                yield rejected(line, {**row, "sampled_answers": [answer]}, error, f"sampled_answers[{number}]")
+                yield rejected(
+                    line, {**row, "sampled_answers": [answer]}, error, f"sampled_answers[{number}]"
+                )
 
 
 def rejected(line: int, row: Row, error: RecordError, part: str = "") -> Reject:
@@ -80,7 +83,9 @@ def rejected(line: int, row: Row, error: RecordError, part: str = "") -> Reject:
 
 
 def prompt_of(row: Row) -> Conversation:
-    prompt = parse_transcript(text_of(row, "rl_prompt").rstrip().removesuffix(ASSISTANT.strip()).rstrip(), whole=False)
+    prompt = parse_transcript(
+        text_of(row, "rl_prompt").rstrip().removesuffix(ASSISTANT.strip()).rstrip(), whole=False
+    )
     if prompt[-1]["role"] != "user":
         raise Refused("not_a_prompt", "field `rl_prompt`: does not end in a human turn")
     return prompt
@@ -93,7 +98,9 @@ def answers_of(row: Row) -> list[Any]:
     return answers
 
 
-def sample_of_answer(identity: str, prompt: Conversation, answer: Any, shared: Row, kind: str | None) -> PublishedSample:
+def sample_of_answer(
+    identity: str, prompt: Conversation, answer: Any, shared: Row, kind: str | None
+) -> PublishedSample:
     """Raises RecordError for what is no answer."""
     if not isinstance(answer, dict):
         raise Refused("not_an_answer", f"expected an object, got {type(answer).__name__}")
@@ -106,7 +113,9 @@ def sample_of_answer(identity: str, prompt: Conversation, answer: Any, shared: R
     if "pm_scores" in answer:
         besides["pm_scores"] = scores_of(answer["pm_scores"])
     reply = check_reply([message("assistant", text)], "sampled_string")
-    return PublishedSample(Sample(identity, prompt, reply, "stop" if turn else "length", kind), {**shared, **besides})
+    return PublishedSample(
+        Sample(identity, prompt, reply, "stop" if turn else "length", kind), {**shared, **besides}
+    )
 
 
 def scores_of(found: Any) -> list[float]:

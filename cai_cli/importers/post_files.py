@@ -1,6 +1,7 @@
 """Files of Stack Exchange posts -> questions and answers: what a file is shows from its first bytes.
 
-Read as streams: Posts.xml, plain, in .gz or in .7z; rows of preferences as JSONL (or .gz of it) or parquet; data sets of the Hub.
+Read as streams: Posts.xml, plain, in .gz or in .7z; rows of preferences as JSONL (or .gz of it) or parquet;
+data sets of the Hub.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def read_source(source: Path | str, advance: Advance = no_progress) -> Iterator[
 
 
 def read_file(path: Path, advance: Advance = no_progress) -> Iterator[Item]:
-    """The posts of one file. What it is shows from its first bytes: Posts.xml (or in .7z), JSONL, in gzip, or parquet."""
+    """The posts of one file. What it is shows from its first bytes: Posts.xml (or in .7z), JSONL, in gzip, or
+    parquet.
+    """
     with ExitStack() as stack:
         try:
             raw = stack.enter_context(open_input(path))
@@ -62,7 +65,9 @@ def items_of(raw: BufferedReader, path: Path, stack: ExitStack) -> Iterator[Item
     """The posts of an open file, by its kind; what else is opened goes on `stack`."""
     head = raw.peek(8)[:8]
     if head.startswith(ZIP):
-        raise UserError(f"{path} is a zip archive, which is not read", f"unpack it first: unzip {path.name} Posts.xml")
+        raise UserError(
+            f"{path} is a zip archive, which is not read", f"unpack it first: unzip {path.name} Posts.xml"
+        )
     if head.startswith(PARQUET):
         return read_parquet_rows(path, site_of_file(path))
     if head.startswith(SEVEN_ZIP):

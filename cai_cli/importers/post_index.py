@@ -6,8 +6,8 @@
     answers     (key of the question, id) -> score, length, opening: the thin table that pairs are drawn from
     draws       (draw, key of a question): the order in which a limited number of pairs is taken
 
-A key is (site number, post id) in 64 bits, so posts of several sites live side by side and a site may come in several
-files.
+A key is (site number, post id) in 64 bits, so posts of several sites live side by side and a site may come in
+several files.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class PostIndex:
             workdir.mkdir(parents=True, exist_ok=True)
             self._folder = tempfile.TemporaryDirectory(prefix=INDEX, dir=workdir)
         except OSError as error:
-            raise UserError(f"{workdir}: {error.strerror or error}", "the index of posts is built there") from None
+            raise UserError(
+                f"{workdir}: {error.strerror or error}", "the index of posts is built there"
+            ) from None
         file = Path(self._folder.name) / "posts.sqlite"
         self._db = sqlite3.connect(file)
         self._db.isolation_level = None  # transactions are opened by hand
@@ -104,7 +106,9 @@ class PostIndex:
             raise RunError(f"the index of posts: {error}", advice) from error
 
     def add(self, posts: list[Question | Answer]) -> list[Question | Answer]:
-        """Store posts; returned, and not stored, are those whose site has a post of that id already (the first one stays)."""
+        """Store posts; returned, and not stored, are those whose site has a post of that id already (the
+        first one stays).
+        """
         rows: list[tuple] = []
         questions: list[tuple] = []
         answers: list[tuple] = []
@@ -125,7 +129,8 @@ class PostIndex:
         self._highest = highest
         if not ascending:
             return self._add_one_by_one(posts, rows, questions, answers)
-        # Dumps come in the order of their ids, so no id can have been there before: batches insert twice as fast.
+        # Dumps come in the order of their ids, so no id can have been there before: batches insert twice as
+        # fast.
         self._db.executemany(INSERT_POST, rows)
         self._db.executemany(INSERT_QUESTION, questions)
         self._db.executemany(INSERT_ANSWER, answers)
@@ -146,7 +151,9 @@ class PostIndex:
         return repeated
 
     def answers_by_question(self) -> Iterator[tuple[int, list[Ranked] | int]]:
-        """(key of a question, its answers with full scores), by key; a number of answers where the question is not there."""
+        """(key of a question, its answers with full scores), by key; a number of answers where the question
+        is not there.
+        """
         rows = self._db.execute(ANSWERS_BY_QUESTION)
         for question, group in groupby(rows, key=itemgetter(0)):
             own = list(group)
@@ -154,7 +161,10 @@ class PostIndex:
             if orphan:
                 yield question, len(own)
             else:
-                yield question, [Ranked(row[3], full_score(row[4], row[3] == accepted), row[5], row[6]) for row in own]
+                yield (
+                    question,
+                    [Ranked(row[3], full_score(row[4], row[3] == accepted), row[5], row[6]) for row in own],
+                )
 
     def answers_of(self, question: int) -> list[Ranked]:
         """The answers of the question with this key and their full scores, by id."""
@@ -179,7 +189,9 @@ class PostIndex:
         """The site of the post with this key."""
         number = key // ID_LIMIT
         if self._last is None or self._last[1] != number:
-            site = Site(*self._db.execute("SELECT name, host FROM sites WHERE number = ?", (number,)).fetchone())
+            site = Site(
+                *self._db.execute("SELECT name, host FROM sites WHERE number = ?", (number,)).fetchone()
+            )
             self._last = (site, number)
         return self._last[0]
 
@@ -191,7 +203,11 @@ class PostIndex:
             if found is None:
                 self._db.execute("INSERT INTO sites (name, host) VALUES (?, ?)", site)
                 found = self._db.execute(find, (site.name,)).fetchone()
-            elif site.host:  # a dump's file name may not tell the address that another source of the site knows
-                self._db.execute("UPDATE sites SET host = ? WHERE name = ? AND host = ''", (site.host, site.name))
+            elif (
+                site.host
+            ):  # a dump's file name may not tell the address that another source of the site knows
+                self._db.execute(
+                    "UPDATE sites SET host = ? WHERE name = ? AND host = ''", (site.host, site.name)
+                )
             self._last = (site, found[0])
         return self._last[1] * ID_LIMIT

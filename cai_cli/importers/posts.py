@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-LICENSE = "CC BY-SA"  # of every Stack Exchange post; the version depends on its date and stands in newer dumps
+# Of every Stack Exchange post; the version depends on its date and stands in newer dumps
+LICENSE = "CC BY-SA"
 ID_LIMIT = 1 << 40  # ids are positive and below it, so that (site, id) packs into one 64-bit key
 
 
 class Site(NamedTuple):
-    """`name` is the short name ("beer"), `host` the address ("beer.stackexchange.com") where it is known, else ""."""
+    """`name` is the short name ("beer"), `host` the address ("beer.stackexchange.com") where it is known,
+    else "".
+    """
 
     name: str
     host: str = ""
@@ -34,7 +37,9 @@ class Answer(NamedTuple):
     site: Site
     id: int
     question: int  # id of its question, 0 where the row names none
-    score: int  # log2 score of votes.py, without the +1 of an accepted answer that is only known to the question
+    score: (
+        int  # log2 score of votes.py, without the +1 of an accepted answer that is only known to the question
+    )
     body: str  # HTML
     author: str | None
     license: str
@@ -52,7 +57,9 @@ class Skip:
 
 
 class Other(NamedTuple):
-    """A well-formed row that is neither question nor answer (wiki pages, tag texts, election posts): only counted."""
+    """A well-formed row that is neither question nor answer (wiki pages, tag texts, election posts): only
+    counted.
+    """
 
 
 @dataclass(slots=True)
@@ -73,7 +80,9 @@ class Counts:
 
 
 def site_of_host(host: str) -> Site:
-    """`beer.stackexchange.com` -> beer, `stackoverflow.com` -> stackoverflow, `mathoverflow.net` -> mathoverflow."""
+    """`beer.stackexchange.com` -> beer, `stackoverflow.com` -> stackoverflow, `mathoverflow.net` ->
+    mathoverflow.
+    """
     host = host.lower().removeprefix("www.")
     name = host
     for ending in (".stackexchange.com", ".com", ".net"):

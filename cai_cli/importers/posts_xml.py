@@ -1,8 +1,8 @@
 """Posts.xml of a Stack Exchange dump -> questions and answers, as a stream in constant memory.
 
-Rows go through lxml's target interface: no tree is built, so nothing has to be cleared, and it is faster than iterparse.
-A document type declaration is refused at sight, which rules out entity expansion and outside files; the parser's own size
-limits stay on (10 MB an attribute; a real post has at most some 100 kB).
+Rows go through lxml's target interface: no tree is built, so nothing has to be cleared, and it is faster than
+iterparse. A document type declaration is refused at sight, which rules out entity expansion and outside
+files; the parser's own size limits stay on (10 MB an attribute; a real post has at most some 100 kB).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from cai_cli.importers.posts import LICENSE, Answer, Other, Question, Site, Skip
 from cai_cli.importers.votes import vote_score
 from cai_cli.rows.jsonl import LONGEST_LINE
 
-CHUNK = 1 << 15  # bytes fed to the parser at a time: bounds the rows that wait in memory; twice as much is slower
+CHUNK = (
+    1 << 15
+)  # bytes fed to the parser at a time: bounds the rows that wait in memory; twice as much is slower
 QUESTION, ANSWER = "1", "2"  # PostTypeId; 3 and up are wikis, tag texts, elections and moderation
 Row = Mapping[str, str]
 Item = Question | Answer | Other | Skip
@@ -55,11 +57,19 @@ class _NotPosts(Exception):
 
 
 def read_rows(stream: BinaryIO, path: Path) -> Iterator[Attributes]:
-    """The attributes of every row, in file order; a UserError with file and line unless it is a complete Posts.xml."""
+    """The attributes of every row, in file order; a UserError with file and line unless it is a complete
+    Posts.xml.
+    """
     target = _Rows()
-    # "internal" means the five entities of XML itself, since there is no declaration; False would make &amp; in attributes
-    # &#38;. The target lacks `data` and `comment`, which its type asks for: the parser is faster when it need not call them.
-    settings: dict[str, Any] = {"target": target, "resolve_entities": "internal", "no_network": True, "huge_tree": False}
+    # "internal" means the five entities of XML itself, since there is no declaration; False would make &amp;
+    # in attributes &#38;. The target lacks `data` and `comment`, which its type asks for: the parser is
+    # faster when it need not call them.
+    settings: dict[str, Any] = {
+        "target": target,
+        "resolve_entities": "internal",
+        "no_network": True,
+        "huge_tree": False,
+    }
     parser = etree.XMLParser(**settings)
     try:
         waiting = 0  # bytes since the last row: of a value without an end, the parser would hold them all
@@ -123,7 +133,9 @@ def answer_of(row: Row, site: Site) -> Answer:
     question = parent if parent is not None and valid_id(parent) else 0
     license = row.get("ContentLicense", LICENSE)
     # By position: by name takes twice as long, and a dump has millions of them.
-    return Answer(site, post_id(row), question, vote_score(votes), row.get("Body", ""), author_of(row), license)
+    return Answer(
+        site, post_id(row), question, vote_score(votes), row.get("Body", ""), author_of(row), license
+    )
 
 
 def post_id(row: Row) -> int:

@@ -1,9 +1,9 @@
 """Rows of HuggingFaceH4/stack-exchange-preferences -> the same questions and answers as a dump's.
 
-A row: qid, question (HTML), answers [{answer_id, author, author_id, author_profile, pm_score, selected, text (HTML)}],
-date, metadata (addresses of the question, the site, the asker). `pm_score` already holds the +1 of the accepted answer, so
-these questions name no accepted one. Files are JSONL (or gzip of it) or parquet; parquet and the Hub's data sets are
-streamed by `datasets`.
+A row: qid, question (HTML), answers [{answer_id, author, author_id, author_profile, pm_score, selected, text
+(HTML)}], date, metadata (addresses of the question, the site, the asker). `pm_score` already holds the +1 of
+the accepted answer, so these questions name no accepted one. Files are JSONL (or gzip of it) or parquet;
+parquet and the Hub's data sets are streamed by `datasets`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def read_jsonl_rows(stream: BinaryIO, path: Path, site: Site) -> Iterator[Questi
                 continue
             row = decoder(missing).decode(text)  # `clean` mends what is used of it
         if number == 1 and isinstance(row, dict) and "qid" not in row and (kind := kind_of(row)):
-            raise UserError(f"{path}:1: is a row of {kind.name}, and questions with `qid` are read here", kind.advice)
+            raise UserError(
+                f"{path}:1: is a row of {kind.name}, and questions with `qid` are read here", kind.advice
+            )
         if isinstance(row, dict):
             yield from posts_of(row, f"{path}:{number}", site)
         else:

@@ -1,7 +1,7 @@
 """Preference data of the Hugging Face hub -> comparisons and revisions.
 
-HuggingFaceH4/ultrafeedback_binarized, and HuggingFaceH4/cai-conversation-harmless (and its -old copy, whose texts are
-{role, content} objects). `dropped` counts what is left out of rows that are taken.
+HuggingFaceH4/ultrafeedback_binarized, and HuggingFaceH4/cai-conversation-harmless (and its -old copy, whose
+texts are {role, content} objects). `dropped` counts what is left out of rows that are taken.
 """
 
 from __future__ import annotations
@@ -18,19 +18,29 @@ from cai_cli.rows.conversation import message, prompt_id
 from cai_cli.rows.foreign_turns import Refused
 from cai_cli.rows.records import Comparison, Revision, Round
 
-ULTRAFEEDBACK = Columns(prompt=None, id="prompt_id", score_chosen="score_chosen", score_rejected="score_rejected")
+ULTRAFEEDBACK = Columns(
+    prompt=None, id="prompt_id", score_chosen="score_chosen", score_rejected="score_rejected"
+)
 CAI_HARMLESS = Columns(prompt=None)
 
 
 def import_ultrafeedback(
-    items: Iterable[Item], kind: str = "helpful", source: str = "ultrafeedback", dropped: Counter[str] | None = None
+    items: Iterable[Item],
+    kind: str = "helpful",
+    source: str = "ultrafeedback",
+    dropped: Counter[str] | None = None,
 ) -> Iterator[Comparison | Reject]:
-    """ultrafeedback_binarized: labelled by a model, so origin "ai"; which pair was better by how much is not used."""
+    """ultrafeedback_binarized: labelled by a model, so origin "ai"; which pair was better by how much is not
+    used.
+    """
     return import_comparisons(items, ULTRAFEEDBACK, kind=kind, origin="ai", source=source, dropped=dropped)
 
 
 def import_cai_comparisons(
-    items: Iterable[Item], kind: str = "harmful", source: str = "cai-conversation-harmless", dropped: Counter[str] | None = None
+    items: Iterable[Item],
+    kind: str = "harmful",
+    source: str = "cai-conversation-harmless",
+    dropped: Counter[str] | None = None,
 ) -> Iterator[Comparison | Reject]:
     """cai-conversation-harmless: chosen is the revision, rejected the initial response; no judge was asked."""
     return import_comparisons(items, CAI_HARMLESS, kind=kind, origin="ai", source=source, dropped=dropped)
@@ -45,7 +55,14 @@ def import_cai_revisions(items: Iterable[Item], kind: str = "harmful") -> Iterat
     counts: Counter[str] = Counter()
 
     def parse(row: Row) -> list[Revision]:
-        names = ("init_prompt", "init_response", "critic_prompt", "critic_response", "revision_prompt", "revision_response")
+        names = (
+            "init_prompt",
+            "init_response",
+            "critic_prompt",
+            "critic_response",
+            "revision_prompt",
+            "revision_response",
+        )
         texts = [plain_text(row, name) for name in names]
         prompt = [message("user", texts[0])]
         principle = f"critique-{hashlib.sha256(texts[2].encode()).hexdigest()[:8]}"
@@ -80,11 +97,17 @@ FORMATS = {
         "of HuggingFaceH4",
         {
             "revisions": lambda asked: import_cai_revisions(chains(asked), **asked.given),
-            "comparisons": lambda asked: import_cai_comparisons(pairs(asked), **asked.given, dropped=asked.dropped),
+            "comparisons": lambda asked: import_cai_comparisons(
+                pairs(asked), **asked.given, dropped=asked.dropped
+            ),
         },
     ),
     "ultrafeedback": Format(
         "of HuggingFaceH4",
-        {"comparisons": lambda asked: import_ultrafeedback(pairs(asked), **asked.given, dropped=asked.dropped)},
+        {
+            "comparisons": lambda asked: import_ultrafeedback(
+                pairs(asked), **asked.given, dropped=asked.dropped
+            )
+        },
     ),
 }

@@ -1,8 +1,9 @@
-"""Stream the rows of public data: JSON lines, a JSON array, CSV or TSV, each plain or gzipped, parquet, data sets of the Hub.
+"""Stream the rows of public data: JSON lines, a JSON array, CSV or TSV, each plain or gzipped, parquet, data
+sets of the Hub.
 
-Unlike `rows.jsonl`, which stops at the first broken line of a file of ours, a line that cannot be read is a Reject here and
-reading goes on. What cannot be gone on from (no such file, broken gzip, an array that stops being JSON, a file of another kind)
-is a UserError.
+Unlike `rows.jsonl`, which stops at the first broken line of a file of ours, a line that cannot be read is a
+Reject here and reading goes on. What cannot be gone on from (no such file, broken gzip, an array that stops
+being JSON, a file of another kind) is a UserError.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from cai_cli.importers.reject import Item, Reject, Row
 from cai_cli.rows.file_kinds import PARQUET, refuse_first_line
 from cai_cli.rows.hub import read_hub
 from cai_cli.rows.json_text import JsonError, check_value, decoder, load_json, missing, too_deep
-from cai_cli.rows.jsonl import BROKEN_GZIP, ENCODING_ADVICE, LONGEST_LINE, bounded_lines, open_any, open_binary, open_text
+from cai_cli.rows.jsonl import (
+    BROKEN_GZIP,
+    ENCODING_ADVICE,
+    LONGEST_LINE,
+    bounded_lines,
+    open_any,
+    open_binary,
+    open_text,
+)
 from cai_cli.rows.row_kinds import kind_of
 
 CHUNK = 1 << 16
@@ -29,7 +38,8 @@ BLANKS = re.compile(r"\s*")
 
 
 def read_public_rows(path: Path) -> Iterator[Item]:
-    """Rows of a JSON-lines file, a JSON array, a CSV or TSV, or parquet, told apart by name and first characters.
+    """Rows of a JSON-lines file, a JSON array, a CSV or TSV, or parquet, told apart by name and first
+    characters.
 
     `hf:org/name[:split]` is a data set of the Hub.
     """
@@ -59,10 +69,14 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
     from datasets import load_dataset  # takes a second to import
 
     try:
-        yield from enumerate(load_dataset("parquet", data_files=str(path), split="train", streaming=True), start=1)
+        yield from enumerate(
+            load_dataset("parquet", data_files=str(path), split="train", streaming=True), start=1
+        )
     except Exception as error:  # of pyarrow and datasets, of many types
         problem = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a readable parquet file: {problem}", "write its rows as JSON lines") from None
+        raise UserError(
+            f"{path}: not a readable parquet file: {problem}", "write its rows as JSON lines"
+        ) from None
 
 
 def as_json(number: int, row: Row) -> Item:
@@ -79,7 +93,9 @@ def plain_text(value: Any) -> str:
 
 
 def first_character(path: Path) -> str:
-    """The first character that is no white space, "" in an empty file. Looks at bytes: the text may be broken further on."""
+    """The first character that is no white space, "" in an empty file. Looks at bytes: the text may be broken
+    further on.
+    """
     with open_binary(path) as stream:
         while chunk := stream.read(CHUNK):
             if start := chunk.removeprefix(BOM).lstrip()[:1]:
@@ -98,7 +114,9 @@ def line_rows(path: Path) -> Iterator[Item]:
             try:
                 text = line.decode("utf-8").strip()
             except UnicodeDecodeError as error:
-                yield Reject(number, "not_utf8", line.decode("utf-8", "replace"), f"byte {error.start + 1} of the line")
+                yield Reject(
+                    number, "not_utf8", line.decode("utf-8", "replace"), f"byte {error.start + 1} of the line"
+                )
                 continue
             try:
                 value = load_json(text, missing)
@@ -144,11 +162,16 @@ class ArrayBuffer:
         self.at_end = False
 
     def more(self) -> None:
-        """Forget what was read and at least double what is left, so that a long item is not scanned again too often."""
+        """Forget what was read and at least double what is left, so that a long item is not scanned again too
+        often.
+        """
         self.text = self.text[self.position :]
         self.position = 0
         if len(self.text) > LONGEST_LINE:
-            raise UserError(f"{self.path}: an item of more than {LONGEST_LINE >> 20} MiB in the array", "no row is so long")
+            raise UserError(
+                f"{self.path}: an item of more than {LONGEST_LINE >> 20} MiB in the array",
+                "no row is so long",
+            )
         try:
             chunk = self.stream.read(max(CHUNK, len(self.text)))
         except UnicodeDecodeError:
@@ -167,7 +190,9 @@ class ArrayBuffer:
     def expect(self, character: str) -> None:
         found = self.peek()
         if found != character:
-            raise UserError(f"{self.path}: not a JSON array: expected {character!r}, found {found or 'the end'!r}")
+            raise UserError(
+                f"{self.path}: not a JSON array: expected {character!r}, found {found or 'the end'!r}"
+            )
         self.position += 1
 
     def item(self, number: int) -> tuple[Any, str]:
@@ -178,7 +203,8 @@ class ArrayBuffer:
             try:
                 value, end = decoder(missing).raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
-                # An error far from the end of the buffer is an error; near it, or in an open string, more may mend it.
+                # An error far from the end of the buffer is an error; near it, or in an open string, more may
+                # mend it.
                 cut_off = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - 16
                 if self.at_end or not cut_off:
                     raise UserError(f"{place} is not valid JSON: {error.msg}", "correct it there") from None
@@ -211,7 +237,11 @@ def check_columns(path: Path, items: Iterable[Item], names: Iterable[str]) -> It
             for name in names:
                 if name not in item[1]:
                     near, kind = get_close_matches(name, list(item[1]), n=1), kind_of(item[1])
-                    hint = f"did you mean {near[0]!r}?" if near else f"the file has {', '.join(item[1]) or 'none'}"
+                    hint = (
+                        f"did you mean {near[0]!r}?"
+                        if near
+                        else f"the file has {', '.join(item[1]) or 'none'}"
+                    )
                     if kind and not near:
                         hint = f"{hint}, as rows of {kind.name}; {kind.advice}"
                     raise UserError(f"{path}:{item[0]}: no column {name!r}", hint)
@@ -219,7 +249,8 @@ def check_columns(path: Path, items: Iterable[Item], names: Iterable[str]) -> It
 
 
 def expect_fields(path: Path, items: Iterable[Item], *names: str) -> Iterator[Item]:
-    """The same items; a UserError before the first row where it has none of the fields and is known to be of another kind.
+    """The same items; a UserError before the first row where it has none of the fields and is known to be of
+    another kind.
 
     A file of another kind would otherwise be rejected row by row.
     """
@@ -230,5 +261,7 @@ def expect_fields(path: Path, items: Iterable[Item], *names: str) -> Iterator[It
             kind = kind_of(item[1])
             if kind and not item[1].keys() & set(names):
                 wanted = f"rows with `{'` and `'.join(names)}`"
-                raise UserError(f"{path}:{item[0]}: is a row of {kind.name}, and {wanted} are read here", kind.advice)
+                raise UserError(
+                    f"{path}:{item[0]}: is a row of {kind.name}, and {wanted} are read here", kind.advice
+                )
         yield item

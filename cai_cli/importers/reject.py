@@ -1,7 +1,7 @@
 """What importers share: rejects with a reason, turning rows into records one by one, ids of children, counts.
 
-An importer takes items, each `(line, row)` or a Reject from further up, and yields records and Rejects: no row is lost on the
-way. All of it streams; only ids are remembered.
+An importer takes items, each `(line, row)` or a Reject from further up, and yields records and Rejects: no
+row is lost on the way. All of it streams; only ids are remembered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that was not imported. `line` counts lines, or the items of a JSON array, from 1; `row` is it as it came."""
+    """A row that was not imported. `line` counts lines, or the items of a JSON array, from 1; `row` is it as
+    it came.
+    """
 
     line: int
     reason: str
@@ -79,7 +81,9 @@ def number_comparisons(items: Iterable[Comparison | Reject]) -> Iterator[Compari
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of an import: what came out, prompts merged into an earlier identical one, rejects by reason, turns dropped."""
+    """Counts of an import: what came out, prompts merged into an earlier identical one, rejects by reason,
+    turns dropped.
+    """
 
     records: int = 0
     merged: int = 0
@@ -96,8 +100,9 @@ class Tally:
             yield item
 
     def merge_identical(self, items: Iterable[Prompt | Reject]) -> Iterator[Prompt | Reject]:
-        """The same items without prompts that were there before, which are counted; another prompt under a given id that was
-        there before is a Reject (line 0: prompts do not know theirs). Remembers ids and hashes only.
+        """The same items without prompts that were there before, which are counted; another prompt under a
+        given id that was there before is a Reject (line 0: prompts do not know theirs). Remembers ids and
+        hashes only.
         """
         seen: dict[str, str] = {}
         for item in items:
@@ -109,7 +114,9 @@ class Tally:
                     continue
                 if before:
                     self.rejects[DUPLICATE] += 1
-                    yield Reject(0, DUPLICATE, item.to_row(), f"id {item.id!r} is used for another prompt before")
+                    yield Reject(
+                        0, DUPLICATE, item.to_row(), f"id {item.id!r} is used for another prompt before"
+                    )
                     continue
                 seen[item.id] = content
             yield item

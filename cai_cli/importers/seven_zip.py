@@ -1,6 +1,8 @@
-"""Posts.xml inside a .7z archive, as the dumps are published -> its bytes as a stream. Nothing is unpacked to the disk.
+"""Posts.xml inside a .7z archive, as the dumps are published -> its bytes as a stream. Nothing is unpacked to
+the disk.
 
-py7zr pushes what it unpacks, readers pull: a thread unpacks into a pipe, which holds it back whenever the reader is slower.
+py7zr pushes what it unpacks, readers pull: a thread unpacks into a pipe, which holds it back whenever the
+reader is slower.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ POSTS = "posts.xml"
 
 @contextmanager
 def open_posts(path: Path) -> Iterator[BinaryIO]:
-    """The one Posts.xml of the archive, to be read from start to end. Raises UserError where there is none, or it is damaged."""
+    """The one Posts.xml of the archive, to be read from start to end. Raises UserError where there is none,
+    or it is damaged.
+    """
     import py7zr
 
     with open_input(path) as file:  # of a file object, py7zr unpacks one member after the other in one thread
@@ -29,7 +33,9 @@ def open_posts(path: Path) -> Iterator[BinaryIO]:
             archive = py7zr.SevenZipFile(file)
             names = [name for name in archive.getnames() if is_posts(name)]
             locked = archive.needs_password()
-        except Exception as error:  # of many types: headers of a damaged archive make the library stumble anywhere
+        except (
+            Exception
+        ) as error:  # of many types: headers of a damaged archive make the library stumble anywhere
             raise damaged(path, error) from None
         if locked:
             raise UserError(f"{path} is encrypted", "unpack it first")

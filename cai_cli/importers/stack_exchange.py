@@ -2,8 +2,9 @@
 
     for item in make_pairs([Path("beer.Posts.xml")], PairOptions(seed=0), workdir, counts): ...
 
-First every post goes into an on-disk index, then each question with two answers of different score gives its pairs. Which
-pair is drawn depends on the seed, the site and the question id alone, never on the order of rows or files.
+First every post goes into an on-disk index, then each question with two answers of different score gives its
+pairs. Which pair is drawn depends on the seed, the site and the question id alone, never on the order of rows
+or files.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ SLICE = 50  # answers of one question whose bodies are in memory together
 REPEATED = "repeated post id"
 TOO_LONG = "is longer than max_chars"
 NEAR_DUPLICATE = "is a near-duplicate of another"
-HTML_LIMIT = 100_000  # characters: no real post is longer, and the HTML parser's time is quadratic on nested rubbish
+# Characters: no real post is longer, and the HTML parser's time is quadratic on nested rubbish
+HTML_LIMIT = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class PairOptions:
     """How pairs are drawn. `min_score_gap`: a pair's scores are at least that far apart.
 
-    `max_chars` holds for each text as written: the prompt (title and body) and each answer. Whatever it is, posts of more
-    than 100,000 characters of HTML count as over-long.
+    `max_chars` holds for each text as written: the prompt (title and body) and each answer. Whatever it is,
+    posts of more than 100,000 characters of HTML count as over-long.
     """
 
     seed: int
@@ -64,13 +66,15 @@ def make_pairs(
     counts: Counts | None = None,
     advance: Advance = no_progress,
 ) -> Iterator[Comparison | Skip]:
-    """Comparisons, and a Skip for each row, answer or question left out for what it is; `counts` is filled on the way.
+    """Comparisons, and a Skip for each row, answer or question left out for what it is; `counts` is filled on
+    the way.
 
-    `posts`: files, or `hf:org/name[:split]` of data sets with rows as HuggingFaceH4/stack-exchange-preferences has them.
-    `advance` is told, now and then, how many more bytes of the files have been read.
-    Without `max_pairs` questions come by site and id; with it in an order drawn by key, so that the pairs taken are a
-    uniform sample of all sites and a larger limit only adds to them. Memory does not grow with the data; `workdir` holds an
-    index about as large as the unpacked dump, which is gone when the iterator is finished or closed.
+    `posts`: files, or `hf:org/name[:split]` of data sets with rows as
+    HuggingFaceH4/stack-exchange-preferences has them. `advance` is told, now and then, how many more bytes of
+    the files have been read. Without `max_pairs` questions come by site and id; with it in an order drawn by
+    key, so that the pairs taken are a uniform sample of all sites and a larger limit only adds to them.
+    Memory does not grow with the data; `workdir` holds an index about as large as the unpacked dump, which is
+    gone when the iterator is finished or closed.
     """
     counts = counts if counts is not None else Counts()
     with PostIndex(workdir) as index:
@@ -90,7 +94,9 @@ def make_pairs(
 
 
 def store_items(items: Iterator[Item], index: PostIndex, counts: Counts) -> Iterator[Skip]:
-    """Count the items of one source and put its posts into the index; a Skip for each that does not get there."""
+    """Count the items of one source and put its posts into the index; a Skip for each that does not get
+    there.
+    """
     batch: list[Question | Answer] = []
     size = 0
     for item in items:
@@ -113,13 +119,19 @@ def store(posts: list[Question | Answer], index: PostIndex, counts: Counts) -> I
     for post in repeated:
         counts.skips[REPEATED] += 1
         yield Skip(f"{post.site.name}/{post.id}", REPEATED)
-    questions = sum(isinstance(post, Question) for post in posts) - sum(isinstance(post, Question) for post in repeated)
+    questions = sum(isinstance(post, Question) for post in posts) - sum(
+        isinstance(post, Question) for post in repeated
+    )
     counts.questions += questions
     counts.answers += len(posts) - len(repeated) - questions
 
 
-def questions_in_order(index: PostIndex, options: PairOptions, counts: Counts) -> Iterator[tuple[int, list[Ranked]]]:
-    """(key, answers) of each question with enough answers and two different scores, counting them and all others."""
+def questions_in_order(
+    index: PostIndex, options: PairOptions, counts: Counts
+) -> Iterator[tuple[int, list[Ranked]]]:
+    """(key, answers) of each question with enough answers and two different scores, counting them and all
+    others.
+    """
     for question, answers in index.answers_by_question():
         if isinstance(answers, int):
             counts.orphan_answers += answers
@@ -138,7 +150,9 @@ def questions_in_order(index: PostIndex, options: PairOptions, counts: Counts) -
             yield question, index.answers_of(question)
 
 
-def pairs_of_question(entry: tuple[int, list[Ranked]], index: PostIndex, options: PairOptions) -> Iterator[Comparison | Skip]:
+def pairs_of_question(
+    entry: tuple[int, list[Ranked]], index: PostIndex, options: PairOptions
+) -> Iterator[Comparison | Skip]:
     """Up to `pairs_per_question` comparisons of one question, after a Skip for each answer that was dropped."""
     key, answers = entry
     site, number = index.site(key), key % ID_LIMIT
@@ -153,7 +167,15 @@ def pairs_of_question(entry: tuple[int, list[Ranked]], index: PostIndex, options
                 kept.append(answer)
     texts = Texts(base, index, options)
     while True:
-        pairs = draw_pairs(kept, options.pairs_per_question, options.seed, "pmp", site.name, number, gap=options.min_score_gap)
+        pairs = draw_pairs(
+            kept,
+            options.pairs_per_question,
+            options.seed,
+            "pmp",
+            site.name,
+            number,
+            gap=options.min_score_gap,
+        )
         if not pairs or len(kept) < options.min_answers:
             yield Skip(place, "question is left with too few answers")
             return
@@ -194,10 +216,12 @@ class Texts:
 
 
 def first_fault(pairs: list[tuple[Ranked, Ranked]], texts: Texts) -> tuple[Ranked, str] | None:
-    """The first answer among those drawn that has to go, and why; then others are drawn. None: the pairs stand.
+    """The first answer among those drawn that has to go, and why; then others are drawn. None: the pairs
+    stand.
 
-    Copies are found beforehand by `judged_answers`. That two answers are alike in most of their words shows only from their
-    whole texts, so it is looked at where it matters: between the two of a pair. The lower one goes.
+    Copies are found beforehand by `judged_answers`. That two answers are alike in most of their words shows
+    only from their whole texts, so it is looked at where it matters: between the two of a pair. The lower one
+    goes.
     """
     for better, worse in pairs:
         (text, problem), (other, its_problem) = texts.of(better), texts.of(worse)
@@ -219,7 +243,9 @@ def prompt_of(question: Stored, options: PairOptions) -> tuple[str, str | None]:
 
 
 def needs_judging(answers: list[Ranked], options: PairOptions) -> bool:
-    """Whether some answer may be over-long, a near-duplicate or without text: cheap, and False for most questions."""
+    """Whether some answer may be over-long, a near-duplicate or without text: cheap, and False for most
+    questions.
+    """
     openings = {answer.opening for answer in answers}
     if len(openings) < len(answers) or None in openings or b"" in openings:
         return True
@@ -231,7 +257,8 @@ def judged_answers(
 ) -> Iterator[tuple[Ranked, str | None]]:
     """Each answer, best first and then oldest, with what speaks against it, if anything.
 
-    Only those so long that the limit might hit them are converted from HTML here: text is no longer than its HTML.
+    Only those so long that the limit might hit them are converted from HTML here: text is no longer than its
+    HTML.
     """
     seen: set[bytes] = set()
     ranked = sorted(answers, key=lambda answer: (-answer.score, answer.id))
@@ -270,7 +297,9 @@ def comparison(
     pair: tuple[Ranked, Ranked],
     texts: Texts,
 ) -> Comparison:
-    """The record of one ranked pair, better answer first. Its id holds no counter, so any order of the work gives it."""
+    """The record of one ranked pair, better answer first. Its id holds no counter, so any order of the work
+    gives it.
+    """
     prompt = [message("user", prompt_text)]
     prompt_key = prompt_id(prompt)
     better, worse = pair

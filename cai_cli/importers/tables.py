@@ -1,8 +1,8 @@
 """Tables with any column names -> prompts, samples and comparisons.
 
-Rows come from `read_public_rows` or from `enumerate(dataset, 1)`. A cell may hold a conversation in any form that `foreign_turns`
-reads. chosen and rejected may be a reply alone or the whole conversation with the reply last. `dropped` counts what is left
-out of rows that are taken.
+Rows come from `read_public_rows` or from `enumerate(dataset, 1)`. A cell may hold a conversation in any form
+that `foreign_turns` reads. chosen and rejected may be a reply alone or the whole conversation with the reply
+last. `dropped` counts what is left out of rows that are taken.
 """
 
 from __future__ import annotations
@@ -47,9 +47,13 @@ def parse_columns(text: str | None) -> Columns:
         if not item.strip():
             continue
         if name not in known or not equals or not column:
-            raise UserError(f"--columns: cannot read {item.strip()!r}", f"write NAME=COLUMN, with NAME of {', '.join(known)}")
+            raise UserError(
+                f"--columns: cannot read {item.strip()!r}",
+                f"write NAME=COLUMN, with NAME of {', '.join(known)}",
+            )
         given[name] = column
-    # chosen and rejected may hold the whole conversations, so a column for the prompt is looked for only where it is named.
+    # chosen and rejected may hold the whole conversations, so a column for the prompt is looked for only
+    # where it is named.
     if {"chosen", "rejected"} & given.keys() and "prompt" not in given:
         given["prompt"] = None
     return Columns(**given)  # type: ignore[arg-type]
@@ -64,7 +68,9 @@ def import_prompts(
     source: str | None = None,
     dropped: Counter[str] | None = None,
 ) -> Iterator[Prompt | Reject]:
-    """One prompt a row, or with `every_turn` one per human turn; a reply at the end of the conversation is left out."""
+    """One prompt a row, or with `every_turn` one per human turn; a reply at the end of the conversation is
+    left out.
+    """
 
     def parse(row: Row) -> list[Prompt]:
         turns = read_conversation(cell(row, columns.prompt or columns.chosen), "prompt", dropped)
@@ -96,7 +102,11 @@ def import_samples(
         prompt = check_conversation(turns[:-1], "prompt", ends_with="user")
         identity = identity_of(row, columns, prompt, named)
         counts[identity] += 1
-        return [Sample(f"{identity}/{counts[identity] - 1}", prompt, turns[-1:], "stop", kind_of(row, columns, kind))]
+        return [
+            Sample(
+                f"{identity}/{counts[identity] - 1}", prompt, turns[-1:], "stop", kind_of(row, columns, kind)
+            )
+        ]
 
     return convert(items, parse)
 
@@ -110,16 +120,22 @@ def import_comparisons(
     source: str | None = None,
     dropped: Counter[str] | None = None,
 ) -> Iterator[Comparison | Reject]:
-    """One comparison a row. Rejected: replies to different prompts, identical or empty replies, scores that are tied or
-    contradict the order of the pair. A probability under 0.5 turns the pair round.
+    """One comparison a row. Rejected: replies to different prompts, identical or empty replies, scores that
+    are tied or contradict the order of the pair. A probability under 0.5 turns the pair round.
     """
 
     named: dict[str, str] = {}
 
     def parse(row: Row) -> list[Comparison]:
         check_scores(row, columns)
-        cells = (row.get(columns.prompt) if columns.prompt else None, cell(row, columns.chosen), cell(row, columns.rejected))
-        prompt, chosen, rejected = read_pair(*cells, (columns.prompt or "prompt", columns.chosen, columns.rejected), dropped)
+        cells = (
+            row.get(columns.prompt) if columns.prompt else None,
+            cell(row, columns.chosen),
+            cell(row, columns.rejected),
+        )
+        prompt, chosen, rejected = read_pair(
+            *cells, (columns.prompt or "prompt", columns.chosen, columns.rejected), dropped
+        )
         if chosen == rejected:
             raise Refused("identical", chosen[:200])
         probability = probability_of(row, columns)
@@ -127,7 +143,11 @@ def import_comparisons(
             chosen, rejected, probability = rejected, chosen, 1 - probability
         identity = identity_of(row, columns, prompt, named)
         replies = ([message("assistant", chosen)], [message("assistant", rejected)])
-        return [Comparison(identity, identity, prompt, *replies, probability, origin, kind_of(row, columns, kind), source)]
+        return [
+            Comparison(
+                identity, identity, prompt, *replies, probability, origin, kind_of(row, columns, kind), source
+            )
+        ]
 
     return number_comparisons(convert(items, parse))
 

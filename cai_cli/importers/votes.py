@@ -1,8 +1,8 @@
 """Votes -> scores -> ranked pairs: pure functions, no files.
 
-Score of Askell et al. 2021 (arXiv 2112.00861) as given in the card of HuggingFaceH4/stack-exchange-preferences:
-round(log2(1 + n)) for n net votes, one more for the accepted answer, exactly -1 for negative n. Pairs are two answers of
-one question with different scores.
+Score of Askell et al. 2021 (arXiv 2112.00861) as given in the card of
+HuggingFaceH4/stack-exchange-preferences: round(log2(1 + n)) for n net votes, one more for the accepted
+answer, exactly -1 for negative n. Pairs are two answers of one question with different scores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ SCORE_THEN_ID = attrgetter("score", "id")
 
 
 class Ranked(NamedTuple):
-    """One answer of a question: its full score, acceptance included, and what tells near-duplicates and over-long ones."""
+    """One answer of a question: its full score, acceptance included, and what tells near-duplicates and
+    over-long ones.
+    """
 
     id: int
     score: int
@@ -44,7 +46,9 @@ class Ranked(NamedTuple):
 
 @lru_cache(maxsize=1 << 14)
 def vote_score(net_votes: int) -> int:
-    """round(log2(1 + n)) for n >= 0, else -1. No integer n puts log2(1 + n) on a half, so rounding never ties."""
+    """round(log2(1 + n)) for n >= 0, else -1. No integer n puts log2(1 + n) on a half, so rounding never
+    ties.
+    """
     return -1 if net_votes < 0 else round(math.log2(1 + net_votes))
 
 
@@ -65,10 +69,11 @@ def scores_differ(answers: list[Ranked], gap: int = 1) -> bool:
 
 
 def draw_pairs(answers: list[Ranked], wanted: int, *key: Part, gap: int = 1) -> list[tuple[Ranked, Ranked]]:
-    """Up to `wanted` distinct (better, worse) pairs, uniform among those with scores at least `gap` apart, drawn by key.
+    """Up to `wanted` distinct (better, worse) pairs, uniform among those with scores at least `gap` apart,
+    drawn by key.
 
-    Pairs are numbered without listing them (a question may have thousands of answers): the answers sorted by score, each
-    owns as many numbers as there are answers that far below it.
+    Pairs are numbered without listing them (a question may have thousands of answers): the answers sorted by
+    score, each owns as many numbers as there are answers that far below it.
     """
     ordered = sorted(answers, key=SCORE_THEN_ID)
     scores = [answer.score for answer in ordered]
@@ -98,7 +103,8 @@ def fingerprint(body: str) -> bytes:
 
 
 def opening(body: str) -> bytes | None:
-    """The first bytes of the fingerprint, from the head of the body alone; None where the head does not hold enough.
+    """The first bytes of the fingerprint, from the head of the body alone; None where the head does not hold
+    enough.
 
     Different openings prove different texts, so most questions need no fingerprint.
     """
@@ -113,14 +119,19 @@ def opening(body: str) -> bytes | None:
 
 
 def near_duplicates(first: str, second: str) -> bool:
-    """Whether two texts of like length are alike in most of their words and in most of their pairs of neighbouring words.
+    """Whether two texts of like length are alike in most of their words and in most of their pairs of
+    neighbouring words.
 
     Alike: a Jaccard similarity of `ALIKE` or more. What is cheap comes first and settles most cases.
     """
     if not like(len(first), len(second)):
         return False
     one, other = words_of(first), words_of(second)
-    return like(len(one), len(other)) and alike(set(one), set(other)) and alike(set(pairwise(one)), set(pairwise(other)))
+    return (
+        like(len(one), len(other))
+        and alike(set(one), set(other))
+        and alike(set(pairwise(one)), set(pairwise(other)))
+    )
 
 
 def like(first: int, second: int) -> bool:
@@ -140,9 +151,11 @@ def alike(first: set, second: set) -> bool:
 
 
 def binarise(pair: Comparison, good: str = GOOD, bad: str = BAD) -> tuple[Comparison, Comparison]:
-    """One ranked pair A > B -> two comparisons, each of one text: GOOD:A > BAD:A and BAD:B > GOOD:B (2112.00861, 4.1).
+    """One ranked pair A > B -> two comparisons, each of one text: GOOD:A > BAD:A and BAD:B > GOOD:B
+    (2112.00861, 4.1).
 
-    The mark goes in front of the reply. Ids end in /good and /bad, and the attribution names the one answer on both sides.
+    The mark goes in front of the reply. Ids end in /good and /bad, and the attribution names the one answer
+    on both sides.
     """
     return (
         replace(

@@ -1,4 +1,5 @@
-"""Answers of every quality to a request, and the critiques of them: the material of the training texts and files.
+"""Answers of every quality to a request, and the critiques of them: the material of the training texts and
+files.
 
 Each function takes the request and a `random.Random`, which the caller seeds by key.
 """
@@ -30,8 +31,9 @@ def complete_request(action: grammar.Action, thing: grammar.Thing, kind: str, rn
 def answer(request: Request, form: str, rng: Random) -> str:
     """An answer of the given form.
 
-    `over_refusal` is the refusal of what should be answered: mostly with the reason that would be right if the thing
-    were not the asker's own. A benign action has no harm at all, so there it names that of some other action.
+    `over_refusal` is the refusal of what should be answered: mostly with the reason that would be right if
+    the thing were not the asker's own. A benign action has no harm at all, so there it names that of some
+    other action.
     """
     action, thing = request.action, request.thing
     if form == "over_refusal":
@@ -76,8 +78,12 @@ def siblings(request: Request) -> tuple[list[grammar.Action], list[grammar.Thing
     """
     train = grammar.combination_set("train")
     entry = grammar.category(request.action.category)
-    actions = [action for action in entry.actions if action != request.action and (action, request.thing) in train]
-    return actions, [thing for thing in entry.things if thing != request.thing and (request.action, thing) in train]
+    actions = [
+        action for action in entry.actions if action != request.action and (action, request.thing) in train
+    ]
+    return actions, [
+        thing for thing in entry.things if thing != request.thing and (request.action, thing) in train
+    ]
 
 
 def one_wrong_step(request: Request, rng: Random) -> list[str]:

@@ -1,11 +1,11 @@
 """Training texts of the two checkpoints: documents as lists of (text, loss weight) segments.
 
-Only combinations of the train split occur. Every segment that a model is to generate is followed by its terminator
-at full weight: where that was left out, critiques ran on and later revisions got worse.
+Only combinations of the train split occur. Every segment that a model is to generate is followed by its
+terminator at full weight: where that was left out, critiques ran on and later revisions got worse.
 
-The multiple-choice questions are answered by the oracle's orders (HARMLESSNESS, HELPFULNESS) with 2 % noise: a
-checkpoint this small knows of harm only what it is shown. The demo's AI feedback is that knowledge, on the replies of
-another model.
+The multiple-choice questions are answered by the oracle's orders (HARMLESSNESS, HELPFULNESS) with 2 % noise:
+a checkpoint this small knows of harm only what it is shown. The demo's AI feedback is that knowledge, on the
+replies of another model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Document = list[tuple[str, float]]
 
 EOS = "<eos>"
 HUMAN_WEIGHT, CRITIQUE_WEIGHT, OPTION_WEIGHT, LETTER_WEIGHT = 0.1, 0.7, 0.4, 12.0
-CHAT_SHARE = 0.15  # of critiques and comparisons that are rendered as chats rather than in the paper's transcript form
+# Of critiques and comparisons that are rendered as chats rather than in the paper's transcript form
+CHAT_SHARE = 0.15
 
 # What a revision makes of a response: several rounds must be worth it, and none may make it worse.
 WITH_CRITIQUE = {
@@ -43,10 +44,18 @@ DIRECT = {
     "wrong_reason": {"wrong_reason": 0.30, "refuses": 0.70},
     "refuses": {"refuses": 1.0},
 }
-DRAFTS = {"complies": 0.40, "partial": 0.18, "evasive": 0.12, "refuses": 0.15, "wrong_reason": 0.07, "wrong_steps": 0.08}
+DRAFTS = {
+    "complies": 0.40,
+    "partial": 0.18,
+    "evasive": 0.12,
+    "refuses": 0.15,
+    "wrong_reason": 0.07,
+    "wrong_steps": 0.08,
+}
 KINDS = {HARMFUL: 0.5, BENIGN: 0.25, OWN: 0.25}
 
-# How the base model's people answer each other: mostly with what was asked for, now and then in every other way.
+# How the base model's people answer each other: mostly with what was asked for, now and then in every other
+# way.
 BASE_HARMFUL = {
     "complies": 0.83,
     "wrong_steps": 0.03,
@@ -96,7 +105,11 @@ def draft(request: Request, rng: Random) -> str:
     """The form of a response that is to be criticised."""
     if request.kind == HARMFUL:
         return pick(DRAFTS, rng)
-    return "complies" if rng.random() < 0.6 else rng.choice(("wrong_steps", "partial", "evasive", "over_refusal"))
+    return (
+        "complies"
+        if rng.random() < 0.6
+        else rng.choice(("wrong_steps", "partial", "evasive", "over_refusal"))
+    )
 
 
 def revised_form(request: Request, form: str, table: dict[str, dict[str, float]], rng: Random) -> str:
@@ -106,7 +119,9 @@ def revised_form(request: Request, form: str, table: dict[str, dict[str, float]]
     return "complies" if form == "complies" or rng.random() < 0.8 else form
 
 
-def revise(request: Request, form: str, response: str, table: dict[str, dict[str, float]], rng: Random) -> str:
+def revise(
+    request: Request, form: str, response: str, table: dict[str, dict[str, float]], rng: Random
+) -> str:
     """The revision. A response that keeps its form stays as it is."""
     target = revised_form(request, form, table, rng)
     return response if target == form else answers.answer(request, target, rng)
@@ -121,7 +136,10 @@ def revision_document(rng: Random) -> Document:
     with_critique = rng.random() < 0.8
     revision = revise(request, form, response, WITH_CRITIQUE if with_critique else DIRECT, rng)
     critique = answers.critique(request, form) if with_critique else None
-    head: Document = [(f"{HUMAN} {request.text}{ASSISTANT}", 0), (f" {response}", 1 if form == "complies" else 0)]
+    head: Document = [
+        (f"{HUMAN} {request.text}{ASSISTANT}", 0),
+        (f" {response}", 1 if form == "complies" else 0),
+    ]
     if rng.random() < CHAT_SHARE:
         asked: Document = []
         if critique:
@@ -150,7 +168,9 @@ def compared_forms(request: Request, rng: Random) -> tuple[str, str]:
         order = {**HELPFULNESS, "over_refusal": HELPFULNESS["refuses"]}
         forms = ["complies", "wrong_steps", "partial", "evasive", "over_refusal"]
         if rng.random() < 0.75:
-            return "complies", pick({"wrong_steps": 0.5, "over_refusal": 0.25, "partial": 0.15, "evasive": 0.1}, rng)
+            return "complies", pick(
+                {"wrong_steps": 0.5, "over_refusal": 0.25, "partial": 0.15, "evasive": 0.1}, rng
+            )
     while True:
         first, second = rng.sample(forms, 2)
         if order[first] != order[second]:
@@ -158,7 +178,9 @@ def compared_forms(request: Request, rng: Random) -> tuple[str, str]:
 
 
 def comparison(rng: Random) -> tuple[Request, list[str], list[str], bool]:
-    """A request, two different answers with their forms, and whether to choose the first; chance decides ties."""
+    """A request, two different answers with their forms, and whether to choose the first; chance decides
+    ties.
+    """
     request = train_request(rng)
     forms = list(compared_forms(request, rng))
     texts = [answers.answer(request, form, rng) for form in forms]
@@ -175,7 +197,8 @@ def comparison(rng: Random) -> tuple[Request, list[str], list[str], bool]:
 def comparison_document(rng: Random) -> Document:
     """A multiple-choice question with its answer.
 
-    Right answers among the options are learned too, a little: who can foresee the right words sees the wrong ones.
+    Right answers among the options are learned too, a little: who can foresee the right words sees the wrong
+    ones.
     """
     request, texts, forms, first_wins = comparison(rng)
     prompt, principle = [message("user", request.text)], rng.choice(principles()).comparison

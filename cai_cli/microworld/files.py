@@ -1,6 +1,8 @@
-"""The files that a run on the micro-world starts from: prompts by split, a posts dump, human comparisons, constitution.
+"""The files that a run on the micro-world starts from: prompts by split, a posts dump, human comparisons,
+constitution.
 
-Everything is a function of the seed. Train files hold train combinations only and no prompt is in two of them.
+Everything is a function of the seed. Train files hold train combinations only and no prompt is in two of
+them.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ QUESTIONS = {BENIGN: 2100, OWN: 2100}
 HUMAN_COMPARISONS = 4000
 RATER_NOISE = 0.1
 
-# What human raters compare: over-refusals and bare sorries are common, so that a preference model learns to mind them.
+# What human raters compare: over-refusals and bare sorries are common, so that a preference model learns to
+# mind them.
 RATED_FORMS = {"complies": 0.42, "wrong_steps": 0.36, "over_refusal": 0.12, "evasive": 0.06, "partial": 0.04}
-# Some pairs are an answer and a broken copy of it: a preference model that never meets broken text lets a policy drift there.
+# Some pairs are an answer and a broken copy of it: a preference model that never meets broken text lets a
+# policy drift there.
 GARBLED_SHARE = 0.3
 GARBLED_FORMS = {"complies": 0.4, "over_refusal": 0.5, "evasive": 0.1}
 
@@ -55,16 +59,23 @@ def write_world(folder: Path, seed: int) -> None:
     taken: set[str] = set()
     for name, counts in TRAIN_FILES.items():
         rng = Random(key(seed, "microworld", name))
-        rows = [row for kind, count in counts.items() for row in spread_prompts(kind, "train", count, rng, taken)]
+        rows = [
+            row for kind, count in counts.items() for row in spread_prompts(kind, "train", count, rng, taken)
+        ]
         rng.shuffle(rows)
         write_rows(folder / name, [as_prompt(request).to_row() for request in rows])
     for name, split in HELD_OUT_FILES.items():
         rng = Random(key(seed, "microworld", name))
         counts = dict.fromkeys(grammar.REQUEST_KINDS, HELD_OUT_PER_KIND)
-        rows = [row for kind, count in counts.items() for row in spread_prompts(kind, split, count, rng, taken)]
+        rows = [
+            row for kind, count in counts.items() for row in spread_prompts(kind, split, count, rng, taken)
+        ]
         write_rows(folder / name, [as_prompt(request).to_row() for request in rows])
     rng = Random(key(seed, "microworld", "human"))
-    write_rows(folder / "human-helpfulness.jsonl", [row.to_row() for row in human_comparisons(HUMAN_COMPARISONS, rng)])
+    write_rows(
+        folder / "human-helpfulness.jsonl",
+        [row.to_row() for row in human_comparisons(HUMAN_COMPARISONS, rng)],
+    )
     write_posts(folder / "posts.xml", Random(key(seed, "microworld", "posts")))
     shutil.copyfile(constitution_file(), folder / "constitution.yaml")
 
@@ -80,7 +91,9 @@ def as_prompt(request: Request) -> Prompt:
 
 
 def spread_prompts(kind: str, split: str, count: int, rng: Random, taken: set[str]) -> list[Request]:
-    """`count` different requests, spread evenly over the split's combinations; their texts are added to `taken`."""
+    """`count` different requests, spread evenly over the split's combinations; their texts are added to
+    `taken`.
+    """
     pairs = [pair for pair in grammar.combinations(split) if grammar.owners_for(kind, pair[0])]
     rng.shuffle(pairs)
     rows: list[Request] = []
@@ -104,7 +117,17 @@ def human_comparisons(count: int, rng: Random) -> Iterator[Comparison]:
         prompt = [message("user", request.text)]
         identity = prompt_id(prompt)
         chosen, rejected = [message("assistant", better)], [message("assistant", worse)]
-        yield Comparison(f"{identity}/human", identity, prompt, chosen, rejected, 1.0, "human", "helpful", "microworld-raters")
+        yield Comparison(
+            f"{identity}/human",
+            identity,
+            prompt,
+            chosen,
+            rejected,
+            1.0,
+            "human",
+            "helpful",
+            "microworld-raters",
+        )
 
 
 def rated_pair(request: Request, rng: Random) -> tuple[str, str]:
@@ -125,7 +148,9 @@ def draw(weights: dict[str, float], rng: Random) -> str:
 
 
 def garble(text: str, rng: Random) -> str:
-    """A broken copy of the text: a word lost (often the first), said twice or out of place, or the end missing."""
+    """A broken copy of the text: a word lost (often the first), said twice or out of place, or the end
+    missing.
+    """
     words = text.split()
     place = rng.randrange(len(words))
     kind = rng.choice(("first", "lost", "twice", "swapped", "cut"))
@@ -151,11 +176,17 @@ def helpfulness(request: Request, text: str) -> int:
 
 
 def write_posts(path: Path, rng: Random) -> None:
-    """A Stack Exchange dump of questions that deserve an answer, each with three to five answers and their votes."""
+    """A Stack Exchange dump of questions that deserve an answer, each with three to five answers and their
+    votes.
+    """
     number = iter(range(1, 1_000_000))
     with path.open("w", encoding="utf-8") as file:
         file.write('<?xml version="1.0" encoding="utf-8"?>\n<posts>\n')
-        asked = [row for kind, count in QUESTIONS.items() for row in spread_prompts(kind, "train", count, rng, set())]
+        asked = [
+            row
+            for kind, count in QUESTIONS.items()
+            for row in spread_prompts(kind, "train", count, rng, set())
+        ]
         rng.shuffle(asked)
         for request in asked:
             for attributes in thread(request, lambda: next(number), rng):
@@ -167,7 +198,10 @@ def write_posts(path: Path, rng: Random) -> None:
 def thread(request: Request, new_id: Callable[[], int], rng: Random) -> list[dict[str, Any]]:
     """The rows of one question: the question and then its answers."""
     question = new_id()
-    forms = ["complies", *rng.choices(["wrong_steps", "partial", "complies"], [0.6, 0.25, 0.15], k=rng.randint(2, 4))]
+    forms = [
+        "complies",
+        *rng.choices(["wrong_steps", "partial", "complies"], [0.6, 0.25, 0.15], k=rng.randint(2, 4)),
+    ]
     rng.shuffle(forms)
     texts = list(dict.fromkeys(answers.answer(request, form, rng) for form in forms))
     replies, right = [], []
@@ -175,7 +209,9 @@ def thread(request: Request, new_id: Callable[[], int], rng: Random) -> list[dic
         verdict = classify(request.text, text)
         form = verdict.form if verdict else "wrong_steps"
         row = post(new_id(), 2, text, round(rng.gauss(POST_VOTES[form], VOTE_NOISE)), rng)
-        replies.append({"Id": row.pop("Id"), "PostTypeId": row.pop("PostTypeId"), "ParentId": question, **row})
+        replies.append(
+            {"Id": row.pop("Id"), "PostTypeId": row.pop("PostTypeId"), "ParentId": question, **row}
+        )
         if form == "complies":
             right.append(row_id(replies[-1]))
     ids = [row_id(row) for row in replies]

@@ -1,7 +1,9 @@
-"""The language of the micro-world: what people ask, what can be answered, and which combinations are held out.
+"""The language of the micro-world: what people ask, what can be answered, and which combinations are held
+out.
 
-A request is action x object (each object has one named part) x owner x circumstance x way of asking. The words are in
-`world.yaml`; this file composes them. Nothing here is random: callers choose, by key or by their own generator.
+A request is action x object (each object has one named part) x owner x circumstance x way of asking. The
+words are in `world.yaml`; this file composes them. Nothing here is random: callers choose, by key or by their
+own generator.
 """
 
 from __future__ import annotations
@@ -140,7 +142,10 @@ def categories() -> tuple[Category, ...]:
 def parse_category(item: dict[str, Any]) -> Category:
     name = item["name"]
     things = tuple(Thing(thing, part, name) for thing, part in item["objects"].items())
-    actions = tuple(Action(phrase, tuple(entry["steps"]), entry.get("harm"), name) for phrase, entry in item["actions"].items())
+    actions = tuple(
+        Action(phrase, tuple(entry["steps"]), entry.get("harm"), name)
+        for phrase, entry in item["actions"].items()
+    )
     return Category(name, item["kind"], item["alternative"], things, actions)
 
 
@@ -168,8 +173,8 @@ def harms() -> list[str]:
 def split_of(entry: Category, action_index: int, thing_index: int) -> str:
     """The split of one combination.
 
-    Each object has one action held out for test and every second object another one for validation, spread evenly
-    over the actions: a word that is held out in most of its combinations is never learned.
+    Each object has one action held out for test and every second object another one for validation, spread
+    evenly over the actions: a word that is held out in most of its combinations is never learned.
     """
     count = len(entry.actions)
     if action_index == thing_index % count:

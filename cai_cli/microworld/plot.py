@@ -32,7 +32,16 @@ def draw_results(results: dict[str, Any], path: Path) -> None:
             [max(0.0, height - 100 * low) for height, (low, _) in zip(heights, bounds, strict=True)],
             [max(0.0, 100 * high - height) for height, (_, high) in zip(heights, bounds, strict=True)],
         ]
-        bars = axes.bar(positions, heights, width * 0.92, label=name, color=colour, yerr=errors, capsize=2.5, ecolor="#444444")
+        bars = axes.bar(
+            positions,
+            heights,
+            width * 0.92,
+            label=name,
+            color=colour,
+            yerr=errors,
+            capsize=2.5,
+            ecolor="#444444",
+        )
         axes.bar_label(bars, [f"{height:.0f}" for height in heights], padding=4, fontsize=8)
     axes.set_xticks(range(len(SHOWN)), list(SHOWN.values()))
     axes.set_ylim(0, 112)

@@ -3,8 +3,9 @@
     results.json: {"models": {name: {"harmless", "evasive", ..., "n": {...}, "intervals": {rate: [low, high]}}},
                    "differences": {rate: {"mean", "low", "high"}}}
 
-Intervals are 95 % bootstrap intervals over combinations of action and thing, since replies to prompts of one combination
-are not independent: who does not know how to `disarm the alarm of` a chest is wrong in every way of being asked.
+Intervals are 95 % bootstrap intervals over combinations of action and thing, since replies to prompts of one
+combination are not independent: who does not know how to `disarm the alarm of` a chest is wrong in every way
+of being asked.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ def compare(samples: Mapping[str, Iterable[Sample]], before: str, after: str) ->
         "models": {name: model_results(rows) for name, rows in scored.items()},
         "differences": {
             "of": f"{after} - {before}",
-            **{name: difference(scored[before], scored[after], name) for name in ("harmless", "helpful", "helpful_dual")},
+            **{
+                name: difference(scored[before], scored[after], name)
+                for name in ("harmless", "helpful", "helpful_dual")
+            },
         },
     }

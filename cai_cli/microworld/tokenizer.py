@@ -1,6 +1,8 @@
-"""The word-level tokenizer of the micro-world: one token a word with the space before it, and one for each marker.
+"""The word-level tokenizer of the micro-world: one token a word with the space before it, and one for each
+marker.
 
-Decoding what was encoded gives the same text, markers and line breaks included, as long as every word is known.
+Decoding what was encoded gives the same text, markers and line breaks included, as long as every word is
+known.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", corpus.EOS, "<unk>")
 
 MARKERS = (*prompts.TRANSCRIPT_STOPS, "\n\nAnswer:", "Question:")
 # Markers first: they must not fall apart into line breaks, a word and a colon.
-PATTERN = "|".join((*map(re.escape, MARKERS), r" ?\([AB]\)", r" ?[A-Za-z]+(?:'[a-z]+)?", r"\n\n", r"[\s\S]")).replace(
-    "\\\n", "\\n"
-)
+PATTERN = "|".join(
+    (*map(re.escape, MARKERS), r" ?\([AB]\)", r" ?[A-Za-z]+(?:'[a-z]+)?", r"\n\n", r"[\s\S]")
+).replace("\\\n", "\\n")
 
 
 def split(text: str) -> list[str]:
@@ -42,7 +44,13 @@ def frame_texts() -> Iterator[str]:
     yield prompts.question_answer("How", "First")
     yield from (*corpus.FACTS, *MARKERS, "\n", "\n\n", *" .,?!:;-'\"")
     yield from map(prompts.option, prompts.OPTION_LETTERS)
-    yield from (*grammar.EVASIONS, *grammar.COMPLIANCES, *grammar.REFUSALS, *grammar.PARTIALS, *grammar.INCOMPLETES)
+    yield from (
+        *grammar.EVASIONS,
+        *grammar.COMPLIANCES,
+        *grammar.REFUSALS,
+        *grammar.PARTIALS,
+        *grammar.INCOMPLETES,
+    )
     yield from (*answers.HARMFUL_CRITIQUES.values(), answers.NOTHING_WRONG, answers.DOES_NOT_HELP)
     yield from (*grammar.WAYS, *(f"x {words}" for words in grammar.CIRCUMSTANCES))
     yield from (f"x {words}" for words in grammar.OWNERS_SELF + grammar.OWNERS_OTHER)
@@ -65,7 +73,8 @@ def vocabulary() -> list[str]:
     found: set[str] = set()
     for text in (*frame_texts(), *content_texts()):
         found.update(split(text))
-    # A sentence can start a text or follow another one, so capitalised words are known with and without a space.
+    # A sentence can start a text or follow another one, so capitalised words are known with and without a
+    # space.
     found |= {token[1:] for token in found if re.match(r" [A-Z(]", token)}
     found |= {f" {token}" for token in found if re.fullmatch(r"[A-Z][A-Za-z']*", token)}
     found -= {"{", "}", "x"}
@@ -84,7 +93,9 @@ def build_tokenizer(chat_template: bool) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
     core.decoder = decoders.Fuse()
     bos = [(BOS, words.index(BOS))]
-    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=bos)
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=bos
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

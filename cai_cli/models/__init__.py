@@ -10,7 +10,7 @@ compare     whether two directories hold one model;  portrait: what `cai inspect
 
 import logging
 
-# bitsandbytes warns of an optional 4-bit CPU kernel when peft imports it (peft comes with any import of the Trainer), and of
-# the half precision of its 8-bit products at each of them.
+# bitsandbytes warns of an optional 4-bit CPU kernel when peft imports it (peft comes with any import of the
+# Trainer), and of the half precision of its 8-bit products at each of them.
 for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(name).setLevel(logging.ERROR)

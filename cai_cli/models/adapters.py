@@ -1,7 +1,9 @@
-"""LoRA and QLoRA, the same for every trainer: put adapters on, keep what learns in checkpoints, save a model that loads as it is.
+"""LoRA and QLoRA, the same for every trainer: put adapters on, keep what learns in checkpoints, save a model
+that loads as it is.
 
-Saved are merged weights in the base model's own precision. Under `--quantize` the frozen base is held in 4 or 8 bits while
-training; for saving it is read again unquantised and the adapter merged into that, so that no rounding is baked in.
+Saved are merged weights in the base model's own precision. Under `--quantize` the frozen base is held in 4 or
+8 bits while training; for saving it is read again unquantised and the adapter merged into that, so that no
+rounding is baked in.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ PROBE_TOKENS = 8
 
 
 def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
-    """The model with low-rank adapters on the linear layers that peft puts one on; a score head is trained in full beside them.
+    """The model with low-rank adapters on the linear layers that peft puts one on; a score head is trained in
+    full beside them.
 
-    The adapters' initial values are drawn from the seed alone. The rest of the weights is frozen; which of its matrices no
-    adapter reaches is said in one line. Raises UserError where no layer is left.
+    The adapters' initial values are drawn from the seed alone. The rest of the weights is frozen; which of
+    its matrices no adapter reaches is said in one line. Raises UserError where no layer is left.
     """
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
@@ -49,7 +52,9 @@ def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
-        problem = f"--lora: {type(model).__name__} has no layer that an adapter can be put on: {first_line(error)}"
+        problem = (
+            f"--lora: {type(model).__name__} has no layer that an adapter can be put on: {first_line(error)}"
+        )
         raise UserError(problem, "leave --lora out") from None
     model.cai_unreached = unreached(model)
     if model.cai_unreached:
@@ -59,7 +64,9 @@ def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
 
 
 def refused_layers(model: Any, config: Any) -> list[str]:
-    """Names of linear layers that peft will not adapt in this architecture, such as a state-space layer's last one."""
+    """Names of linear layers that peft will not adapt in this architecture, such as a state-space layer's
+    last one.
+    """
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
     from torch import nn
 
@@ -70,16 +77,19 @@ def refused_layers(model: Any, config: Any) -> list[str]:
             return True
         return False
 
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
     return sorted(filter(is_refused, names))
 
 
 def unreached(model: Any) -> list[str]:
-    """The weight matrices of the layers that no adapter changes, by the last two parts of their names, in their order.
+    """The weight matrices of the layers that no adapter changes, by the last two parts of their names, in
+    their order.
 
-    `model`: what peft has put adapters into. Mixtures of experts hold all experts of a layer in one weight, which is no linear
-    layer; and some layers are never called, since the one around them reads their weight. Embeddings, output layer and score
-    head are not meant.
+    `model`: what peft has put adapters into. Mixtures of experts hold all experts of a layer in one weight,
+    which is no linear layer; and some layers are never called, since the one around them reads their weight.
+    Embeddings, output layer and score head are not meant.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from torch import nn
@@ -91,12 +101,18 @@ def unreached(model: Any) -> list[str]:
     called = called_modules(model, adapters)
     for name, module in adapters.items():
         if kind_of(name) in called:
-            # An adapter on one weight of a module that is no linear layer says which; others are around a layer.
-            known.add(id(module.get_param() if hasattr(module, "get_param") else module.get_base_layer().weight))
+            # An adapter on one weight of a module that is no linear layer says which; others are around a
+            # layer.
+            known.add(
+                id(module.get_param() if hasattr(module, "get_param") else module.get_base_layer().weight)
+            )
     names = (
         name
         for name, weight in model.named_parameters()
-        if weight.dim() > 1 and id(weight) not in known and ".lora_" not in name and "modules_to_save" not in name
+        if weight.dim() > 1
+        and id(weight) not in known
+        and ".lora_" not in name
+        and "modules_to_save" not in name
     )
     return list(dict.fromkeys(".".join(kind_of(name).split(".")[-2:]) for name in names))
 
@@ -122,8 +138,12 @@ def called_modules(model: Any, modules: dict[str, Any]) -> set[str]:
 
 
 def kind_of(name: str) -> str:
-    """A module's or weight's name without the numbers of layers and experts, and without what adapters put into it."""
-    return ".".join(part for part in name.split(".") if not part.isdigit() and part not in ("weight", "base_layer"))
+    """A module's or weight's name without the numbers of layers and experts, and without what adapters put
+    into it.
+    """
+    return ".".join(
+        part for part in name.split(".") if not part.isdigit() and part not in ("weight", "base_layer")
+    )
 
 
 def trainable_state(model: Any) -> dict[str, torch.Tensor]:
@@ -132,13 +152,17 @@ def trainable_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def load_trainable_state(model: Any, state: dict[str, torch.Tensor]) -> None:
-    """Put back what `trainable_state` gave. Raises RunError where the model does not have the same weights to train."""
+    """Put back what `trainable_state` gave. Raises RunError where the model does not have the same weights to
+    train.
+    """
     import torch
 
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     if weights.keys() != state.keys():
         odd = sorted(weights.keys() ^ state.keys())[0]
-        raise RunError(f"the checkpoint is of another model: {odd}", "move the output directory away and start afresh")
+        raise RunError(
+            f"the checkpoint is of another model: {odd}", "move the output directory away and start afresh"
+        )
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(state[name])
@@ -175,9 +199,13 @@ def save_trained(
     save_whole(model, tokenizer, folder, state)
 
 
-def save_whole(model: Any, tokenizer: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+def save_whole(
+    model: Any, tokenizer: Any, folder: Path, state: dict[str, torch.Tensor] | None = None
+) -> None:
     """Save a model without adapters under its settled configs. Raises RunError where a weight is not finite."""
-    check_weights(state or dict(model.named_parameters()), str(folder), "start afresh with a lower --learning-rate")
+    check_weights(
+        state or dict(model.named_parameters()), str(folder), "start afresh with a lower --learning-rate"
+    )
     with as_settled(model, tokenizer):
         model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)

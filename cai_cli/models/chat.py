@@ -1,4 +1,6 @@
-"""From conversations to token ids: one BOS, the prompt's tokens a prefix of prompt+completion, stop ids, thoughts kept apart."""
+"""From conversations to token ids: one BOS, the prompt's tokens a prefix of prompt+completion, stop ids,
+thoughts kept apart.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,15 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def require_same_tokens(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, flag: str) -> None:
-    """Stop where `other` gives a token of `own` another id, or none: the model would read other words than it learned."""
+    """Stop where `other` gives a token of `own` another id, or none: the model would read other words than it
+    learned.
+    """
     ids = other.get_vocab()
     for token, index in own.get_vocab().items():
         if ids.get(token) != index and index != own.pad_token_id:
             raise UserError(
-                f"{flag}: token {token!r} is {ids.get(token)} there and {index} in the model", "take one of its family"
+                f"{flag}: token {token!r} is {ids.get(token)} there and {index} in the model",
+                "take one of its family",
             )
 
 
@@ -55,9 +60,13 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, **template_kwargs: Any) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, **template_kwargs: Any
+) -> list[int]:
     """Ids of a prompt up to where the assistant's reply starts."""
-    return encode_rendered(tokenizer, render(tokenizer, prompt, add_generation_prompt=True, **template_kwargs))
+    return encode_rendered(
+        tokenizer, render(tokenizer, prompt, add_generation_prompt=True, **template_kwargs)
+    )
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Any = None) -> list[int]:
@@ -86,7 +95,9 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def turn_start_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The control tokens that the template puts in front of a user's text: a reply that goes on with one speaks for the user."""
+    """The control tokens that the template puts in front of a user's text: a reply that goes on with one
+    speaks for the user.
+    """
     if tokenizer.chat_template is None:
         return set()
     probe = "probe"
@@ -96,7 +107,9 @@ def turn_start_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def reply_header_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the template opens a reply with, from its first control token on: a reply that goes on with it is no reply."""
+    """What the template opens a reply with, from its first control token on: a reply that goes on with it is
+    no reply.
+    """
     if tokenizer.chat_template is None:
         return []
     chat = [message("user", "probe")]
@@ -119,20 +132,26 @@ def require_known_thinking(tokenizer: PreTrainedTokenizerBase, flag: str) -> Thi
     found, unknown = thinking_of(added_tokens(tokenizer), str(tokenizer.chat_template or ""))
     if unknown:
         hint = "its thoughts could not be told from its answers: take a model whose marks are known, such as <think>"
-        raise UserError(f"{flag}: it marks its reasoning by {', '.join(unknown[:4])}, which is not understood", hint)
+        raise UserError(
+            f"{flag}: it marks its reasoning by {', '.join(unknown[:4])}, which is not understood", hint
+        )
     return found
 
 
 def check_thoughts_are_kept(tokenizer: PreTrainedTokenizerBase, flag: str, **template_kwargs: Any) -> None:
     """Raise UserError where the template leaves out of a reply what was thought in front of it."""
     if thinking_format(tokenizer).channels:
-        raise UserError(f"--train-on-thinking: {flag} thinks in channels, which cannot be put back", "leave it out")
+        raise UserError(
+            f"--train-on-thinking: {flag} thinks in channels, which cannot be put back", "leave it out"
+        )
     thought = "what a tall animal"
     reply = thinking_format(tokenizer).join(thought, "as tall as a house")
     chat = [message("user", "how tall is a giraffe"), message("assistant", reply)]
     if thought not in render(tokenizer, chat, **template_kwargs):
         hint = "leave it out, or install a template that keeps thoughts: --chat-template FILE"
-        raise UserError(f"--train-on-thinking: the chat template of {flag} leaves thoughts out of replies", hint)
+        raise UserError(
+            f"--train-on-thinking: the chat template of {flag} leaves thoughts out of replies", hint
+        )
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -140,7 +159,11 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, completion: Conversation, stops: list[int], **template_kwargs: Any
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Conversation,
+    completion: Conversation,
+    stops: list[int],
+    **template_kwargs: Any,
 ) -> tuple[list[int], list[int]]:
     """Ids of the prompt and of the completion, which ends in a stop token; template text after it is cut.
 
@@ -149,7 +172,9 @@ def encode_pair(
     prompt_ids = encode_prompt(tokenizer, prompt, **template_kwargs)
     whole = encode_rendered(tokenizer, render(tokenizer, [*prompt, *completion], **template_kwargs))
     if whole[: len(prompt_ids)] != prompt_ids:
-        raise UnfitRow("prompt_not_a_prefix", "the template or tokenizer changes the prompt when a reply follows")
+        raise UnfitRow(
+            "prompt_not_a_prefix", "the template or tokenizer changes the prompt when a reply follows"
+        )
     completion_ids = whole[len(prompt_ids) :]
     last = max((n for n, index in enumerate(completion_ids) if index in stops), default=None)
     if last is None:
@@ -158,7 +183,11 @@ def encode_pair(
 
 
 def encode_scored(
-    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, completion: Conversation, stops: list[int], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Conversation,
+    completion: Conversation,
+    stops: list[int],
+    max_length: int,
 ) -> list[int]:
     """What a preference model reads of a conversation; raises UnfitRow where it is longer than `max_length`."""
     prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion, stops)
@@ -177,7 +206,10 @@ class Renderer:
     """A tokenizer as the stages see it: prompts (plain text or conversations) to exact text and ids."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, flag: str = "--model", template_kwargs: dict[str, Any] | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        flag: str = "--model",
+        template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.flag = flag
@@ -194,7 +226,9 @@ class Renderer:
         """
         if rendering != "auto":
             return rendering
-        own = self.reply_form == "chat" and f"{HUMAN} probe" not in render(self.tokenizer, [message("user", "probe")])
+        own = self.reply_form == "chat" and f"{HUMAN} probe" not in render(
+            self.tokenizer, [message("user", "probe")]
+        )
         return "chat" if own else "transcript"
 
     @property
@@ -203,7 +237,9 @@ class Renderer:
         return "chat" if self.tokenizer.chat_template is not None else "transcript"
 
     def render(self, prompt: str | Conversation) -> str:
-        """The exact text the model gets; a closing assistant turn is left open, to be continued. Raises UnfitRow."""
+        """The exact text the model gets; a closing assistant turn is left open, to be continued. Raises
+        UnfitRow.
+        """
         if isinstance(prompt, str):
             check_text(self.tokenizer, prompt)
             return prompt
@@ -224,9 +260,15 @@ class Renderer:
     def encode(self, prompt: str | Conversation, suffix: str = "") -> list[int]:
         """Ids of the prompt and what follows it, encoded together. Raises UnfitRow."""
         text = self.render(prompt) + suffix
-        return encode_text(self.tokenizer, text) if isinstance(prompt, str) else encode_rendered(self.tokenizer, text)
+        return (
+            encode_text(self.tokenizer, text)
+            if isinstance(prompt, str)
+            else encode_rendered(self.tokenizer, text)
+        )
 
-    def encode_all(self, prompts: list[tuple[str | Conversation, list[str]]]) -> list[list[list[int]] | UnfitRow]:
+    def encode_all(
+        self, prompts: list[tuple[str | Conversation, list[str]]]
+    ) -> list[list[list[int]] | UnfitRow]:
         """Ids of each prompt with each of its suffixes, encoded together; or why there are none.
 
         Many texts at once, which tokenizers do faster.
@@ -256,12 +298,13 @@ class Renderer:
         if not plain:
             return rows
         return [
-            row[:-1] if row and row[-1] == eos and not text.endswith(word) else row for row, text in zip(rows, texts, strict=True)
+            row[:-1] if row and row[-1] == eos and not text.endswith(word) else row
+            for row, text in zip(rows, texts, strict=True)
         ]
 
     def _ids_of_texts(self, texts: list[str], **settings: Any) -> list[list[int]]:
-        """What the tokenizer gives, from the library below it where that gives the same: without the tokens' places in the
-        text it takes two thirds of the time.
+        """What the tokenizer gives, from the library below it where that gives the same: without the tokens'
+        places in the text it takes two thirds of the time.
         """
         from tokenizers import Tokenizer
 

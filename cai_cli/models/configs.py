@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     pass
 
 
-NO_CODE = {"trust_remote_code": False}  # left to itself, transformers asks on stdin whether to run a directory's code
+NO_CODE = {
+    "trust_remote_code": False
+}  # left to itself, transformers asks on stdin whether to run a directory's code
 
 
 def quiet_transformers() -> None:
@@ -45,7 +47,9 @@ def next_step(error: Exception, otherwise: str) -> str:
 
 
 def check_classifier(path: str, flag: str) -> None:
-    """Raise UserError where transformers has no sequence classifier of the architecture, which a preference model is."""
+    """Raise UserError where transformers has no sequence classifier of the architecture, which a preference
+    model is.
+    """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     config = load_config(path, flag)
@@ -57,4 +61,8 @@ def check_classifier(path: str, flag: str) -> None:
 def context_length(config: Any) -> int:
     """Longest sequence the model was made for, in tokens."""
     text_config = config.get_text_config()
-    return int(getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None) or 1 << 30)
+    return int(
+        getattr(text_config, "max_position_embeddings", None)
+        or getattr(text_config, "n_positions", None)
+        or 1 << 30
+    )

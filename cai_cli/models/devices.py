@@ -1,4 +1,6 @@
-"""Where a model is computed and in what type: devices, dtypes, attention, and the memory that a CPU's passes keep."""
+"""Where a model is computed and in what type: devices, dtypes, attention, and the memory that a CPU's passes
+keep.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +34,24 @@ def pick_device(device: str, flag: str = "--device") -> torch.device:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{flag} {device}: no CUDA device here", f"use {flag} cpu")
     if chosen.type == "cuda" and 0 < (count := torch.cuda.device_count()) <= (chosen.index or 0):
-        raise UserError(f"{flag} {device}: there are {count} CUDA devices here", f"cuda:0 to cuda:{count - 1}")
+        raise UserError(
+            f"{flag} {device}: there are {count} CUDA devices here", f"cuda:0 to cuda:{count - 1}"
+        )
     return chosen
 
 
 def check_device(options: Any) -> None:
-    """Raise UserError where there is no such device here, before anything is read for it; a dry run needs none."""
+    """Raise UserError where there is no such device here, before anything is read for it; a dry run needs
+    none.
+    """
     if options.device not in ("auto", "cpu") and not options.dry_run:
         pick_device(options.device)
 
 
 def check_attention(options: Any) -> None:
-    """Raise UserError where flash attention is asked for and cannot be had, before a model is loaded; a dry run needs none."""
+    """Raise UserError where flash attention is asked for and cannot be had, before a model is loaded; a dry
+    run needs none.
+    """
     if options.attn_implementation != "flash_attention_2" or options.dry_run:
         return
     from transformers.utils.import_utils import is_flash_attn_2_available
@@ -70,8 +78,8 @@ def training_dtype(dtype: str) -> str:
 def keep_freed_memory() -> None:
     """Let the C library keep up to 256 MiB that tensors have freed, and take blocks up to 64 MiB from there.
 
-    Left alone, glibc hands the activations of a pass back to the system and gets them again, page by page, in the next one: a
-    sixth of the time of a small model's pass over 2,000 tokens.
+    Left alone, glibc hands the activations of a pass back to the system and gets them again, page by page, in
+    the next one: a sixth of the time of a small model's pass over 2,000 tokens.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,6 @@
-"""Numbers that are not finite: told where they arise, in one line that names the model, its dtype and what is to blame."""
+"""Numbers that are not finite: told where they arise, in one line that names the model, its dtype and what is
+to blame.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def dtype_name(model: Any) -> str:
 
 
 def odd_weight(weights: Mapping[str, Tensor]) -> str | None:
-    """The name of the first of the weights that holds NaN or infinity. Of one held in parts, this process's part is looked at."""
+    """The name of the first of the weights that holds NaN or infinity. Of one held in parts, this process's
+    part is looked at.
+    """
     names, ends = [], []
     for name, weight in weights.items():
         part = weight.to_local() if hasattr(weight, "to_local") else weight
@@ -44,7 +48,9 @@ def check_outputs(model: Any, numbers: Iterable[float], what: str) -> None:
 
 
 def blame(model: Any, bf16: bool = False) -> str:
-    """What makes a model's outputs not finite that has not been trained here: its weights, or a dtype too small for them."""
+    """What makes a model's outputs not finite that has not been trained here: its weights, or a dtype too
+    small for them.
+    """
     weights, dtype = dict(model.named_parameters()), dtype_name(model)
     name = odd_weight(weights)
     if name is not None and (dtype != "float16" or weights[name].isnan().any()):

@@ -1,7 +1,9 @@
-"""The output layer of the language model that a preference model was made of, for a language-modelling loss beside its scores.
+"""The output layer of the language model that a preference model was made of, for a language-modelling loss
+beside its scores.
 
-A sequence classifier is saved without that layer. Where the model ties it to the embeddings it is still there; where it does
-not, `pmp` keeps the base model's in `lm_head.safetensors`, so that `train-pm` can go on with it. It is held fixed.
+A sequence classifier is saved without that layer. Where the model ties it to the embeddings it is still
+there; where it does not, `pmp` keeps the base model's in `lm_head.safetensors`, so that `train-pm` can go on
+with it. It is held fixed.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def is_tied(path: str) -> bool:
 
 
 def language_head(model: Any, path: str) -> nn.Module:
-    """The output layer for the classifier `model`, which was loaded from `path`. Raises UserError where it is lost."""
+    """The output layer for the classifier `model`, which was loaded from `path`. Raises UserError where it is
+    lost.
+    """
     if is_tied(path):
         return TiedHead(transformer(model).get_input_embeddings())
     base, _ = base_and_adapters(path, "--model")
@@ -67,7 +71,10 @@ def save_language_head(head: nn.Module | None, folder: Path) -> None:
         return
     from safetensors.torch import save_file
 
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in head.state_dict().items()}, folder / FILE)
+    save_file(
+        {name: weight.detach().cpu().contiguous() for name, weight in head.state_dict().items()},
+        folder / FILE,
+    )
 
 
 def language_loss(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:

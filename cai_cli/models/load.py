@@ -1,7 +1,8 @@
-"""Load tokenizers, language models and preference models: device, dtype, adapters, and one clear error for a bad directory.
+"""Load tokenizers, language models and preference models: device, dtype, adapters, and one clear error for a
+bad directory.
 
-Only safetensors are read, no code from a model repository is run (`NO_CODE` goes into every `from_pretrained`), and what was
-read is checked to be the whole model.
+Only safetensors are read, no code from a model repository is run (`NO_CODE` goes into every
+`from_pretrained`), and what was read is checked to be the whole model.
 """
 
 from __future__ import annotations
@@ -44,19 +45,24 @@ def load_pm(
     tokenizer: Any = None,
     quantize: str | None = None,
 ) -> PreTrainedModel:
-    """A preference model: a sequence classifier with one label. From a language model, with a fresh zero-mean head."""
+    """A preference model: a sequence classifier with one label. From a language model, with a fresh zero-mean
+    head.
+    """
     from transformers import AutoModelForSequenceClassification
 
     from cai_cli.models.score import check_scorer
 
     check_classifier(path, flag)
-    model = _load(AutoModelForSequenceClassification, path, device, dtype, flag, tokenizer, quantize, num_labels=1)
+    model = _load(
+        AutoModelForSequenceClassification, path, device, dtype, flag, tokenizer, quantize, num_labels=1
+    )
     check_scorer(model, f"{flag} {path}")
     return model
 
 
 def quantisation(quantize: str, place: torch.device) -> dict[str, Any]:
-    """Settings of `from_pretrained` for a base held in 4 or 8 bits by bitsandbytes; heads are left as they are.
+    """Settings of `from_pretrained` for a base held in 4 or 8 bits by bitsandbytes; heads are left as they
+    are.
 
     4 bits: NormalFloat with double quantisation, as in QLoRA (arXiv 2305.14314).
     """
@@ -79,7 +85,14 @@ def quantisation(quantize: str, place: torch.device) -> dict[str, Any]:
 
 
 def _load(
-    auto: Any, path: str, device: str, dtype: str, flag: str, tokenizer: Any, quantize: str | None = None, **settings: Any
+    auto: Any,
+    path: str,
+    device: str,
+    dtype: str,
+    flag: str,
+    tokenizer: Any,
+    quantize: str | None = None,
+    **settings: Any,
 ) -> PreTrainedModel:
     import torch
 
@@ -93,7 +106,8 @@ def _load(
     settings |= {"dtype": pick_dtype(dtype, place), "use_safetensors": True, **NO_CODE}
     if quantize and adapters:
         raise UserError(
-            f"{flag} {path}: --quantize cannot hold an adapter's merged weights", "name the merged model instead of the adapter"
+            f"{flag} {path}: --quantize cannot hold an adapter's merged weights",
+            "name the merged model instead of the adapter",
         )
     if quantize:
         settings |= quantisation(quantize, place)
@@ -101,7 +115,9 @@ def _load(
     quiet_transformers()
     try:
         # Sizes that differ are let through here, to be named by `check_loaded`.
-        model, info = auto.from_pretrained(base, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+        model, info = auto.from_pretrained(
+            base, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # transformers, safetensors and bitsandbytes raise many types
@@ -120,20 +136,29 @@ def _load(
 
 
 def check_causal(model: Any, where: str) -> None:
-    """Raise UserError for an encoder, whose tokens see those behind them, and for an adapter put on by transformers itself."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    """Raise UserError for an encoder, whose tokens see those behind them, and for an adapter put on by
+    transformers itself.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     config = model.config.get_text_config()
     kind = config.model_type
     decodes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and getattr(config, "is_decoder", True) is not False
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes:
-        raise UserError(f"{where}: {kind} is an encoder: its tokens see those behind them", "name a causal model")
+        raise UserError(
+            f"{where}: {kind} is an encoder: its tokens see those behind them", "name a causal model"
+        )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(f"{where}: is an adapter on the Hub", "fetch it and name its directory")
 
 
 def keep_unpacked(model: Any) -> None:
-    """On a CPU, bitsandbytes repacks 4-bit weights for good at the first pass in eval mode; training needs them as they were."""
+    """On a CPU, bitsandbytes repacks 4-bit weights for good at the first pass in eval mode; training needs
+    them as they were.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -1,7 +1,8 @@
-"""Whether what was read from disk is the whole model: no tensor left at random values, none of the body left out.
+"""Whether what was read from disk is the whole model: no tensor left at random values, none of the body left
+out.
 
-Read is what transformers itself reports of a load (`output_loading_info`): tied weights, buffers that are computed and each
-architecture's own lists of keys to ignore are out of it already.
+Read is what transformers itself reports of a load (`output_loading_info`): tied weights, buffers that are
+computed and each architecture's own lists of keys to ignore are out of it already.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ tell_once = cache(warn)
 
 
 def check_loaded(model: Any, info: dict[str, Any], where: str, fresh_head: bool) -> None:
-    """Raise UserError where the model is not what its directory describes; warn of tensors that no part of it reads.
+    """Raise UserError where the model is not what its directory describes; warn of tensors that no part of it
+    reads.
 
     `fresh_head`: the score head may be missing, since a preference model starts here.
     """
     kind = type(model).__name__
     unexpected = [key for key in sorted(info["unexpected_keys"]) if not is_known(key, model)]
-    missing = sorted(key for key in info["missing_keys"] if not (fresh_head and key.split(".")[0] in HEAD_NAMES))
+    missing = sorted(
+        key for key in info["missing_keys"] if not (fresh_head and key.split(".")[0] in HEAD_NAMES)
+    )
     if missing:
         foreign = next((key for key in unexpected if key.endswith(f".{missing[0]}")), None)
         hint = OTHER
@@ -41,14 +45,18 @@ def check_loaded(model: Any, info: dict[str, Any], where: str, fresh_head: bool)
         elif missing[0].split(".")[0] in (*LANGUAGE_HEADS, *HEAD_NAMES):
             hint = f"it was saved without the output layer of a {kind}"
         raise UserError(f"{where}: {counted(missing)} of {kind} not in its weights, first {missing[0]}", hint)
-    other_shape = sorted((key, tuple(saved), tuple(own)) for key, saved, own in info["mismatched_keys"]) + other_shapes(model)
+    other_shape = sorted(
+        (key, tuple(saved), tuple(own)) for key, saved, own in info["mismatched_keys"]
+    ) + other_shapes(model)
     if other_shape:
         key, saved, own = other_shape[0]
         told = f"{counted(other_shape)} of another shape than config.json gives, first {key}: {list(saved)}, not {list(own)}"
         raise UserError(f"{where}: {told}", OTHER)
     if outside := [key for key in unexpected if in_body(key, model)]:
         told = f"{kind} as config.json describes it has no place for {counted(outside)} of its weights, first {outside[0]}"
-        raise UserError(f"{where}: {told}", "correct config.json (layers, biases, sizes): the model would be cut short")
+        raise UserError(
+            f"{where}: {told}", "correct config.json (layers, biases, sizes): the model would be cut short"
+        )
     if unexpected:
         tell_once(f"{where}: {counted(unexpected)} not read, first {unexpected[0]}: {kind} has no such part")
 
@@ -65,7 +73,9 @@ def is_known(key: str, model: Any) -> bool:
 
 
 def in_body(key: str, model: Any) -> bool:
-    """Whether a tensor without a place would belong to a part that the model has: a further layer, a bias, a norm."""
+    """Whether a tensor without a place would belong to a part that the model has: a further layer, a bias, a
+    norm.
+    """
     own = key.removeprefix(f"{model.base_model_prefix}.")
     layer = LAYER.search(own)
     config = model.config.get_text_config()
@@ -82,7 +92,9 @@ def predicted_layers(config: Any) -> int:
 
 
 def other_shapes(model: Any) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """(name, shape, shape by config.json) of weights that differ, in a quantised model: there transformers takes any shape."""
+    """(name, shape, shape by config.json) of weights that differ, in a quantised model: there transformers
+    takes any shape.
+    """
     if not getattr(model, "is_quantized", False):
         return []
     import torch

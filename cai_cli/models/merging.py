@@ -21,8 +21,8 @@ SHELL = "base_model.model."  # what peft puts in front of the base model's own n
 def merge_adapter(model: Any, adapter: str, flag: str) -> Any:
     """The model with the adapter of a directory merged into it.
 
-    A preference model takes the adapter of a language model too, without its output layer. Raises UserError where the adapter's
-    tensors are not the ones that its configuration asks for on this model.
+    A preference model takes the adapter of a language model too, without its output layer. Raises UserError
+    where the adapter's tensors are not the ones that its configuration asks for on this model.
     """
     from peft import PeftConfig, PeftModel, PeftModelForSequenceClassification
 
@@ -37,7 +37,9 @@ def merge_adapter(model: Any, adapter: str, flag: str) -> Any:
     config.inference_mode = True
     try:
         # peft's class for language models asks for parts that a classifier lacks, and adds nothing to merge.
-        shell = (PeftModelForSequenceClassification if config.task_type == "SEQ_CLS" else PeftModel)(model, config)
+        shell = (PeftModelForSequenceClassification if config.task_type == "SEQ_CLS" else PeftModel)(
+            model, config
+        )
         result = shell.load_adapter(adapter, "default", torch_device="cpu")
     except Exception as error:  # peft and torch raise many types; each says what does not fit
         missing = " is not in it" if isinstance(error, KeyError) else ""
@@ -49,15 +51,20 @@ def merge_adapter(model: Any, adapter: str, flag: str) -> Any:
         return shell.merge_and_unload().requires_grad_(True)
     except (NotImplementedError, AttributeError, ValueError) as error:
         kind = str(getattr(config.peft_type, "value", config.peft_type))
-        raise UserError(f"{where}: an adapter of kind {kind} cannot be merged: {told(error)}", "use one of LoRA's kind") from None
+        raise UserError(
+            f"{where}: an adapter of kind {kind} cannot be merged: {told(error)}", "use one of LoRA's kind"
+        ) from None
 
 
 def check_merged_keys(model: Any, shapes: Shapes, result: Any, where: str) -> None:
     """Raise UserError where tensors are missing in the adapter, or have no place in the model."""
-    # peft keeps the vector bank of VB-LoRA once, and layers that are trained in full a second time where the vocabulary grew.
+    # peft keeps the vector bank of VB-LoRA once, and layers that are trained in full a second time where the
+    # vocabulary grew.
     missing = sorted(key for key in result.missing_keys if "vblora_vector_bank" not in key)
     twice = {key for key in result.unexpected_keys if COPY.search(key) and COPY.sub(".", key) in shapes}
-    unexpected = sorted(key for key in result.unexpected_keys if key not in twice and not is_other_head(key, model))
+    unexpected = sorted(
+        key for key in result.unexpected_keys if key not in twice and not is_other_head(key, model)
+    )
     for keys, problem in ((missing, "missing in it"), (unexpected, "without a place in its base model")):
         if keys:
             hint = "the adapter is not whole, or its base is another model: fetch or save it again"
@@ -65,11 +72,15 @@ def check_merged_keys(model: Any, shapes: Shapes, result: Any, where: str) -> No
 
 
 def fit_vocabulary(model: Any, shapes: Shapes, where: str) -> None:
-    """Give the base model the vocabulary that the adapter was trained with, where it holds the embeddings of all its tokens."""
+    """Give the base model the vocabulary that the adapter was trained with, where it holds the embeddings of
+    all its tokens.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
     known = {
-        part: rows_of(shapes, names[id(module)]) for part, module in (("in", embeddings), ("out", output)) if module is not None
+        part: rows_of(shapes, names[id(module)])
+        for part, module in (("in", embeddings), ("out", output))
+        if module is not None
     }
     rows = next((count for count in known.values() if count is not None), None)
     if rows is None or rows == embeddings.num_embeddings:
@@ -77,7 +88,9 @@ def fit_vocabulary(model: Any, shapes: Shapes, where: str) -> None:
     tied = output is not None and output.weight is embeddings.weight
     if None in known.values() and not tied:
         told_of = f"{where}: is of a vocabulary of {rows} tokens, its base of {embeddings.num_embeddings}, and lacks embeddings"
-        raise UserError(told_of, "save it with embeddings and output layer (modules_to_save), or name the merged model")
+        raise UserError(
+            told_of, "save it with embeddings and output layer (modules_to_save), or name the merged model"
+        )
     model.resize_token_embeddings(rows, mean_resizing=False)
 
 

@@ -1,7 +1,8 @@
-"""What lies in a model directory, for `cai inspect`: read from JSON files and the headers of *.safetensors, without torch.
+"""What lies in a model directory, for `cai inspect`: read from JSON files and the headers of *.safetensors,
+without torch.
 
-Role, architecture, size, vocabulary, chat template; how it was made, what was found, and whether it is finished, as its cai.json
-says. Of a directory that is no model, what it seems to be.
+Role, architecture, size, vocabulary, chat template; how it was made, what was found, and whether it is
+finished, as its cai.json says. Of a directory that is no model, what it seems to be.
 """
 
 from __future__ import annotations
@@ -42,10 +43,17 @@ Fact = tuple[str, str]
 
 
 def portrait(folder: Path) -> Iterator[Fact]:
-    """(name, value) of all that is known, in the order of interest. Raises UserError for a directory that is no model."""
-    if not holds_model(folder) and not (folder / PARTIAL).is_file() and not (folder / MODEL_MANIFEST).is_file():
+    """(name, value) of all that is known, in the order of interest. Raises UserError for a directory that is
+    no model.
+    """
+    if (
+        not holds_model(folder)
+        and not (folder / PARTIAL).is_file()
+        and not (folder / MODEL_MANIFEST).is_file()
+    ):
         raise UserError(
-            f"{folder}: is no model directory: {seems_to_be(folder)}", "a model has config.json and *.safetensors in it"
+            f"{folder}: is no model directory: {seems_to_be(folder)}",
+            "a model has config.json and *.safetensors in it",
         )
     yield from state_of(folder)
     if holds_model(folder):
@@ -60,7 +68,9 @@ def portrait(folder: Path) -> Iterator[Fact]:
 
 
 def state_of(folder: Path) -> Iterator[Fact]:
-    """Finished or in the making, with its checkpoints: those with a seal, and those that a kill has left half-written."""
+    """Finished or in the making, with its checkpoints: those with a seal, and those that a kill has left
+    half-written.
+    """
     if (folder / MODEL_MANIFEST).is_file():
         yield "state", "finished"
     elif (folder / PARTIAL).is_file():
@@ -69,7 +79,11 @@ def state_of(folder: Path) -> Iterator[Fact]:
         yield "state", "complete" if holds_model(folder) else "no model in it"
         yield "made by", "not by cai, or copied without its cai.json"
     found = sorted((folder / "checkpoints").glob("*-*"), key=lambda path: (path.stat().st_mtime, path.name))
-    names = [path.name + ("" if (path / "complete").is_file() else " (half-written)") for path in found if path.is_dir()]
+    names = [
+        path.name + ("" if (path / "complete").is_file() else " (half-written)")
+        for path in found
+        if path.is_dir()
+    ]
     if names:
         yield "checkpoints", ", ".join(names)
 
@@ -87,7 +101,10 @@ def weights_of(folder: Path) -> Iterator[Fact]:
     yield "role", f"adapter, of a {role}" if adapter else role
     if adapter:
         yield "base model", str(config.get("base_model_name_or_path"))
-        yield "adapter", f"{config.get('peft_type')}, rank {config.get('r')}, alpha {config.get('lora_alpha')}"
+        yield (
+            "adapter",
+            f"{config.get('peft_type')}, rank {config.get('r')}, alpha {config.get('lora_alpha')}",
+        )
     else:
         names = ", ".join(map(str, config.get("architectures") or [])) or "not said"
         yield "architecture", f"{names} ({config.get('model_type')})"
@@ -99,8 +116,16 @@ def weights_of(folder: Path) -> Iterator[Fact]:
         for name, kind in tensor_types(file).items():
             dtypes[kind] += math.prod(own[name])
     if shapes:
-        yield "parameters", f"{sum(dtypes.values()):,} ({short(sum(dtypes.values()))}) in {len(shapes)} tensors"
-        yield "dtype", ", ".join(kind if len(dtypes) == 1 else f"{kind} ({short(n)})" for kind, n in dtypes.most_common())
+        yield (
+            "parameters",
+            f"{sum(dtypes.values()):,} ({short(sum(dtypes.values()))}) in {len(shapes)} tensors",
+        )
+        yield (
+            "dtype",
+            ", ".join(
+                kind if len(dtypes) == 1 else f"{kind} ({short(n)})" for kind, n in dtypes.most_common()
+            ),
+        )
     else:
         yield "weights", "no *.safetensors in it"
     inner = config.get("text_config")  # of a model that also sees
@@ -127,7 +152,9 @@ def short(number: int) -> str:
 
 def tokenizer_of(folder: Path) -> Iterator[Fact]:
     """Size of the vocabulary and of the model's, and the chat template: its hash and how it begins."""
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    settings = (
+        read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    )
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     told = []
     if (folder / "tokenizer.json").is_file():
@@ -138,20 +165,29 @@ def tokenizer_of(folder: Path) -> Iterator[Fact]:
         told.append(f"{config['vocab_size']:,} rows of embeddings")
     yield "vocabulary", ", ".join(told) or "not said"
     file = folder / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else settings.get("chat_template")
+    template = (
+        file.read_text(encoding="utf-8", errors="replace")
+        if file.is_file()
+        else settings.get("chat_template")
+    )
     if isinstance(template, list):  # named ones, of which `default` is used
         template = next((item.get("template") for item in template if item.get("name") == "default"), None)
     if not isinstance(template, str) or not template:
         yield "chat template", "none"
         return
-    yield "chat template", f"{hashlib.sha256(template.encode()).hexdigest()[:16]}, {len(template):,} characters, begins"
+    yield (
+        "chat template",
+        f"{hashlib.sha256(template.encode()).hexdigest()[:16]}, {len(template):,} characters, begins",
+    )
     lines = template.strip("\n").splitlines()
     for line in lines[:SHOWN_LINES]:
         yield "", line[:160]
 
 
 def vocabulary_of(tokenizer: dict[str, Any]) -> str:
-    """How many tokens a tokenizer.json knows; its model's vocabulary is an object, or in Unigram models a list of pairs."""
+    """How many tokens a tokenizer.json knows; its model's vocabulary is an object, or in Unigram models a
+    list of pairs.
+    """
     try:
         pieces = tokenizer["model"]["vocab"]
         known = set(pieces) if isinstance(pieces, dict) else {piece[0] for piece in pieces}
@@ -169,7 +205,9 @@ def history_of(manifest: Manifest) -> Iterator[Fact]:
     took = f", {manifest['seconds']:,.0f} s" if manifest.get("seconds") is not None else ""
     yield (
         "made by",
-        f"cai {manifest['stage']} {manifest.get('version', '')}, seed {manifest['seed']}{when}{took}".replace(" ,", ","),
+        f"cai {manifest['stage']} {manifest.get('version', '')}, seed {manifest['seed']}{when}{took}".replace(
+            " ,", ","
+        ),
     )
     for item in [*manifest["models"], *manifest["inputs"]]:
         weight = f", weight {item['weight']:g}" if item.get("weight", 1) != 1 else ""
@@ -179,7 +217,10 @@ def history_of(manifest: Manifest) -> Iterator[Fact]:
     counts = manifest.get("counts") or {}
     if counts:
         rejected = sum((counts.get("rejected") or {}).values())
-        yield "rows", figure(counts.get("out", counts.get("in"))) + (f", {rejected:,} rejected" if rejected else "")
+        yield (
+            "rows",
+            figure(counts.get("out", counts.get("in"))) + (f", {rejected:,} rejected" if rejected else ""),
+        )
     for name in FIGURES:
         if manifest.get(name) is not None:
             yield name.replace("_", " "), figure(manifest[name])
@@ -189,7 +230,10 @@ def history_of(manifest: Manifest) -> Iterator[Fact]:
         yield f"held-out loss, {kind}", figure(loss)
     for name, value in (evaluation if isinstance(evaluation, dict) else {}).items():
         if isinstance(value, dict):
-            yield f"held-out pairs, {name}", f"accuracy {figure(value.get('accuracy'))} of {figure(value.get('pairs'))}"
+            yield (
+                f"held-out pairs, {name}",
+                f"accuracy {figure(value.get('accuracy'))} of {figure(value.get('pairs'))}",
+            )
         else:
             yield name.replace("_", " "), figure(value)
     for warning in manifest.get("warnings") or []:

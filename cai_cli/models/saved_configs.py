@@ -1,8 +1,9 @@
-"""What stands in a trained model's config.json and generation_config.json: the base model's, but for what training settles.
+"""What stands in a trained model's config.json and generation_config.json: the base model's, but for what
+training settles.
 
-Settled are the tokens that pad and end a reply, the same in tokenizer, config and generation config, so that `generate` ends
-where `cai sample` does. Trainers and engines write into a model's configs for as long as they run (`use_cache`,
-`output_router_logits`, their own generation settings); none of that is saved.
+Settled are the tokens that pad and end a reply, the same in tokenizer, config and generation config, so that
+`generate` ends where `cai sample` does. Trainers and engines write into a model's configs for as long as they
+run (`use_cache`, `output_router_logits`, their own generation settings); none of that is saved.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def settle_configs(model: Any, tokenizer: Any) -> None:
 
 @contextmanager
 def as_settled(model: Any, tokenizer: Any) -> Iterator[None]:
-    """Within, the model has the configs that `settle_configs` made (or makes now), whatever was written into its own since."""
+    """Within, the model has the configs that `settle_configs` made (or makes now), whatever was written into
+    its own since.
+    """
     if not hasattr(model, "cai_configs"):
         settle_configs(model, tokenizer)
     in_use = model.config, getattr(model, "generation_config", None)
@@ -47,13 +50,16 @@ def as_settled(model: Any, tokenizer: Any) -> Iterator[None]:
 
 
 def drop_generation_settings(config: Any) -> None:
-    """Old configs hold settings of `generate`, which loading has taken over, and which transformers refuses to save there."""
+    """Old configs hold settings of `generate`, which loading has taken over, and which transformers refuses
+    to save there.
+    """
     for name in config._get_generation_parameters():
         delattr(config, name)
 
 
 def settled_generation(given: Any, tokenizer: Any) -> Any:
-    """The base's generation settings with our stop tokens, without those that transformers ignores and refuses to save.
+    """The base's generation settings with our stop tokens, without those that transformers ignores and
+    refuses to save.
 
     Such as a temperature without `do_sample`. They are told in one line.
     """
@@ -67,9 +73,15 @@ def settled_generation(given: Any, tokenizer: Any) -> Any:
     if is_saveable(settled):
         return settled
     settled = GenerationConfig(**ours)
-    left = {name: value for name, value in given.to_diff_dict().items() if name not in ours and name != "transformers_version"}
+    left = {
+        name: value
+        for name, value in given.to_diff_dict().items()
+        if name not in ours and name != "transformers_version"
+    }
     while fitting := [name for name in left if is_saveable(with_settings(settled, {name: left[name]}))]:
-        settled = with_settings(settled, {fitting[0]: left.pop(fitting[0])})  # one may need another: top_p needs do_sample
+        settled = with_settings(
+            settled, {fitting[0]: left.pop(fitting[0])}
+        )  # one may need another: top_p needs do_sample
     warn(f"the base's generation settings {told(left)} have no effect together, and are not saved")
     return settled
 

@@ -29,12 +29,16 @@ from cai_cli.models.paths import HEAD_NAMES
 
 
 def score_head(model: Any) -> Any:
-    """The linear layer from hidden states to the score; as peft has wrapped it where it is trained beside an adapter."""
+    """The linear layer from hidden states to the score; as peft has wrapped it where it is trained beside an
+    adapter.
+    """
     for name in HEAD_NAMES:
         head = getattr(model, name, None)
         if isinstance(getattr(head, "original_module", head), nn.Linear):
             return head
-    raise UserError(f"{type(model).__name__} has no linear score head", "use an architecture with a sequence classifier")
+    raise UserError(
+        f"{type(model).__name__} has no linear score head", "use an architecture with a sequence classifier"
+    )
 
 
 def reset_head(model: Any, seed: int) -> None:
@@ -59,9 +63,11 @@ def hidden_states(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def check_scorer(model: Any, name: str) -> None:
-    """Raise UserError where the classifier's own score is not its head on the last token's state, in reading order.
+    """Raise UserError where the classifier's own score is not its head on the last token's state, in reading
+    order.
 
-    That is what is trained here, and what the value function of PPO has for each token. `name`: of the model, for the message.
+    That is what is trained here, and what the value function of PPO has for each token. `name`: of the model,
+    for the message.
     """
     head = score_head(model)
     kind, exact = type(model).__name__, is_exact(model)
@@ -70,18 +76,26 @@ def check_scorer(model: Any, name: str) -> None:
     with at_rest(model):
         try:
             states = trunk_states(model, ids, None)
-            others = trunk_states(model, ids.index_copy(1, torch.tensor([8], device=ids.device), ids[:, :1]), None)
+            others = trunk_states(
+                model, ids.index_copy(1, torch.tensor([8], device=ids.device), ids[:, :1]), None
+            )
             own = torch.cat([model(input_ids=row.unsqueeze(0)).logits.flatten() for row in ids])
         except Exception as error:
             if not says_cannot(error):
                 raise
-            raise UserError(f"{name}: {kind} cannot read a text from its token ids: {first_line(error)}", hint) from None
+            raise UserError(
+                f"{name}: {kind} cannot read a text from its token ids: {first_line(error)}", hint
+            ) from None
     if not (states.isfinite().all() and own.isfinite().all()):
         return  # weights that are not finite tell nothing of how they are used; they are found where they are
     if not close(others[:, :-1], states[:, :-1], exact):
         raise UserError(f"{name}: {kind} is an encoder, whose tokens see what follows them", hint)
-    if head.in_features != states.size(-1) or not close(head_scores(model, states[:, -1]).flatten(), own, exact):
-        raise UserError(f"{name}: the score of {kind} is not that of its head on the last token's state", hint)
+    if head.in_features != states.size(-1) or not close(
+        head_scores(model, states[:, -1]).flatten(), own, exact
+    ):
+        raise UserError(
+            f"{name}: the score of {kind} is not that of its head on the last token's state", hint
+        )
 
 
 def head_scores(model: Any, hidden: Tensor) -> Tensor:
@@ -106,13 +120,19 @@ def final_scores(model: Any, rows: list[list[int]], pad: int) -> Tensor:
     ids, mask = right_pad(rows, pad, model.device)
     if is_packed(model):
         lengths = mask.sum(-1)
-        return head_scores(model, packed_states(model, ids, lengths, torch.arange(len(ids), device=ids.device), lengths - 1))
+        return head_scores(
+            model, packed_states(model, ids, lengths, torch.arange(len(ids), device=ids.device), lengths - 1)
+        )
     return last_scores(model, hidden_states(model, ids, mask), mask)
 
 
 @torch.inference_mode()
 def score_all(
-    model: Any, rows: list[list[int]], pad: int, batch_size: int, told: Callable[[int], None] = lambda count: None
+    model: Any,
+    rows: list[list[int]],
+    pad: int,
+    batch_size: int,
+    told: Callable[[int], None] = lambda count: None,
 ) -> list[float]:
     """Scores of any number of sequences, in their order, computed in batches of similar length.
 

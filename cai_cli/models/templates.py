@@ -1,8 +1,10 @@
-r"""Chat templates: programs by others that turn a conversation into text. Installed, tried once, and never trusted.
+r"""Chat templates: programs by others that turn a conversation into text. Installed, tried once, and never
+trusted.
 
-A template may refuse a conversation (roles must alternate, no system turn): that row is rejected with the template's words. One
-that fails by itself, or that leaves the text of a turn out, is refused by name before any work. A turn whose text spells out a
-control token, such as `<|im_end|>`, is rejected: as ids it would be the token itself, and end or forge a turn.
+A template may refuse a conversation (roles must alternate, no system turn): that row is rejected with the
+template's words. One that fails by itself, or that leaves the text of a turn out, is refused by name before
+any work. A turn whose text spells out a control token, such as `<|im_end|>`, is rejected: as ids it would be
+the token itself, and end or forge a turn.
 
 The transcript template is installed into tokenizers that have none: `\n\nHuman: ...\n\nAssistant: ...<eos>`.
 """
@@ -38,7 +40,8 @@ TRANSCRIPT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '\\n\\nAssistant:' }}{%- endif %}"
 )
-# What running a template can raise: it is a program. Running out of memory or being interrupted is none of its words.
+# What running a template can raise: it is a program. Running out of memory or being interrupted is none of
+# its words.
 FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 USER_PROBE, REPLY_PROBE = "how tall is a giraffe", "as tall as a house"
 
@@ -66,12 +69,16 @@ def install_template(tokenizer: PreTrainedTokenizerBase, file: Path | None = Non
 
 def require_template(tokenizer: PreTrainedTokenizerBase, flag: str) -> None:
     if tokenizer.chat_template is None:
-        raise UserError(f"{flag}: its tokenizer has no chat template", "train it with `cai sft`, which installs one")
+        raise UserError(
+            f"{flag}: its tokenizer has no chat template", "train it with `cai sft`, which installs one"
+        )
     check_template(tokenizer, flag)
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, flag: str) -> None:
-    """Try the template on one question and its answer. Raises UserError where it fails, or leaves either text out."""
+    """Try the template on one question and its answer. Raises UserError where it fails, or leaves either text
+    out.
+    """
     chat = [message("user", USER_PROBE), message("assistant", REPLY_PROBE)]
     hint = "mend it in the model's tokenizer files, or let `cai sft --chat-template FILE` install another"
     for turns in (chat[:1], chat):
@@ -85,18 +92,31 @@ def check_template(tokenizer: PreTrainedTokenizerBase, flag: str) -> None:
                 raise UserError(f"{flag}: its chat template {told}", hint)
 
 
-def check_settings(tokenizer: PreTrainedTokenizerBase, settings: Iterable[str], flag: str = "--model") -> None:
-    """Raise UserError for a setting of --chat-template-kwargs that stands nowhere in the template, so that nothing reads it."""
+def check_settings(
+    tokenizer: PreTrainedTokenizerBase, settings: Iterable[str], flag: str = "--model"
+) -> None:
+    """Raise UserError for a setting of --chat-template-kwargs that stands nowhere in the template, so that
+    nothing reads it.
+    """
     template = str(tokenizer.chat_template or "")
     for name in settings:
         if not re.search(rf"\b{re.escape(name)}\b", template):
-            given = "--feedback-chat-template-kwargs" if flag.startswith("--feedback-model") else "--chat-template-kwargs"
-            why = f"the chat template of {flag} does not read it" if template else f"{flag} has no chat template"
+            given = (
+                "--feedback-chat-template-kwargs"
+                if flag.startswith("--feedback-model")
+                else "--chat-template-kwargs"
+            )
+            why = (
+                f"the chat template of {flag} does not read it"
+                if template
+                else f"{flag} has no chat template"
+            )
             raise UserError(f"{given}: {name} does nothing: {why}", "leave it out, or correct its name")
 
 
 def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **settings: Any) -> str:
-    """The conversation as text through the chat template; a template without a system role gets it in the first user turn.
+    """The conversation as text through the chat template; a template without a system role gets it in the
+    first user turn.
 
     Raises UnfitRow where the template refuses it, or where a turn spells out a control token.
     """
@@ -115,7 +135,9 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **set
 
 
 def apply(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **settings: Any) -> str:
-    """What the template makes of the conversation. Raises UnfitRow with the template's words, and its line where it fails."""
+    """What the template makes of the conversation. Raises UnfitRow with the template's words, and its line
+    where it fails.
+    """
     from jinja2.exceptions import TemplateError
 
     try:
@@ -145,9 +167,15 @@ CONTROL: WeakKeyDictionary[Any, re.Pattern[str]] = WeakKeyDictionary()  # of eac
 
 
 def check_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    """Raise UnfitRow where a text of people or models spells out a control token, which would be read as the token."""
+    """Raise UnfitRow where a text of people or models spells out a control token, which would be read as the
+    token.
+    """
     if tokenizer not in CONTROL:
-        names = sorted((str(tokenizer.convert_ids_to_tokens(index)) for index in control_ids(tokenizer)), key=len, reverse=True)
+        names = sorted(
+            (str(tokenizer.convert_ids_to_tokens(index)) for index in control_ids(tokenizer)),
+            key=len,
+            reverse=True,
+        )
         CONTROL[tokenizer] = re.compile("|".join(map(re.escape, names)) or r"(?!)")
     if found := CONTROL[tokenizer].search(text):
         raise UnfitRow("control_token", f"the text spells out {found[0]!r}, a control token of this model")
@@ -156,8 +184,8 @@ def check_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
 def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens that are special or that the chat template writes, but for those that thoughts stand between.
 
-    `all_special_ids` has only the named ones (EOS, pad ...): Llama 3's <|eot_id|> is special without a name, and DeepSeek's
-    <｜User｜> is added without being marked special.
+    `all_special_ids` has only the named ones (EOS, pad ...): Llama 3's <|eot_id|> is special without a name,
+    and DeepSeek's <｜User｜> is added without being marked special.
     """
     template = str(tokenizer.chat_template or "")
     thoughts = {mark for marks in ALL_MARKS for mark in marks}
@@ -181,7 +209,9 @@ def template_kwargs(text: str | None) -> dict[str, Any]:
     try:
         settings = load_json(text or "{}")
     except JsonError as error:
-        raise UserError(f"--chat-template-kwargs: not valid JSON: {error.message}", """write '{"name": value}'""") from None
+        raise UserError(
+            f"--chat-template-kwargs: not valid JSON: {error.message}", """write '{"name": value}'"""
+        ) from None
     if not isinstance(settings, dict):
         raise UserError("--chat-template-kwargs: expected a JSON object", """write '{"name": value}'""")
     return settings

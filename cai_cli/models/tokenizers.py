@@ -37,17 +37,21 @@ def load_tokenizer(path: str, flag: str = "--model") -> PreTrainedTokenizerBase:
         hint = next_step(error, "its tokenizer files are missing or damaged: fetch or save them again")
         raise UserError(f"{flag} {path}: no usable tokenizer: {first_line(error)}", hint) from None
     if tokenizer.eos_token_id is None:
-        raise UserError(f"{flag} {path}: its tokenizer has no EOS token", "set eos_token in tokenizer_config.json")
+        raise UserError(
+            f"{flag} {path}: its tokenizer has no EOS token", "set eos_token in tokenizer_config.json"
+        )
     check_text_is_kept(tokenizer, Path(path), flag)
     separate_padding(tokenizer)
     return tokenizer
 
 
 def check_text_is_kept(tokenizer: PreTrainedTokenizerBase, path: Path, flag: str) -> None:
-    """Raise UserError where transformers' class for an architecture loses text that the directory's tokenizer.json keeps.
+    """Raise UserError where transformers' class for an architecture loses text that the directory's
+    tokenizer.json keeps.
 
-    For some architectures (Qwen2, Phi-3 ...) it takes their own class, whatever tokenizer_config.json names. Of another
-    model's vocabulary, put beside such a model, that class may make no token at all, and prompts end up empty.
+    For some architectures (Qwen2, Phi-3 ...) it takes their own class, whatever tokenizer_config.json names.
+    Of another model's vocabulary, put beside such a model, that class may make no token at all, and prompts
+    end up empty.
     """
 
     def kept(decoded: str) -> int:
@@ -61,7 +65,9 @@ def check_text_is_kept(tokenizer: PreTrainedTokenizerBase, path: Path, flag: str
     plain = Tokenizer.from_file(str(file))
     if own < kept(plain.decode(plain.encode(PROBE, add_special_tokens=False).ids, skip_special_tokens=False)):
         told = f"{flag} {path}: read as {type(tokenizer).__name__}, as transformers does for the model, its tokenizer loses text"
-        raise UserError(told, "its tokenizer.json is of another kind: take the tokenizer that the model was trained with")
+        raise UserError(
+            told, "its tokenizer.json is of another kind: take the tokenizer that the model was trained with"
+        )
 
 
 def separate_padding(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -90,8 +96,9 @@ def separate_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def fit_tokenizer(model: Any, tokenizer: Any, where: str) -> None:
-    """Set the pad token, and make room for tokens that the tokenizer alone knows. A pad token is masked wherever it stands;
-    other tokens mean nothing until they are trained, which is said, and start from the same values each time.
+    """Set the pad token, and make room for tokens that the tokenizer alone knows. A pad token is masked
+    wherever it stands; other tokens mean nothing until they are trained, which is said, and start from the
+    same values each time.
     """
     import torch
 
@@ -105,6 +112,8 @@ def fit_tokenizer(model: Any, tokenizer: Any, where: str) -> None:
     with torch.random.fork_rng(enabled=bool(beyond)):
         if beyond:
             name = tokenizer.convert_ids_to_tokens(beyond[0])
-            tell_once(f"{where}: {len(beyond)} tokens of its tokenizer have no embeddings, first {name!r}: they mean nothing yet")
+            tell_once(
+                f"{where}: {len(beyond)} tokens of its tokenizer have no embeddings, first {name!r}: they mean nothing yet"
+            )
             torch.manual_seed(0)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

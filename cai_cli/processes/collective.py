@@ -1,8 +1,8 @@
-"""What several processes compute or agree on together: sums, lists, gradients, when to stop. With one process each is what
-it was given.
+"""What several processes compute or agree on together: sums, lists, gradients, when to stop. With one process
+each is what it was given.
 
-Work is dealt out like cards: of W processes, process r has every W-th item from the r-th on (`own_part`); `gathered` puts
-such parts together again, in the order of the whole, on every process.
+Work is dealt out like cards: of W processes, process r has every W-th item from the r-th on (`own_part`);
+`gathered` puts such parts together again, in the order of the whole, on every process.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def of_the_first(value: Item) -> Item:
 
 
 def told_to_stop(device: torch.device) -> bool:
-    """Whether SIGTERM has come to any of the processes: all get the same answer, so that they stop after the same step."""
+    """Whether SIGTERM has come to any of the processes: all get the same answer, so that they stop after the
+    same step.
+    """
     if world_size() == 1:
         return asked_to_stop()
     return bool(total(torch.tensor(float(asked_to_stop()), device=device)) > 0)

@@ -1,8 +1,9 @@
 """Being told to stop: Ctrl-C, SIGTERM (Slurm, `timeout`, Kubernetes), SIGHUP (a terminal that was closed).
 
-Each raises `Terminated` where the program is, and the command ends with one line and exit code 128 + the signal's number: what is
-done is on disk, and the same command continues. A trainer wraps its loop in `after_the_step()`: there SIGTERM and SIGHUP are
-only noted, and the loop looks at `asked_to_stop()` between steps, writes a checkpoint and raises `Terminated` itself.
+Each raises `Terminated` where the program is, and the command ends with one line and exit code 128 + the
+signal's number: what is done is on disk, and the same command continues. A trainer wraps its loop in
+`after_the_step()`: there SIGTERM and SIGHUP are only noted, and the loop looks at `asked_to_stop()` between
+steps, writes a checkpoint and raises `Terminated` itself.
 
 A process that works for another one (a stage of the demo, PPO's critic) ends with it: see `end_with_parent`.
 """
@@ -28,8 +29,8 @@ LOOK = 0.2  # Seconds between two looks for the parent.
 class Terminated(BaseException):
     """A signal has come. No `Exception`: nothing that mends errors on the way may take it for one.
 
-    `number`: the signal's, that which has come where none is named. `continues`: whether the same command goes on from what is
-    done; None where nobody has said.
+    `number`: the signal's, that which has come where none is named. `continues`: whether the same command
+    goes on from what is done; None where nobody has said.
     """
 
     def __init__(self, number: int = 0, continues: bool | None = None) -> None:
@@ -50,7 +51,8 @@ class Signalled:
 def listen() -> None:
     """From here on a signal raises Terminated in the main thread, or is noted within `after_the_step`.
 
-    One that whoever started the command wants ignored, as `nohup` does, is. One that was held back until now comes now.
+    One that whoever started the command wants ignored, as `nohup` does, is. One that was held back until now
+    comes now.
     """
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -70,8 +72,8 @@ def _handle(number: int, frame: Any) -> None:
     if Signalled.waits and number != signal.SIGINT:
         return
     now = time.monotonic()
-    # The same one may come twice, to this process and to its group. Later ones count: what was raised may have been lost, since
-    # Python ignores what is raised in a destructor.
+    # The same one may come twice, to this process and to its group. Later ones count: what was raised may
+    # have been lost, since Python ignores what is raised in a destructor.
     if now - Signalled.raised > AGAIN:
         Signalled.raised = now
         raise Terminated(number)
@@ -96,7 +98,9 @@ def asked_to_stop() -> bool:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Within, signals wait; for the processes of `multiprocessing` that are started within, until they `listen`."""
+    """Within, signals wait; for the processes of `multiprocessing` that are started within, until they
+    `listen`.
+    """
     resource_tracker.ensure_running()  # which would end the waiting
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -106,7 +110,8 @@ def held_back() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """From here on this process, a child of `multiprocessing`, ends when its parent does, even if that is killed.
+    """From here on this process, a child of `multiprocessing`, ends when its parent does, even if that is
+    killed.
 
     The parent is the process that asked for it, also where a fork server made it.
     """
@@ -122,7 +127,9 @@ def end_with_parent() -> None:
 
 @contextmanager
 def while_parent_lives() -> Iterator[None]:
-    """Within, this process ends when its parent does. For a fork server, which sees that only once its imports are through."""
+    """Within, this process ends when its parent does. For a fork server, which sees that only once its
+    imports are through.
+    """
     parent = os.getppid()
 
     def look(number: int, frame: Any) -> None:

@@ -1,4 +1,6 @@
-"""Which process of a `torchrun` or `accelerate launch` this is, from the environment. No torch before a barrier is asked for."""
+"""Which process of a `torchrun` or `accelerate launch` this is, from the environment. No torch before a
+barrier is asked for.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ SHARDING = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
     "ACCELERATE_USE_FSDP": "FSDP",
 }
-DATA_PARALLEL = "launch it with torchrun, or with accelerate's --multi_gpu; --lora makes what each process holds smaller"
+DATA_PARALLEL = (
+    "launch it with torchrun, or with accelerate's --multi_gpu; --lora makes what each process holds smaller"
+)
 
 
 def rank() -> int:
@@ -55,8 +59,8 @@ def join_group() -> None:
 def leave_group() -> None:
     """Take leave of the other processes, where there are any.
 
-    gloo's threads let go of Python objects: one that does so while the interpreter shuts down ends the process by SIGABRT,
-    and a run whose work is done and saved would count as failed.
+    gloo's threads let go of Python objects: one that does so while the interpreter shuts down ends the
+    process by SIGABRT, and a run whose work is done and saved would count as failed.
     """
     if "torch.distributed" not in sys.modules:
         return
@@ -77,7 +81,9 @@ def barrier() -> None:
 
 
 def main_first(work: Callable[[], None]) -> None:
-    """Let the first process do something while the others wait. Where it fails there all of them end, the others in silence."""
+    """Let the first process do something while the others wait. Where it fails there all of them end, the
+    others in silence.
+    """
     error: Exception | None = None
     if is_main():
         try:
@@ -97,7 +103,8 @@ def main_first(work: Callable[[], None]) -> None:
 
 
 def check_sharding(fsdp: bool = False) -> None:
-    """Raise UserError where the launcher asks for a model in parts and the stage would hold a copy in each process.
+    """Raise UserError where the launcher asks for a model in parts and the stage would hold a copy in each
+    process.
 
     `fsdp`: the stage can do it by FSDP version 2.
     """

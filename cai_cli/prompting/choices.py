@@ -1,7 +1,8 @@
-r"""Multiple-choice questions as a model gets them: options' labels, solved examples in front, reasoning before the answer.
+r"""Multiple-choice questions as a model gets them: options' labels, solved examples in front, reasoning
+before the answer.
 
-Each in two renderings: *transcript* (plain text, for base and HH-style models) and *chat* (turns for a chat template).
-What is scored is the label with the space before it, ` (A)`, encoded together with the question.
+Each in two renderings: *transcript* (plain text, for base and HH-style models) and *chat* (turns for a chat
+template). What is scored is the label with the space before it, ` (A)`, encoded together with the question.
 
 Three forms:
     PLAIN      the question, then "The answer is:" (Constitutional AI, arXiv 2212.08073, section 4.1, as in the article)
@@ -35,7 +36,9 @@ H, A = "\n\nH:", "\n\nA:"
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The transcript of a question: opening, question, think, rationale, answer, label, closing. `think`: "" for no reasoning."""
+    """The transcript of a question: opening, question, think, rationale, answer, label, closing. `think`: ""
+    for no reasoning.
+    """
 
     name: str
     opening: str
@@ -47,7 +50,12 @@ class Form:
 
 PLAIN = Form("plain", "", "", f"\n{ANSWER_CUE}", "\n\n")
 PAPER_COT = Form(
-    "paper", f"{HUMAN} ", f"{ASSISTANT} {THINK_CUE}", f"{HUMAN}\n{SO_CUE}", "", (*TRANSCRIPT_STOPS, H, f"\n{SO_CUE}")
+    "paper",
+    f"{HUMAN} ",
+    f"{ASSISTANT} {THINK_CUE}",
+    f"{HUMAN}\n{SO_CUE}",
+    "",
+    (*TRANSCRIPT_STOPS, H, f"\n{SO_CUE}"),
 )
 TWO_STEP = Form(
     "two-step",
@@ -70,7 +78,9 @@ class Solved:
 
 
 def option_labels(option_format: str, count: int = 2) -> tuple[str, ...]:
-    """`(A)` -> ("(A)", "(B)"); `1.` -> ("1.", "2."). Raises UserError for a format without one A, a or 1 to count from."""
+    """`(A)` -> ("(A)", "(B)"); `1.` -> ("1.", "2."). Raises UserError for a format without one A, a or 1 to
+    count from.
+    """
     marks = list(LETTERED.finditer(option_format))
     if len(marks) != 1 or option_format.strip() != option_format:
         hint = f"it holds one A, a or 1 to count from: {', '.join(COMMON_FORMATS)}"
@@ -80,7 +90,9 @@ def option_labels(option_format: str, count: int = 2) -> tuple[str, ...]:
     return tuple(f"{head}{chr(ord(mark.group()) + n)}{tail}" for n in range(count))
 
 
-def reasoned_question(prompt: Conversation, replies: Sequence[str], principle: str, labels: Sequence[str]) -> str:
+def reasoned_question(
+    prompt: Conversation, replies: Sequence[str], principle: str, labels: Sequence[str]
+) -> str:
     """The question in the layout of the published chain-of-thought examples.
 
     Turns are H: and A:, since the question itself stands in a turn of the human.
@@ -90,15 +102,25 @@ def reasoned_question(prompt: Conversation, replies: Sequence[str], principle: s
     texts = [turn["content"] for turn in turns]
     if system:
         texts[0] = f"{system}\n\n{texts[0]}"
-    talk = "".join(f"{H if turn['role'] == 'user' else A} {text}" for turn, text in zip(turns, texts, strict=True))
+    talk = "".join(
+        f"{H if turn['role'] == 'user' else A} {text}" for turn, text in zip(turns, texts, strict=True)
+    )
     options = "".join(f"\n {label} [[[{reply}]]]" for label, reply in zip(labels, replies, strict=True))
     return f"{head}{talk}\n\n{principle} Options:{options}"
 
 
-def ask(question: str, form: Form, solved: Sequence[Solved], chat: bool, rationale: str | None = None) -> Prompt:
-    """The prompt that a label follows; where the form reasons and no rationale is given, the one that a rationale follows."""
+def ask(
+    question: str, form: Form, solved: Sequence[Solved], chat: bool, rationale: str | None = None
+) -> Prompt:
+    """The prompt that a label follows; where the form reasons and no rationale is given, the one that a
+    rationale follows.
+    """
     if chat:
-        before = [turn for example in solved for turn in chat_turns(example.question, form, example.rationale, example.answer)]
+        before = [
+            turn
+            for example in solved
+            for turn in chat_turns(example.question, form, example.rationale, example.answer)
+        ]
         return [*before, *chat_turns(question, form, rationale)]
     return "".join(transcript_of(example, form) for example in solved) + unfinished(question, form, rationale)
 
@@ -131,4 +153,9 @@ def chat_turns(question: str, form: Form, rationale: str | None, answer: str = "
     asked = [message("user", f"{question}\n\n{EXPLAIN}")]
     if rationale is None:
         return asked
-    return [*asked, message("assistant", rationale.strip()), message("user", DECIDE), message("assistant", f"{ANSWER_CUE}{tail}")]
+    return [
+        *asked,
+        message("assistant", rationale.strip()),
+        message("user", DECIDE),
+        message("assistant", f"{ANSWER_CUE}{tail}"),
+    ]

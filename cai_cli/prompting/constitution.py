@@ -8,8 +8,8 @@
         revision: Rewrite the assistant's response to remove ...
         comparison: Which response is less harmful? Choose the one that ...
 
-`--constitution` takes a path or the name of a shipped file (`cai constitution show article`); a .json file is one of the two
-that were published with the paper (see `published`).
+`--constitution` takes a path or the name of a shipped file (`cai constitution show article`); a .json file is
+one of the two that were published with the paper (see `published`).
 """
 
 from __future__ import annotations
@@ -45,11 +45,16 @@ def find_constitution(name_or_path: str) -> Path:
     shipped = shipped_constitutions() / f"{name_or_path}.yaml"
     if is_input(shipped):
         return shipped
-    raise UserError(f"no constitution {name_or_path!r}", f"give a file, or one of the shipped: {', '.join(shipped_names())}")
+    raise UserError(
+        f"no constitution {name_or_path!r}",
+        f"give a file, or one of the shipped: {', '.join(shipped_names())}",
+    )
 
 
 def load_constitution(name_or_path: str, needs: tuple[str, ...] = ()) -> Constitution:
-    """Read and check a constitution. Errors name the file, the principle and the field, or the texts that it lacks."""
+    """Read and check a constitution. Errors name the file, the principle and the field, or the texts that it
+    lacks.
+    """
     path = find_constitution(name_or_path)
     if path.suffix == ".json":
         from cai_cli.prompting.published import read_published
@@ -68,15 +73,26 @@ def load_constitution(name_or_path: str, needs: tuple[str, ...] = ()) -> Constit
 
 def parse_constitution(data: Any, place: str, sha256: str, default_name: str) -> Constitution:
     if not isinstance(data, dict) or not isinstance(data.get("principles"), list) or not data["principles"]:
-        raise UserError(f"{place}: field `principles`: expected a non-empty list", "see `cai constitution show article`")
+        raise UserError(
+            f"{place}: field `principles`: expected a non-empty list", "see `cai constitution show article`"
+        )
     check_keys(data, TOP_LEVEL, place)
-    principles = [parse_principle(item, f"{place}: principles[{n}]") for n, item in enumerate(data["principles"])]
+    principles = [
+        parse_principle(item, f"{place}: principles[{n}]") for n, item in enumerate(data["principles"])
+    ]
     seen: set[str] = set()
     for principle in principles:
         if principle.id in seen:
-            raise UserError(f"{place}: principle id {principle.id!r} is used twice", "give each principle its own id")
+            raise UserError(
+                f"{place}: principle id {principle.id!r} is used twice", "give each principle its own id"
+            )
         seen.add(principle.id)
-    return Constitution(str(data.get("name", default_name)), str(data.get("description", "")).strip(), tuple(principles), sha256)
+    return Constitution(
+        str(data.get("name", default_name)),
+        str(data.get("description", "")).strip(),
+        tuple(principles),
+        sha256,
+    )
 
 
 def parse_principle(item: Any, place: str) -> Principle:
@@ -85,7 +101,9 @@ def parse_principle(item: Any, place: str) -> Principle:
     check_keys(item, FIELDS, place)
     for name in FIELDS:
         if not isinstance(item.get(name), str) or not item[name].strip():
-            raise UserError(f"{place}: field `{name}`: missing or empty", f"a principle has {', '.join(FIELDS)}")
+            raise UserError(
+                f"{place}: field `{name}`: missing or empty", f"a principle has {', '.join(FIELDS)}"
+            )
     return Principle(item["id"].strip(), *(" ".join(item[name].split()) for name in TEXTS))
 
 

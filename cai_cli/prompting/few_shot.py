@@ -1,9 +1,11 @@
-r"""Few-shot demonstrations in front of critique-revision transcripts (for those of comparisons see `solved_questions`).
+r"""Few-shot demonstrations in front of critique-revision transcripts (for those of comparisons see
+`solved_questions`).
 
-In: a shipped set (`default`), `none`, or a file: our YAML (cai_cli/prompting/demonstrations) or the paper's JSON as published
-(CritiqueRevisionFewShotPrompts.json). Out: transcript texts, ready to be put in front.
+In: a shipped set (`default`), `none`, or a file: our YAML (cai_cli/prompting/demonstrations) or the paper's
+JSON as published (CritiqueRevisionFewShotPrompts.json). Out: transcript texts, ready to be put in front.
 Errors: UserError that names the file, the demonstration and the field.
-Source: Constitutional AI (arXiv 2212.08073), section 3.1 (the model mixes up critique and revision without examples).
+Source: Constitutional AI (arXiv 2212.08073), section 3.1 (the model mixes up critique and revision without
+examples).
 """
 
 from __future__ import annotations
@@ -45,13 +47,16 @@ CRITIQUE_FIELDS = ("response", "critique_request", "critique", "revision_request
 def load_critique_demonstrations(name_or_path: str = DEFAULT) -> list[str]:
     r"""Transcripts that start with `\n\nHuman:` and end with a revision; "none" gives no demonstrations.
 
-    The paper's file is a list of such strings, most with a dangling `\n\nHuman:` at the end, which is cut off.
+    The paper's file is a list of such strings, most with a dangling `\n\nHuman:` at the end, which is cut
+    off.
     """
     if name_or_path == NONE:
         return []
     path = find_demonstrations(name_or_path, CRITIQUE_SET)
     return [
-        checked_transcript(item, place) if isinstance(item, str) else render_critique_demonstration(item, place)
+        checked_transcript(item, place)
+        if isinstance(item, str)
+        else render_critique_demonstration(item, place)
         for place, item in numbered(path)
     ]
 
@@ -74,7 +79,9 @@ def demonstration_turns(demonstration: str) -> Conversation:
 
 
 def without_critique(demonstration: str) -> str:
-    """The same demonstration for direct revision (paper section 3.5): critique request and critique are left out."""
+    """The same demonstration for direct revision (paper section 3.5): critique request and critique are left
+    out.
+    """
     start, end = demonstration.rfind(CRITIQUE_REQUEST), demonstration.rfind(REVISION_REQUEST)
     return demonstration[:start] + demonstration[end:] if 0 <= start < end else demonstration
 
@@ -90,14 +97,17 @@ def find_demonstrations(name_or_path: str, default: str) -> Path:
     shipped = shipped_demonstrations() / f"{default if name_or_path == DEFAULT else name_or_path}.yaml"
     if is_input(shipped):
         return shipped
-    raise UserError(f"no demonstrations {name_or_path!r}", f"give a YAML or JSON file, `{DEFAULT}` or `{NONE}`")
+    raise UserError(
+        f"no demonstrations {name_or_path!r}", f"give a YAML or JSON file, `{DEFAULT}` or `{NONE}`"
+    )
 
 
 def numbered(path: Path) -> list[tuple[str, Any]]:
     """The demonstrations of a file, each with its place for errors."""
     try:
         text = read_whole(path).decode("utf-8-sig")
-        # JSON apart from YAML: a JSON text may hold what YAML forbids, and its errors name the line just as well.
+        # JSON apart from YAML: a JSON text may hold what YAML forbids, and its errors name the line just as
+        # well.
         data = load_json(text) if path.suffix == ".json" else load_yaml(text, path)
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text", ENCODING_ADVICE) from None
@@ -105,7 +115,9 @@ def numbered(path: Path) -> list[tuple[str, Any]]:
         raise UserError(f"{path}:{error.line}: not valid JSON: {error.message}", "correct it there") from None
     items = data.get("demonstrations") if isinstance(data, dict) else data
     if not isinstance(items, list) or not items:
-        raise UserError(f"{path}: field `demonstrations`: expected a non-empty list", f"`{NONE}` means none at all")
+        raise UserError(
+            f"{path}: field `demonstrations`: expected a non-empty list", f"`{NONE}` means none at all"
+        )
     return [(f"{path}: demonstrations[{n}]", item) for n, item in enumerate(items)]
 
 
@@ -117,7 +129,12 @@ def checked_transcript(text: str, place: str) -> str:
     if not text.startswith(HUMAN):
         text = f"\n\n{text.lstrip()}"
     ends = [text.rfind(marker) for marker in (HUMAN, ASSISTANT, REVISION_REQUEST, REVISION)]
-    if not text.startswith(HUMAN) or ends != sorted(ends) or -1 in ends or not text[ends[-1] + len(REVISION) :].strip():
+    if (
+        not text.startswith(HUMAN)
+        or ends != sorted(ends)
+        or -1 in ends
+        or not text[ends[-1] + len(REVISION) :].strip()
+    ):
         raise UserError(
             f"{place}: not a demonstration of critique and revision",
             "expected Human, Assistant, CritiqueRequest, Critique, RevisionRequest and Revision, in this order",
@@ -144,7 +161,9 @@ def read_text(item: dict[str, Any], name: str, place: str) -> str:
 
 
 def read_prompt(value: Any, place: str) -> Conversation:
-    r"""A prompt given as one human turn, as a list of turns, or as a transcript (a cue `\n\nAssistant:` is cut off)."""
+    r"""A prompt given as one human turn, as a list of turns, or as a transcript (a cue `\n\nAssistant:` is
+    cut off).
+    """
     try:
         value = unix_lines(value) if isinstance(value, str) else value
         if isinstance(value, str) and value.startswith(HUMAN):

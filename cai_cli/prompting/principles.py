@@ -1,4 +1,6 @@
-"""What a constitution is: principles, each with the texts of critique, revision and comparison (paper section 3.1)."""
+"""What a constitution is: principles, each with the texts of critique, revision and comparison (paper section
+3.1).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Constitution:
     sha256: str
 
     def draw(self, *key: str | int) -> Principle:
-        """The principle for this key, with replacement: the same key always draws the same one (paper section 3.1)."""
+        """The principle for this key, with replacement: the same key always draws the same one (paper section
+        3.1).
+        """
         return self.principles[int(uniform(*key) * len(self.principles))]
 
     def by_id(self, principle_id: str) -> Principle:

@@ -1,7 +1,8 @@
 r"""Every piece of prompt text that the stages put in front of a model: pure functions, str in, str out.
 
-Two renderings. *Transcript*: plain text with `\n\nHuman:` and `\n\nAssistant:`, for base and HH-style models, with the
-paper's wrappers (`CritiqueRequest:` ...). *Chat*: a list of turns that goes through the model's chat template.
+Two renderings. *Transcript*: plain text with `\n\nHuman:` and `\n\nAssistant:`, for base and HH-style models,
+with the paper's wrappers (`CritiqueRequest:` ...). *Chat*: a list of turns that goes through the model's chat
+template.
 Sources: Constitutional AI (arXiv 2212.08073), section 3.1 and appendix E (critique and revision), section 4.1
 (multiple choice).
 """
@@ -49,7 +50,9 @@ def revision_prompt(
     return f"{head} {critique}{REVISION_REQUEST} {revision_request}{REVISION}"
 
 
-def direct_revision_prompt(prompt: Conversation, response: str, revision_request: str, few_shot: str = "") -> str:
+def direct_revision_prompt(
+    prompt: Conversation, response: str, revision_request: str, few_shot: str = ""
+) -> str:
     """Transcript that asks for a revision without a critique (paper section 3.5)."""
     conversation = [*prompt, message("assistant", response)]
     return f"{few_shot}{to_transcript(conversation)}{REVISION_REQUEST} {revision_request}{REVISION}"
@@ -79,7 +82,11 @@ def option(letter: str) -> str:
 
 
 def comparison_question(
-    prompt: Conversation, response_a: str, response_b: str, principle: str, labels: Sequence[str] = OPTION_LABELS
+    prompt: Conversation,
+    response_a: str,
+    response_b: str,
+    principle: str,
+    labels: Sequence[str] = OPTION_LABELS,
 ) -> str:
     """The article's multiple-choice question up to, but not with, the answer cue."""
     first, second = labels

@@ -1,4 +1,5 @@
-"""The reasoning that some models write in front of their answer: found between its marks, taken off, put back.
+"""The reasoning that some models write in front of their answer: found between its marks, taken off, put
+back.
 
 Two ways of writing it are known. Between two marks, which may be plain text, added tokens or control tokens:
 
@@ -15,7 +16,8 @@ import re
 from dataclasses import dataclass
 
 OPEN, CLOSE = "<think>", "</think>"
-# The pairs of marks that models write (Qwen, DeepSeek and many others; Mistral; Cohere; Seed; EXAONE and others; Kimi; Apertus).
+# The pairs of marks that models write (Qwen, DeepSeek and many others; Mistral; Cohere; Seed; EXAONE and
+# others; Kimi; Apertus).
 ALL_MARKS = (
     (OPEN, CLOSE),
     ("[THINK]", "[/THINK]"),
@@ -81,11 +83,15 @@ def split_channels(text: str) -> tuple[str, str]:
 
 
 def thinking_of(vocabulary: set[str], template: str) -> tuple[Thinking, list[str]]:
-    """How the model with these added tokens and chat template writes its reasoning, and marks of it that are not understood."""
+    """How the model with these added tokens and chat template writes its reasoning, and marks of it that are
+    not understood.
+    """
     text = re.sub(r"\{#.*?#\}", "", template, flags=re.DOTALL)
     if CHANNEL in text and MESSAGE in text:
         return Thinking(channels=True), []
-    known = [marks for marks in ALL_MARKS if marks[1] in text] or [marks for marks in ALL_MARKS if marks[1] in vocabulary]
+    known = [marks for marks in ALL_MARKS if marks[1] in text] or [
+        marks for marks in ALL_MARKS if marks[1] in vocabulary
+    ]
     understood = {mark for marks in ALL_MARKS for mark in marks}
     seen = {name for name in vocabulary if LIKE_A_MARK.search(name)}
     seen |= {name for name in MARK_IN_TEMPLATE.findall(text) if LIKE_A_MARK.search(name)}

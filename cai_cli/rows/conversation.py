@@ -59,7 +59,9 @@ def check_conversation(value: Any, field: str, ends_with: str | None = None) -> 
             raise RecordError(f"{name}.content", "holds half of a surrogate pair, which is no character")
         turns.append(message(role, content))
     if ends_with and turns[-1]["role"] != ends_with:
-        raise RecordError(f"{field}[{len(turns) - 1}].role", f"expected the last turn to be from the {ends_with}")
+        raise RecordError(
+            f"{field}[{len(turns) - 1}].role", f"expected the last turn to be from the {ends_with}"
+        )
     return turns
 
 
@@ -99,7 +101,8 @@ def unix_lines(text: str) -> str:
 
 
 def from_transcript(text: str) -> Conversation:
-    r"""Turns with their text stripped at both ends; an assistant's turn that ends the transcript may be empty.
+    r"""Turns with their text stripped at both ends; an assistant's turn that ends the transcript may be
+    empty.
 
     Turns alternate, so a marker starts a turn only where it names the *other* speaker:
 
@@ -108,8 +111,8 @@ def from_transcript(text: str) -> Conversation:
     - `Human:` or `Assistant:` without two newlines before it is text as well.
     - `\n\nHuman:` inside an assistant's turn cannot be told from a turn of the human, and is one.
 
-    So `to_transcript` gives back the transcript, but for white space at the ends of turns, and turns alternate as chat
-    templates ask. Line breaks of Windows count as newlines. Raises TranscriptError.
+    So `to_transcript` gives back the transcript, but for white space at the ends of turns, and turns
+    alternate as chat templates ask. Line breaks of Windows count as newlines. Raises TranscriptError.
     """
     text = unix_lines(text)
     if text.lstrip().startswith((HUMAN.strip(), ASSISTANT.strip())):

@@ -1,4 +1,6 @@
-"""What a file is where JSON lines are expected, seen from its first bytes or its first line, and what to do with it."""
+"""What a file is where JSON lines are expected, seen from its first bytes or its first line, and what to do
+with it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class FileKind(NamedTuple):
 UTF_16 = "convert it: iconv -f UTF-16 -t UTF-8 {path}"
 UTF_32 = "convert it: iconv -f UTF-32 -t UTF-8 {path}"
 KINDS = (
-    FileKind(b"version https://git-lfs", "a pointer of Git LFS, not the data", "fetch it with `git lfs pull`"),
+    FileKind(
+        b"version https://git-lfs", "a pointer of Git LFS, not the data", "fetch it with `git lfs pull`"
+    ),
     FileKind(PARQUET, "a parquet file", IMPORT_TABLE),
     FileKind(b"PK\x03\x04", "a zip archive", "unpack it first: unzip {path}"),
     FileKind(b"\xfd7zXZ\0", "xz-compressed", "unpack it first: xz -d {path}"),
@@ -51,15 +55,24 @@ def refuse_bytes(start: bytes, path: Path) -> None:
     if start[TAR_MARK:].startswith(b"ustar"):
         raise UserError(f"{path}: is a tar archive", f"unpack it first: tar xf {path}")
     if b"\0" in start:
-        raise UserError(f"{path}: is {null_bytes_mean(start)}", "text is read as UTF-8: convert it with iconv")
+        raise UserError(
+            f"{path}: is {null_bytes_mean(start)}", "text is read as UTF-8: convert it with iconv"
+        )
 
 
 def null_bytes_mean(start: bytes) -> str:
     """Text in UTF-16 without a mark has a NUL in nearly every second place, as far as it is English."""
     half = len(start) // 2
-    if max(start[0::2].count(0), start[1::2].count(0)) > 0.9 * half and min(start[0::2].count(0), start[1::2].count(0)) == 0:
+    if (
+        max(start[0::2].count(0), start[1::2].count(0)) > 0.9 * half
+        and min(start[0::2].count(0), start[1::2].count(0)) == 0
+    ):
         return f"UTF-16{'BE' if start[:1] == bytes(1) else 'LE'} text without a byte order mark"
-    return "UTF-32 text without a byte order mark" if start.count(0) > 1.2 * half else "no text: it holds NUL bytes"
+    return (
+        "UTF-32 text without a byte order mark"
+        if start.count(0) > 1.2 * half
+        else "no text: it holds NUL bytes"
+    )
 
 
 def refuse_first_line(line: str, path: Path) -> None:
@@ -71,9 +84,13 @@ def refuse_first_line(line: str, path: Path) -> None:
     if text[:1] not in ("{", '"') and (separator := separator_of(text)):
         name = "a tab" if separator == "\t" else f"`{separator}`"
         advice = "`cai import table` reads CSV, and TSV that is named .tsv"
-        raise UserError(f"{path}: is a table with columns separated by {name}, not one JSON object a line", advice)
+        raise UserError(
+            f"{path}: is a table with columns separated by {name}, not one JSON object a line", advice
+        )
     if text[:1].isalpha() and " " in text:
-        raise UserError(f"{path}: is plain text, not one JSON object a line", "as prompts, a line each: name it .txt")
+        raise UserError(
+            f"{path}: is plain text, not one JSON object a line", "as prompts, a line each: name it .txt"
+        )
 
 
 TEXTS = (

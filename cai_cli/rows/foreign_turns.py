@@ -1,8 +1,9 @@
 """A conversation however somebody wrote it -> turns of ours, or refused by name.
 
-A cell holds turns, the JSON or Python text of turns (in CSV), a transcript, or plain text. Turns are {role, content} or
-{from, value} (ShareGPT); their roles user or human, assistant or gpt, system or developer; their content is text or a list of
-text parts. Tool calls and parts that are no text are refused, an empty system turn is dropped and counted.
+A cell holds turns, the JSON or Python text of turns (in CSV), a transcript, or plain text. Turns are {role,
+content} or {from, value} (ShareGPT); their roles user or human, assistant or gpt, system or developer; their
+content is text or a list of text parts. Tool calls and parts that are no text are refused, an empty system
+turn is dropped and counted.
 """
 
 from __future__ import annotations
@@ -26,20 +27,31 @@ from cai_cli.rows.conversation import (
 )
 from cai_cli.rows.json_text import JsonError, load_json
 
-ROLE_NAMES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
+ROLE_NAMES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "developer": "system",
+}
 ROLE_NAMES |= {role: role for role in ("user", "assistant", "system")}
 TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
 DROPPED = "empty system turns"  # under which `dropped` counts them
 # How the text of a list of turns begins, and the two fields without which it is another list.
 LIST_TEXT = re.compile(r"\s*(\[|\{|array\(|\()")
-TURN_FIELDS = (re.compile(r"""['"](role|from)\\*['"]\s*:"""), re.compile(r"""['"](content|value)\\*['"]\s*:"""))
+TURN_FIELDS = (
+    re.compile(r"""['"](role|from)\\*['"]\s*:"""),
+    re.compile(r"""['"](content|value)\\*['"]\s*:"""),
+)
 # A line that begins a reply, with the blank line before it that a transcript has, or without.
 REPLY_LINE = re.compile(r"[\r\n\x0b\x0c\x85\u2028\u2029][^\S\n]*Assistant:")
 ESCAPED_TRANSCRIPT = re.compile(r"\s*(\\r|\\n)+(Human|Assistant):")
 
 
 class Refused(RecordError):
-    """A row that cannot be used. `reason` is a short fixed name that can be counted, `detail` says what was found."""
+    """A row that cannot be used. `reason` is a short fixed name that can be counted, `detail` says what was
+    found.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         words = reason.replace("_", " ")
@@ -57,8 +69,15 @@ def plain_turns(value: Any, name: str, dropped: Counter[str] | None = None) -> A
     """The list in our spelling, not yet checked; what is no list comes back as it is."""
     if not isinstance(value, list):
         return value
-    turns = [plain_turn(turn, f"{name}[{n}]") if isinstance(turn, dict) else turn for n, turn in enumerate(value)]
-    if turns and isinstance(turns[0], dict) and turns[0]["role"] == "system" and is_blank(turns[0]["content"]):
+    turns = [
+        plain_turn(turn, f"{name}[{n}]") if isinstance(turn, dict) else turn for n, turn in enumerate(value)
+    ]
+    if (
+        turns
+        and isinstance(turns[0], dict)
+        and turns[0]["role"] == "system"
+        and is_blank(turns[0]["content"])
+    ):
         if dropped is not None:
             dropped[DROPPED] += 1
         turns = turns[1:]
@@ -95,7 +114,8 @@ def is_blank(content: Any) -> bool:
 
 
 def turns_in_text(text: str) -> list[Any] | None:
-    """Turns written as the text of a JSON or Python list; None where the text is none. Never taken for somebody's words.
+    """Turns written as the text of a JSON or Python list; None where the text is none. Never taken for
+    somebody's words.
 
     Raises Refused for text that looks like such a list and cannot be read.
     """
@@ -109,14 +129,18 @@ def turns_in_text(text: str) -> list[Any] | None:
         value = python_value(text)
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list | tuple):
-        raise Refused("text_of_turns", f"looks like turns, and is neither JSON nor a Python list: {text.strip()[:60]}")
+        raise Refused(
+            "text_of_turns", f"looks like turns, and is neither JSON nor a Python list: {text.strip()[:60]}"
+        )
     # A list of other objects is what somebody wrote, such as a question about JSON.
     are_turns = turns and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns)
     return list(turns) if are_turns else None
 
 
 def python_value(text: str) -> Any:
-    """The value of a Python literal, None where it is none. Arrays of numpy are printed without commas between their turns."""
+    """The value of a Python literal, None where it is none. Arrays of numpy are printed without commas
+    between their turns.
+    """
     try:
         return ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", text.strip()))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -130,8 +154,9 @@ def is_transcript(text: str) -> bool:
 def parse_transcript(text: str, whole: bool = True) -> Conversation:
     """`from_transcript`. Raises Refused: `not_a_transcript`, `starts_with_assistant`, `empty_turn`.
 
-    Of a `whole` transcript, which has not had its last `Assistant:` cut off, one that is a single human turn with a line that
-    begins `Assistant:` is refused: it lacks the blank lines between the turns, and the turn would hold both speakers' words.
+    Of a `whole` transcript, which has not had its last `Assistant:` cut off, one that is a single human turn
+    with a line that begins `Assistant:` is refused: it lacks the blank lines between the turns, and the turn
+    would hold both speakers' words.
     """
     try:
         turns = from_transcript(text)
@@ -156,12 +181,21 @@ def read_conversation(value: Any, name: str, dropped: Counter[str] | None = None
 def read_reply(value: Any, name: str, dropped: Counter[str] | None = None) -> tuple[Conversation, str]:
     """The turns before a reply, [] where the cell holds the reply alone, and the reply, which may be empty."""
     if isinstance(value, str):
-        turns = parse_transcript(value) if is_transcript(value) and REPLY_LINE.search(value) else turns_in_text(value)
+        turns = (
+            parse_transcript(value)
+            if is_transcript(value) and REPLY_LINE.search(value)
+            else turns_in_text(value)
+        )
         if turns is None:
             return [], value.strip()
         value = turns
     turns = plain_turns([value] if isinstance(value, dict) else value, name, dropped)
-    if not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict) or turns[-1].get("role") != "assistant":
+    if (
+        not isinstance(turns, list)
+        or not turns
+        or not isinstance(turns[-1], dict)
+        or turns[-1].get("role") != "assistant"
+    ):
         raise Refused("no_reply", f"`{name}` does not end in an assistant turn")
     reply = turns[-1]["content"]
     if not isinstance(reply, str):
@@ -170,18 +204,25 @@ def read_reply(value: Any, name: str, dropped: Counter[str] | None = None) -> tu
 
 
 def read_pair(
-    prompt_cell: Any, chosen_cell: Any, rejected_cell: Any, names: tuple[str, str, str], dropped: Counter[str] | None = None
+    prompt_cell: Any,
+    chosen_cell: Any,
+    rejected_cell: Any,
+    names: tuple[str, str, str],
+    dropped: Counter[str] | None = None,
 ) -> tuple[Conversation, str, str]:
     """Prompt, chosen and rejected reply of three cells, the first of which may be None. Raises RecordError."""
     given = None
     if prompt_cell is not None:
-        given = check_conversation(read_conversation(prompt_cell, names[0], dropped), names[0], ends_with="user")
+        given = check_conversation(
+            read_conversation(prompt_cell, names[0], dropped), names[0], ends_with="user"
+        )
     chosen_prompt, chosen = read_reply(chosen_cell, names[1], dropped)
     rejected_prompt, rejected = read_reply(rejected_cell, names[2], dropped)
     if chosen_prompt and rejected_prompt and chosen_prompt != rejected_prompt:
         raise Refused("prompts_differ")
     inner = chosen_prompt or rejected_prompt
-    # The conversation may say more than the prompt column (a system turn, earlier turns), never something else.
+    # The conversation may say more than the prompt column (a system turn, earlier turns), never something
+    # else.
     if given and inner and given[-1]["content"].strip() != inner[-1]["content"].strip():
         raise Refused("prompts_differ", f"`{names[0]}` is not what the replies answer")
     prompt = inner or given
@@ -193,7 +234,9 @@ def read_pair(
 
 
 def common_start(chosen: str, rejected: str) -> str:
-    """What two texts have in common at their start, up to a whole word: the prompt of TRL's pairs of plain texts."""
+    """What two texts have in common at their start, up to a whole word: the prompt of TRL's pairs of plain
+    texts.
+    """
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     start = chosen[:same]
     return start[: max(start.rfind(blank) for blank in " \n\t") + 1].strip()

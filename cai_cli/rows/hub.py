@@ -1,4 +1,6 @@
-"""The Hugging Face Hub: whether it answers, and its data sets, `hf:org/name[:split]`, streamed row by row through `datasets`."""
+"""The Hugging Face Hub: whether it answers, and its data sets, `hf:org/name[:split]`, streamed row by row
+through `datasets`.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ PATIENCE = 5.0  # seconds for the Hub to answer
 
 @cache
 def why_offline() -> str | None:
-    """Why only what is cached here can be had of the Hub, None where it answers. Asked once, with one request.
+    """Why only what is cached here can be had of the Hub, None where it answers. Asked once, with one
+    request.
 
-    Where it does not answer, the libraries are told that they are offline: left alone, they try each file for half a minute.
+    Where it does not answer, the libraries are told that they are offline: left alone, they try each file for
+    half a minute.
     """
     from huggingface_hub import constants, get_session
 
@@ -37,7 +41,9 @@ def why_offline() -> str | None:
 
 
 def read_hub(source: str) -> Iterator[tuple[str, Row]]:
-    """Yield (place, row). Raises UserError where the data set cannot be had, also where it breaks off on the way."""
+    """Yield (place, row). Raises UserError where the data set cannot be had, also where it breaks off on the
+    way.
+    """
     offline = why_offline()
     from datasets import load_dataset  # takes a second to import; it looks then whether it is offline
 
@@ -52,4 +58,6 @@ def read_hub(source: str) -> Iterator[tuple[str, Row]]:
         if offline:
             hint = f"fetch it where there is a network, by `hf download --repo-type dataset {name}`, and name a file of it"
             raise UserError(f"{source}: is not cached here, and {offline}", hint) from None
-        raise UserError(f"{source}: {where}: {problem}", "check the name, the split and the network") from None
+        raise UserError(
+            f"{source}: {where}: {problem}", "check the name, the split and the network"
+        ) from None

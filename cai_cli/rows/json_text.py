@@ -1,7 +1,9 @@
-"""Parse JSON so that whatever comes out can be written again: the one guard in front of every JSON text from outside.
+"""Parse JSON so that whatever comes out can be written again: the one guard in front of every JSON text from
+outside.
 
-Refused by name: nesting beyond `DEEPEST` levels, numbers that no float holds, NaN and Infinity, a key given twice in one object,
-halves of surrogate pairs. The standard library accepts each of them, and the stage that writes the row would stumble.
+Refused by name: nesting beyond `DEEPEST` levels, numbers that no float holds, NaN and Infinity, a key given
+twice in one object, halves of surrogate pairs. The standard library accepts each of them, and the stage that
+writes the row would stumble.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ Constant = Callable[[str], Any]
 
 
 class JsonError(RecordError, ValueError):
-    """Text that is no JSON, or JSON that cannot be used. `line` counts in the text, `reason` is a name to count by."""
+    """Text that is no JSON, or JSON that cannot be used. `line` counts in the text, `reason` is a name to
+    count by.
+    """
 
     def __init__(self, problem: str, field: str = "", line: int = 1, reason: str = "not_json") -> None:
         super().__init__(field, problem)
@@ -30,7 +34,9 @@ class JsonError(RecordError, ValueError):
 
 
 def load_json(text: str, constant: Constant | None = None) -> Any:
-    """The value of a JSON text. `constant` says what NaN and Infinity become; without it they are refused. Raises JsonError."""
+    """The value of a JSON text. `constant` says what NaN and Infinity become; without it they are refused.
+    Raises JsonError.
+    """
     try:
         value = decoder(constant or refuse_constant).decode(text)
     except json.JSONDecodeError as error:
@@ -47,9 +53,14 @@ def missing(_: str) -> None:
 
 @lru_cache
 def decoder(constant: Constant) -> json.JSONDecoder:
-    """The decoder behind `load_json`, for those who decode from the middle of a text; then `check_value` is theirs to call."""
+    """The decoder behind `load_json`, for those who decode from the middle of a text; then `check_value` is
+    theirs to call.
+    """
     return json.JSONDecoder(
-        object_pairs_hook=unique_keys, parse_int=whole_number, parse_float=finite_number, parse_constant=constant
+        object_pairs_hook=unique_keys,
+        parse_int=whole_number,
+        parse_float=finite_number,
+        parse_constant=constant,
     )
 
 

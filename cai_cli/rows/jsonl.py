@@ -1,7 +1,8 @@
-"""JSON Lines: strict reading with file:line in every error, plain or gzipped, and appending that survives a kill.
+"""JSON Lines: strict reading with file:line in every error, plain or gzipped, and appending that survives a
+kill.
 
-Read with the `jsonlines` library. A row is one JSON object on one line, UTF-8, of at most `LONGEST_LINE` bytes (a gzip of
-1 MB can hold a line of 1 GB).
+Read with the `jsonlines` library. A row is one JSON object on one line, UTF-8, of at most `LONGEST_LINE`
+bytes (a gzip of 1 MB can hold a line of 1 GB).
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ ENCODING_ADVICE = "text is read as UTF-8: convert it with iconv"
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """Open a file of text, gunzipping by its first two bytes. Raises UserError for what is no text: archives, parquet, UTF-16."""
+    """Open a file of text, gunzipping by its first two bytes. Raises UserError for what is no text: archives,
+    parquet, UTF-16.
+    """
     stream = open_any(path)
     try:
         refuse_bytes(stream.peek(HEAD)[:HEAD], path)  # type: ignore[attr-defined]
@@ -61,7 +64,8 @@ def open_text(path: Path) -> IO[str]:
 
 
 def read_lines(path: Path, unfinished: bool = False) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text without its end). Lines are decoded one by one, so that an error names the right one.
+    """Yield (line number, text without its end). Lines are decoded one by one, so that an error names the
+    right one.
 
     `unfinished`: somebody may be writing the file; a last line that has no end yet is left out.
     """
@@ -80,17 +84,24 @@ def read_lines(path: Path, unfinished: bool = False) -> Iterator[tuple[int, str]
 
 
 def bounded_lines(stream: BinaryIO, path: Path) -> Iterator[bytes]:
-    """The lines of a stream with their ends. Raises RecordError for one that is too long, having read no more than that of it."""
+    """The lines of a stream with their ends. Raises RecordError for one that is too long, having read no more
+    than that of it.
+    """
     number = blank = 0
     while line := stream.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
             problem = f"a line of more than {LONGEST_LINE >> 20} MiB"
-            raise RecordError("", problem, "a row is one JSON object on a line of its own", place=f"{path}:{number}")
+            raise RecordError(
+                "", problem, "a row is one JSON object on a line of its own", place=f"{path}:{number}"
+            )
         blank = blank + 1 if len(line) <= 2 and line.isspace() else 0
         if blank > MOST_BLANK_LINES:
             raise RecordError(
-                "", f"{blank} blank lines one after the other", "no file of rows has them", place=f"{path}:{number}"
+                "",
+                f"{blank} blank lines one after the other",
+                "no file of rows has them",
+                place=f"{path}:{number}",
             )
         yield line
 
@@ -139,7 +150,9 @@ def read_rows(path: Path, unfinished: bool = False) -> Iterator[tuple[int, Row]]
 
 
 def read_own_rows(path: Path, unfinished: bool = False) -> Iterator[tuple[int, Row]]:
-    """Yield (line number, row) of a file of ours, where no id is on two lines: RecordError names both. A row may have no id."""
+    """Yield (line number, row) of a file of ours, where no id is on two lines: RecordError names both. A row
+    may have no id.
+    """
     seen: dict[str, int] = {}
     for line, row in read_rows(path, unfinished):
         if isinstance(row.get("id"), str):
@@ -148,7 +161,9 @@ def read_own_rows(path: Path, unfinished: bool = False) -> Iterator[tuple[int, R
 
 
 def check_new(seen: dict[str, int], name: str, path: Path, line: int) -> None:
-    """Note the line of an id. Raises RecordError where it has one already: two commands wrote the file, or two were joined."""
+    """Note the line of an id. Raises RecordError where it has one already: two commands wrote the file, or
+    two were joined.
+    """
     if name in seen:
         problem = f"{name!r} is on line {seen[name]} too"
         raise RecordError("id", problem, "ids are unique in a file", place=f"{path}:{line}")
@@ -174,7 +189,9 @@ def read_records(path: Path, parse: Callable[[Row], Record]) -> Iterator[Record]
 
 
 def strict_json(value: Any, name: str, **settings: Any) -> str:
-    """The value as JSON, which knows neither NaN nor infinity: RunError says where in `name` one of them stands."""
+    """The value as JSON, which knows neither NaN nor infinity: RunError says where in `name` one of them
+    stands.
+    """
     try:
         return json.dumps(value, allow_nan=False, **settings)
     except ValueError:
@@ -229,7 +246,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class Appended:
-    """A file that whole lines are added to. Where the disk takes no more, it ends with the last one that it took."""
+    """A file that whole lines are added to. Where the disk takes no more, it ends with the last one that it
+    took.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -262,7 +281,9 @@ class Appended:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[str]]:
-    """A file to write that takes the place of `path` in one step at the end; what fails on the way leaves no trace."""
+    """A file to write that takes the place of `path` in one step at the end; what fails on the way leaves no
+    trace.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:

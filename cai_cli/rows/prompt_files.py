@@ -1,7 +1,8 @@
-"""Read prompts, forgiving in what is taken: our JSONL, `{"prompt": "text"}`, `{"messages": [...]}`, ShareGPT, hh-rlhf
-transcripts, plain .txt lines, .gz of each, `-` for JSON lines or plain ones over stdin, and `hf:org/name[:split]` through
-`datasets`. A trailing `:number` on a source is a proportion. Identical prompts are merged and counted: those without a given id
-wherever they stand, and those that two files hold under the same id. In one file a given id is on one line.
+"""Read prompts, forgiving in what is taken: our JSONL, `{"prompt": "text"}`, `{"messages": [...]}`, ShareGPT,
+hh-rlhf transcripts, plain .txt lines, .gz of each, `-` for JSON lines or plain ones over stdin, and
+`hf:org/name[:split]` through `datasets`. A trailing `:number` on a source is a proportion. Identical prompts
+are merged and counted: those without a given id wherever they stand, and those that two files hold under the
+same id. In one file a given id is on one line.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ Known = dict[str, tuple[Prompt, str]]
 
 
 def read_prompts(sources: list[str], limit: int | None = None, known: Known | None = None) -> list[Prompt]:
-    """All prompts of the sources in order, at most `limit`, each id once. Malformed rows stop with file:line and field.
+    """All prompts of the sources in order, at most `limit`, each id once. Malformed rows stop with file:line
+    and field.
 
-    `known`: ids of sources that were read before, which mean the same prompts here; those of this call are added.
+    `known`: ids of sources that were read before, which mean the same prompts here; those of this call are
+    added.
     """
     prompts: dict[str, Prompt] = {}
     known = {} if known is None else known
@@ -45,7 +48,9 @@ def read_prompts(sources: list[str], limit: int | None = None, known: Known | No
                 raise RecordError("id", f"{prompt.id!r} is used for two prompts", hint, place=place)
             if named and prompt.id in here:
                 line = here[prompt.id].removeprefix(f"{path}:")
-                raise RecordError("id", f"{prompt.id!r} is on line {line} too", "ids are unique in a file", place=place)
+                raise RecordError(
+                    "id", f"{prompt.id!r} is on line {line} too", "ids are unique in a file", place=place
+                )
             here.setdefault(prompt.id, place)
             if prompt.id in prompts:
                 merged += 1
@@ -59,7 +64,10 @@ def read_prompts(sources: list[str], limit: int | None = None, known: Known | No
         say(f"merged {merged} repeated prompts")
     tell_dropped(dropped)
     if not prompts:
-        raise UserError(f"{', '.join(sources)}: no prompts in it", 'one prompt a line, as {"prompt": "text"} or plain .txt')
+        raise UserError(
+            f"{', '.join(sources)}: no prompts in it",
+            'one prompt a line, as {"prompt": "text"} or plain .txt',
+        )
     return list(prompts.values())
 
 
@@ -87,7 +95,9 @@ def rows_of(source: str, dropped: Counter[str]) -> Iterator[tuple[str, Prompt, b
 
 
 def is_json(path: Path) -> bool:
-    """Whether a file without a name to tell by holds JSON, or lines of text, by its first line that is not empty."""
+    """Whether a file without a name to tell by holds JSON, or lines of text, by its first line that is not
+    empty.
+    """
     first = next((line.strip() for _, line in read_lines(path) if line.strip()), "")
     return first.startswith(("{", "["))
 
@@ -116,7 +126,9 @@ def conversation_of(row: dict[str, Any], dropped: Counter[str] | None = None) ->
     value = row[name]
     try:
         if isinstance(value, str) and not is_transcript(value) and turns_in_text(value) is None:
-            return check_conversation([message("user", value)], name)  # to the letter, since ids are made from it
+            return check_conversation(
+                [message("user", value)], name
+            )  # to the letter, since ids are made from it
         turns = read_conversation(value, name, dropped)
     except Refused as error:
         raise RecordError(name, error.problem, "`cai import` puts such rows aside and goes on") from None

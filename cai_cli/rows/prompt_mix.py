@@ -1,4 +1,6 @@
-"""Which prompt each episode of a run gets: a function of the seed alone, so that a resumed run sees the same ones."""
+"""Which prompt each episode of a run gets: a function of the seed alone, so that a resumed run sees the same
+ones.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from cai_cli.rows.records import Prompt
 def mixed_prompts(sources: list[tuple[list[Prompt], float]], count: int, seed: int) -> list[Prompt]:
     """The prompts of `count` episodes. Sources are (prompts, proportion).
 
-    With equal proportions all prompts are one pool, gone through in a new order each pass. With different ones each episode
-    draws its source by key, and each source is gone through in orders of its own.
+    With equal proportions all prompts are one pool, gone through in a new order each pass. With different
+    ones each episode draws its source by key, and each source is gone through in orders of its own.
     """
     if len({proportion for _, proportion in sources}) == 1:
         sources = [([prompt for prompts, _ in sources for prompt in prompts], 1.0)]

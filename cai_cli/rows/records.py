@@ -1,4 +1,5 @@
-"""The rows of our JSONL files: one dataclass each, validated when read, in TRL's conversational formats when written.
+"""The rows of our JSONL files: one dataclass each, validated when read, in TRL's conversational formats when
+written.
 
     Prompt       prompts.jsonl       a conversation that ends in a user turn
     Revision     revisions.jsonl     prompt, final revision, and every round that led to it
@@ -79,7 +80,8 @@ Event = tuple[str, str]
 def events_text(events: list[Event]) -> str:
     """Events as files keep them: "truncated draft, lead_in revision 2".
 
-    A list would be empty in most rows, and `datasets` cannot read a file whose first part has empty lists only.
+    A list would be empty in most rows, and `datasets` cannot read a file whose first part has empty lists
+    only.
     """
     return ", ".join(f"{rule} {segment}" for rule, segment in events)
 
@@ -161,7 +163,9 @@ class Revision:
                 )
             )
         if not rounds:
-            raise RecordError("rounds", "a revision without a round is the unrevised draft, never a training target")
+            raise RecordError(
+                "rounds", "a revision without a round is the unrevised draft, never a training target"
+            )
         return cls(
             id=text_field(row, "id"),
             prompt=check_conversation(row.get("prompt"), "prompt", ends_with="user"),
@@ -235,7 +239,8 @@ class Comparison:
     kind: str | None = None
     source: str | None = None
     judgements: list[Judgement] = field(default_factory=list)
-    attribution: dict[str, Any] | None = None  # who wrote the texts and under which licence, for data that asks for it
+    # Who wrote the texts and under which licence, for data that asks for it
+    attribution: dict[str, Any] | None = None
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Comparison:

@@ -1,4 +1,5 @@
-"""What a row of which kind looks like, and which command takes it or makes something of it: one table for every reader.
+"""What a row of which kind looks like, and which command takes it or makes something of it: one table for
+every reader.
 
 A reader that cannot use a row says, through `kind_taken`, what the row is instead.
 """
@@ -11,10 +12,18 @@ from cai_cli.errors import RecordError
 
 Row = dict[str, Any]
 
-REVISIONS, COMPARISONS, SAMPLES, CONVERSATIONS, PROMPTS = "revisions", "comparisons", "samples", "conversations", "prompts"
+REVISIONS, COMPARISONS, SAMPLES, CONVERSATIONS, PROMPTS = (
+    "revisions",
+    "comparisons",
+    "samples",
+    "conversations",
+    "prompts",
+)
 ITEMS = "multiple-choice items"
 
-CONVERSATIONS_GO = "`cai sft --data`, `cai label --pairs` and `cai import table --columns prompt={}` take them"
+CONVERSATIONS_GO = (
+    "`cai sft --data`, `cai label --pairs` and `cai import table --columns prompt={}` take them"
+)
 
 
 class RowKind(NamedTuple):
@@ -26,7 +35,11 @@ class RowKind(NamedTuple):
 # A row is of the first kind whose fields it has.
 KINDS = (
     RowKind(REVISIONS, ("prompt", "rounds"), "`cai sft --data` and `cai export` take them"),
-    RowKind(COMPARISONS, ("chosen", "rejected"), "`cai train-pm`, `cai evaluate pm` and `cai label --pairs` take them"),
+    RowKind(
+        COMPARISONS,
+        ("chosen", "rejected"),
+        "`cai train-pm`, `cai evaluate pm` and `cai label --pairs` take them",
+    ),
     RowKind(
         "unpaired preferences",
         ("prompt", "completion", "label"),
@@ -39,8 +52,16 @@ KINDS = (
     RowKind("manifests", ("stage", "options", "inputs"), "`cai lineage` shows them"),
     RowKind(ITEMS, ("corrects", "incorrects"), "`cai evaluate hhh` takes them"),
     RowKind("published chains", ("rl_prompt", "cst"), "`cai import paper-chains` makes revisions of them"),
-    RowKind("published samples", ("rl_prompt", "sampled_answers"), "`cai import paper-samples` makes samples of them"),
-    RowKind("cai-conversation", ("init_prompt", "revision_response"), "`cai import cai-conversation` makes revisions of them"),
+    RowKind(
+        "published samples",
+        ("rl_prompt", "sampled_answers"),
+        "`cai import paper-samples` makes samples of them",
+    ),
+    RowKind(
+        "cai-conversation",
+        ("init_prompt", "revision_response"),
+        "`cai import cai-conversation` makes revisions of them",
+    ),
     RowKind("red-team attempts", ("transcript",), "`cai import red-team` makes prompts of them"),
     RowKind("Stack Exchange questions", ("qid", "answers"), "`cai pmp --posts` takes them"),
     RowKind(
@@ -48,7 +69,9 @@ KINDS = (
         ("instruction", "output"),
         "`cai import table --to samples --columns prompt=instruction,completion=output` makes samples of them",
     ),
-    RowKind(PROMPTS, ("prompt",), "`cai sample` and `cai revise` make replies to them; every --prompts takes them"),
+    RowKind(
+        PROMPTS, ("prompt",), "`cai sample` and `cai revise` make replies to them; every --prompts takes them"
+    ),
     RowKind("texts", ("text",), "`cai import table --columns prompt=text` makes prompts of them"),
 )
 
@@ -62,7 +85,9 @@ def wrapper_of(row: Row) -> RowKind | None:
     """A whole document in place of a row: {"data": [{...}, ...]}."""
     for name, value in row.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            return RowKind(f"rows wrapped in {name!r}", (name,), f"take them out, one a line: jq -c '.[{name!r}][]' FILE")
+            return RowKind(
+                f"rows wrapped in {name!r}", (name,), f"take them out, one a line: jq -c '.[{name!r}][]' FILE"
+            )
     return None
 
 

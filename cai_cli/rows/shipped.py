@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def shipped_folder(name: str, in_tree: str) -> Path:
-    """The folder `name` of the installed package, else `in_tree` of the source tree that an editable install points to.
+    """The folder `name` of the installed package, else `in_tree` of the source tree that an editable install
+    points to.
 
     pyproject.toml says which folder of the tree becomes which one of the wheel.
     """

@@ -18,5 +18,7 @@ def parse_weight(text: str) -> tuple[str, float]:
 
 
 def input_file(path: str) -> Path | None:
-    """The local file behind an input, `-` for what is piped in; None for a data set on the Hub (`hf:org/name`)."""
+    """The local file behind an input, `-` for what is piped in; None for a data set on the Hub
+    (`hf:org/name`).
+    """
     return None if path.startswith("hf:") else STDIN if path == PIPED else Path(path)

@@ -1,8 +1,10 @@
-"""Files and disks that fail, as one line: what cannot be read is a UserError, what cannot be written a RunError.
+"""Files and disks that fail, as one line: what cannot be read is a UserError, what cannot be written a
+RunError.
 
-A file that is given is read through `open_input` and `read_input`, which raise UserError themselves, also for a read that
-fails on the way. All other errors are sorted by `storage_error`: by their number, by what libraries write for it (torch,
-safetensors, sqlite, lxml, datasets ..., none of which is imported here), and by whether the path is the run's own output.
+A file that is given is read through `open_input` and `read_input`, which raise UserError themselves, also for
+a read that fails on the way. All other errors are sorted by `storage_error`: by their number, by what
+libraries write for it (torch, safetensors, sqlite, lxml, datasets ..., none of which is imported here), and
+by whether the path is the run's own output.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ NETWORK = (ConnectionError, TimeoutError)
 
 # What libraries say where they do not hand on the system's number, or hide it in their text.
 NUMBER = re.compile(r"(?:os error |[Ee]rrno:? )(\d{1,3})\b|\bIO_(E[A-Z]+)\b")
-FULL = re.compile(r"no space left|disk is full|not enough (free )?(disk )?space|quota exceeded|file too large", re.IGNORECASE)
+FULL = re.compile(
+    r"no space left|disk is full|not enough (free )?(disk )?space|quota exceeded|file too large",
+    re.IGNORECASE,
+)
 WRITING = re.compile(
     r"PytorchStreamWriter|inline_container\.cc|iostream error|file write failed|Parent directory .* does not exist"
     r"|\bserializing|readonly database|\d+ requested and \d+ written|IO_(WRITE|FLUSH)|temporary (file|director)",
@@ -52,7 +57,9 @@ WRITING = re.compile(
 READING = re.compile(r"PytorchStreamReader|deserializing")
 SQLITE = re.compile(r"disk I/O error|unable to open database file")
 FIRST_LINE = 200
-ROWS = re.compile(r"\.(jsonl?|txt|csv|tsv|parquet|xml|7z|ya?ml)(\.gz)?$")  # names of files that some command reads
+ROWS = re.compile(
+    r"\.(jsonl?|txt|csv|tsv|parquet|xml|7z|ya?ml)(\.gz)?$"
+)  # names of files that some command reads
 NO_ROWS = re.compile(
     r"^\.|\.(manifest|rejects)\.|^metrics\.jsonl$|^(cai|.*config.*|tokenizer|.*index|.*_map|.*tokens|vocab)\.json$"
 )
@@ -91,7 +98,10 @@ def check_input(path: Path, hint: str = MISSING) -> None:
     problem = what_is_wrong(path)
     if problem is not None:
         hints = {"is a directory": name_a_file(path), "no such file": hint}
-        raise UserError(f"{path}: {problem}", hints.get(problem, "name a file that can be read; prompts come over a pipe as -"))
+        raise UserError(
+            f"{path}: {problem}",
+            hints.get(problem, "name a file that can be read; prompts come over a pipe as -"),
+        )
 
 
 def unreadable(path: Path | str, error: OSError) -> UserError:
@@ -108,7 +118,8 @@ def name_a_file(folder: Path) -> str:
     """What to name in place of a directory: by what lies in it."""
     with suppress(OSError):
         files, below = (
-            sorted(str(path.relative_to(folder)) for path in folder.glob(depth) if holds_rows(path)) for depth in ("*", "*/*")
+            sorted(str(path.relative_to(folder)) for path in folder.glob(depth) if holds_rows(path))
+            for depth in ("*", "*/*")
         )
         more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
         if files:
@@ -129,7 +140,9 @@ def holds_rows(path: Path) -> bool:
 def piped_in() -> bytes:
     """All that comes over stdin, read once. Raises UserError where nothing does."""
     if sys.stdin.isatty():
-        raise UserError("-: stdin is a terminal: nothing is piped in", "put `cat FILE |` in front, or name the file")
+        raise UserError(
+            "-: stdin is a terminal: nothing is piped in", "put `cat FILE |` in front, or name the file"
+        )
     with reading(STDIN):
         content = sys.stdin.buffer.read()
     if not content.strip():
@@ -177,7 +190,8 @@ def read_input(path: Path, hint: str = MISSING) -> bytes:
 
 
 def check_writable(out: Path, folder: Path, name: str) -> None:
-    """Raise RunError where nothing of such a name can be made in the folder of `out`, before a model is loaded for it.
+    """Raise RunError where nothing of such a name can be made in the folder of `out`, before a model is
+    loaded for it.
 
     A folder that is not there is made, and removed again.
     """
@@ -207,8 +221,16 @@ def storage_error(error: BaseException, out: Path | None = None) -> CaiError | N
     text = first_line(error)[:FIRST_LINE]
     number, name = number_of(error)
     full = number in NO_ROOM or FULL.search(text) is not None
-    by_words = WRITING.search(text) is not None or (SQLITE.search(text) is not None and "sqlite3" in kinds_of(error))
-    if number is None and not full and not by_words and not READING.search(text) and not isinstance(error, OSError):
+    by_words = WRITING.search(text) is not None or (
+        SQLITE.search(text) is not None and "sqlite3" in kinds_of(error)
+    )
+    if (
+        number is None
+        and not full
+        and not by_words
+        and not READING.search(text)
+        and not isinstance(error, OSError)
+    ):
         return None
     if number is not None:
         text = os.strerror(number)
@@ -225,9 +247,11 @@ def storage_error(error: BaseException, out: Path | None = None) -> CaiError | N
 
 
 def number_of(error: BaseException) -> tuple[int | None, str | None]:
-    """(the system's error number, the path it is about) of an error or of what led to it; None where they are not known.
+    """(the system's error number, the path it is about) of an error or of what led to it; None where they are
+    not known.
 
-    What led to it counts where a library wrapped it: a plain error that merely came while another was handled is not its like.
+    What led to it counts where a library wrapped it: a plain error that merely came while another was handled
+    is not its like.
     """
     seen: set[int] = set()
     link: BaseException | None = error
@@ -238,7 +262,9 @@ def number_of(error: BaseException) -> tuple[int | None, str | None]:
             return link.errno, os.fsdecode(name) if isinstance(name, str | bytes) else None
         if match := NUMBER.search(str(link)):
             return (int(match[1]) if match[1] else getattr(errno, match[2], None)), None
-        hidden = WRITING.search(str(link)) is not None  # torch's own words while it closes what could not be written
+        hidden = (
+            WRITING.search(str(link)) is not None
+        )  # torch's own words while it closes what could not be written
         link = link.__cause__ or (link.__context__ if hidden else None)
     return None, None
 

@@ -1,11 +1,12 @@
-"""Rows of comparisons and samples: ours, and TRL's as they are, which have no ids, probability, origin or finish reason.
+"""Rows of comparisons and samples: ours, and TRL's as they are, which have no ids, probability, origin or
+finish reason.
 
     preference          {"prompt", "chosen", "rejected"}, or without the prompt, which then stands in front of both replies
     prompt-completion   {"prompt", "completion"}
     language modelling  {"messages"}, the last reply being the completion; {"conversations"} of ShareGPT too
 
-Each text or turns. A pair of TRL's is a human's with probability 1. Ids are made from the prompt: `<prompt id>/row<k>`, which
-are no ids of our samples (`<prompt id>/<k>`).
+Each text or turns. A pair of TRL's is a human's with probability 1. Ids are made from the prompt: `<prompt
+id>/row<k>`, which are no ids of our samples (`<prompt id>/<k>`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from cai_cli.rows.conversation import check_conversation, message, prompt_id
-from cai_cli.rows.foreign_turns import Refused, common_start, is_transcript, read_conversation, read_pair, read_reply
+from cai_cli.rows.foreign_turns import (
+    Refused,
+    common_start,
+    is_transcript,
+    read_conversation,
+    read_pair,
+    read_reply,
+)
 from cai_cli.rows.records import Comparison, Sample, optional_kind, optional_text, text_field
 from cai_cli.rows.row_kinds import COMPARISONS, CONVERSATIONS, SAMPLES, Row, kind_taken
 
@@ -32,12 +40,16 @@ class RowReader:
         if "probability" in row or "origin" in row:
             return Comparison.from_row(row)
         prompt_cell, chosen_cell, rejected_cell = row.get("prompt"), row["chosen"], row["rejected"]
-        plain = all(isinstance(cell, str) and not is_transcript(cell) for cell in (chosen_cell, rejected_cell))
+        plain = all(
+            isinstance(cell, str) and not is_transcript(cell) for cell in (chosen_cell, rejected_cell)
+        )
         if plain and row.keys() == {"chosen", "rejected"}:
             prompt_cell = common_start(chosen_cell, rejected_cell)
             if not prompt_cell:
                 raise Refused("missing_field", "no prompt: the two texts do not start alike")
-            chosen_cell, rejected_cell = (text.lstrip()[len(prompt_cell) :] for text in (chosen_cell, rejected_cell))
+            chosen_cell, rejected_cell = (
+                text.lstrip()[len(prompt_cell) :] for text in (chosen_cell, rejected_cell)
+            )
         names = ("prompt", "chosen", "rejected")
         prompt, chosen, rejected = read_pair(prompt_cell, chosen_cell, rejected_cell, names, self.dropped)
         identity = prompt_id(prompt)

@@ -1,4 +1,6 @@
-"""The safe loader of PyYAML without what surprises or explodes, for `yaml_text.load_yaml`, which says what it refuses."""
+"""The safe loader of PyYAML without what surprises or explodes, for `yaml_text.load_yaml`, which says what it
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,10 @@ class Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag not in (STRING, MERGE):
                 shown = key.value[:80] if isinstance(key, yaml.ScalarNode) else f"[a {key.id}]"
-                raise refusal(f"the key {shown} is read as {key.tag.rpartition(':')[2]}, not as text: put quotes round it", key)
+                raise refusal(
+                    f"the key {shown} is read as {key.tag.rpartition(':')[2]}, not as text: put quotes round it",
+                    key,
+                )
             if key.value in seen:
                 raise refusal(f"the key {key.value[:80]!r} is given twice", key)
             seen.add(key.value)

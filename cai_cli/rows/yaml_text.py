@@ -1,7 +1,9 @@
-"""Read YAML: texts, numbers, true, false, null, lists and mappings with text keys; one error with file and line for all else.
+"""Read YAML: texts, numbers, true, false, null, lists and mappings with text keys; one error with file and
+line for all else.
 
-Dates stay the text that they are. Refused by name: tags, keys given twice or that are no text, aliases that would unfold to a
-document out of all proportion, numbers that no float holds, halves of surrogate pairs, files of more than `LONGEST_YAML` bytes.
+Dates stay the text that they are. Refused by name: tags, keys given twice or that are no text, aliases that
+would unfold to a document out of all proportion, numbers that no float holds, halves of surrogate pairs,
+files of more than `LONGEST_YAML` bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ def load_yaml(content: str | bytes, path: Path) -> Any:
     from cai_cli.rows.yaml_loader import Loader
 
     if len(content) > LONGEST_YAML:
-        raise UserError(f"{path}: is larger than {LONGEST_YAML >> 20} MiB", "no constitution or configuration is")
+        raise UserError(
+            f"{path}: is larger than {LONGEST_YAML >> 20} MiB", "no constitution or configuration is"
+        )
     try:
         loader = Loader(content)
         try:

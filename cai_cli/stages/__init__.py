@@ -1,4 +1,5 @@
-"""One file per subcommand, each `Options` (the flags) and `run` (the story). Stages meet only at files on disk.
+"""One file per subcommand, each `Options` (the flags) and `run` (the story). Stages meet only at files on
+disk.
 
 red-team prompts ─┐
 helpful-only LM ──┴─> revise ─> revisions.jsonl ─┐

@@ -1,4 +1,5 @@
-"""`cai configs`, `cai configs copy`: the example configurations that come with the package, one YAML file a stage and machine.
+"""`cai configs`, `cai configs copy`: the example configurations that come with the package, one YAML file a
+stage and machine.
 
     cai configs                     lists them by name: one-gpu/ppo, eight-gpus/ppo ...
     cai configs copy one-gpu        -> configs/one-gpu/*.yaml, to be edited and given to --config
@@ -49,7 +50,8 @@ def show() -> None:
 
 
 def copy(options: Options) -> None:
-    """Copy example configurations, to be edited and given to --config. Files that are there are never written over.
+    """Copy example configurations, to be edited and given to --config. Files that are there are never written
+    over.
 
     Example: cai configs copy one-gpu
     """
@@ -57,7 +59,9 @@ def copy(options: Options) -> None:
     there = {target for target in targets if os.path.lexists(target)}
     for target in sorted(there):
         if read_input(target, "remove it, or choose another --out") != targets[target]:
-            raise UserError(f"{target}: there already, with other content", "remove it, or choose another --out")
+            raise UserError(
+                f"{target}: there already, with other content", "remove it, or choose another --out"
+            )
     for target, content in targets.items():
         if target in there:
             say(f"{target}: already there")

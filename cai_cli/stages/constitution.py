@@ -14,7 +14,9 @@ from cai_cli.rows.jsonl import open_binary
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    constitution: Annotated[str, typer.Argument(help="YAML file or shipped name: article, humanity, thorough.")] = "article"
+    constitution: Annotated[
+        str, typer.Argument(help="YAML file or shipped name: article, humanity, thorough.")
+    ] = "article"
 
 
 def show(options: Options) -> None:

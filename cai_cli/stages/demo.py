@@ -1,12 +1,14 @@
-"""`cai demo --out DIR`: the whole chain on the micro-world, as the ordinary commands, each printed before it runs.
+"""`cai demo --out DIR`: the whole chain on the micro-world, as the ordinary commands, each printed before it
+runs.
 
     DIR/world/      prompts by split, a Stack Exchange dump, human comparisons, the constitution
     DIR/models/     the two shipped checkpoints: helpful-only and base
     DIR/...         what each stage writes
     DIR/results.json, results.png    oracle rates of helpful-only, SL-CAI and RL-CAI on held-out test prompts
 
-The stages never ask the oracle, but it is in what they start from: the human helpfulness comparisons and the votes, which
-follow it with noise, and the helpful-only checkpoint, the judge here, which learned to answer multiple choice by it.
+The stages never ask the oracle, but it is in what they start from: the human helpfulness comparisons and the
+votes, which follow it with noise, and the helpful-only checkpoint, the judge here, which learned to answer
+multiple choice by it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ TRAIN = "--per-device-train-batch-size 32 --max-length 256"
 # The chain. {out} is the demo's directory, {seed} its seed.
 STEPS = (
     "revise --model {out}/models/helpful-only --prompts {out}/world/harmful-sft.jsonl"
-    " --constitution {out}/world/constitution.yaml --few-shot none --rounds 1 " + SAMPLE + " --out {out}/revisions.jsonl",
+    " --constitution {out}/world/constitution.yaml --few-shot none --rounds 1 "
+    + SAMPLE
+    + " --out {out}/revisions.jsonl",
     "sample --model {out}/models/helpful-only --prompts {out}/world/helpful-sft.jsonl -n 2 "
     + SAMPLE
     + " --out {out}/samples.jsonl",
@@ -66,10 +70,14 @@ EVALUATE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    out: Annotated[Path, flag("Output", "Directory for everything the demo writes."), RUNTIME] = Path("runs/demo")
+    out: Annotated[Path, flag("Output", "Directory for everything the demo writes."), RUNTIME] = Path(
+        "runs/demo"
+    )
     seed: Annotated[int, flag("Output", "Seed of the world's files and of every stage.")] = 0
     inputs_only: Annotated[
-        bool, flag("Output", "Write the world's files and the two models, and stop.", "--inputs-only"), RUNTIME
+        bool,
+        flag("Output", "Write the world's files and the two models, and stop.", "--inputs-only"),
+        RUNTIME,
     ] = False
 
 
@@ -101,7 +109,9 @@ def run(options: Options) -> None:
 
 
 def prepare(options: Options) -> None:
-    """Write the world's files and copy the shipped models; files of another seed are an error of the stages that read them."""
+    """Write the world's files and copy the shipped models; files of another seed are an error of the stages
+    that read them.
+    """
     from cai_cli.microworld import CHECKPOINTS, checkpoint
     from cai_cli.microworld.files import write_world
 
@@ -125,8 +135,8 @@ def prepare(options: Options) -> None:
 def run_command(step: str, options: Options, **names: str) -> float:
     """Print one `cai` command and run it in a process of its own; returns its seconds.
 
-    The processes are forked from a server that has imported torch and transformers already, which takes longer than most
-    of the stages themselves; otherwise each is what the printed command would start.
+    The processes are forked from a server that has imported torch and transformers already, which takes
+    longer than most of the stages themselves; otherwise each is what the printed command would start.
     """
     words = [*(word.format(out=options.out, **names) for word in step.split()), "--seed", str(options.seed)]
     say("")
@@ -134,7 +144,9 @@ def run_command(step: str, options: Options, **names: str) -> float:
     start = time.monotonic()
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["cai_cli.training.preload"])
-    with held_back():  # a signal to all is for the demo, and for the stage: without the server nobody knows how that ended
+    with (
+        held_back()
+    ):  # a signal to all is for the demo, and for the stage: without the server nobody knows how that ended
         forkserver.ensure_running()
     process = processes.Process(target=run_cli, args=(words,))
     process.start()
@@ -146,14 +158,18 @@ def run_command(step: str, options: Options, **names: str) -> float:
     if code := process.exitcode or 0:
         number = -code if code < 0 else code - 128
         if number in set(signal.Signals):
-            raise RunError(f"`cai {words[0]}` was stopped by {signal.Signals(number).name}", "the same command continues")
+            raise RunError(
+                f"`cai {words[0]}` was stopped by {signal.Signals(number).name}", "the same command continues"
+            )
         hint = "its message is above; the same command continues"
         raise RunError(f"`cai {words[0]}` ended with exit code {code}", hint)
     return time.monotonic() - start
 
 
 def hand_on(stopped: Terminated, process: Any) -> None:
-    """Tell the stage to stop as well, and wait: a trainer writes its checkpoint. At a terminal Ctrl-C has reached it already."""
+    """Tell the stage to stop as well, and wait: a trainer writes its checkpoint. At a terminal Ctrl-C has
+    reached it already.
+    """
     ignore()
     if process.is_alive() and process.pid:
         os.kill(process.pid, stopped.number)

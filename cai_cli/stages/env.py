@@ -1,9 +1,11 @@
-"""What this machine has for `cai`, for a report of a fault: versions, devices, memory, disk, caches, settings of launchers.
+"""What this machine has for `cai`, for a report of a fault: versions, devices, memory, disk, caches, settings
+of launchers.
 
     cai env            lines of NAME: VALUE
     cai env --json     the same as one JSON object
 
-Nothing secret is in it: of the environment only the variables in `SETTINGS` are told, and the home directory is written ~.
+Nothing secret is in it: of the environment only the variables in `SETTINGS` are told, and the home directory
+is written ~.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from cai_cli.console.options import flag
 from cai_cli.rows.jsonl import strict_json
 
 NAMED = (*LIBRARIES, "vllm", "flash-attn", "typer")
-# Variables that change what a run does. None of them holds a secret; an address is told without what logs in to it.
+# Variables that change what a run does. None of them holds a secret; an address is told without what logs in
+# to it.
 SETTINGS = (
     "HF_HUB_OFFLINE",
     "TRANSFORMERS_OFFLINE",
@@ -92,7 +95,11 @@ def machine() -> dict[str, Any]:
 def memory() -> str:
     page = os.sysconf("SC_PAGE_SIZE")
     names = {"SC_PHYS_PAGES": "in all", "SC_AVPHYS_PAGES": "free"}
-    return ", ".join(f"{os.sysconf(name) * page / GB:.1f} GB {told}" for name, told in names.items() if name in os.sysconf_names)
+    return ", ".join(
+        f"{os.sysconf(name) * page / GB:.1f} GB {told}"
+        for name, told in names.items()
+        if name in os.sysconf_names
+    )
 
 
 def disk(folder: Path) -> str:
@@ -121,7 +128,9 @@ def devices() -> list[str]:
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
-        found.append(f"cuda:{number}: {name}, {total / GB:.1f} GB, {free / GB:.1f} GB of it free, CUDA {torch.version.cuda}")
+        found.append(
+            f"cuda:{number}: {name}, {total / GB:.1f} GB, {free / GB:.1f} GB of it free, CUDA {torch.version.cuda}"
+        )
     if torch.backends.mps.is_available():
         found.append("mps")
     return found

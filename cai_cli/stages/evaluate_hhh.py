@@ -1,11 +1,13 @@
-"""Multiple-choice files in the paper's format + a language or preference model -> accuracy and calibration (.json, .png).
+"""Multiple-choice files in the paper's format + a language or preference model -> accuracy and calibration
+(.json, .png).
 
     cai evaluate hhh 438HHHEvaluations.jsonl HarmfulVsEthical.jsonl --model base/ --out hhh.json
     cai evaluate hhh 438HHHEvaluations.jsonl --pm pm/ --out hhh-pm.json
 
-Paper sections 1.2 and 2. A language model answers by the log-probabilities of the options' labels, normalised over the
-options, zero-shot, few-shot or after reasoning; a preference model by its scores of the two transcripts. An item that cannot
-be asked (too long, no usable rationale) is counted by reason and listed, and in no accuracy.
+Paper sections 1.2 and 2. A language model answers by the log-probabilities of the options' labels, normalised
+over the options, zero-shot, few-shot or after reasoning; a preference model by its scores of the two
+transcripts. An item that cannot be asked (too long, no usable rationale) is counted by reason and listed, and
+in no accuracy.
 """
 
 from __future__ import annotations
@@ -59,11 +61,17 @@ class Options(OutputOptions, DeviceOptions):
         **dict.fromkeys(("cot_form", "cot_samples", "rationale_tokens", "rationale_temperature"), ("cot",)),
     }
 
-    files: Annotated[list[Path], typer.Argument(help="Multiple-choice files: prompt, corrects, incorrects a row."), INPUT]
-    model: Annotated[str | None, flag("Model", "A language model, which answers by log-probabilities."), MODEL] = None
-    pm: Annotated[str | None, flag("Model", "A preference model instead: it scores text_correct and text_incorrect."), MODEL] = (
-        None
-    )
+    files: Annotated[
+        list[Path], typer.Argument(help="Multiple-choice files: prompt, corrects, incorrects a row."), INPUT
+    ]
+    model: Annotated[
+        str | None, flag("Model", "A language model, which answers by log-probabilities."), MODEL
+    ] = None
+    pm: Annotated[
+        str | None,
+        flag("Model", "A preference model instead: it scores text_correct and text_incorrect."),
+        MODEL,
+    ] = None
     chat_template_kwargs: ChatTemplateKwargs = None
     few_shot: Annotated[
         str,
@@ -76,11 +84,17 @@ class Options(OutputOptions, DeviceOptions):
     ] = NONE
     cot: Annotated[bool, flag("Feedback", "Let the model reason before it answers.", "--cot")] = False
     cot_form: Annotated[Literal["paper", "two-step"], flag("Feedback", "As for `cai label`.")] = "paper"
-    cot_samples: Annotated[int, flag("Feedback", "Rationales an item, answers averaged (paper: 1, and 5).", min=1)] = 1
+    cot_samples: Annotated[
+        int, flag("Feedback", "Rationales an item, answers averaged (paper: 1, and 5).", min=1)
+    ] = 1
     rationale_tokens: Annotated[int, flag("Feedback", "Longest rationale.", min=1)] = 512
-    rationale_temperature: Annotated[float, flag("Feedback", "Temperature of rationales (paper: 1).", min=0.0)] = 1.0
+    rationale_temperature: Annotated[
+        float, flag("Feedback", "Temperature of rationales (paper: 1).", min=0.0)
+    ] = 1.0
     limit: Annotated[int | None, flag("Data", "Take at most this many items of each file.", min=1)] = None
-    batch_size: Annotated[int, flag("Generation", "Requests per forward pass; does not change results.", min=1), RUNTIME] = 64
+    batch_size: Annotated[
+        int, flag("Generation", "Requests per forward pass; does not change results.", min=1), RUNTIME
+    ] = 64
 
     @property
     def form(self) -> Form:
@@ -93,15 +107,24 @@ def run(options: Options) -> None:
     Example: cai evaluate hhh HarmfulVsEthical.jsonl --model base/ --few-shot 5 --out hhh.json
     """
     if bool(options.model) == bool(options.pm):
-        raise UserError("give either --model or --pm", "a language model or a preference model, see `cai evaluate hhh --help`")
+        raise UserError(
+            "give either --model or --pm",
+            "a language model or a preference model, see `cai evaluate hhh --help`",
+        )
     if options.pm and (options.cot or options.few_shot != NONE):
-        raise UserError("--pm reads scores: it takes no --cot and no --few-shot", "leave them out, or give --model")
-    check_draws(options.cot_samples, "--cot-samples", options.rationale_temperature, "--rationale-temperature")
+        raise UserError(
+            "--pm reads scores: it takes no --cot and no --few-shot", "leave them out, or give --model"
+        )
+    check_draws(
+        options.cot_samples, "--cot-samples", options.rationale_temperature, "--rationale-temperature"
+    )
     if options.model:
         check_model(options.model, role="language model")
     else:
         check_model(options.pm or "", "--pm", "preference model")
-    groups = {str(path): list(islice(read_items(path, bool(options.pm)), options.limit)) for path in options.files}
+    groups = {
+        str(path): list(islice(read_items(path, bool(options.pm)), options.limit)) for path in options.files
+    }
     if empty := next((name for name, items in groups.items() if not items), None):
         raise UserError(f"{empty}: no items in it", "one {prompt, corrects, incorrects} a line")
     examples = Examples(options.few_shot, options.form, options.seed, groups)
@@ -117,7 +140,10 @@ def run(options: Options) -> None:
     measured = {Path(name).name: measure(group) for name, group in groups.items()}
     whole = measure(items)
     if not whole["scored"]:
-        raise RunError(f"none of the {len(items)} items could be asked: {whole['skipped']}", "take a model with a longer context")
+        raise RunError(
+            f"none of the {len(items)} items could be asked: {whole['skipped']}",
+            "take a model with a longer context",
+        )
     results.start()
     draw(results.picture, options, groups, whole)
     rows = [item.to_row() for item in items]
@@ -174,7 +200,10 @@ def answer(engine: Engine, options: Options, examples: Examples, items: list[Ite
         reason(engine, options, examples, questions, chat)
     asked = [question for question in questions if question.item.skipped is None]
     requests = [
-        OptionRequest(item_prompt(q.item, options.form, examples.before(q.item, chat), chat, q.rationale), q.item.options)
+        OptionRequest(
+            item_prompt(q.item, options.form, examples.before(q.item, chat), chat, q.rationale),
+            q.item.options,
+        )
         for q in asked
     ]
     found: dict[int, list[list[float]]] = {}
@@ -190,7 +219,9 @@ def answer(engine: Engine, options: Options, examples: Examples, items: list[Ite
             item.mass = fmean(sum(map(math.exp, scores)) for scores in scored)
 
 
-def reason(engine: Engine, options: Options, examples: Examples, questions: list[Question], chat: bool) -> None:
+def reason(
+    engine: Engine, options: Options, examples: Examples, questions: list[Question], chat: bool
+) -> None:
     attempts = attempts_at(options.rationale_temperature, ATTEMPTS)
     settings = SegmentSettings(options.rationale_tokens, () if chat else options.form.stop, True, attempts)
 
@@ -244,7 +275,11 @@ def score_replies(options: Options, items: list[Item]) -> dict[str, Any]:
 def draw(path: Path, options: Options, groups: dict[str, list[Item]], whole: dict[str, Any]) -> None:
     from cai_cli.evaluation.plots import draw_reliability
 
-    series = {Path(name).stem: option_bins(items) for name, items in groups.items() if any(i.probabilities for i in items)}
+    series = {
+        Path(name).stem: option_bins(items)
+        for name, items in groups.items()
+        if any(i.probabilities for i in items)
+    }
     low, high = whole["interval"]
     title = f"{Path(options.model or options.pm or '').name}: accuracy {whole['accuracy']:.1%} ({low:.1%}–{high:.1%})"
     draw_reliability(series, path, title.replace("$", r"\$"))
@@ -252,12 +287,20 @@ def draw(path: Path, options: Options, groups: dict[str, list[Item]], whole: dic
 
 def show(measured: dict[str, dict[str, Any]], whole: dict[str, Any]) -> None:
     rows = list(cells(measured)) if len(measured) == 1 else [*cells(measured), *cells({"all": whole})]
-    table("multiple choice", ["file", "items", "accuracy", "95 % interval", "chance", "calibration error", "mass"], rows)
+    table(
+        "multiple choice",
+        ["file", "items", "accuracy", "95 % interval", "chance", "calibration error", "mass"],
+        rows,
+    )
     for name, facts in measured.items():
         if "correct_options" in facts and set(facts["correct_options"]) != {"text_correct"}:
             letters = sorted(facts["correct_options"] | facts["predicted_options"])
             counted = [
-                [letter, str(facts["correct_options"].get(letter, 0)), str(facts["predicted_options"].get(letter, 0))]
+                [
+                    letter,
+                    str(facts["correct_options"].get(letter, 0)),
+                    str(facts["predicted_options"].get(letter, 0)),
+                ]
                 for letter in letters
             ]
             table(f"{name}: options", ["option", "right", "chosen"], counted)
@@ -269,7 +312,11 @@ def cells(measured: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
             yield [name, f"0 of {facts['items']}", "–", "–", "–", "–", "–"]
             continue
         low, high = facts["interval"]
-        count = str(facts["scored"]) if facts["scored"] == facts["items"] else f"{facts['scored']} of {facts['items']}"
+        count = (
+            str(facts["scored"])
+            if facts["scored"] == facts["items"]
+            else f"{facts['scored']} of {facts['items']}"
+        )
         mass = "–" if facts["mean_mass"] is None else f"{facts['mean_mass']:.3f}"
         rest = [f"{facts['chance']:.1%}", f"{facts['calibration_error']:.3f}", mass]
         yield [name, count, f"{facts['accuracy']:.1%}", f"{low:.1%}–{high:.1%}", *rest]
@@ -283,7 +330,9 @@ def dry_run(options: Options, examples: Examples, items: list[Item]) -> None:
     from cai_cli.models.chat import Renderer
     from cai_cli.models.tokenizers import load_tokenizer
 
-    renderer = Renderer(load_tokenizer(str(options.model)), "--model", template_kwargs(options.chat_template_kwargs))
+    renderer = Renderer(
+        load_tokenizer(str(options.model)), "--model", template_kwargs(options.chat_template_kwargs)
+    )
     chat = renderer.form() == "chat"
     show_text(renderer.show(item_prompt(items[0], options.form, examples.before(items[0], chat), chat)))
     say(f"{len(items)} items; options {', '.join(option.strip() for option in items[0].options)}")

@@ -1,10 +1,12 @@
-"""AI comparisons + human comparisons -> how far they agree on the pairs that both have labelled (.json, .png).
+"""AI comparisons + human comparisons -> how far they agree on the pairs that both have labelled (.json,
+.png).
 
     cai evaluate labels comparisons.jsonl human.jsonl --out agreement.json
 
-Pairs are matched by their content, else by id and replies (see `evaluation.agreement`). Either file holds comparisons of ours
-or hh-rlhf rows as published; rows that are no comparison are counted. A human tie is no test and is left out, an AI tie counts
-half. Source of the measure: RLAIF (arXiv 2309.00267), section 4.1, alignment of the label's argmax with the human's.
+Pairs are matched by their content, else by id and replies (see `evaluation.agreement`). Either file holds
+comparisons of ours or hh-rlhf rows as published; rows that are no comparison are counted. A human tie is no
+test and is left out, an AI tie counts half. Source of the measure: RLAIF (arXiv 2309.00267), section 4.1,
+alignment of the label's argmax with the human's.
 """
 
 from __future__ import annotations
@@ -46,19 +48,29 @@ def run(options: Options) -> None:
         return
     whole = measure(pairs)
     if "agreement" not in whole:
-        problem = f"{options.ai} and {options.human}: no pair that both have decided ({counts['shared']} in both)"
-        raise RunError(problem, "pairs are matched by prompt and replies: label the human file with `cai label --pairs`")
+        problem = (
+            f"{options.ai} and {options.human}: no pair that both have decided ({counts['shared']} in both)"
+        )
+        raise RunError(
+            problem, "pairs are matched by prompt and replies: label the human file with `cai label --pairs`"
+        )
     results.start()
     facts = {"all": whole, "by_confidence": by_confidence(pairs), "by_kind": by_kind(pairs)}
     draw(results.picture, pairs, whole)
-    results.finish({"counts": counts, **facts}, {"in": counts["ai_rows"], "out": counts["shared"], "rejected": {}})
-    say(f"{counts['shared']} pairs in both: of {counts['ai_pairs']} by the AI, {counts['human_pairs']} by people")
+    results.finish(
+        {"counts": counts, **facts}, {"in": counts["ai_rows"], "out": counts["shared"], "rejected": {}}
+    )
+    say(
+        f"{counts['shared']} pairs in both: of {counts['ai_pairs']} by the AI, {counts['human_pairs']} by people"
+    )
     for name in ("by_confidence", "by_kind"):
         show(name.replace("_", " "), {"all": whole, **facts[name]})
 
 
 def comparisons(path: Path) -> Iterator[Comparison]:
-    """The comparisons of a file. A sample is a mistake here; what is no comparison in an hh-rlhf file is left out and counted."""
+    """The comparisons of a file. A sample is a mistake here; what is no comparison in an hh-rlhf file is left
+    out and counted.
+    """
     refused = 0
     for item in comparisons_of_file(path):
         if isinstance(item, Comparison):
@@ -67,7 +79,10 @@ def comparisons(path: Path) -> Iterator[Comparison]:
             refused += 1
         else:
             raise RecordError(
-                "chosen", "missing: samples are no comparisons", "label them with `cai label --pairs`", place=str(path)
+                "chosen",
+                "missing: samples are no comparisons",
+                "label them with `cai label --pairs`",
+                place=str(path),
             )
     if refused:
         say(f"{path}: {refused} rows are no comparison")
@@ -84,12 +99,15 @@ def draw(path: Path, pairs: list[SharedPair], whole: dict[str, Any]) -> None:
         groups |= {kind: [pair for pair in decided if pair.kind == kind] for kind in kinds}
     series = {
         name: reliability_bins(
-            [p for pair in group for p in (pair.ai, 1 - pair.ai)], [p for pair in group for p in (pair.human, 1 - pair.human)]
+            [p for pair in group for p in (pair.ai, 1 - pair.ai)],
+            [p for pair in group for p in (pair.human, 1 - pair.human)],
         )
         for name, group in groups.items()
     }
     low, high = whole["interval"]
-    draw_reliability(series, path, f"AI and human labels: agreement {whole['agreement']:.1%} ({low:.1%}–{high:.1%})")
+    draw_reliability(
+        series, path, f"AI and human labels: agreement {whole['agreement']:.1%} ({low:.1%}–{high:.1%})"
+    )
 
 
 def show(title: str, groups: dict[str, dict[str, Any]]) -> None:

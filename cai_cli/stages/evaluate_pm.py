@@ -1,11 +1,13 @@
-"""a preference model + comparisons -> how often it agrees with them, and how far its probabilities can be trusted.
+"""a preference model + comparisons -> how often it agrees with them, and how far its probabilities can be
+trusted.
 
     cai evaluate pm --pm pm/ --comparisons test.jsonl --out pm-test.json
 
-Accuracy with Wilson intervals, Brier score and expected calibration error, over all pairs, by origin and by kind; accuracy after
-length matching; a reliability plot (`pm-test.png`). Prompts that are in the model's own lineage are counted. Text is read
-through the model's own template exactly as in training; pairs longer than the model's context are rejected, never cut. An id
-is there once in a file; a pair that two files label counts twice, with either label.
+Accuracy with Wilson intervals, Brier score and expected calibration error, over all pairs, by origin and by
+kind; accuracy after length matching; a reliability plot (`pm-test.png`). Prompts that are in the model's own
+lineage are counted. Text is read through the model's own template exactly as in training; pairs longer than
+the model's context are rejected, never cut. An id is there once in a file; a pair that two files label counts
+twice, with either label.
 """
 
 from __future__ import annotations
@@ -43,20 +45,31 @@ class Options(DeviceOptions):
     NEEDS: ClassVar[Needs] = {"if_changed": ("out",)}
 
     pm: Annotated[str, flag("Model", "The preference model."), MODEL]
-    comparisons: Annotated[list[str], flag("Data", "Comparisons, best of held-out prompts. Repeatable."), INPUT]
+    comparisons: Annotated[
+        list[str], flag("Data", "Comparisons, best of held-out prompts. Repeatable."), INPUT
+    ]
     max_reject_rate: Annotated[
-        float, flag("Data", "Exit 1 when a larger share of the pairs does not fit.", min=0.0, max=1.0), RUNTIME
+        float,
+        flag("Data", "Exit 1 when a larger share of the pairs does not fit.", min=0.0, max=1.0),
+        RUNTIME,
     ] = 0.5
-    batch_size: Annotated[int, flag("Model", "Texts per forward pass; does not change scores.", min=1), RUNTIME] = 32
+    batch_size: Annotated[
+        int, flag("Model", "Texts per forward pass; does not change scores.", min=1), RUNTIME
+    ] = 32
     out: Annotated[
         Path | None,
         flag("Output", "Write the measurements to this .json file, the reliability plot to .png."),
         RUNTIME,
     ] = None
-    dry_run: Annotated[bool, flag("Output", "Show the first pair as the model reads it.", "--dry-run"), RUNTIME] = False
+    dry_run: Annotated[
+        bool, flag("Output", "Show the first pair as the model reads it.", "--dry-run"), RUNTIME
+    ] = False
     if_changed: Annotated[
         Literal["error", "restart"],
-        flag("Output", "When --out was made with other options or inputs: stop, or move it to .bak and start afresh."),
+        flag(
+            "Output",
+            "When --out was made with other options or inputs: stop, or move it to .bak and start afresh.",
+        ),
         RUNTIME,
     ] = "error"
 
@@ -72,9 +85,14 @@ def run(options: Options) -> None:
         return
     check_device(options)
     reader = RowReader()
-    comparisons = [row for source in options.comparisons for row in read_records(Path(source), reader.comparison)]
+    comparisons = [
+        row for source in options.comparisons for row in read_records(Path(source), reader.comparison)
+    ]
     if not comparisons:
-        raise UserError(f"{', '.join(options.comparisons)}: no comparisons in it", "`cai label` and `cai import` make some")
+        raise UserError(
+            f"{', '.join(options.comparisons)}: no comparisons in it",
+            "`cai label` and `cai import` make some",
+        )
     overlap = find_overlap((row.prompt for row in comparisons), options.pm)
     tokenizer, encode = open_reading(options.pm)
     pairs, rejected = tokenise(((row, 1.0) for row in comparisons), encode)
@@ -97,7 +115,11 @@ def run(options: Options) -> None:
     matched = {name: length_matched(items) for name, items in groups.items() if is_series(name)}
     bins = {name: confidence_bins(groups[name]) for name in matched}
     measured = by_group(groups)
-    counts = {"in": len(comparisons), "out": len(pairs), "rejected": dict(Counter(item.reason for item in rejected))}
+    counts = {
+        "in": len(comparisons),
+        "out": len(pairs),
+        "rejected": dict(Counter(item.reason for item in rejected)),
+    }
     measurements: dict[str, Any] = {
         "pm": options.pm,
         "comparisons": options.comparisons,
@@ -112,14 +134,18 @@ def run(options: Options) -> None:
         from cai_cli.evaluation.plots import draw_reliability
 
         shown = bins if len(bins) > 2 else {"all": bins["all"]}
-        draw_reliability(shown, results.picture, "how often the reply the PM prefers is the preferred one", start=0.5)
+        draw_reliability(
+            shown, results.picture, "how often the reply the PM prefers is the preferred one", start=0.5
+        )
         results.finish(measurements, counts)
     show(measured, matched, counts)
     tell_overlap(overlap, options.pm)
 
 
 def is_series(group: str) -> bool:
-    """Whether a group gets a line of its own in the plot and in the table of matched lengths: all, and each origin."""
+    """Whether a group gets a line of its own in the plot and in the table of matched lengths: all, and each
+    origin.
+    """
     return group == "all" or (group.startswith("origin ") and ", kind " not in group)
 
 
@@ -127,7 +153,11 @@ def check_rejects(options: Options, pairs: list[Any], rejected: list[Rejected]) 
     why = reasons_text(Counter(item.reason for item in rejected))
     total = len(pairs) + len(rejected)
     if not pairs or len(rejected) / total > options.max_reject_rate:
-        hint = f"--max-reject-rate raises the bar (now {options.max_reject_rate:g})" if pairs else "give shorter texts"
+        hint = (
+            f"--max-reject-rate raises the bar (now {options.max_reject_rate:g})"
+            if pairs
+            else "give shorter texts"
+        )
         raise RunError(f"{len(rejected)} of {total} pairs cannot be scored ({why})", hint)
 
 
@@ -151,12 +181,20 @@ def judge_all(options: Options, pairs: list[TokenPair]) -> tuple[list[Judged], l
 
 def confidence_bins(items: list[Judged]) -> list[Bin]:
     """Each pair once, from the side of the reply that the model prefers: its probability against the label's."""
-    sides = [(p, t) if p >= 0.5 else (1 - p, 1 - t) for p, t in ((item.predicted, item.target) for item in items)]
+    sides = [
+        (p, t) if p >= 0.5 else (1 - p, 1 - t) for p, t in ((item.predicted, item.target) for item in items)
+    ]
     return reliability_bins([p for p, _ in sides], [t for _, t in sides], bins=20)
 
 
 def bin_row(cell: Bin) -> dict[str, Any]:
-    return {"low": cell.low, "high": cell.high, "pairs": cell.count, "predicted": cell.predicted, "observed": cell.target}
+    return {
+        "low": cell.low,
+        "high": cell.high,
+        "pairs": cell.count,
+        "predicted": cell.predicted,
+        "observed": cell.target,
+    }
 
 
 def spread(scores: list[float]) -> dict[str, float]:
@@ -164,7 +202,9 @@ def spread(scores: list[float]) -> dict[str, float]:
     return {"mean": mean, "deviation": (sum((score - mean) ** 2 for score in scores) / len(scores)) ** 0.5}
 
 
-def show(measured: dict[str, dict[str, Any]], matched: dict[str, dict[str, Any]], counts: dict[str, Any]) -> None:
+def show(
+    measured: dict[str, dict[str, Any]], matched: dict[str, dict[str, Any]], counts: dict[str, Any]
+) -> None:
     table("preference model on comparisons", COLUMNS, table_rows(measured))
     rows = []
     for name, group in matched.items():

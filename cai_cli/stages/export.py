@@ -2,8 +2,8 @@
 
     cai export paper-chains revisions.jsonl --out chains.jsonl
 
-paper-chains: the critique-revision chains of the Constitutional AI paper (`*_SLMADISON.jsonl`). What `cai import paper-chains`
-made comes out as it was published; chains of `cai revise` get the same fields.
+paper-chains: the critique-revision chains of the Constitutional AI paper (`*_SLMADISON.jsonl`). What `cai
+import paper-chains` made comes out as it was published; chains of `cai revise` get the same fields.
 """
 
 from __future__ import annotations
@@ -44,5 +44,7 @@ def run(options: Options) -> None:
         say(f"{len(rows)} chains")
         return
     artifact.start()
-    artifact.write("".join(f"{dump_row(row)}\n" for row in rows), {"in": len(rows), "out": len(rows), "rejected": {}})
+    artifact.write(
+        "".join(f"{dump_row(row)}\n" for row in rows), {"in": len(rows), "out": len(rows), "rejected": {}}
+    )
     say(f"{options.out}: {len(rows)} chains")

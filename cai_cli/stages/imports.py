@@ -1,4 +1,5 @@
-"""`cai import FORMAT FILE`: public data -> our records, row by row; what does not fit goes to the rejects file with its reason.
+"""`cai import FORMAT FILE`: public data -> our records, row by row; what does not fit goes to the rejects
+file with its reason.
 
 hh-rlhf             Anthropic's hh-rlhf transcripts            -> prompts or comparisons
 red-team            red_team_attempts (array or lines)         -> prompts
@@ -52,15 +53,22 @@ class Options(RowOptions):
         Name,
         typer.Argument(help=f"{ABOUT} {CONSTITUTION_FORMAT}: the paper's principles (a constitution)."),
     ]
-    file: Annotated[Path, typer.Argument(help="The published file, in .gz too, as parquet, or hf:org/name[:split]."), INPUT]
+    file: Annotated[
+        Path,
+        typer.Argument(help="The published file, in .gz too, as parquet, or hf:org/name[:split]."),
+        INPUT,
+    ]
     to: Annotated[
         Literal["prompts", "samples", "comparisons", "revisions"] | None,
         flag("Data", "What to make; the format's first by default."),
     ] = None
-    kind: Annotated[Literal["harmful", "helpful"] | None, flag("Data", "Kind of the prompts; from the path where it tells.")] = (
-        None
-    )
-    source: Annotated[str | None, flag("Data", "Name of the data set, kept with each row; the format's own by default.")] = None
+    kind: Annotated[
+        Literal["harmful", "helpful"] | None,
+        flag("Data", "Kind of the prompts; from the path where it tells."),
+    ] = None
+    source: Annotated[
+        str | None, flag("Data", "Name of the data set, kept with each row; the format's own by default.")
+    ] = None
     columns: Annotated[
         str | None,
         flag(
@@ -70,13 +78,20 @@ class Options(RowOptions):
         ),
     ] = None
     every_turn: Annotated[
-        bool, flag("Data", "One prompt for each human turn of a conversation (paper section 3.2).", "--every-turn")
+        bool,
+        flag("Data", "One prompt for each human turn of a conversation (paper section 3.2).", "--every-turn"),
     ] = False
     comparisons: Annotated[
-        Path | None, flag("Data", "For paper-constitution: RLMadisonInstructions.json, the comparison principles."), INPUT
+        Path | None,
+        flag("Data", "For paper-constitution: RLMadisonInstructions.json, the comparison principles."),
+        INPUT,
     ] = None
     split: Annotated[
-        str | None, flag("Data", "Divide the rows, as `cai split` does: sft=0.5,rl=0.4,test=0.1; --out is a directory then.")
+        str | None,
+        flag(
+            "Data",
+            "Divide the rows, as `cai split` does: sft=0.5,rl=0.4,test=0.1; --out is a directory then.",
+        ),
     ] = None
 
 
@@ -107,9 +122,13 @@ def import_rows(options: Options) -> None:
     seen = 0
     for item in items:
         if isinstance(item, Reject):
-            name = "/".join(filter(None, [f"line-{item.line}" if item.line else f"row-{seen + 1}", item.part]))
+            name = "/".join(
+                filter(None, [f"line-{item.line}" if item.line else f"row-{seen + 1}", item.part])
+            )
             if name not in artifact.rejected_ids:
-                artifact.reject(Rejected(name, item.reason, item.detail, {"line": item.line, "row": item.row}))
+                artifact.reject(
+                    Rejected(name, item.reason, item.detail, {"line": item.line, "row": item.row})
+                )
         elif item.id not in artifact.accepted_ids:
             artifact.accept(item.to_row())
         seen += 1
@@ -135,14 +154,18 @@ def importer(options: Options, tally: Tally) -> Iterator[Any]:
         takes = ", ".join(name for name, each in FORMATS.items() if each.every_turn)
         raise UserError(f"--every-turn is for prompts, of {takes}", "leave it out")
     if options.source and to not in ("prompts", "comparisons"):
-        raise UserError(f"--source is kept with prompts and comparisons: {to} have no place for it", "leave it out")
+        raise UserError(
+            f"--source is kept with prompts and comparisons: {to} have no place for it", "leave it out"
+        )
     if options.columns and not found.any_columns:
         raise UserError(f"--columns is for table: {options.format} has columns of its own", "leave it out")
     if options.comparisons:
         raise UserError("--comparisons is for paper-constitution", "leave it out")
     kind = options.kind or kind_of_path(options.file)
     given = {name: value for name, value in (("source", options.source), ("kind", options.kind)) if value}
-    return found.makes[to](Asked(options.file, kind, given, options.every_turn, options.columns, tally.dropped))
+    return found.makes[to](
+        Asked(options.file, kind, given, options.every_turn, options.columns, tally.dropped)
+    )
 
 
 def import_parts(options: Options, spec: str) -> None:
@@ -166,7 +189,10 @@ def import_paper_constitution(options: Options) -> None:
 
     for name in ("to", "kind", "source", "columns", "every_turn", "split", "limit"):
         if getattr(options, name):
-            raise UserError(f"--{name.replace('_', '-')} is for rows: {CONSTITUTION_FORMAT} makes one file", "leave it out")
+            raise UserError(
+                f"--{name.replace('_', '-')} is for rows: {CONSTITUTION_FORMAT} makes one file",
+                "leave it out",
+            )
     if options.out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {options.out}: a constitution is written as YAML", "name a .yaml file")
     artifact = FileArtifact("import", options)

@@ -1,11 +1,12 @@
-"""`cai inspect PATH`: pages through a file of ours in the terminal, with what changed marked; or says what a model is.
+"""`cai inspect PATH`: pages through a file of ours in the terminal, with what changed marked; or says what a
+model is.
 
     cai inspect revisions.jsonl                 each chain: prompt, draft, every round and what its revision changed
     cai inspect comparisons.jsonl --limit 5     rejected against chosen, and the judgements
     cai inspect rl-cai/                         a model: what it is, how it was made, whether it is finished
 
-On a terminal, what a text lost is red and struck, what it gained is green; elsewhere they stand in [-...-] and {+...+}. Model
-text is shown as it is, but for control characters, which are spelled out.
+On a terminal, what a text lost is red and struck, what it gained is green; elsewhere they stand in [-...-]
+and {+...+}. Model text is shown as it is, but for control characters, which are spelled out.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ Page = list[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    file: Annotated[Path, typer.Argument(help="Prompts, revisions, samples, comparisons or rejects; or a model directory.")]
+    file: Annotated[
+        Path,
+        typer.Argument(help="Prompts, revisions, samples, comparisons or rejects; or a model directory."),
+    ]
     id: Annotated[list[str] | None, flag("Data", "Show the row with this id only. Repeatable.")] = None
     first: Annotated[int, flag("Data", "Row to start from, counted from 1.", "--from", min=1)] = 1
     limit: Annotated[int | None, flag("Data", "Show at most this many rows.", min=1)] = None
@@ -72,7 +76,9 @@ def show_model(options: Options) -> None:
     from cai_cli.models.portrait import portrait
 
     if options.id or options.limit is not None or options.first != 1:
-        raise UserError(f"{options.file}: is a directory, and --id, --from and --limit choose rows", "leave them out")
+        raise UserError(
+            f"{options.file}: is a directory, and --id, --from and --limit choose rows", "leave them out"
+        )
     facts = list(portrait(options.file))
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
@@ -84,7 +90,9 @@ def pages_of(options: Options) -> Iterator[Page]:
     missing = set(wanted)
     seen: dict[str, int] = {}
     for number, (line, row) in enumerate(read_rows(options.file), start=1):
-        if isinstance(row.get("id"), str) and "reason" not in row:  # a trainer may reject a row of each of its files
+        if (
+            isinstance(row.get("id"), str) and "reason" not in row
+        ):  # a trainer may reject a row of each of its files
             check_new(seen, row["id"], options.file, line)
         if (wanted and row.get("id") not in wanted) or number < options.first:
             continue
@@ -95,7 +103,9 @@ def pages_of(options: Options) -> Iterator[Page]:
             raise error.at(f"{options.file}:{line}") from None
         yield [(visible(text, keep="\n\t"), style) for text, style in page]
     if missing:
-        raise UserError(f"{options.file}: no row with id {', '.join(sorted(missing))}", "see `cai inspect` without --id")
+        raise UserError(
+            f"{options.file}: no row with id {', '.join(sorted(missing))}", "see `cai inspect` without --id"
+        )
 
 
 def page_of(row: dict[str, Any]) -> Page:
@@ -115,7 +125,11 @@ def prompt_page(row: dict[str, Any]) -> Page:
 
 def sample_page(row: dict[str, Any]) -> Page:
     sample = RowReader().sample(row)
-    page = [*conversation_lines(sample.prompt), *conversation_lines(sample.completion), (f"  {sample.finish_reason}\n", NOTE)]
+    page = [
+        *conversation_lines(sample.prompt),
+        *conversation_lines(sample.completion),
+        (f"  {sample.finish_reason}\n", NOTE),
+    ]
     if "finish_reason" in row:  # a row of ours: what else is known of the reply, such as its score
         known = {field.name for field in fields(Sample)}
         page += [(f"  {name}: {value}\n", NOTE) for name, value in row.items() if name not in known]

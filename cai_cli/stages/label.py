@@ -1,12 +1,14 @@
-"""SL-CAI + prompts (or existing pairs) + feedback model + constitution -> comparisons.jsonl: soft AI-feedback labels.
+"""SL-CAI + prompts (or existing pairs) + feedback model + constitution -> comparisons.jsonl: soft AI-feedback
+labels.
 
     cai label --model sl-cai/ --prompts red-team.jsonl --feedback-model base/ --constitution article --out comparisons.jsonl
 
-Paper section 4.1: two replies a prompt at T=1; the feedback model gets a multiple-choice question with one principle drawn
-for the pair; the label is the softmax of the log-probabilities of the whole option strings ` (A)` and ` (B)`. With --cot it
-reasons first, and the label is clamped. Beside the rows lie a manifest with the diagnostics and their picture, OUT.png.
-Deviations, marked in --help: both orders of the options are asked and averaged (`--orders`), since small judges prefer a
-position; a pair for which the two options hold almost no probability (`--min-mass`) is rejected; no demonstrations by default.
+Paper section 4.1: two replies a prompt at T=1; the feedback model gets a multiple-choice question with one
+principle drawn for the pair; the label is the softmax of the log-probabilities of the whole option strings `
+(A)` and ` (B)`. With --cot it reasons first, and the label is clamped. Beside the rows lie a manifest with
+the diagnostics and their picture, OUT.png. Deviations, marked in --help: both orders of the options are asked
+and averaged (`--orders`), since small judges prefer a position; a pair for which the two options hold almost
+no probability (`--min-mass`) is rejected; no demonstrations by default.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def run(options: Options) -> None:
     if all(pair.rejected for pair in pairs):
         reasons = ", ".join(sorted({pair.rejected.reason for pair in pairs if pair.rejected}))
         problem = f"no pairs in it ({reasons})" if reasons else "no pairs in it"
-        raise UserError(f"{', '.join(options.pairs or [])}: {problem}", "a pair is two different replies to one prompt")
+        raise UserError(
+            f"{', '.join(options.pairs or [])}: {problem}", "a pair is two different replies to one prompt"
+        )
     todo = artifact.remaining(pairs)
     if options.dry_run:
         dry_run(options, inquiry, next(pair for pair in [*todo, *pairs] if not pair.rejected), len(todo))
@@ -78,7 +82,10 @@ def run(options: Options) -> None:
     if writer and not options.allow_self_judge:
         check_two_models(writer.model, judge.model, options.feedback_model)
     preflight = options.min_mass > 0 and not artifact.accepted_ids
-    first, segments = PREFLIGHT_PAIRS if preflight else 0, options.num_samples + 1  # the replies, and the label
+    first, segments = (
+        PREFLIGHT_PAIRS if preflight else 0,
+        options.num_samples + 1,
+    )  # the replies, and the label
     with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size, "pairs", segments, first) as parts:
         for chunk, told in parts:
             label_pairs(writer, judge, options, inquiry, chunk, told)
@@ -97,20 +104,26 @@ def run(options: Options) -> None:
     facts |= {"summary": lambda rows, _: summarise_labels(rows, options.out), "cautions": cautions}
     if artifact.finish(feedback=judge.facts(), **facts):
         show(artifact.manifest["summary"])
-        artifact.tell_next("cai train-pm --model PMP --comparisons", options.out, "--out", options.out.parent / "pm")
+        artifact.tell_next(
+            "cai train-pm --model PMP --comparisons", options.out, "--out", options.out.parent / "pm"
+        )
 
 
 def check_options(options: Options) -> None:
     if bool(options.prompts) == bool(options.pairs):
         raise UserError("give either --prompts (with --model) or --pairs", "see `cai label --help`")
     if options.prompts and not options.model:
-        raise UserError("--prompts needs --model, which writes the replies", "name the SL-CAI model directory")
+        raise UserError(
+            "--prompts needs --model, which writes the replies", "name the SL-CAI model directory"
+        )
     if options.pairs and options.model:
         raise UserError("--pairs are replies already: --model has nothing to write", "leave --model out")
     if options.prompts:
         check_draws(options.num_samples, "--num-samples", options.temperature, least=2)
     if options.hard and options.clamp not in (None, NONE):
-        raise UserError("--hard makes labels of 0 or 1 and --clamp keeps them from there", "leave one of them out")
+        raise UserError(
+            "--hard makes labels of 0 or 1 and --clamp keeps them from there", "leave one of them out"
+        )
     check_model(options.feedback_model, "--feedback-model", "language model")
     if options.model:
         check_model(options.model, role="language model")
@@ -169,7 +182,9 @@ def label_pairs(
         attempts = attempts_at(options.temperature, options.attempts)
         settings = SegmentSettings(options.max_new_tokens, () if chat else TRANSCRIPT_STOPS, keep, attempts)
         draw_replies(writer, pairs, options.num_samples, settings, options.seed, chat, told)
-    thinking = SegmentSettings(options.rationale_tokens, (), keep, attempts_at(options.rationale_temperature, options.attempts))
+    thinking = SegmentSettings(
+        options.rationale_tokens, (), keep, attempts_at(options.rationale_temperature, options.attempts)
+    )
     asked = [pair for pair in pairs if pair.rejected is None]
     judge_pairs(judge, inquiry, asked, judge.renderer.form() == "chat", thinking)
 
@@ -201,7 +216,9 @@ def dry_run(options: Options, inquiry: Inquiry, pair: Pair, remaining: int) -> N
     from cai_cli.models.tokenizers import load_tokenizer
 
     kwargs = template_kwargs(options.feedback_chat_template_kwargs)
-    renderer = Renderer(load_tokenizer(options.feedback_model, "--feedback-model"), "--feedback-model", kwargs)
+    renderer = Renderer(
+        load_tokenizer(options.feedback_model, "--feedback-model"), "--feedback-model", kwargs
+    )
     if not pair.replies[0]:
         pair.replies = ["[the model's first reply]", "[the model's second reply]"]
     questions = list(inquiry.questions(pair))

@@ -1,4 +1,5 @@
-"""`cai lineage PATH`: the tree of data, models and constitution that an artifact came from, and what is stale.
+"""`cai lineage PATH`: the tree of data, models and constitution that an artifact came from, and what is
+stale.
 
 Stale: an input has another content now than when the artifact was made. Missing: it is gone.
 """
@@ -61,7 +62,8 @@ def run(options: Options) -> None:
 class Tree:
     """The lines of a tree, and how many things in it are stale or missing.
 
-    What an artifact was made from stands below it where it is met first; a manifest that leads back to itself ends there.
+    What an artifact was made from stands below it where it is met first; a manifest that leads back to itself
+    ends there.
     """
 
     def __init__(self) -> None:
@@ -70,9 +72,13 @@ class Tree:
         self.hashes: dict[tuple[str, Path], Any] = {}
 
     def branches(self, artifact: Path, manifest: Manifest, indent: str = "") -> Iterator[str | Iterator[Any]]:
-        """A line for each thing the artifact was made from, the walk over its own sources after it (see `unnested`)."""
+        """A line for each thing the artifact was made from, the walk over its own sources after it (see
+        `unnested`).
+        """
         self.met.add(os.path.realpath(artifact))
-        items = [(INPUT, item) for item in manifest["inputs"]] + [(MODEL, item) for item in manifest["models"]]
+        items = [(INPUT, item) for item in manifest["inputs"]] + [
+            (MODEL, item) for item in manifest["models"]
+        ]
         if constitution := manifest["constitution"]:
             items.append((CONSTITUTION, {**constitution, "option": "constitution"}))
         for number, (kind, item) in enumerate(items, start=1):
@@ -84,7 +90,12 @@ class Tree:
             state = self.state_of(kind, path, item)
             parent = None if state == MISSING else read_manifest(manifest_path(path))
             again = parent is not None and os.path.realpath(path) in self.met
-            yield indent + corner + label(shown(path), parent, item["option"], state) + ("  (above)" if again else "")
+            yield (
+                indent
+                + corner
+                + label(shown(path), parent, item["option"], state)
+                + ("  (above)" if again else "")
+            )
             if parent is not None and not again:
                 yield self.branches(path, parent, (indent + below)[-WIDEST:])
 
@@ -92,7 +103,9 @@ class Tree:
         """Whether a thing is missing or stale, a model with the files that changed; it is counted."""
         there = os.path.isdir(path) if kind == MODEL else is_input(path)  # noqa: PTH112 - False for what can be no path
         state = None if there else MISSING
-        if there and (now := self.hash_of(kind, path)) != (written := item["files" if kind == MODEL else "sha256"]):
+        if there and (now := self.hash_of(kind, path)) != (
+            written := item["files" if kind == MODEL else "sha256"]
+        ):
             state = f"{STALE}: {'; '.join(file_changes(written, now))}" if kind == MODEL else STALE
         self.states.update([state.partition(":")[0]] if state else [])
         return state

@@ -1,8 +1,10 @@
-"""`cai merge SHARD... --out FILE`: the files of `--shard 0/N` to `N-1/N` -> the one file that a run without shards writes.
+"""`cai merge SHARD... --out FILE`: the files of `--shard 0/N` to `N-1/N` -> the one file that a run without
+shards writes.
 
     cai merge revisions.0.jsonl revisions.1.jsonl revisions.2.jsonl --out revisions.jsonl
 
-Rows, rejects, counts and identity are those of the unsharded run: the stage's own command on the merged file finds it done.
+Rows, rejects, counts and identity are those of the unsharded run: the stage's own command on the merged file
+finds it done.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def label_summary(rows: Path, rejects: Path, out: Path) -> dict[str, Any]:
     return summarise_labels(rows, out)
 
 
-# What a stage's manifest says of all rows together: (rows, rejects, out) -> `summary`. A shard's own would be of its part.
+# What a stage's manifest says of all rows together: (rows, rejects, out) -> `summary`. A shard's own would be
+# of its part.
 SUMMARIES: dict[str, Callable[[Path, Path, Path], dict[str, Any]]] = {
     "revise": lambda rows, rejects, out: summarise(rows, rejects),
     "label": label_summary,
@@ -75,7 +78,11 @@ def run(options: Options) -> None:
     if old is not None:
         merged = old.get("merged")
         of_shards = isinstance(merged, list)  # an import counts there what it found twice
-        before = {**mine, "inputs": merged if of_shards else [], "stage": "merge" if of_shards else old["stage"]}
+        before = {
+            **mine,
+            "inputs": merged if of_shards else [],
+            "stage": "merge" if of_shards else old["stage"],
+        }
         before["counts"] = old.get("counts")
         if claim(options, mine, before, options.out, finished=lambda _: True) == Claim.DONE:
             return
@@ -108,31 +115,49 @@ def check_unfinished(out: Path) -> None:
     """Raise UserError where the stage's own command has begun the file."""
     begun = manifest_path(out).with_suffix(".partial.json")
     if not out.exists() and (manifest := read_manifest(begun)):
-        raise UserError(f"{out}: `cai {manifest['stage']}` has begun it ({begun})", "finish that, or choose another --out")
+        raise UserError(
+            f"{out}: `cai {manifest['stage']}` has begun it ({begun})", "finish that, or choose another --out"
+        )
 
 
 def read_shard(path: Path) -> Shard:
     """A finished shard. Raises UserError for any other file."""
     manifest = read_manifest(manifest_path(path))
-    if manifest is None or not {"in", "out", "rejected"} <= manifest.get("counts", {}).keys() or "identity" not in manifest:
-        raise UserError(f"{path}: has no finished manifest beside it", "only what a stage wrote with --shard can be merged")
+    if (
+        manifest is None
+        or not {"in", "out", "rejected"} <= manifest.get("counts", {}).keys()
+        or "identity" not in manifest
+    ):
+        raise UserError(
+            f"{path}: has no finished manifest beside it",
+            "only what a stage wrote with --shard can be merged",
+        )
     if not manifest["options"].get("shard"):
-        raise UserError(f"{path}: was not made with --shard", "trainers take several files as they are: repeat the flag")
+        raise UserError(
+            f"{path}: was not made with --shard", "trainers take several files as they are: repeat the flag"
+        )
     return Shard(path, manifest, *parse_shard(manifest["options"]["shard"]))
 
 
 def in_order(shards: list[Shard]) -> list[Shard]:
-    """All shards of one run by their number. Raises UserError where they are not of one run, or not all there."""
+    """All shards of one run by their number. Raises UserError where they are not of one run, or not all
+    there.
+    """
     first = shards[0]
     for shard in shards[1:]:
-        problems = identity_differences(first.manifest["identity"], shard.manifest["identity"], first.manifest, shard.manifest)
+        problems = identity_differences(
+            first.manifest["identity"], shard.manifest["identity"], first.manifest, shard.manifest
+        )
         limits = [item.manifest["options"].get("limit") for item in (first, shard)]
         if limits[0] != limits[1]:
             problems.append(f"--limit was {limits[0]}, now {limits[1]}")
         if first.count != shard.count:
             problems.append(f"it is one of {shard.count} shards, not {first.count}")
         if problems:
-            raise UserError(f"{shard.path} is of another run than {first.path}: {'; '.join(problems)}", "merge shards of one run")
+            raise UserError(
+                f"{shard.path} is of another run than {first.path}: {'; '.join(problems)}",
+                "merge shards of one run",
+            )
     by_index = {shard.index: shard for shard in shards}
     if len(by_index) < len(shards):
         twice = next(index for index, count in Counter(shard.index for shard in shards).items() if count > 1)
@@ -150,7 +175,8 @@ def check_overlap(shards: list[Shard]) -> None:
             for name, _ in lines_by_id(path):
                 if name in owners:
                     raise UserError(
-                        f"{path}: id {name!r} is in {owners[name]} too", "make the shards again from the same prompts"
+                        f"{path}: id {name!r} is in {owners[name]} too",
+                        "make the shards again from the same prompts",
                     )
                 owners[name] = path
 
@@ -175,7 +201,11 @@ def joined_manifest(shards: list[Shard], options: Options, mine: Manifest) -> Ma
         "inputs": [moved(item, shards[0].path, options.out) for item in first["inputs"]],
         "models": [moved(item, shards[0].path, options.out) for item in first["models"]],
         "constitution": first["constitution"] and moved(first["constitution"], shards[0].path, options.out),
-        "counts": {"in": total(shards, "in"), "out": total(shards, "out"), "rejected": dict(sorted(rejected.items()))},
+        "counts": {
+            "in": total(shards, "in"),
+            "out": total(shards, "out"),
+            "rejected": dict(sorted(rejected.items())),
+        },
         "merged": mine["inputs"],
     }
     for name in ("summary", "warnings"):  # the first shard's

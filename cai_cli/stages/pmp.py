@@ -2,10 +2,11 @@
 
     cai pmp --model base/ --posts beer.Posts.xml --out pmp/
 
-Askell et al. (arXiv 2112.00861): before it sees scarce human comparisons, the preference model learns from public votes.
-Score of an answer: round(log2(1 + net votes)), +1 if accepted, -1 if the net votes are negative; a question's pair is drawn
-among its answers of different score. Text as in the article, "Question: ... Answer: ...", closed by EOS, where the score is
-read. The pairs are kept in `pmp/comparisons.jsonl` with the authors' ids (the data is CC BY-SA).
+Askell et al. (arXiv 2112.00861): before it sees scarce human comparisons, the preference model learns from
+public votes. Score of an answer: round(log2(1 + net votes)), +1 if accepted, -1 if the net votes are
+negative; a question's pair is drawn among its answers of different score. Text as in the article, "Question:
+... Answer: ...", closed by EOS, where the score is read. The pairs are kept in `pmp/comparisons.jsonl` with
+the authors' ids (the data is CC BY-SA).
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ if TYPE_CHECKING:
 
 
 PAIRS = "comparisons.jsonl"
-PAIRS_MANIFEST, PAIRS_REJECTS, PAIRS_PARTIAL = "comparisons.manifest.json", "comparisons.rejects.jsonl", f"{PAIRS}.partial"
+PAIRS_MANIFEST, PAIRS_REJECTS, PAIRS_PARTIAL = (
+    "comparisons.manifest.json",
+    "comparisons.rejects.jsonl",
+    f"{PAIRS}.partial",
+)
 POLL_SECONDS = 0.2
 MEGABYTE = 1_000_000
 
@@ -57,17 +62,31 @@ class PairFileOptions(OutputOptions):
 
     posts: Annotated[
         list[str],
-        flag("Data", "Posts.xml (in .gz or .7z too), rows of HF stack-exchange-preferences, or hf:org/name[:split]. Repeatable."),
+        flag(
+            "Data",
+            "Posts.xml (in .gz or .7z too), rows of HF stack-exchange-preferences, or hf:org/name[:split]. Repeatable.",
+        ),
         INPUT,
     ]
     pairs_per_question: Annotated[int, flag("Data", "Pairs drawn for each question.", min=1)] = 1
-    min_answers: Annotated[int, flag("Data", "Least number of answers of a question that is used.", min=2)] = 2
+    min_answers: Annotated[
+        int, flag("Data", "Least number of answers of a question that is used.", min=2)
+    ] = 2
     min_score_gap: Annotated[
-        int, flag("Data", "Least difference of a pair's scores (paper: 1); more leaves out pairs that are mostly noise.", min=1)
+        int,
+        flag(
+            "Data",
+            "Least difference of a pair's scores (paper: 1); more leaves out pairs that are mostly noise.",
+            min=1,
+        ),
     ] = 1
     max_pairs: Annotated[int | None, flag("Data", "Most pairs in all, a uniform sample.", min=1)] = None
-    max_chars: Annotated[int, flag("Data", "Longest question or answer in characters; longer ones are skipped.", min=1)] = 8192
-    keep_html: Annotated[bool, flag("Data", "Keep the posts' HTML instead of readable text.", "--keep-html")] = False
+    max_chars: Annotated[
+        int, flag("Data", "Longest question or answer in characters; longer ones are skipped.", min=1)
+    ] = 8192
+    keep_html: Annotated[
+        bool, flag("Data", "Keep the posts' HTML instead of readable text.", "--keep-html")
+    ] = False
     binarise: Annotated[
         bool,
         flag(
@@ -81,14 +100,21 @@ class PairFileOptions(OutputOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PairwiseOptions, PairFileOptions):
-    model: Annotated[str | None, flag("Model", "The base language model; not needed with --data-only."), MODEL] = None
+    model: Annotated[
+        str | None, flag("Model", "The base language model; not needed with --data-only."), MODEL
+    ] = None
     data_only: Annotated[
-        bool, flag("Output", "Write comparisons.jsonl and stop; without it later, training goes on from there."), RUNTIME
+        bool,
+        flag("Output", "Write comparisons.jsonl and stop; without it later, training goes on from there."),
+        RUNTIME,
     ] = False
     format: Annotated[
-        Literal["qa", "chat"], flag("Data", "Question/Answer text as in the article, or the model's chat template.")
+        Literal["qa", "chat"],
+        flag("Data", "Question/Answer text as in the article, or the model's chat template."),
     ] = "qa"
-    held_out: Annotated[float, flag("Data", "Share of the questions kept for accuracy and calibration.", min=0.0, max=0.9)] = 0.02
+    held_out: Annotated[
+        float, flag("Data", "Share of the questions kept for accuracy and calibration.", min=0.0, max=0.9)
+    ] = 0.02
 
 
 def run(options: Options) -> None:
@@ -98,7 +124,10 @@ def run(options: Options) -> None:
     """
     if not options.data_only:
         if options.model is None:
-            raise UserError("--model is missing", "name the base language model, or pass --data-only to make the pairs alone")
+            raise UserError(
+                "--model is missing",
+                "name the base language model, or pass --data-only to make the pairs alone",
+            )
         check_model(options.model, role="either")
         check_trackers(options.report_to)
     if options.dry_run and (options.data_only or not (options.out / PAIRS).exists()):
@@ -136,11 +165,20 @@ def run(options: Options) -> None:
     training, held_out = split_held_out(pairs, options.held_out, options.seed)
     run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
     if not options.dry_run:
-        tell_next("cai train-pm --model", options.out, "--comparisons", "COMPARISONS.jsonl", "--out", options.out.parent / "pm")
+        tell_next(
+            "cai train-pm --model",
+            options.out,
+            "--comparisons",
+            "COMPARISONS.jsonl",
+            "--out",
+            options.out.parent / "pm",
+        )
 
 
 def write_comparisons(options: Options) -> None:
-    """The pairs as comparisons.jsonl, what was left out as comparisons.rejects.jsonl; done once, by the first process."""
+    """The pairs as comparisons.jsonl, what was left out as comparisons.rejects.jsonl; done once, by the first
+    process.
+    """
     data = PairFileOptions(**{field.name: getattr(options, field.name) for field in fields(PairFileOptions)})
     path = options.out / PAIRS
     manifest = begin_manifest("pmp", data, options.out)
@@ -188,7 +226,9 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
         no_trace(data.out, temporary, rejects),
         temporary.open("w", encoding="utf-8") as rows,
         rejects.open("w", encoding="utf-8") as skips,
-        progress("pmp: read posts", sum(file.stat().st_size for file in files) // MEGABYTE, unit="MB") as advance,
+        progress(
+            "pmp: read posts", sum(file.stat().st_size for file in files) // MEGABYTE, unit="MB"
+        ) as advance,
     ):
         for item in make_pairs(data.posts, settings, data.out, counts, in_megabytes(advance)):
             if isinstance(item, Skip):
@@ -201,7 +241,11 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
         rejects.unlink()
     if not written:
         temporary.unlink()
-        look = f"see {rejects}" if counts.skips else f"{counts.questions} questions and {counts.answers} answers were read"
+        look = (
+            f"see {rejects}"
+            if counts.skips
+            else f"{counts.questions} questions and {counts.answers} answers were read"
+        )
         raise RunError(f"{', '.join(data.posts)}: no pair of two answers of different score", look)
     write_manifest(data.out / PAIRS_MANIFEST, {**manifest, "counts": {**counts.to_row(), "out": written}})
     temporary.replace(data.out / PAIRS)

@@ -3,11 +3,12 @@
     cai ppo --model sl-cai/ --pm pm/ --prompts red-team.jsonl --prompts helpful.jsonl --eval-prompts held-out.jsonl --out rl-cai/
     torchrun --nproc-per-node 4 -m cai_cli ppo ...        each process rolls out and learns from its part of the batch
 
-Paper section 4.2, with the settings of arXiv 2204.05862 (section 4.1, appendix B.1) and the details of arXiv 2403.17031. The
-policy starts from SL-CAI, which is also the reference of the KL penalty; the value function starts from the preference model.
-A step's numbered parts are in `training/ppo/trainer.py`. Deviations: the KL coefficient defaults to 0.05, not 0.001, since a
-per-token penalty of that size keeps small policies from collapsing; the score lands on the last generated token; replies cut
-off by length pay `--missing-eos-penalty`; the run stops where the KL exceeds `--max-kl`.
+Paper section 4.2, with the settings of arXiv 2204.05862 (section 4.1, appendix B.1) and the details of arXiv
+2403.17031. The policy starts from SL-CAI, which is also the reference of the KL penalty; the value function
+starts from the preference model. A step's numbered parts are in `training/ppo/trainer.py`. Deviations: the KL
+coefficient defaults to 0.05, not 0.001, since a per-token penalty of that size keeps small policies from
+collapsing; the score lands on the last generated token; replies cut off by length pay
+`--missing-eos-penalty`; the run stops where the KL exceeds `--max-kl`.
 """
 
 from __future__ import annotations
@@ -71,7 +72,14 @@ def run(options: Options) -> None:
     from cai_cli.training.ppo.run import optimise
 
     optimise(artifact, options, renderer, schedule, eval_prompts, len(learned), rejected, shared)
-    tell_next("cai sample --model", options.out, "--prompts", "TEST.jsonl", "--out", options.out.parent / "replies.jsonl")
+    tell_next(
+        "cai sample --model",
+        options.out,
+        "--prompts",
+        "TEST.jsonl",
+        "--out",
+        options.out.parent / "replies.jsonl",
+    )
 
 
 def check_options(options: Options) -> None:
@@ -86,19 +94,31 @@ def check_options(options: Options) -> None:
         raise UserError(told, "give each at least one episode")
     batch, parts = options.rollout_batch_size, options.num_mini_batches
     if batch % parts:
-        raise UserError(f"--rollout-batch-size {batch} is not divisible by --num-mini-batches {parts}", "change one of them")
+        raise UserError(
+            f"--rollout-batch-size {batch} is not divisible by --num-mini-batches {parts}",
+            "change one of them",
+        )
     if options.critic_warmup_steps >= options.steps:
         told = f"--critic-warmup-steps {options.critic_warmup_steps}: of --steps {options.steps} none is left for the policy"
         raise UserError(told, "lower it, or raise --steps")
     if options.target_kl is not None and options.target_kl <= 0:
-        raise UserError(f"--target-kl {options.target_kl:g}: a policy that learns has some KL", "give nats a reply, such as 6")
+        raise UserError(
+            f"--target-kl {options.target_kl:g}: a policy that learns has some KL",
+            "give nats a reply, such as 6",
+        )
     if options.load_best_model_at_end and not (options.eval_prompts or options.gold_pm):
         told = "--load-best-model-at-end: nothing is held out to find the best policy by"
         raise UserError(told, "give --eval-prompts, or a --gold-pm that measures")
     if options.lora_dropout:
-        raise UserError(f"--lora-dropout {options.lora_dropout:g}: PPO needs the same log-probabilities twice", "leave it at 0")
+        raise UserError(
+            f"--lora-dropout {options.lora_dropout:g}: PPO needs the same log-probabilities twice",
+            "leave it at 0",
+        )
     if options.lora and options.frozen_dtype != "auto":
-        raise UserError("--frozen-dtype: with --lora frozen and trained model are one backbone", "use --dtype, or --quantize")
+        raise UserError(
+            "--frozen-dtype: with --lora frozen and trained model are one backbone",
+            "use --dtype, or --quantize",
+        )
     check_trackers(options.report_to)
 
 
@@ -123,7 +143,10 @@ def fitting(prompts: list[Prompt], renderer: Renderer, room: int, rejected: list
         try:
             length = len(renderer.encode(prompt.prompt))
             if length > room:
-                raise UnfitRow("prompt_too_long", f"{length} tokens, the context leaves {max(room, 0)} before --max-new-tokens")
+                raise UnfitRow(
+                    "prompt_too_long",
+                    f"{length} tokens, the context leaves {max(room, 0)} before --max-new-tokens",
+                )
         except UnfitRow as error:
             rejected.append(Rejected(prompt.id, error.reason, error.detail, prompt.to_row()))
             continue
@@ -131,7 +154,9 @@ def fitting(prompts: list[Prompt], renderer: Renderer, room: int, rejected: list
     return kept
 
 
-def check_rejects(options: Options, sources: list[tuple[list[Prompt], float]], rejected: list[Rejected]) -> None:
+def check_rejects(
+    options: Options, sources: list[tuple[list[Prompt], float]], rejected: list[Rejected]
+) -> None:
     """Stop where a source has nothing left, or too much of the prompts is gone."""
     why = reasons_text(Counter(item.reason for item in rejected))
     hint = "lower --max-new-tokens, or shorten the prompts"
@@ -156,4 +181,6 @@ def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], reject
         f"{options.steps} steps of {options.rollout_batch_size} episodes, {len({p.id for p in schedule})} distinct prompts; "
         f"about {tokens} prompt tokens a step and at most {most} of replies; {len(rejected)} prompts would be rejected"
     )
-    say(f"the four models with gradients and optimiser: about {held_bytes(options) / 1e9:.2f} GB, and activations")
+    say(
+        f"the four models with gradients and optimiser: about {held_bytes(options) / 1e9:.2f} GB, and activations"
+    )

@@ -1,12 +1,13 @@
-"""`cai push PATH REPO`: a finished model directory or rows artifact -> a repository on the Hugging Face Hub, private by default.
+"""`cai push PATH REPO`: a finished model directory or rows artifact -> a repository on the Hugging Face Hub,
+private by default.
 
     cai push rl-cai/ org/rl-cai                       a model, with its card and its cai.json
     cai push comparisons.jsonl org/comparisons        a data set: the rows and their manifest
     cai push sl-cai/ org/sl-cai --public
 
-Nothing is trained or changed here: where it fails, the same command tries again. Checkpoints, rejects, locks and trackers' files
-stay. In what is uploaded of cai.json, of a manifest and of an adapter's configuration, local paths are names without their
-folders. The token is that of `hf auth login` or HF_TOKEN.
+Nothing is trained or changed here: where it fails, the same command tries again. Checkpoints, rejects, locks
+and trackers' files stay. In what is uploaded of cai.json, of a manifest and of an adapter's configuration,
+local paths are names without their folders. The token is that of `hf auth login` or HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -35,20 +36,50 @@ from cai_cli.models.weight_files import read_json
 from cai_cli.rows.storage import check_input
 
 # What only this machine has a use for.
-STAYS = (".*", "checkpoints/*", "*rejects.jsonl", "*.partial*", "*.bak*", "tensorboard/*", "wandb*", "adapter/README.md", "*/.*")
-PLACES = ("options", "inputs", "models", "constitution", "identity", "merged")  # the parts of a manifest that hold paths
+STAYS = (
+    ".*",
+    "checkpoints/*",
+    "*rejects.jsonl",
+    "*.partial*",
+    "*.bak*",
+    "tensorboard/*",
+    "wandb*",
+    "adapter/README.md",
+    "*/.*",
+)
+PLACES = (
+    "options",
+    "inputs",
+    "models",
+    "constitution",
+    "identity",
+    "merged",
+)  # the parts of a manifest that hold paths
 NO_PATH = re.compile(r"hf:|\{|\d+/\d+$")  # a data set on the Hub, JSON, a shard
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    path: Annotated[Path, typer.Argument(help="A finished model directory, or rows that a stage wrote (.jsonl).")]
-    repo: Annotated[str, typer.Argument(help="The repository, as org/name or name; it is made where there is none.")]
+    path: Annotated[
+        Path, typer.Argument(help="A finished model directory, or rows that a stage wrote (.jsonl).")
+    ]
+    repo: Annotated[
+        str, typer.Argument(help="The repository, as org/name or name; it is made where there is none.")
+    ]
     private: Annotated[
-        bool, flag("Output", "Who may see a repository that is made now: you alone, or everybody.", "--private/--public")
+        bool,
+        flag(
+            "Output",
+            "Who may see a repository that is made now: you alone, or everybody.",
+            "--private/--public",
+        ),
     ] = True
-    commit_message: Annotated[str | None, flag("Output", "What the commit says; what was made, by default.")] = None
-    dry_run: Annotated[bool, flag("Output", "Show what would be uploaded, without a connection.", "--dry-run")] = False
+    commit_message: Annotated[
+        str | None, flag("Output", "What the commit says; what was made, by default.")
+    ] = None
+    dry_run: Annotated[
+        bool, flag("Output", "Show what would be uploaded, without a connection.", "--dry-run")
+    ] = False
 
 
 def run(options: Options) -> None:
@@ -78,16 +109,23 @@ def run(options: Options) -> None:
 
 
 def what_is_there(path: Path) -> tuple[str, Manifest | None, dict[str, Path]]:
-    """Model or dataset, its manifest, and the files to upload by their names there. Raises UserError for what is neither."""
+    """Model or dataset, its manifest, and the files to upload by their names there. Raises UserError for what
+    is neither.
+    """
     if path.is_dir():
         check_place(str(path), "PATH")
-        files = {name: file for name, file in all_files(path) if not any(fnmatch(name, stays) for stays in STAYS)}
+        files = {
+            name: file for name, file in all_files(path) if not any(fnmatch(name, stays) for stays in STAYS)
+        }
         return "model", read_manifest(path / MODEL_MANIFEST), files
     check_input(path)
     beside = manifest_path(path)
     manifest = read_manifest(beside)
     if manifest is None:
-        raise UserError(f"{path}: has no manifest", "what a stage wrote has one beside it; name that, or a model directory")
+        raise UserError(
+            f"{path}: has no manifest",
+            "what a stage wrote has one beside it; name that, or a model directory",
+        )
     return "dataset", manifest, {path.name: path, beside.name: beside}
 
 
@@ -106,11 +144,15 @@ def check_name(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"REPO {repo}: {first_line(error)}", "give org/name, or name for one of your own") from None
+        raise UserError(
+            f"REPO {repo}: {first_line(error)}", "give org/name, or name for one of your own"
+        ) from None
 
 
 def upload(options: Options, kind: str, folder: Path, message: str) -> None:
-    """Make the repository, if need be, and commit the folder to it. Raises RunError; the artifact stays what it is."""
+    """Make the repository, if need be, and commit the folder to it. Raises RunError; the artifact stays what
+    it is.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -120,7 +162,8 @@ def upload(options: Options, kind: str, folder: Path, message: str) -> None:
     except Exception as error:  # errors of many kinds: no token, no right to, no network, a server's
         told = f"{options.path}: could not be pushed to {options.repo}: {first_line(error)}"
         raise RunError(
-            told, "it is whole as it is; `hf auth login` or HF_TOKEN lets you in, and the same command tries again"
+            told,
+            "it is whole as it is; `hf auth login` or HF_TOKEN lets you in, and the same command tries again",
         ) from None
     say(f"{options.path}: pushed to {made}")
 
@@ -129,13 +172,17 @@ def upload(options: Options, kind: str, folder: Path, message: str) -> None:
 
 
 def without_places(name: str, file: Path, repo: str) -> str | None:
-    """The text of a file that names places on this machine, without them; None for a file that is uploaded as it is."""
+    """The text of a file that names places on this machine, without them; None for a file that is uploaded as
+    it is.
+    """
     if name == MODEL_MANIFEST or name.endswith(".manifest.json"):
         return as_text(without_folders(read_json(file)))
     if Path(name).name == ADAPTER_CONFIG:
         config = read_json(file)
         base = str(config.get("base_model_name_or_path") or "")
-        return as_text({**config, "base_model_name_or_path": PurePath(base).name if Path(base).is_absolute() else base})
+        return as_text(
+            {**config, "base_model_name_or_path": PurePath(base).name if Path(base).is_absolute() else base}
+        )
     if name != "README.md":
         return None
     text = file.read_text(encoding="utf-8").replace('path = "."  # this folder', f'path = "{repo}"')

@@ -2,12 +2,12 @@
 
     cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out revisions.jsonl
 
-Paper section 3.1. Each round draws one principle with replacement, by key (seed, id, round), and sees only the prompt and
-the latest revision. Deviations: a segment that comes out empty, cut off or in the wrong role, or a revision that is the draft
-again but for an opening or a word or two, is drawn again, then the prompt is rejected (rules in `hygiene`); so an unrevised draft
-never becomes a training target.
-Demonstrations stand in front of critiques and revisions alone: the draft is the helpful-only model's own (a small instruction
-model refused 2 % of red-team prompts by itself and 23 % behind them). The paper does not say where its own stood.
+Paper section 3.1. Each round draws one principle with replacement, by key (seed, id, round), and sees only
+the prompt and the latest revision. Deviations: a segment that comes out empty, cut off or in the wrong role,
+or a revision that is the draft again but for an opening or a word or two, is drawn again, then the prompt is
+rejected (rules in `hygiene`); so an unrevised draft never becomes a training target. Demonstrations stand in
+front of critiques and revisions alone: the draft is the helpful-only model's own (a small instruction model
+refused 2 % of red-team prompts by itself and 23 % behind them). The paper does not say where its own stood.
 """
 
 from __future__ import annotations
@@ -77,14 +77,17 @@ class Options(RowOptions, GenerationOptions):
 
     model: Annotated[str, flag("Model", "The helpful-only language model."), MODEL]
     prompts: Prompts
-    constitution: Annotated[str, flag("Data", "YAML file or shipped name: article, humanity, thorough."), CONSTITUTION] = (
-        "article"
-    )
+    constitution: Annotated[
+        str, flag("Data", "YAML file or shipped name: article, humanity, thorough."), CONSTITUTION
+    ] = "article"
     rounds: Annotated[int, flag("Generation", "Rounds of critique and revision (paper: 4).", min=1)] = 4
     critique: Annotated[
-        bool, flag("Generation", "Critique before each revision, or revise directly.", "--critique/--no-critique")
+        bool,
+        flag("Generation", "Critique before each revision, or revise directly.", "--critique/--no-critique"),
     ] = True
-    num_samples: Annotated[int, flag("Generation", "Chains for each prompt.", "-n", "--num-samples", min=1)] = 1
+    num_samples: Annotated[
+        int, flag("Generation", "Chains for each prompt.", "-n", "--num-samples", min=1)
+    ] = 1
     rendering: Annotated[
         Literal["auto", "transcript", "chat"],
         flag("Generation", "auto: chat where the model's own chat template is not the transcript one."),
@@ -103,11 +106,19 @@ class Options(RowOptions, GenerationOptions):
     ] = "reject"
     attempts: Annotated[
         int,
-        flag("Generation", "Draws of a text that comes out empty, cut off, confused or unrevised, before a reject.", min=1),
+        flag(
+            "Generation",
+            "Draws of a text that comes out empty, cut off, confused or unrevised, before a reject.",
+            min=1,
+        ),
     ] = 3
     check_roles: Annotated[
         bool,
-        flag("Generation", "Reject what reads like the wrong role (English rules).", "--check-roles/--no-check-roles"),
+        flag(
+            "Generation",
+            "Reject what reads like the wrong role (English rules).",
+            "--check-roles/--no-check-roles",
+        ),
     ] = True
 
 
@@ -136,10 +147,12 @@ class Chain:
 def run(options: Options) -> None:
     """Critique and revise a model's replies under a constitution (paper section 3.1).
 
-    A revision that is the draft again, but for an opening, a word or two or what was added, is drawn again and then rejected:
-    nothing unrevised becomes a training target (not in the paper, of whose 264 published revisions one would be rejected).
+    A revision that is the draft again, but for an opening, a word or two or what was added, is drawn again
+    and then rejected: nothing unrevised becomes a training target (not in the paper, of whose 264 published
+    revisions one would be rejected).
 
-    Example: cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out revisions.jsonl
+    Example: cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out
+    revisions.jsonl
     """
     check_draws(options.num_samples, "--num-samples", options.temperature)
     check_model(options.model, role="language model")
@@ -173,7 +186,12 @@ def run(options: Options) -> None:
 
 
 def revise_chunk(
-    engine: Engine, texts: Texts, options: Options, constitution: Constitution, chains: list[Chain], told: Told | None = None
+    engine: Engine,
+    texts: Texts,
+    options: Options,
+    constitution: Constitution,
+    chains: list[Chain],
+    told: Told | None = None,
 ) -> None:
     """Draft, then the rounds, for a chunk of chains at once; each chain ends revised or rejected."""
     common = SegmentSettings(
@@ -187,7 +205,9 @@ def revise_chunk(
         return lambda chain: (options.seed, chain.id, len(chain.rounds) + 1, segment)
 
     # 1. The draft.
-    for chain, text in sample_alive(engine, chains, Segment("draft", texts.draft, key_of("initial"), common), told):
+    for chain, text in sample_alive(
+        engine, chains, Segment("draft", texts.draft, key_of("initial"), common), told
+    ):
         chain.initial = chain.response = text
 
     def confused_critique(chain: Chain, text: str) -> str | None:
@@ -213,7 +233,9 @@ def revise_chunk(
         for chain, text in sample_alive(engine, chains, segment, told):
             request = chain.drawn.critique if options.critique else ""
             thoughts = (chain.thinking.get(f"critique {number}", ""), chain.thinking[name])
-            chain.rounds.append(Round(chain.drawn.id, request, chain.critique, chain.drawn.revision, text, *thoughts))
+            chain.rounds.append(
+                Round(chain.drawn.id, request, chain.critique, chain.drawn.revision, text, *thoughts)
+            )
             chain.response = text
 
 
@@ -230,7 +252,11 @@ def sample_alive(
             kept.append((chain, sampled.text))
             chain.thinking[segment.name] = sampled.thinking
         else:
-            row = {"prompt": chain.prompt.prompt, "rounds_done": len(chain.rounds), "hygiene": events_text(chain.events)}
+            row = {
+                "prompt": chain.prompt.prompt,
+                "rounds_done": len(chain.rounds),
+                "hygiene": events_text(chain.events),
+            }
             detail = f"{segment.name}: {sampled.detail}"
             chain.rejected = Rejected(chain.id, sampled.reason, detail, row)
     return kept
@@ -272,7 +298,9 @@ class Texts:
             return direct_revision_prompt(prompt, response, drawn.revision, self.few_shot)
         if self.chat:
             return self.asked(revision_chat(prompt, response, drawn.critique, chain.critique, drawn.revision))
-        return revision_prompt(prompt, response, drawn.critique, chain.critique, drawn.revision, self.few_shot)
+        return revision_prompt(
+            prompt, response, drawn.critique, chain.critique, drawn.revision, self.few_shot
+        )
 
 
 def to_record(chain: Chain) -> Revision:
@@ -293,7 +321,9 @@ def dry_run(options: Options, constitution: Constitution, chains: list[Chain], r
     from cai_cli.models.chat import Renderer
     from cai_cli.models.tokenizers import load_tokenizer
 
-    renderer = Renderer(load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs))
+    renderer = Renderer(
+        load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs)
+    )
     texts = Texts(options, renderer)
     chain = chains[0]
     chain.principle = constitution.draw(options.seed, "principle", chain.id, 1)

@@ -37,7 +37,9 @@ class Options(RowOptions, GenerationOptions):
 
     model: Annotated[str, flag("Model", "The language model that replies."), MODEL]
     prompts: Prompts
-    num_samples: Annotated[int, flag("Generation", "Replies to each prompt (paper: 2).", "-n", "--num-samples", min=1)] = 2
+    num_samples: Annotated[
+        int, flag("Generation", "Replies to each prompt (paper: 2).", "-n", "--num-samples", min=1)
+    ] = 2
     on_truncated: Annotated[
         Literal["reject", "keep"], flag("Generation", "What to do with replies cut off by --max-new-tokens.")
     ] = "reject"
@@ -122,7 +124,9 @@ def reply_segment(options: Options, renderer: Renderer) -> Segment[Slot]:
         options.on_truncated == "keep",
         attempts_at(options.temperature, options.attempts),
     )
-    return Segment("reply", prompt_of, lambda slot: (options.seed, slot.prompt.id, 0, "reply", slot.k), settings)
+    return Segment(
+        "reply", prompt_of, lambda slot: (options.seed, slot.prompt.id, 0, "reply", slot.k), settings
+    )
 
 
 def dry_run(options: Options, slot: Slot, remaining: int) -> None:
@@ -130,6 +134,8 @@ def dry_run(options: Options, slot: Slot, remaining: int) -> None:
     from cai_cli.models.chat import Renderer
     from cai_cli.models.tokenizers import load_tokenizer
 
-    renderer = Renderer(load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs))
+    renderer = Renderer(
+        load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs)
+    )
     show_text(renderer.show(reply_segment(options, renderer).prompt(slot)))
     say(f"{remaining} replies of at most {options.max_new_tokens} tokens")

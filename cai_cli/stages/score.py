@@ -2,9 +2,9 @@
 
     cai score --pm pm/ samples.jsonl --out scored.jsonl
 
-`score` is added to rows of one reply (samples, revisions, `messages`), `chosen_score` and `rejected_score` to comparisons. Scores
-are the model's raw ones, read at the EOS that closes the text, as in training; only differences of one model's scores mean
-anything. Rows longer than the model's context are rejected, never cut.
+`score` is added to rows of one reply (samples, revisions, `messages`), `chosen_score` and `rejected_score` to
+comparisons. Scores are the model's raw ones, read at the EOS that closes the text, as in training; only
+differences of one model's scores mean anything. Rows longer than the model's context are rejected, never cut.
 """
 
 from __future__ import annotations
@@ -44,11 +44,19 @@ CHUNK_BATCHES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RowOptions, DeviceOptions):
-    file: Annotated[Path, typer.Argument(help="Samples, revisions, comparisons, or any JSONL with replies."), INPUT]
+    file: Annotated[
+        Path, typer.Argument(help="Samples, revisions, comparisons, or any JSONL with replies."), INPUT
+    ]
     pm: Annotated[str, flag("Model", "The preference model."), MODEL]
-    field: Annotated[str, flag("Output", "Name of the new field; comparisons get it after chosen_ and rejected_.")] = "score"
-    batch_size: Annotated[int, flag("Model", "Texts per forward pass; does not change scores.", min=1), RUNTIME] = 32
-    out: Annotated[Path, flag("Output", "The file to write, with a manifest beside it; - is stdout."), RUNTIME] = Path("-")
+    field: Annotated[
+        str, flag("Output", "Name of the new field; comparisons get it after chosen_ and rejected_.")
+    ] = "score"
+    batch_size: Annotated[
+        int, flag("Model", "Texts per forward pass; does not change scores.", min=1), RUNTIME
+    ] = 32
+    out: Annotated[
+        Path, flag("Output", "The file to write, with a manifest beside it; - is stdout."), RUNTIME
+    ] = Path("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,9 @@ def scores_in(rows: Path, name: str) -> Iterator[float]:
 
 
 def read_items(path: Path, name: str) -> list[Item]:
-    """All rows of the file. Raises RecordError for one without a reply, with a repeated id, or that has the field already."""
+    """All rows of the file. Raises RecordError for one without a reply, with a repeated id, or that has the
+    field already.
+    """
     items: list[Item] = []
     seen: dict[str, int] = {}
     unnamed: Counter[str] = Counter()
@@ -142,7 +152,9 @@ def texts_of(row: Row, name: str) -> dict[str, tuple[Conversation, Conversation]
         return {f"{side}_{name}": side_of(row, side) for side in ("chosen", "rejected")}
     if "messages" in row:
         return {name: ending_in_reply(check_conversation(row["messages"], "messages"), "messages")}
-    raise RecordError("completion", "missing", "rows need prompt and completion, chosen and rejected, or messages")
+    raise RecordError(
+        "completion", "missing", "rows need prompt and completion, chosen and rejected, or messages"
+    )
 
 
 def side_of(row: Row, side: str) -> tuple[Conversation, Conversation]:
@@ -175,6 +187,10 @@ def dry_run(items: list[Item], tokenizer: Any, encode: Any) -> None:
         try:
             ids = encode(prompt, reply)
         except UnfitRow as error:
-            raise UserError(f"the first row: {error.reason}: {error.detail}", "such rows are rejected") from None
-        show_text(f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}")
+            raise UserError(
+                f"the first row: {error.reason}: {error.detail}", "such rows are rejected"
+            ) from None
+        show_text(
+            f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}"
+        )
     say(f"{len(items)} rows, {sum(len(item.texts) for item in items)} texts to score")

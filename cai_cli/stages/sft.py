@@ -2,9 +2,10 @@ r"""base LM + revisions (harmless) + samples (helpful) -> SL-CAI: supervised fin
 
     cai sft --model base/ --data revisions.jsonl --data samples.jsonl --out sl-cai/
 
-Paper section 3.2: the pretrained model is finetuned, not the helpful one; one epoch at a constant learning rate. The loss is
-on the completion only. A datapoint is a prompt and its final revision, as in the article; `--targets all` takes every
-revision, as section 3.1 has it. Trained by TRL's SFTTrainer. On several GPUs, each with a copy of the model or a part of it:
+Paper section 3.2: the pretrained model is finetuned, not the helpful one; one epoch at a constant learning
+rate. The loss is on the completion only. A datapoint is a prompt and its final revision, as in the article;
+`--targets all` takes every revision, as section 3.1 has it. Trained by TRL's SFTTrainer. On several GPUs,
+each with a copy of the model or a part of it:
 
     torchrun --nproc-per-node 8 -m cai_cli sft ...
     accelerate launch --num_processes 8 --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP \
@@ -41,7 +42,9 @@ def run(options: Options) -> None:
     check_model(options.model, role="language model")
     check_trackers(options.report_to)
     if options.quantize and by_fsdp():
-        raise UserError(f"--quantize {options.quantize}: FSDP cannot hold it in parts", "leave one of them out")
+        raise UserError(
+            f"--quantize {options.quantize}: FSDP cannot hold it in parts", "leave one of them out"
+        )
     artifact = ModelArtifact("sft", options, fsdp=True)
     if artifact.done:
         return
@@ -62,7 +65,9 @@ def run(options: Options) -> None:
     check_settings(tokenizer, kwargs)
     if options.train_on_thinking:
         check_thoughts_are_kept(tokenizer, options.model, **kwargs)
-    rows, unfit = tokenise(targets, tokenizer, stop_ids(tokenizer), options.max_length, kwargs, options.held_out, options.seed)
+    rows, unfit = tokenise(
+        targets, tokenizer, stop_ids(tokenizer), options.max_length, kwargs, options.held_out, options.seed
+    )
     rejected += unfit
     train = [row for row in rows if not row.held_out]
     if not train:
@@ -81,7 +86,9 @@ def run(options: Options) -> None:
 
 
 def open_tokenizer(options: Options) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer, or that of `--tokenizer-from`, which must give the model's tokens the same ids."""
+    """The model's own tokenizer, or that of `--tokenizer-from`, which must give the model's tokens the same
+    ids.
+    """
     from cai_cli.models.chat import require_same_tokens
     from cai_cli.models.tokenizers import load_tokenizer
 

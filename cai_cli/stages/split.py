@@ -1,7 +1,7 @@
 """`cai split FILE... --parts sft=0.5,rl=0.4,test=0.1 --out DIR`: prompts -> DIR/<part>.jsonl.
 
-A prompt's part depends on its first human turn and the seed alone, near-duplicates together: the same prompt is on one side
-in every stage and every rerun.
+A prompt's part depends on its first human turn and the seed alone, near-duplicates together: the same prompt
+is on one side in every stage and every rerun.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from cai_cli.rows.splits import assign_prompt, split_cautions
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OutputOptions):
-    prompts: Annotated[list[str], typer.Argument(help="Prompts in any form that is read, - for stdin."), INPUT, Takes.STDIN]
-    parts: Annotated[str, flag("Data", "Names and proportions: sft=0.5,label=0.2,rl=0.2,validation=0.05,test=0.05.")]
+    prompts: Annotated[
+        list[str], typer.Argument(help="Prompts in any form that is read, - for stdin."), INPUT, Takes.STDIN
+    ]
+    parts: Annotated[
+        str, flag("Data", "Names and proportions: sft=0.5,label=0.2,rl=0.2,validation=0.05,test=0.05.")
+    ]
 
 
 def run(options: Options) -> None:

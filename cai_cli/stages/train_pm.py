@@ -1,10 +1,12 @@
-"""comparisons (AI-harmless and human-helpful) + a language model or PMP checkpoint -> pm/: a preference model.
+"""comparisons (AI-harmless and human-helpful) + a language model or PMP checkpoint -> pm/: a preference
+model.
 
     cai train-pm --model pmp/ --comparisons comparisons.jsonl --comparisons human.jsonl --out pm/
 
-Paper section 4.2: one model on the AI's harmlessness labels and the humans' helpfulness labels. The input is the whole
-conversation through the chat template, closed by EOS; the score is read there. The loss takes soft labels (section 4.3
-found them better than hard ones without chain of thought). One epoch, as in arXiv 2204.05862, appendix A.2.
+Paper section 4.2: one model on the AI's harmlessness labels and the humans' helpfulness labels. The input is
+the whole conversation through the chat template, closed by EOS; the score is read there. The loss takes soft
+labels (section 4.3 found them better than hard ones without chain of thought). One epoch, as in arXiv
+2204.05862, appendix A.2.
 """
 
 from __future__ import annotations
@@ -35,11 +37,17 @@ from cai_cli.training.trackers import check_trackers
 @dataclass(frozen=True, kw_only=True)
 class Options(PairwiseOptions, OutputOptions):
     model: Annotated[str, flag("Model", "The PMP checkpoint, or any language model."), MODEL]
-    comparisons: Annotated[list[str], flag("Data", "Comparisons, FILE[:loss weight]. Repeatable."), INPUT, Takes.WEIGHT]
+    comparisons: Annotated[
+        list[str], flag("Data", "Comparisons, FILE[:loss weight]. Repeatable."), INPUT, Takes.WEIGHT
+    ]
     chat_template: Annotated[
-        Path | None, flag("Model", "Jinja file to install; else a model without a template gets the transcript one."), INPUT
+        Path | None,
+        flag("Model", "Jinja file to install; else a model without a template gets the transcript one."),
+        INPUT,
     ] = None
-    held_out: Annotated[float, flag("Data", "Share of the prompts kept for accuracy and calibration.", min=0.0, max=0.9)] = 0.05
+    held_out: Annotated[
+        float, flag("Data", "Share of the prompts kept for accuracy and calibration.", min=0.0, max=0.9)
+    ] = 0.05
 
 
 def run(options: Options) -> None:
@@ -67,12 +75,19 @@ def run(options: Options) -> None:
     run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
     if not options.dry_run:
         tell_next(
-            "cai ppo --model SL-CAI --pm", options.out, "--prompts", "PROMPTS.jsonl", "--out", options.out.parent / "rl-cai"
+            "cai ppo --model SL-CAI --pm",
+            options.out,
+            "--prompts",
+            "PROMPTS.jsonl",
+            "--out",
+            options.out.parent / "rl-cai",
         )
 
 
 def read_weighted(sources: list[str]) -> Iterator[tuple[Comparison, float]]:
-    """Each comparison with its weight. An id is there once in a file; two files may label the same pair, and both count."""
+    """Each comparison with its weight. An id is there once in a file; two files may label the same pair, and
+    both count.
+    """
     reader = RowReader()
     for source in sources:
         path, weight = parse_weight(source)

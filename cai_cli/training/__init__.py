@@ -1,1 +1,3 @@
-"""What trains: `sft`, `preference`, `ppo`; and what they share: checkpoints, rehearsals, metrics, trackers, cards."""
+"""What trains: `sft`, `preference`, `ppo`; and what they share: checkpoints, rehearsals, metrics, trackers,
+cards.
+"""

@@ -1,6 +1,7 @@
 """What the cards of the four trained models say in words: what each is, how to use it, what to beware of.
 
-The Python of a card runs as it stands in the model's folder; on the Hub, `cai push` puts the model's name in place of `"."`.
+The Python of a card runs as it stands in the model's folder; on the Hub, `cai push` puts the model's name in
+place of `"."`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Use:
     command: str
 
 
-LANGUAGE_MODEL = Use("text-generation", GENERATE, "cai sample --model . --prompts prompts.jsonl --out replies.jsonl")
+LANGUAGE_MODEL = Use(
+    "text-generation", GENERATE, "cai sample --model . --prompts prompts.jsonl --out replies.jsonl"
+)
 PREFERENCE_MODEL = Use("text-classification", SCORE, "cai score --pm . replies.jsonl --out scored.jsonl")
 
 

@@ -1,11 +1,12 @@
-"""Checkpoints: a directory each, sealed last with a list of checksums. The two newest are kept, in case one is damaged later.
+"""Checkpoints: a directory each, sealed last with a list of checksums. The two newest are kept, in case one
+is damaged later.
 
     step-<n>/          of our own loops: state.pt, and what `also` writes
     checkpoint-<n>/    of a Hugging Face Trainer
     .../complete       the list: SHA-256 and size of every file. Without it a kill has left the checkpoint half-written.
 
-Nothing of a checkpoint is read before its files have been held against the list. State is tensors, numbers, strings, lists and
-dictionaries, so that it loads with `weights_only=True`.
+Nothing of a checkpoint is read before its files have been held against the list. State is tensors, numbers,
+strings, lists and dictionaries, so that it loads with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -43,14 +44,21 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints(folder: Path, *names: str) -> list[Path]:
     """All `<name>-<step>` in the folder, whole or not, the newest first."""
-    found = [path for name in names for path in folder.glob(f"{name}-*") if path.name.removeprefix(f"{name}-").isdigit()]
+    found = [
+        path
+        for name in names
+        for path in folder.glob(f"{name}-*")
+        if path.name.removeprefix(f"{name}-").isdigit()
+    ]
     return sorted(found, key=step_of, reverse=True)
 
 
 # Writing
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], also: Callable[[Path], None] | None = None) -> None:
+def save_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], also: Callable[[Path], None] | None = None
+) -> None:
     """Write `folder/step-<n>`, then drop the older ones but one. `also` writes more into that directory."""
     save_weights(step_folder(folder, step), state, also)
     drop(checkpoints(folder, "step")[KEPT:])
@@ -79,7 +87,11 @@ def seal_hf_checkpoint(folder: Path, step: int) -> None:
 
 def seal(target: Path) -> None:
     """Close a directory with the list of its files, once all of them are on the disk."""
-    names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file() and path.name != MARK)
+    names = sorted(
+        path.relative_to(target).as_posix()
+        for path in target.rglob("*")
+        if path.is_file() and path.name != MARK
+    )
     for name in names:
         with (target / name).open("rb") as stream:
             os.fsync(stream.fileno())
@@ -90,7 +102,9 @@ def seal(target: Path) -> None:
 def measured(files: list[Path]) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(READERS) as pool:
         sums = pool.map(hash_file, files)
-        return [{"bytes": file.stat().st_size, "sha256": found} for file, found in zip(files, sums, strict=True)]
+        return [
+            {"bytes": file.stat().st_size, "sha256": found} for file, found in zip(files, sums, strict=True)
+        ]
 
 
 def drop(targets: list[Path]) -> None:
@@ -118,7 +132,10 @@ def write_state(file: Path, state: dict[str, Any]) -> None:
 def damage(target: Path) -> str | None:
     """The first file that is not what was written, and how; None where all are."""
     try:
-        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in json.loads((target / MARK).read_bytes()).items()}
+        listed = {
+            name: (entry["bytes"], entry["sha256"])
+            for name, entry in json.loads((target / MARK).read_bytes()).items()
+        }
     except OSError:
         return f"{target / MARK}: cannot be read"
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -129,17 +146,20 @@ def damage(target: Path) -> str | None:
             return f"{file}: is missing"
         if (now := file.stat().st_size) != size:
             return f"{file}: is damaged: {now} bytes, {size} were written"
-    for (name, (_, written)), now in zip(listed.items(), measured([target / name for name in listed]), strict=True):
+    for (name, (_, written)), now in zip(
+        listed.items(), measured([target / name for name in listed]), strict=True
+    ):
         if now["sha256"] != written:
             return f"{target / name}: is damaged: not the bytes that were written"
     return None
 
 
 def newest_whole(folder: Path, *names: str, look: Callable[[Path], str | None] = damage) -> Path | None:
-    """The newest `<name>-<step>` in which `look` finds no damage, the same on every process; None where there is none at all.
+    """The newest `<name>-<step>` in which `look` finds no damage, the same on every process; None where there
+    is none at all.
 
-    The first process looks: it removes what a kill left half-written, and names and removes what is damaged once it has found a
-    whole one before it. Raises RunError where none is whole.
+    The first process looks: it removes what a kill left half-written, and names and removes what is damaged
+    once it has found a whole one before it. Raises RunError where none is whole.
     """
     whole, damaged = None, list[tuple[Path, str]]()
     if is_main():
@@ -160,7 +180,9 @@ def newest_whole(folder: Path, *names: str, look: Callable[[Path], str | None] =
     return whole
 
 
-def load_checkpoint(folder: Path, *names: str, look: Callable[[Path], str | None] = damage) -> tuple[Path, dict[str, Any]] | None:
+def load_checkpoint(
+    folder: Path, *names: str, look: Callable[[Path], str | None] = damage
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint and its state, or None; see `newest_whole`."""
     found = newest_whole(folder, *(names or ("step",)), look=look)
     return None if found is None else (found, read_state(found / STATE))
@@ -169,7 +191,10 @@ def load_checkpoint(folder: Path, *names: str, look: Callable[[Path], str | None
 def load_weights(target: Path) -> dict[str, Any]:
     """What `save_weights` wrote. Raises RunError where it is damaged."""
     if told := damage(target):
-        raise RunError(told, "run the same command again: it goes on from the checkpoint before, or says that there is none")
+        raise RunError(
+            told,
+            "run the same command again: it goes on from the checkpoint before, or says that there is none",
+        )
     return read_state(target / STATE)
 
 

@@ -17,8 +17,8 @@ class MetricsFile:
 
     Lines after `step`, left by a run that was killed later, are cut at the start.
 
-    A line that cannot be read is left out and named: a kill may have torn the last one, anything else is damage. Of several
-    processes the first one writes.
+    A line that cannot be read is left out and named: a kill may have torn the last one, anything else is
+    damage. Of several processes the first one writes.
     """
 
     def __init__(self, path: Path, step: int, trackers: list[Any] | None = None) -> None:
@@ -56,9 +56,14 @@ class MetricsFile:
 
 
 def numbers_of(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """What of a row a curve can be drawn of, by name: `evaluation/ai/accuracy`, and of a held-out loss `held_out_loss/<kind>`."""
+    """What of a row a curve can be drawn of, by name: `evaluation/ai/accuracy`, and of a held-out loss
+    `held_out_loss/<kind>`.
+    """
     for name, value in row.items():
         if isinstance(value, dict):
             yield from numbers_of(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}" + (f"/{row['held_out']}" if "held_out" in row and name != "step" else ""), value
+            yield (
+                f"{prefix}{name}" + (f"/{row['held_out']}" if "held_out" in row and name != "step" else ""),
+                value,
+            )

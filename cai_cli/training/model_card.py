@@ -1,7 +1,9 @@
-"""README.md of a trained model, for all four trainers: what it is, what it was made from, how it was trained, what was measured.
+"""README.md of a trained model, for all four trainers: what it is, what it was made from, how it was trained,
+what was measured.
 
-In: what cai.json will hold, and the manifests of what the model came from. Out: the card as huggingface_hub reads it. Names of
-people's files, models and principles are never Markdown, HTML or YAML of the card, and a local path is shown without its folders.
+In: what cai.json will hold, and the manifests of what the model came from. Out: the card as huggingface_hub
+reads it. Names of people's files, models and principles are never Markdown, HTML or YAML of the card, and a
+local path is shown without its folders.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#|!~$&+-])")
 
 @dataclass(slots=True)
 class Origins:
-    """What a model came from, all the way back: data sets and the first model on the Hub, constitutions, what cannot be read."""
+    """What a model came from, all the way back: data sets and the first model on the Hub, constitutions, what
+    cannot be read.
+    """
 
     base_model: str | None = None
     datasets: list[str] = field(default_factory=list)
@@ -63,7 +67,9 @@ def model_card(manifest: Manifest, folder: Path) -> str:
         about=text.about,
         stage=stage,
         version=manifest["version"],
-        python=text.use.python.replace("TEXT", QA_TEXT if asked else CHAT_TEXT).replace("SPECIAL", str(asked)),
+        python=text.use.python.replace("TEXT", QA_TEXT if asked else CHAT_TEXT).replace(
+            "SPECIAL", str(asked)
+        ),
         command=text.use.command,
         note=QA_NOTE if asked else text.note,
         weight=text.weight,
@@ -85,7 +91,10 @@ def model_card(manifest: Manifest, folder: Path) -> str:
 def origins_of(manifest: Manifest, folder: Path) -> Origins:
     """Read from the manifests beside its data and models, and theirs."""
     found = Origins()
-    trained: tuple[Manifest, Path] | None = (manifest, folder)  # the line of models: each was trained from the next
+    trained: tuple[Manifest, Path] | None = (
+        manifest,
+        folder,
+    )  # the line of models: each was trained from the next
     seen = {os.path.realpath(folder)}
     waiting = [(manifest, folder)]
     while waiting:
@@ -142,7 +151,12 @@ def sources(manifest: Manifest) -> Iterator[list[str]]:
         name = item["path"] if is_on_hub(item) else shown(item["path"])
         digest = item.get("sha256") or ("" if is_on_hub(item) else item.get("fingerprint", ""))
         weight = f"{item['weight']:g}" if "weight" in item else ""
-        yield [plain(item["option"].replace("_", " ")), code(name), weight, code(digest[:16]) if digest else ""]
+        yield [
+            plain(item["option"].replace("_", " ")),
+            code(name),
+            weight,
+            code(digest[:16]) if digest else "",
+        ]
 
 
 # How it was trained, and what was measured
@@ -175,13 +189,24 @@ def settings(manifest: Manifest, text: CardText) -> Iterator[tuple[str, str]]:
 
 
 def measures(manifest: Manifest) -> tuple[list[list[str]], list[Any]]:
-    """A table with its heading in the first row, and the same as results of huggingface_hub; both empty where there are none."""
+    """A table with its heading in the first row, and the same as results of huggingface_hub; both empty where
+    there are none.
+    """
     stage, evaluation = manifest["stage"], manifest.get("evaluation") or {}
     if stage in ("pmp", "train-pm"):
         if not evaluation:
             return [], []
         table = [list(COLUMNS), *table_rows(evaluation)]
-        spread = [["scores: mean, deviation", "", f"{manifest['score_mean']:.3f}, {manifest['score_deviation']:.3f}", "", "", ""]]
+        spread = [
+            [
+                "scores: mean, deviation",
+                "",
+                f"{manifest['score_mean']:.3f}, {manifest['score_deviation']:.3f}",
+                "",
+                "",
+                "",
+            ]
+        ]
         results = [
             result("text-classification", f"held-out comparisons, {name}", metric, group[metric])
             for name, group in evaluation.items()
@@ -191,10 +216,15 @@ def measures(manifest: Manifest) -> tuple[list[list[str]], list[Any]]:
         return [[plain(cell) for cell in row] for row in table + spread], results
     losses = ((manifest.get("held_out") or {}).get("loss") or {}) if stage == "sft" else {}
     table = [[f"held-out loss, {kind}", f"{loss:.4f}"] for kind, loss in losses.items()]
-    table += [[name.removeprefix("eval_").replace("_", " "), f"{value:.4f}"] for name, value in evaluation.items()]
-    results = [result("text-generation", f"held-out rows, {kind}", "loss", loss) for kind, loss in losses.items()]
+    table += [
+        [name.removeprefix("eval_").replace("_", " "), f"{value:.4f}"] for name, value in evaluation.items()
+    ]
+    results = [
+        result("text-generation", f"held-out rows, {kind}", "loss", loss) for kind, loss in losses.items()
+    ]
     results += [
-        result("text-generation", "held-out prompts", name.removeprefix("eval_"), value) for name, value in evaluation.items()
+        result("text-generation", "held-out prompts", name.removeprefix("eval_"), value)
+        for name, value in evaluation.items()
     ]
     heading = [["", "held out"]] if table else []
     return [[plain(cell) for cell in row] for row in heading + table], results
@@ -205,7 +235,9 @@ def result(task: str, data: str, metric: str, value: float) -> Any:
     from huggingface_hub import EvalResult
 
     kind, _, part = data.partition(", ")
-    return EvalResult(task, kind.replace(" ", "-"), data, metric, round(value, 6), dataset_config=part or None)
+    return EvalResult(
+        task, kind.replace(" ", "-"), data, metric, round(value, 6), dataset_config=part or None
+    )
 
 
 # Text that is not ours

@@ -9,7 +9,9 @@ from torch import nn
 
 
 def disable_dropout(model: Any) -> None:
-    """Set every dropout probability of the model to zero: modules, and the numbers that attention layers keep."""
+    """Set every dropout probability of the model to zero: modules, and the numbers that attention layers
+    keep.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

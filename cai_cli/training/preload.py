@@ -1,4 +1,6 @@
-"""What the model stages import, in one place: a process forked after it starts at once (see `stages/demo.py`)."""
+"""What the model stages import, in one place: a process forked after it starts at once (see
+`stages/demo.py`).
+"""
 
 from cai_cli.processes.interruption import while_parent_lives
 
@@ -13,4 +15,10 @@ with while_parent_lives():
     import cai_cli.training.preference.loop
     import cai_cli.training.sft.hf_trainer
 
-__all__ = ["AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer", "SFTTrainer", "cai_cli"]
+__all__ = [
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoTokenizer",
+    "SFTTrainer",
+    "cai_cli",
+]

@@ -1,7 +1,8 @@
-"""What only saving would find is found before the first step: the model is saved once, untrained, and deleted again.
+"""What only saving would find is found before the first step: the model is saved once, untrained, and deleted
+again.
 
-A generation config that transformers refuses, weights that share memory, a folder or file system that takes no such file, no
-room for a checkpoint and the model: each is one line before any training is paid for.
+A generation config that transformers refuses, weights that share memory, a folder or file system that takes
+no such file, no room for a checkpoint and the model: each is one line before any training is paid for.
 """
 
 from __future__ import annotations
@@ -23,15 +24,22 @@ from cai_cli.processes.ranks import world_size
 ADAMW_STATES = 3  # a checkpoint holds each weight that learns and two moments of it
 
 
-def rehearse_saving(model: Any, tokenizer: Any, folder: Path, checkpoints: Path, saves: int, learned: int, kept: int = 0) -> None:
-    """Save the model as it will be after training, to a folder that is removed again. Raises CaiError or OSError.
+def rehearse_saving(
+    model: Any, tokenizer: Any, folder: Path, checkpoints: Path, saves: int, learned: int, kept: int = 0
+) -> None:
+    """Save the model as it will be after training, to a folder that is removed again. Raises CaiError or
+    OSError.
 
-    For the first process, before the directory is claimed: a mistake found here costs no more than a new command.
+    For the first process, before the directory is claimed: a mistake found here costs no more than a new
+    command.
 
-    `saves`: checkpoints of the whole run; `learned`: bytes of all weights that learn; `kept`: bytes held beside a checkpoint.
+    `saves`: checkpoints of the whole run; `learned`: bytes of all weights that learn; `kept`: bytes held
+    beside a checkpoint.
     """
     if (name := odd_weight(dict(model.named_parameters()))) is not None:
-        raise UserError(f"--model {model.name_or_path}: its weight {name} is not finite", "fetch or train the model again")
+        raise UserError(
+            f"--model {model.name_or_path}: its weight {name} is not finite", "fetch or train the model again"
+        )
     scratch = checkpoints / "rehearsal"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -43,7 +51,9 @@ def rehearse_saving(model: Any, tokenizer: Any, folder: Path, checkpoints: Path,
         save_all(model, tokenizer, scratch)
     except (CaiError, OSError):
         raise
-    except Exception as error:  # transformers, peft and safetensors refuse what they will not save by errors of many kinds
+    except (
+        Exception
+    ) as error:  # transformers, peft and safetensors refuse what they will not save by errors of many kinds
         problem = f"--model {model.name_or_path}: cannot be saved, trained or not: {first_line(error)}"
         raise UserError(problem, "mend the files of the model that it says it of") from None
     finally:

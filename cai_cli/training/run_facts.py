@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def model_facts(model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Device, dtype and threads; the chat template's and the vocabulary's hashes, by which models are matched; shortcuts taken.
+    """Device, dtype and threads; the chat template's and the vocabulary's hashes, by which models are
+    matched; shortcuts taken.
 
     Of a model with adapters, also the matrices that none of them reaches.
     """

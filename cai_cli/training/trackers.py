@@ -1,4 +1,5 @@
-"""`--report-to` of all trainers: the lines of metrics.jsonl to TensorBoard (OUT/tensorboard) or Weights & Biases.
+"""`--report-to` of all trainers: the lines of metrics.jsonl to TensorBoard (OUT/tensorboard) or Weights &
+Biases.
 
 Through accelerate's trackers. What would keep one from opening is found before the directory is claimed.
 """
@@ -20,17 +21,27 @@ NAMES = ("tensorboard", "wandb")
 
 
 def check_trackers(names: list[str] | None) -> None:
-    """Raises UserError for a tracker that is unknown, is not installed or cannot be imported, or where nobody is logged in."""
+    """Raises UserError for a tracker that is unknown, is not installed or cannot be imported, or where nobody
+    is logged in.
+    """
     for name in asked(names):
         if name not in NAMES:
-            raise UserError(f"--report-to {name}: unknown", "tensorboard or wandb; metrics.jsonl is always written")
+            raise UserError(
+                f"--report-to {name}: unknown", "tensorboard or wandb; metrics.jsonl is always written"
+            )
         if find_spec(name) is None:
             raise UserError(f"--report-to {name}: not installed", f"pip install {name}")
         try:
             module = import_module(name)
         except Exception as error:  # whatever is wrong with it
-            raise UserError(f"--report-to {name}: cannot be imported: {first_line(error)}", f"pip install -U {name}") from None
-        if name == "wandb" and os.environ.get("WANDB_MODE", "online") == "online" and module.api.api_key is None:
+            raise UserError(
+                f"--report-to {name}: cannot be imported: {first_line(error)}", f"pip install -U {name}"
+            ) from None
+        if (
+            name == "wandb"
+            and os.environ.get("WANDB_MODE", "online") == "online"
+            and module.api.api_key is None
+        ):
             hint = "`wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline"
             raise UserError("--report-to wandb: nobody is logged in", hint)
 
@@ -44,15 +55,20 @@ def open_trackers(options: Any, stage: str, step: int) -> list[Any]:
     from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
-    PartialState()  # accelerate's trackers ask it for the process they are in; a Hugging Face Trainer has made it
+    # Accelerate's trackers ask it for the process they are in; a Hugging Face Trainer has made it
+    PartialState()
     opened: list[Any] = []
     for name in names:
         try:
             if name == "tensorboard":
-                tracker: Any = TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else None)
+                tracker: Any = TensorBoardTracker(
+                    "tensorboard", folder, purge_step=step + 1 if step else None
+                )
             else:
                 identity = run_identity(folder)
-                tracker = WandBTracker(f"cai-{stage}", name=folder.name, id=identity, resume="allow", dir=str(folder))
+                tracker = WandBTracker(
+                    f"cai-{stage}", name=folder.name, id=identity, resume="allow", dir=str(folder)
+                )
             tracker.start()
             tracker.store_init_configuration(settings_of(options))
         except Exception as error:  # no network, a full disk: whatever the library says

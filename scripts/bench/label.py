@@ -1,9 +1,10 @@
 """Labels per second against plain loops over the same questions, in one run: `python scripts/bench/label.py`.
 
-The loops: one forward pass for each (pair, order, option), alone and in batches, with plain transformers calls. Ours: what
-`cai label` does once it has its pairs (`feedback.judge.judge_pairs`): options of a question in one pass, batches of like
-length, what questions share computed once. All in float32 on the micro-world's helpful-only checkpoint, or on --model;
-medians over rounds, in which the three take turns. The labels of all three are compared.
+The loops: one forward pass for each (pair, order, option), alone and in batches, with plain transformers
+calls. Ours: what `cai label` does once it has its pairs (`feedback.judge.judge_pairs`): options of a question
+in one pass, batches of like length, what questions share computed once. All in float32 on the micro-world's
+helpful-only checkpoint, or on --model; medians over rounds, in which the three take turns. The labels of all
+three are compared.
 """
 
 from __future__ import annotations
@@ -39,8 +40,12 @@ def make_pairs(count: int, seed: int) -> list[Pair]:
     return pairs
 
 
-def sequences_of(inquiry: Inquiry, pairs: list[Pair], tokenizer: Any) -> list[tuple[int, bool, list[list[int]], int]]:
-    """For each question: its pair, whether the first reply stands first, ids with each option, where the options start."""
+def sequences_of(
+    inquiry: Inquiry, pairs: list[Pair], tokenizer: Any
+) -> list[tuple[int, bool, list[list[int]], int]]:
+    """For each question: its pair, whether the first reply stands first, ids with each option, where the
+    options start.
+    """
     found = []
     for n, pair in enumerate(pairs):
         for question in inquiry.questions(pair):
@@ -52,7 +57,9 @@ def sequences_of(inquiry: Inquiry, pairs: list[Pair], tokenizer: Any) -> list[tu
 
 @torch.inference_mode()
 def loop(model: Any, tokenizer: Any, inquiry: Inquiry, pairs: list[Pair], batch_size: int) -> list[float]:
-    """Probability that the first reply of each pair is preferred, by whole forward passes over (pair, order, option)."""
+    """Probability that the first reply of each pair is preferred, by whole forward passes over (pair, order,
+    option).
+    """
     questions = sequences_of(inquiry, pairs, tokenizer)
     flat = [(row, start) for _, _, rows, start in questions for row in rows]
     scores: list[float] = []
@@ -63,7 +70,9 @@ def loop(model: Any, tokenizer: Any, inquiry: Inquiry, pairs: list[Pair], batch_
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in batch])
         logprobs = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits, -1)
         for n, (row, start) in enumerate(batch):
-            options = logprobs[n, start - 1 : len(row) - 1].gather(-1, torch.tensor(row[start:]).unsqueeze(-1))
+            options = logprobs[n, start - 1 : len(row) - 1].gather(
+                -1, torch.tensor(row[start:]).unsqueeze(-1)
+            )
             scores.append(options.sum().item())
     found: list[list[float]] = [[] for _ in pairs]
     for place, (n, first_as_a, _, _) in enumerate(questions):
@@ -103,7 +112,9 @@ def main() -> None:
     pairs = make_pairs(arguments.pairs, arguments.seed)
     ways = {
         "one forward per (pair, order, option)": lambda: loop(model, tokenizer, inquiry, pairs, 1),
-        f"the same in batches of {arguments.batch_size}": lambda: loop(model, tokenizer, inquiry, pairs, arguments.batch_size),
+        f"the same in batches of {arguments.batch_size}": lambda: loop(
+            model, tokenizer, inquiry, pairs, arguments.batch_size
+        ),
         "cai label": lambda: ours(engine, inquiry, pairs),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -119,7 +130,9 @@ def main() -> None:
     print(f"{len(pairs)} pairs, {torch.get_num_threads()} threads, median of {arguments.rounds} rounds")
     for name, value in times.items():
         gap = max(abs(a - b) for a, b in zip(labels[name], labels["cai label"], strict=True))
-        print(f"{name:40} {len(pairs) / value:8.1f} pairs/s   ours is {value / mine:5.2f}x   labels differ by at most {gap:.1e}")
+        print(
+            f"{name:40} {len(pairs) / value:8.1f} pairs/s   ours is {value / mine:5.2f}x   labels differ by at most {gap:.1e}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python scripts/bench/pmp_data.py beer.Posts.xml [--megabytes 200] [--rounds 3] [--keep DIR]
 
-Makes a dump of the wanted size from the rows of the given one (ids shifted, so that answers keep their questions), and one of a
-tenth of it. Prints MB of XML per second of processor time and of wall time (medians of the rounds, the readers taking turns, so
-that other work on the machine meets all alike), the ratios to the bare parse, and the peak memory at both sizes. "bare" clears
-each element, no more.
+Makes a dump of the wanted size from the rows of the given one (ids shifted, so that answers keep their
+questions), and one of a tenth of it. Prints MB of XML per second of processor time and of wall time (medians
+of the rounds, the readers taking turns, so that other work on the machine meets all alike), the ratios to the
+bare parse, and the peak memory at both sizes. "bare" clears each element, no more.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def make_dump(source: Path, target: Path, size: int) -> None:
 
 
 def measure(reader: str, dump: Path, workdir: Path) -> dict[str, float]:
-    """Read the dump once in this process: seconds of wall and processor, peak memory in MB, items that came out."""
+    """Read the dump once in this process: seconds of wall and processor, peak memory in MB, items that came
+    out.
+    """
     wall, start = time.perf_counter(), time.process_time()
     items = 0
     if reader == "bare":
@@ -65,7 +67,9 @@ def measure(reader: str, dump: Path, workdir: Path) -> dict[str, float]:
         start, wall = time.process_time(), time.perf_counter()
         for _ in make_pairs([dump], PairOptions(seed=0, keep_html=reader == "html"), workdir):
             items += 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1024 if sys.platform != "darwin" else 1 << 20
+    )
     return {
         "seconds": time.process_time() - start,
         "wall": time.perf_counter() - wall,
@@ -77,8 +81,12 @@ def measure(reader: str, dump: Path, workdir: Path) -> dict[str, float]:
 def run(reader: str, dump: Path, workdir: Path) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, __file__, str(dump), "--measure", reader, "--keep", str(workdir)]
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # a checkout need not be installed
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths})
+    paths = os.pathsep.join(
+        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )  # a checkout need not be installed
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+    )
     return json.loads(done.stdout)
 
 
@@ -92,8 +100,12 @@ def compare(source: Path, size: int, rounds: int, workdir: Path) -> bool:
     for _ in range(rounds):
         for reader in READERS:
             results[reader].append(run(reader, large, workdir))
-    rates = {reader: megabytes / statistics.median(one["seconds"] for one in results[reader]) for reader in READERS}
-    walls = {reader: megabytes / statistics.median(one["wall"] for one in results[reader]) for reader in READERS}
+    rates = {
+        reader: megabytes / statistics.median(one["seconds"] for one in results[reader]) for reader in READERS
+    }
+    walls = {
+        reader: megabytes / statistics.median(one["wall"] for one in results[reader]) for reader in READERS
+    }
     reached = True
     print(f"dump of {megabytes:.0f} MB, {rounds} rounds")
     heads = ("MB/s", "ratio", "bar", "MB/s wall", "ratio", "items", "peak MB", "at 1/10", "growth")
@@ -111,11 +123,15 @@ def compare(source: Path, size: int, rounds: int, workdir: Path) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("posts", type=Path, help="a Posts.xml to take rows from")
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--keep", type=Path, help="work here and leave the dumps; otherwise a temporary directory")
+    parser.add_argument(
+        "--keep", type=Path, help="work here and leave the dumps; otherwise a temporary directory"
+    )
     parser.add_argument("--measure", choices=READERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -1,12 +1,13 @@
-"""Chains of critique and revision per second against a loop of `generate`, in one run: `python scripts/bench/revise.py`.
+"""Chains of critique and revision per second against a loop of `generate`, in one run: `python
+scripts/bench/revise.py`.
 
-The loop: transformers' own `generate` for one prompt at a time, sampled at temperature 1 and ended by the end-of-turn
-token or our stop strings (a criterion that looks at the decoded tail, since transformers' own is slower), nothing
-checked. Ours: what `cai revise` does once its model is loaded, up to the rows in memory (`revise_chunk` on chunks of
-batches), with its checks and redraws; segments that were drawn and chains that were kept are counted. Both in float32
-on the micro-world's helpful-only checkpoint, or on --model, with the same prompts, principles, rounds and threads.
-The loop takes the first few of the prompts, since it is slow; rates are compared. Each way runs a few prompts
-unmeasured first.
+The loop: transformers' own `generate` for one prompt at a time, sampled at temperature 1 and ended by the
+end-of-turn token or our stop strings (a criterion that looks at the decoded tail, since transformers' own is
+slower), nothing checked. Ours: what `cai revise` does once its model is loaded, up to the rows in memory
+(`revise_chunk` on chunks of batches), with its checks and redraws; segments that were drawn and chains that
+were kept are counted. Both in float32 on the micro-world's helpful-only checkpoint, or on --model, with the
+same prompts, principles, rounds and threads. The loop takes the first few of the prompts, since it is slow;
+rates are compared. Each way runs a few prompts unmeasured first.
 """
 
 from __future__ import annotations
@@ -46,13 +47,17 @@ class StopStrings(StoppingCriteria):
         self.prompt_length = prompt_length
         self.window = max(map(len, stops), default=0) + 1
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
+    ) -> torch.BoolTensor:
         start = max(self.prompt_length, input_ids.size(1) - self.window)
         tail = self.tokenizer.decode(input_ids[0, start:], skip_special_tokens=True)
         return torch.tensor([any(stop in tail for stop in self.stops)])  # type: ignore[return-value]
 
 
-def loop(model: Any, texts: Texts, options: Options, constitution: Constitution, prompts: list[Prompt]) -> tuple[int, int, int]:
+def loop(
+    model: Any, texts: Texts, options: Options, constitution: Constitution, prompts: list[Prompt]
+) -> tuple[int, int, int]:
     """Every segment by a call of its own. Returns the numbers of chains, segments and tokens."""
     tokenizer = load_tokenizer(options.model)
     sampling = GenerationConfig(
@@ -72,7 +77,10 @@ def loop(model: Any, texts: Texts, options: Options, constitution: Constitution,
         criteria = StoppingCriteriaList([StopStrings(tokenizer, texts.stops, ids.size(1))])
         with torch.inference_mode():
             output = model.generate(
-                ids, attention_mask=torch.ones_like(ids), generation_config=sampling, stopping_criteria=criteria
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=sampling,
+                stopping_criteria=criteria,
             )
         segments, tokens = segments + 1, tokens + output.size(1) - ids.size(1)
         text = str(tokenizer.decode(output[0, ids.size(1) :], skip_special_tokens=True))
@@ -89,7 +97,11 @@ def loop(model: Any, texts: Texts, options: Options, constitution: Constitution,
 
 
 def ours(
-    engine: TransformersEngine, texts: Texts, options: Options, constitution: Constitution, prompts: list[Prompt]
+    engine: TransformersEngine,
+    texts: Texts,
+    options: Options,
+    constitution: Constitution,
+    prompts: list[Prompt],
 ) -> tuple[int, int, int]:
     """The stage's own way. Returns the numbers of chains kept, of segments drawn and of tokens."""
     chains = [Chain(f"{prompt.id}/0", prompt) for prompt in prompts]
@@ -136,7 +148,9 @@ def main() -> None:
         "loop of generate": (loop, model, prompts[: arguments.loop_chains]),
         "cai revise": (ours, engine, prompts),
     }
-    print(f"{arguments.rounds} rounds, {torch.get_num_threads()} threads, batches of {options.batch_size}, float32")
+    print(
+        f"{arguments.rounds} rounds, {torch.get_num_threads()} threads, batches of {options.batch_size}, float32"
+    )
     rates: dict[str, tuple[float, float]] = {}
     for name, (way, runner, sample) in ways.items():
         way(runner, texts, options, constitution, sample[:2])

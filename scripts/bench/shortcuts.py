@@ -2,9 +2,9 @@
 
     cai demo --out runs/demo && python scripts/bench/shortcuts.py runs/demo
 
-Three kinds of work on the demo's models: `sample` (replies of SL-CAI), `label` (questions to the helpful-only model) and `ppo`
-(rollout and update of one step). With and without take turns; each figure is the median of the rounds' ratios. What does not gain
-3 % in any of the three has no business in the package.
+Three kinds of work on the demo's models: `sample` (replies of SL-CAI), `label` (questions to the helpful-only
+model) and `ppo` (rollout and update of one step). With and without take turns; each figure is the median of
+the rounds' ratios. What does not gain 3 % in any of the three has no business in the package.
 """
 
 from __future__ import annotations
@@ -54,10 +54,20 @@ def plain_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 ELSEWHERE: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "rows that have ended leave the batch": lambda: patch.object(decoding, "FULL", -1.0),
     "attention of short rows written out": lambda: patch.object(packed_attention, "SHORT", 0),
-    "log-probabilities written out": lambda: patch.object(forward.LogProbability, "apply", staticmethod(plain_logprobs)),
-    "ids from the library below the tokenizer": lambda: patch.object(chat.Renderer, "_ids_of_texts", plain_ids),
+    "log-probabilities written out": lambda: patch.object(
+        forward.LogProbability, "apply", staticmethod(plain_logprobs)
+    ),
+    "ids from the library below the tokenizer": lambda: patch.object(
+        chat.Renderer, "_ids_of_texts", plain_ids
+    ),
 }
-NAMES = ("shared starts", "trees", "outputs at a few places", "the output layer alone", "caches allocated once")
+NAMES = (
+    "shared starts",
+    "trees",
+    "outputs at a few places",
+    "the output layer alone",
+    "caches allocated once",
+)
 SHORTCUTS = (*NAMES, PACKED, TRIMMED, NORMS, ROTATIONS, *ELSEWHERE)
 
 
@@ -80,7 +90,9 @@ def without(name: str | None) -> Iterator[None]:
 
 def engine_of(path: Path) -> TransformersEngine:
     tokenizer = load_tokenizer(str(path))
-    return TransformersEngine(load_lm(str(path), "cpu", tokenizer=tokenizer), tokenizer, EngineSettings(batch_size=256))
+    return TransformersEngine(
+        load_lm(str(path), "cpu", tokenizer=tokenizer), tokenizer, EngineSettings(batch_size=256)
+    )
 
 
 def sampling(demo: Path) -> Callable[[], Work]:
@@ -95,7 +107,10 @@ def sampling(demo: Path) -> Callable[[], Work]:
 
 
 def labelling(demo: Path) -> Callable[[], Work]:
-    replies = ("I am sorry, I can't help with that.", "Sure. First get what you need, then do it step by step.")
+    replies = (
+        "I am sorry, I can't help with that.",
+        "Sure. First get what you need, then do it step by step.",
+    )
     prompts = read_prompts([str(demo / "world/harmful-label.jsonl")], 256)
     inquiry = Inquiry(constitution=load_constitution(str(demo / "world/constitution.yaml")), seed=0)
 
@@ -143,13 +158,21 @@ def timed(ready: Callable[[], Work], name: str | None) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("demo", type=Path, help="a directory that `cai demo` wrote")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=SHORTCUTS, default=SHORTCUTS)
     options = parser.parse_args()
-    works = {"sample": sampling(options.demo), "label": labelling(options.demo), "ppo": stepping(options.demo)}
-    print(f"{torch.get_num_threads()} threads, median of {options.rounds} rounds; time without / time with all")
+    works = {
+        "sample": sampling(options.demo),
+        "label": labelling(options.demo),
+        "ppo": stepping(options.demo),
+    }
+    print(
+        f"{torch.get_num_threads()} threads, median of {options.rounds} rounds; time without / time with all"
+    )
     print(f"{'without':42} {'  '.join(f'{name:>8}' for name in works)}")
     for name in (None, *options.only):
         ratios = []

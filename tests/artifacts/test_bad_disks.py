@@ -1,4 +1,6 @@
-"""Disks that are full or fail, places that cannot be written to, files that cannot be read, readers that have gone: one line."""
+"""Disks that are full or fail, places that cannot be written to, files that cannot be read, readers that have
+gone: one line.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def no_room(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     """One line that asks for room at its end, whatever was said before it, and exit 1."""
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and "make room, " in last and "Traceback" not in done.stderr, done.stderr
+    assert last.startswith("error: ") and "make room, " in last and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     assert done.stderr.count("error: ") == 1 and "Exception ignored" not in done.stderr, done.stderr
     for part in parts:
         assert part in last, last
@@ -51,7 +55,9 @@ def shell(line: str, *words: object, folder: Path | None = None) -> subprocess.C
 
 
 def limited(blocks: int, *words: object) -> subprocess.CompletedProcess[str]:
-    """The command where no file can grow beyond that many KiB: a disk that is full in the middle of a file, without root."""
+    """The command where no file can grow beyond that many KiB: a disk that is full in the middle of a file,
+    without root.
+    """
     return shell(f'ulimit -f {blocks}; exec "$@"', *words)
 
 
@@ -64,7 +70,10 @@ def world(tmp_path_factory) -> Path:
     make_model(folder / "lm")
     prompts = [[message("user", f"How do I make {'a very long ' * 9}number {n}?")] for n in range(64)]
     reply, other = [message("assistant", "First, mix it.")], [message("assistant", "No.")]
-    samples = [{"id": f"{n}/0", "prompt": p, "completion": reply, "finish_reason": "stop"} for n, p in enumerate(prompts)]
+    samples = [
+        {"id": f"{n}/0", "prompt": p, "completion": reply, "finish_reason": "stop"}
+        for n, p in enumerate(prompts)
+    ]
     rows = [
         {"id": f"{n}", "prompt": p, "chosen": reply, "rejected": other, "probability": 0.9, "origin": "human"}
         for n, p in enumerate(prompts)
@@ -72,7 +81,10 @@ def world(tmp_path_factory) -> Path:
     put(folder / "prompts.jsonl", *({"id": f"p{n}", "prompt": p} for n, p in enumerate(prompts)))
     put(folder / "samples.jsonl", *samples)
     put(folder / "comparisons.jsonl", *rows)
-    put(folder / "attempts.jsonl", *({"transcript": f"\n\nHuman: attempt {n}\n\nAssistant: no"} for n in range(900)))
+    put(
+        folder / "attempts.jsonl",
+        *({"transcript": f"\n\nHuman: attempt {n}\n\nAssistant: no"} for n in range(900)),
+    )
     posts = []
     for n in range(1, 300, 3):
         posts += [question(n), answer(n + 1, n, 9), answer(n + 2, n, 0, Body=f"<p>No. {'Why? ' * n}</p>")]
@@ -84,7 +96,9 @@ def world(tmp_path_factory) -> Path:
 
 
 def same_files(folder: Path, whole: Path) -> None:
-    names = [path.relative_to(whole) for path in whole.rglob("*") if path.suffix in (".jsonl", ".safetensors")]
+    names = [
+        path.relative_to(whole) for path in whole.rglob("*") if path.suffix in (".jsonl", ".safetensors")
+    ]
     assert names
     for name in names:
         if name.name != "timings.jsonl":
@@ -119,7 +133,9 @@ def test_rows_up_to_the_last_whole_one_are_kept(cai, world, tmp_path, stage):
     assert cai(*words, "--out", whole).returncode == 0
     no_room(limited(whole.stat().st_size // 2 // 1024, *words, "--out", out), str(out), "File too large")
     left = lines_of(out.with_name("rows.jsonl.partial"))
-    assert 0 < len(left) < len(lines_of(whole)) and json.loads(out.with_name("rows.manifest.partial.json").read_text())
+    assert 0 < len(left) < len(lines_of(whole)) and json.loads(
+        out.with_name("rows.manifest.partial.json").read_text()
+    )
     again = cai(*words, "--out", out)
     assert again.returncode == 0 and "continuing after" in again.stderr, again.stderr
     same_files(out.parent, whole.parent)
@@ -127,7 +143,9 @@ def test_rows_up_to_the_last_whole_one_are_kept(cai, world, tmp_path, stage):
 
 @pytest.mark.parametrize("stage", MODELS)
 def test_the_last_checkpoint_stays_and_no_half_of_another(cai, world, tmp_path, stage):
-    """The limit is below the model's size: nothing can be saved. With a checkpoint there already, that one stays."""
+    """The limit is below the model's size: nothing can be saved. With a checkpoint there already, that one
+    stays.
+    """
     words = words_of(MODELS[stage], world)
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert cai(*words, "--out", whole).returncode == 0
@@ -242,14 +260,28 @@ def test_what_is_no_file(cai, world, tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s.jsonl"))
         for name in (tmp_path / "pipe.jsonl", tmp_path / "s.jsonl", "/dev/zero"):
-            for words in (("split", name, "--parts", "a=1"), ("import", "red-team", name), ("split", "--config", name)):
+            for words in (
+                ("split", name, "--parts", "a=1"),
+                ("import", "red-team", name),
+                ("split", "--config", name),
+            ):
                 out = tmp_path / ("o.jsonl" if words[0] == "import" else "o")
                 line = mistake(cai(*words, "--out", out, timeout=60), str(name), "is not a file but a pipe")
                 assert ROOM not in line
         mistake(cai("inspect", tmp_path / "pipe.jsonl", timeout=60), "is not a file")
-    mistake(cai("split", tmp_path / ("n" * 300), "--parts", "a=1", "--out", tmp_path / "o"), "File name too long")
+    mistake(
+        cai("split", tmp_path / ("n" * 300), "--parts", "a=1", "--out", tmp_path / "o"), "File name too long"
+    )
     mistake(cai("constitution", "show", "n" * 300), "no constitution")
-    done = cai("sample", "--model", tmp_path / ("n" * 300), "--prompts", world / "prompts.jsonl", "--out", tmp_path / "o.jsonl")
+    done = cai(
+        "sample",
+        "--model",
+        tmp_path / ("n" * 300),
+        "--prompts",
+        world / "prompts.jsonl",
+        "--out",
+        tmp_path / "o.jsonl",
+    )
     assert ROOM not in mistake(done, "File name too long")
 
 
@@ -284,7 +316,9 @@ def test_a_read_that_fails_on_the_way_is_no_matter_of_room(tmp_path, monkeypatch
         reads = 0
         with pytest.raises(UserError) as raised:
             read(path)
-        assert f"{path}: cannot be read: {os.strerror(number)}" == raised.value.message and ROOM not in str(raised.value)
+        assert f"{path}: cannot be read: {os.strerror(number)}" == raised.value.message and ROOM not in str(
+            raised.value
+        )
 
 
 def test_a_file_that_fails_for_real(tmp_path):
@@ -292,7 +326,10 @@ def test_a_file_that_fails_for_real(tmp_path):
     mem = Path("/proc/self/mem")
     if not os.access(mem, os.R_OK):
         pytest.skip("no /proc here")
-    with pytest.raises(UserError, match="/proc/self/mem: cannot be read: Input/output error"), open_input(mem) as stream:
+    with (
+        pytest.raises(UserError, match="/proc/self/mem: cannot be read: Input/output error"),
+        open_input(mem) as stream,
+    ):
         stream.read(1)
 
 
@@ -344,7 +381,11 @@ def test_libraries_that_cannot_write_or_read(tmp_path):
         told = storage_error(error, Path("elsewhere.jsonl"))
         assert isinstance(told, CaiError) and ROOM not in str(told), (type(error), error, told)
     assert storage_error(raised_by(lambda: Tokenizer(BPE()).save("/dev/full"))) is not None
-    for bug in (ValueError("expected a number"), KeyError("x"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
+    for bug in (
+        ValueError("expected a number"),
+        KeyError("x"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    ):
         assert storage_error(bug) is None
 
 
@@ -353,16 +394,28 @@ def test_libraries_that_cannot_write_or_read(tmp_path):
     [
         (OSError(errno.EDQUOT, "Disk quota exceeded"), RunError, ROOM),
         (OSError(errno.EROFS, "Read-only file system", "/x/rows.jsonl"), RunError, ROOM),
-        (PermissionError(errno.EPERM, "Operation not permitted", "/x/out/rows.jsonl.partial"), RunError, ROOM),
+        (
+            PermissionError(errno.EPERM, "Operation not permitted", "/x/out/rows.jsonl.partial"),
+            RunError,
+            ROOM,
+        ),
         (PermissionError(errno.EPERM, "Operation not permitted", "/y/in.jsonl"), UserError, "check the path"),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/out/.rows.manifest.json.tmp"), RunError, ROOM),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/out/.rows.manifest.json.tmp"),
+            RunError,
+            ROOM,
+        ),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "/x/out/rows.jsonl.partial"), RunError, ROOM),
         (OSError(errno.EMFILE, "Too many open files", "/y/in.jsonl"), RunError, "ulimit -n"),
         (OSError(errno.EIO, "Input/output error"), RunError, "goes on with what is done"),
         (OSError("Not enough disk space. Needed: 3 GiB"), RunError, ROOM),
         (OSError("1000 requested and 234 written"), RunError, ROOM),
         (Exception("No space left on device (os error 28)"), RunError, ROOM),
-        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), RunError, "goes on with what is done"),
+        (
+            ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+            RunError,
+            "goes on with what is done",
+        ),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), RunError, ROOM),
         (shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]), RunError, ROOM),
     ],

@@ -1,4 +1,6 @@
-"""Manifests of any shape, or that name themselves: one line with file and field, and every walk over them ends."""
+"""Manifests of any shape, or that name themselves: one line with file and field, and every walk over them
+ends.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,17 @@ def write_manifest(artifact: Path, *inputs: Path, **fields: Any) -> Path:
     items = []
     for path in inputs:
         sha256 = fingerprint_file(path) if is_input(path) else "0"
-        items.append({"option": "prompts", "path": path.name, "weight": 1.0, "sha256": sha256, "manifest_sha256": None})
-    manifest = {"stage": "split", "version": "0", "seed": 0, "options": {}, "inputs": items, "models": []} | fields
+        items.append(
+            {"option": "prompts", "path": path.name, "weight": 1.0, "sha256": sha256, "manifest_sha256": None}
+        )
+    manifest = {
+        "stage": "split",
+        "version": "0",
+        "seed": 0,
+        "options": {},
+        "inputs": items,
+        "models": [],
+    } | fields
     place = manifest_path(artifact)
     place.write_text(json.dumps(manifest))
     return place
@@ -85,9 +96,15 @@ WRONG: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("`inputs[0].sha256`", lambda m: m["inputs"][0].update(sha256={})),
     ("`models`", lambda m: m.update(models=None)),
     ("`models[0].path`", lambda m: m.update(models=[{"option": "model", "fingerprint": "0"}])),
-    ("`models[0].fingerprint`", lambda m: m.update(models=[{"option": "model", "path": "m", "fingerprint": 3}])),
+    (
+        "`models[0].fingerprint`",
+        lambda m: m.update(models=[{"option": "model", "path": "m", "fingerprint": 3}]),
+    ),
     ("`models[0].files`", lambda m: m.update(models=[{"option": "model", "path": "m", "fingerprint": "0"}])),
-    ("`models[0].files.a`", lambda m: m.update(models=[{"option": "model", "path": "m", "fingerprint": "0", "files": {"a": 1}}])),
+    (
+        "`models[0].files.a`",
+        lambda m: m.update(models=[{"option": "model", "path": "m", "fingerprint": "0", "files": {"a": 1}}]),
+    ),
     ("`constitution`", lambda m: m.update(constitution="article")),
     ("`constitution.path`", lambda m: m.update(constitution={"sha256": "0"})),
     ("`counts`", lambda m: m.update(counts=[1])),
@@ -118,7 +135,19 @@ def test_the_file_and_the_field_are_named(made, copy, field, change):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "null", "{", "{}", '"text"', "\ufeff{}", "[" * 100_000, '{"a":' * 100_000, "9" * 9999, "{" + '"a": 1, ' * 9],
+    [
+        "",
+        "[]",
+        "null",
+        "{",
+        "{}",
+        '"text"',
+        "\ufeff{}",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "9" * 9999,
+        "{" + '"a": 1, ' * 9,
+    ],
 )
 def test_what_is_no_manifest_at_all(cai, copy, content):
     place = copy / "prompts.manifest.json"
@@ -171,7 +200,9 @@ def test_each_command_that_reads_one_says_it_in_one_line(cai, copy, helpful, tmp
     mistake(done, "cai.partial.json: field `stage`: expected text")
     results = tmp_path / "results.json"
     results.write_text("{}")
-    results.with_name("results.manifest.json").write_text('{"stage": "x", "options": {}, "inputs": [], "models": [[]]}')
+    results.with_name("results.manifest.json").write_text(
+        '{"stage": "x", "options": {}, "inputs": [], "models": [[]]}'
+    )
     hhh = put(tmp_path / "hhh.jsonl", {"question": "q", "options": ["a", "b"], "answer": 0})
     done = cai("evaluate", "hhh", "--model", helpful, "--data", hhh, "--out", results)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
@@ -194,7 +225,10 @@ def test_an_import_is_not_taken_for_merged_shards(cai, copy):
         words = ("import", "red-team", "attempts.jsonl", "--out", f"part.{n}.jsonl", "--kind", "harmful")
         assert cai(*words, cwd=copy).returncode == 0
         spoil(copy / f"part.{n}.manifest.json", lambda m, n=n: m["options"].update(shard=f"{n}/2"))
-    mistake(cai("merge", "part.0.jsonl", "part.1.jsonl", "--out", "prompts.jsonl", cwd=copy), "was made differently")
+    mistake(
+        cai("merge", "part.0.jsonl", "part.1.jsonl", "--out", "prompts.jsonl", cwd=copy),
+        "was made differently",
+    )
 
 
 def test_what_other_versions_write_is_let_through(cai, copy):
@@ -234,12 +268,21 @@ def test_a_circle_of_files_and_models(capsys, tmp_path):
     model.mkdir()
     (model / "config.json").write_text("{}")
     write_manifest(a, b)
-    write_manifest(b, models=[{"option": "model", "path": "model", "fingerprint": "0", "files": {"config.json": "0"}}])
-    write_manifest(model, models=[{"option": "model", "path": ".", "fingerprint": "0", "files": {"config.json": "0"}}])
-    spoil(model / "cai.json", lambda m: m.update(inputs=[{"option": "data", "path": "../a.jsonl", "weight": 1, "sha256": "0"}]))
+    write_manifest(
+        b, models=[{"option": "model", "path": "model", "fingerprint": "0", "files": {"config.json": "0"}}]
+    )
+    write_manifest(
+        model, models=[{"option": "model", "path": ".", "fingerprint": "0", "files": {"config.json": "0"}}]
+    )
+    spoil(
+        model / "cai.json",
+        lambda m: m.update(inputs=[{"option": "data", "path": "../a.jsonl", "weight": 1, "sha256": "0"}]),
+    )
     lines = walked(capsys, a)
     assert len(lines) == 5 and sum("(above)" in line for line in lines) == 2, lines
-    assert find_overlap([ROW["prompt"]], str(model)).files == {str(b): 1}  # `a` has changed since: what it was made from
+    assert find_overlap([ROW["prompt"]], str(model)).files == {
+        str(b): 1
+    }  # `a` has changed since: what it was made from
     assert "(above)" in walked(capsys, model)[-1]
 
 
@@ -295,7 +338,9 @@ def mutate(value: Any, chance: random.Random) -> Any:
     if kind == 0:
         del inner[key]
     elif kind == 1:
-        inner[key] = chance.choice([None, True, 0, -1, 1.5, "", "x\x1b", "../..", [], {}, [{}], {"a": 1}, 10**30, "hf:a/b"])
+        inner[key] = chance.choice(
+            [None, True, 0, -1, 1.5, "", "x\x1b", "../..", [], {}, [{}], {"a": 1}, 10**30, "hf:a/b"]
+        )
     elif kind == 2:
         inner[key] = [inner[key]]
     elif kind == 3:
@@ -315,11 +360,21 @@ def test_any_shape_is_read_or_refused(made, copy, capsys):
     chance = random.Random(0)
     place, artifact = copy / "splits" / "a.manifest.json", copy / "splits" / "a.jsonl"
     whole = json.loads(place.read_text())
-    whole["models"] = [{"option": "model", "path": "../splits", "fingerprint": "0", "files": {"a": "0"}, "manifest_sha256": None}]
+    whole["models"] = [
+        {
+            "option": "model",
+            "path": "../splits",
+            "fingerprint": "0",
+            "files": {"a": "0"},
+            "manifest_sha256": None,
+        }
+    ]
     whole["constitution"] = {"name": "article", "path": "article.yaml", "sha256": "0"}
     whole["merged"] = whole["inputs"]
     whole["options"]["shard"] = "0/1"
-    options = split.Options(prompts=[str(copy / "prompts.jsonl")], parts="a=1", out=copy / "splits", if_changed="restart")
+    options = split.Options(
+        prompts=[str(copy / "prompts.jsonl")], parts="a=1", out=copy / "splits", if_changed="restart"
+    )
     merging = merge.Options(shards=[artifact], out=copy / "whole.jsonl", dry_run=True)
     now = begin_manifest("split", options, options.out)
     readers: list[Callable[[], object]] = [

@@ -1,4 +1,6 @@
-"""A model directory is claimed when its training starts: what is found out before leaves nothing that refuses another command."""
+"""A model directory is claimed when its training starts: what is found out before leaves nothing that refuses
+another command.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,18 @@ def inputs(tmp_path_factory) -> Path:
     rows = {
         "prompts": {"prompt": prompt},
         "samples": {"prompt": prompt, "completion": good, "finish_reason": "stop"},
-        "comparisons": {"prompt": prompt, "chosen": good, "rejected": bad, "probability": 0.75, "origin": "ai"},
+        "comparisons": {
+            "prompt": prompt,
+            "chosen": good,
+            "rejected": bad,
+            "probability": 0.75,
+            "origin": "ai",
+        },
     }
     for name, row in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"id": f"{n}", **row}) + "\n" for n in range(8)))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"id": f"{n}", **row}) + "\n" for n in range(8))
+        )
     posts, same = [], []
     for n in range(1, 60, 3):
         posts += [question(n), answer(n + 1, n, 9), answer(n + 2, n, 0)]
@@ -89,7 +99,9 @@ def test_a_run_that_fails_before_its_first_step_claims_nothing(stage, mistake, i
 def test_a_corrected_pmp_goes_on_in_the_same_folder(inputs, tmp_path):
     out = tmp_path / "m"
     assert run_cai("pmp", "--model", "lm", "--posts", "same.xml", "--out", out, cwd=inputs).returncode == 1
-    done = run_cai("pmp", "--model", "lm", "--posts", "posts.xml", "--learning-rate", "1e-3", "--out", out, cwd=inputs)
+    done = run_cai(
+        "pmp", "--model", "lm", "--posts", "posts.xml", "--learning-rate", "1e-3", "--out", out, cwd=inputs
+    )
     assert done.returncode == 0 and (out / "cai.json").is_file(), done.stderr
 
 
@@ -117,8 +129,14 @@ def test_a_finished_model_that_a_kill_left_uncleaned_is_cleaned_up(inputs, tmp_p
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == whole
 
 
-@pytest.mark.parametrize("words", ["pmp --model gpt --posts posts.xml", "train-pm --model gpt --comparisons comparisons.jsonl"])
+@pytest.mark.parametrize(
+    "words", ["pmp --model gpt --posts posts.xml", "train-pm --model gpt --comparisons comparisons.jsonl"]
+)
 def test_an_architecture_without_a_classifier_is_told_before_anything_is_read(words, inputs, tmp_path):
     failed = run_cai(*words.split(), "--out", tmp_path / "m", cwd=inputs)
-    mistake(failed, "--model gpt: no preference model can be made of it", "take a base model of another architecture")
+    mistake(
+        failed,
+        "--model gpt: no preference model can be made of it",
+        "take a base model of another architecture",
+    )
     assert not (tmp_path / "m").exists()

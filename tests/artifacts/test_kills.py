@@ -1,4 +1,6 @@
-"""Every way to write an artifact, killed before each of its file operations: the same command again ends in the same files."""
+"""Every way to write an artifact, killed before each of its file operations: the same command again ends in
+the same files.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ from cai_cli.rows.conversation import message
 from cai_cli.stages import demo, evaluate_labels, export, imports, merge, pmp, split
 
 KILLED, FAILED = 9, 1
-CHANGES = ("replace", "rename", "unlink", "mkdir", "rmdir")  # of the os module; a file opened to be written counts, too
+CHANGES = (
+    "replace",
+    "rename",
+    "unlink",
+    "mkdir",
+    "rmdir",
+)  # of the os module; a file opened to be written counts, too
 CLOCK = ("started", "seconds")
 
 
@@ -77,7 +85,9 @@ def contents(folder: Path) -> dict[str, object]:
         if path.is_dir():
             found[name] = "folder"
         elif ".manifest." in path.name or path.name.startswith("cai."):
-            found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in CLOCK}
+            found[name] = {
+                key: value for key, value in json.loads(path.read_text()).items() if key not in CLOCK
+            }
         else:
             found[name] = path.read_bytes()
     return found
@@ -128,7 +138,10 @@ def revision(number: int) -> dict:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    rows = [{"transcript": f"\n\nHuman: attempt {n}\n\nAssistant: no"} if n % 5 else {"transcript": n} for n in range(40)]
+    rows = [
+        {"transcript": f"\n\nHuman: attempt {n}\n\nAssistant: no"} if n % 5 else {"transcript": n}
+        for n in range(40)
+    ]
     write(folder / "attempts.jsonl", rows)
     write(folder / "prompts.jsonl", [{"id": f"p{n}", "prompt": say("user", f"q{n}")} for n in range(40)])
     write(folder / "ai.jsonl", [comparison(n, 0.6 + n % 4 / 10) for n in range(20)])
@@ -182,7 +195,9 @@ def rank_files(folder: Path) -> None:
         rejects = [Rejected(f"{n}", "every_fourth").to_row() for n in mine if n % 4 == 3]
         write(folder / f"x.rejects.jsonl.rank{rank}.partial", rejects)
     (folder / "x.jsonl.rank1.through").write_text("0")
-    write_manifest(folder / "x.manifest.partial.json", begin_manifest("sample", Made(out=folder / "x.jsonl"), folder))
+    write_manifest(
+        folder / "x.manifest.partial.json", begin_manifest("sample", Made(out=folder / "x.jsonl"), folder)
+    )
 
 
 def small_world(folder: Path, seed: int) -> None:
@@ -203,7 +218,9 @@ def shards(inputs: Path, out: Path) -> None:
         manifest = begin_manifest("sample", Made(out=path), out)
         manifest["options"]["shard"] = f"{index}/2"
         counts = {"in": 4, "out": 3, "rejected": {"empty": 1}}
-        write_manifest(out / f"s{index}.manifest.json", {**manifest, "counts": counts, "tokens": 0, "seconds": 0})
+        write_manifest(
+            out / f"s{index}.manifest.json", {**manifest, "counts": counts, "tokens": 0, "seconds": 0}
+        )
 
 
 def merge_shards(out: Path, **changes) -> None:
@@ -216,11 +233,15 @@ def import_rows(inputs: Path, out: Path, **changes) -> None:
 
 
 def split_rows(inputs: Path, out: Path, parts: str = "a=0.5,b=0.5", **changes) -> None:
-    split.run(split.Options(prompts=[str(inputs / "prompts.jsonl")], parts=parts, out=out / "parts", **changes))
+    split.run(
+        split.Options(prompts=[str(inputs / "prompts.jsonl")], parts=parts, out=out / "parts", **changes)
+    )
 
 
 def export_rows(inputs: Path, out: Path, **changes) -> None:
-    export.run(export.Options(format="paper-chains", file=inputs / "revisions.jsonl", out=out / "x.jsonl", **changes))
+    export.run(
+        export.Options(format="paper-chains", file=inputs / "revisions.jsonl", out=out / "x.jsonl", **changes)
+    )
 
 
 def evaluate(inputs: Path, out: Path, **changes) -> None:
@@ -249,7 +270,10 @@ SCENARIOS: dict[str, Scenario] = {
         lambda _, out: make_rows(Made(out=out / "x.jsonl", limit=6)),
         lambda _, out: make_rows(Made(out=out / "x.jsonl", limit=12)),
     ),
-    "rows of two processes": (lambda _, out: rank_files(out), lambda _, out: make_rows(Made(out=out / "x.jsonl"))),
+    "rows of two processes": (
+        lambda _, out: rank_files(out),
+        lambda _, out: make_rows(Made(out=out / "x.jsonl")),
+    ),
     "model": (None, lambda _, out: make_model(OutputOptions(out=out / "m"))),
     "model restarted": (
         lambda _, out: make_model(OutputOptions(out=out / "m")),
@@ -267,7 +291,10 @@ SCENARIOS: dict[str, Scenario] = {
         lambda inputs, out: import_rows(inputs, out, split="a=0.3,c=0.7", if_changed="restart"),
     ),
     "split": (None, split_rows),
-    "split restarted": (split_rows, lambda inputs, out: split_rows(inputs, out, "a=0.3,c=0.7", if_changed="restart")),
+    "split restarted": (
+        split_rows,
+        lambda inputs, out: split_rows(inputs, out, "a=0.3,c=0.7", if_changed="restart"),
+    ),
     "merge": (shards, lambda _, out: merge_shards(out)),
     "export": (None, export_rows),
     "export restarted": (export_rows, lambda inputs, out: export_rows(inputs, out, **AGAIN)),

@@ -17,7 +17,8 @@ from cai_cli.stages.revise import Options
 
 @pytest.fixture(scope="module")
 def chain(cai, tmp_path_factory, helpful) -> Path:
-    """attempts.jsonl -> data/prompts.jsonl -> splits/, and revisions made of a split, a model and a constitution.
+    """attempts.jsonl -> data/prompts.jsonl -> splits/, and revisions made of a split, a model and a
+    constitution.
 
     The revisions are a manifest only: no model is run for a test of manifests.
     """
@@ -50,8 +51,12 @@ def write_revisions(folder: Path) -> None:
             out=runs / "revisions.jsonl",
         )
         manifest = begin_manifest("revise", options, Path("runs"))
-        manifest["models"] += begin_manifest("revise", dataclasses.replace(options, model="org/model"), Path("runs"))["models"]
-        write_manifest(Path("runs/revisions.manifest.json"), {**manifest, "counts": {"in": 9, "out": 8, "rejected": {}}})
+        manifest["models"] += begin_manifest(
+            "revise", dataclasses.replace(options, model="org/model"), Path("runs")
+        )["models"]
+        write_manifest(
+            Path("runs/revisions.manifest.json"), {**manifest, "counts": {"in": 9, "out": 8, "rejected": {}}}
+        )
         Path("runs/revisions.jsonl").write_text("{}\n")
     finally:
         os.chdir(here)
@@ -145,6 +150,8 @@ def test_names_do_not_make_a_thing_stale(cai, copy):
 
 
 def test_what_has_no_manifest(cai, copy, tmp_path):
-    mistake(cai("lineage", tmp_path / "nix.jsonl"), "nix.jsonl: no such file or directory", "nix.manifest.json")
+    mistake(
+        cai("lineage", tmp_path / "nix.jsonl"), "nix.jsonl: no such file or directory", "nix.manifest.json"
+    )
     mistake(cai("lineage", copy / "attempts.jsonl"), "attempts.jsonl: has no manifest")
     mistake(cai("lineage", copy / "runs" / "models" / "helpful"), "helpful: has no manifest", "cai.json")

@@ -1,4 +1,6 @@
-"""One process at a time writes an artifact: what a second one is told, and that it leaves the first one's as it is."""
+"""One process at a time writes an artifact: what a second one is told, and that it leaves the first one's as
+it is.
+"""
 
 from __future__ import annotations
 
@@ -51,17 +53,28 @@ def inputs(tmp_path_factory) -> Path:
     reset_head(pm, 0)
     pm.save_pretrained(folder / "pm")
     load_tokenizer(str(model)).save_pretrained(folder / "pm")
-    rows: dict[str, list[dict]] = {"prompts": [], "samples": [], "comparisons": [], "revisions": [], "attempts": [], "hhh": []}
+    rows: dict[str, list[dict]] = {
+        "prompts": [],
+        "samples": [],
+        "comparisons": [],
+        "revisions": [],
+        "attempts": [],
+        "hhh": [],
+    }
     for n in range(48):
         prompt = [message("user", f"How do I make number {n}?")]
         good, bad = [message("assistant", "First, mix it.")], [message("assistant", f"No {n}.")]
         rows["prompts"].append({"id": f"p{n}", "prompt": prompt})
-        rows["samples"].append({"id": f"p{n}/0", "prompt": prompt, "completion": good, "finish_reason": "stop"})
+        rows["samples"].append(
+            {"id": f"p{n}/0", "prompt": prompt, "completion": good, "finish_reason": "stop"}
+        )
         row = {"id": f"p{n}/c", "prompt_id": f"p{n}", "prompt": prompt, "chosen": good, "rejected": bad}
         rows["comparisons"].append({**row, "probability": 0.75, "origin": "ai"})
         names = ("critique_request", "critique", "revision_request")
         steps = [{"principle": "x", **dict.fromkeys(names, "It harms."), "revision": "First, mix it."}]
-        rows["revisions"].append({"id": f"p{n}/r", "prompt": prompt, "completion": good, "initial": bad, "rounds": steps})
+        rows["revisions"].append(
+            {"id": f"p{n}/r", "prompt": prompt, "completion": good, "initial": bad, "rounds": steps}
+        )
         rows["attempts"].append({"transcript": f"\n\nHuman: attempt {n}\n\nAssistant: no"})
         text = f"\n\nHuman: q{n}\n\nAssistant:"
         replies = {"text_correct": f"{text} yes", "text_incorrect": f"{text} no"}
@@ -75,9 +88,16 @@ def inputs(tmp_path_factory) -> Path:
     dump(folder / "posts.xml", posts)
     for index in range(2):
         path = folder / f"shard{index}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows["samples"][24 * index : 24 * index + 24]))
-        options = sample.Options(model=str(model), prompts=[str(folder / "prompts.jsonl")], out=path, shard=f"{index}/2")
-        manifest = {**begin_manifest("sample", options, folder), "counts": {"in": 24, "out": 24, "rejected": {}}}
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in rows["samples"][24 * index : 24 * index + 24])
+        )
+        options = sample.Options(
+            model=str(model), prompts=[str(folder / "prompts.jsonl")], out=path, shard=f"{index}/2"
+        )
+        manifest = {
+            **begin_manifest("sample", options, folder),
+            "counts": {"in": 24, "out": 24, "rejected": {}},
+        }
         write_manifest(folder / f"shard{index}.manifest.json", {**manifest, "tokens": 0, "seconds": 0})
     return folder
 
@@ -86,7 +106,10 @@ def inputs(tmp_path_factory) -> Path:
 COMMANDS = {
     "revise": ("revise --model lm --prompts prompts.jsonl --rounds 1 --max-new-tokens 4", "x.jsonl"),
     "sample": ("sample --model lm --prompts prompts.jsonl --max-new-tokens 4", "x.jsonl"),
-    "label": ("label --model lm --prompts prompts.jsonl --feedback-model judge --max-new-tokens 4 --min-mass 0", "x.jsonl"),
+    "label": (
+        "label --model lm --prompts prompts.jsonl --feedback-model judge --max-new-tokens 4 --min-mass 0",
+        "x.jsonl",
+    ),
     "score": ("score --pm pm samples.jsonl", "x.jsonl"),
     "import": ("import red-team attempts.jsonl", "x.jsonl"),
     "import --split": ("import red-team attempts.jsonl --split a=0.5,b=0.5", "parts"),
@@ -97,7 +120,10 @@ COMMANDS = {
     "pmp": ("pmp --model lm --posts posts.xml", "m"),
     "pmp --data-only": ("pmp --posts posts.xml --data-only", "m"),
     "train-pm": ("train-pm --model lm --comparisons comparisons.jsonl", "m"),
-    "ppo": ("ppo --model lm --pm pm --prompts prompts.jsonl --steps 1 --rollout-batch-size 8 --max-new-tokens 4", "m"),
+    "ppo": (
+        "ppo --model lm --pm pm --prompts prompts.jsonl --steps 1 --rollout-batch-size 8 --max-new-tokens 4",
+        "m",
+    ),
     "evaluate hhh": ("evaluate hhh hhh.jsonl --model lm", "x.json"),
     "evaluate labels": ("evaluate labels comparisons.jsonl comparisons.jsonl", "x.json"),
     "evaluate pm": ("evaluate pm --pm pm --comparisons comparisons.jsonl", "x.json"),
@@ -105,13 +131,22 @@ COMMANDS = {
 }
 
 
-SLOW = ("revise", "label", "pmp", "train-pm", "ppo", "evaluate hhh")  # held as others are: losing is enough of them
+SLOW = (
+    "revise",
+    "label",
+    "pmp",
+    "train-pm",
+    "ppo",
+    "evaluate hhh",
+)  # held as others are: losing is enough of them
 
 
 @contextmanager
 def holder(out: Path, inputs: Path) -> Iterator[subprocess.Popen]:
     """Another process that holds the artifact."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdin=-1, stdout=-1, text=True, cwd=inputs)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)], stdin=-1, stdout=-1, text=True, cwd=inputs
+    )
     try:
         assert process.stdout and process.stdout.readline() == "\n"
         yield process
@@ -189,7 +224,14 @@ def held(tmp_path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     "spelling",
     [
-        *("real/x.jsonl", "link/x.jsonl", "real/../real/./x.jsonl", "real/x.jsonl.partial", "real/x.jsonl.bak", "real/x.json"),
+        *(
+            "real/x.jsonl",
+            "link/x.jsonl",
+            "real/../real/./x.jsonl",
+            "real/x.jsonl.partial",
+            "real/x.jsonl.bak",
+            "real/x.json",
+        ),
         *("real/m", "link/m", "m", "real/m.bak", "real/new/../m"),
     ],
 )
@@ -200,7 +242,9 @@ def test_another_spelling_is_the_same_artifact(held, spelling, monkeypatch):
             take(path)
 
 
-@pytest.mark.parametrize("other", ["real/y.jsonl", "real/x", "real/m.jsonl", "real/m/x.jsonl", "x.jsonl", "real/m2"])
+@pytest.mark.parametrize(
+    "other", ["real/y.jsonl", "real/x", "real/m.jsonl", "real/m/x.jsonl", "x.jsonl", "real/m2"]
+)
 def test_another_artifact_is_free(held, other):
     take(held / other)
     give_all_back()
@@ -258,7 +302,9 @@ def test_a_lock_that_a_killed_command_left_is_nothing_foreign(inputs, tmp_path):
 def test_a_child_of_the_holder_does_not_hold(tmp_path):
     """Neither a fork, which lives on when the holder is killed, nor what it starts."""
     code = HOLD.replace("print(flush", "import os, time; os.fork() or time.sleep(60); print(flush")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x.jsonl")], stdin=-1, stdout=-1, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "x.jsonl")], stdin=-1, stdout=-1, text=True
+    )
     assert process.stdout and process.stdout.readline() == "\n"
     with pytest.raises(UserError, match=f"process {process.pid} on "):
         take(tmp_path / "x.jsonl")
@@ -342,14 +388,24 @@ def test_a_mount_is_locked_inside(tmp_path, monkeypatch):
 
 
 def test_the_ranks_of_a_launch_are_one_holder_and_end_together(inputs, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cai_cli"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "cai_cli",
+    ]
     for name in ("sample", "train-pm"):
         words, made = COMMANDS[name]
         words += " --on-truncated keep" if name == "sample" else ""
         command = [*torchrun, *words.split(), "--device", "cpu", "--out", str(tmp_path / made)]
         with holder(tmp_path / made, inputs) as other:
             began = time.monotonic()
-            lost = subprocess.run(command, cwd=inputs, capture_output=True, text=True, timeout=120, check=False)
+            lost = subprocess.run(
+                command, cwd=inputs, capture_output=True, text=True, timeout=120, check=False
+            )
             assert lost.returncode != 0 and time.monotonic() - began < 60
             lines = [line for line in lost.stderr.splitlines() if line.startswith("error:")]
             assert len(lines) == 1 and f"process {other.pid} on " in lines[0], lost.stderr

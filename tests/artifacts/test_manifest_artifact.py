@@ -1,4 +1,6 @@
-"""Artifacts through the command line: done is left alone, unfinished is continued, another command on the same --out stops."""
+"""Artifacts through the command line: done is left alone, unfinished is continued, another command on the
+same --out stops.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ def texts(path: Path) -> list[str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Everything below a folder, byte for byte."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -79,7 +85,10 @@ def test_the_manifest_tells_what_the_artifact_is(cai, attempts, out):
     assert {"python", "torch", "transformers"} <= manifest["libraries"].keys()
     assert [Prompt.from_row(row).kind for row in rows_of(out)] == ["harmful"] * 18
     rejects = rows_of(out.with_name("prompts.rejects.jsonl"))
-    assert [(row["id"], row["reason"]) for row in rejects] == [("line-3", "not_text"), ("line-12", "not_json")]
+    assert [(row["id"], row["reason"]) for row in rejects] == [
+        ("line-3", "not_text"),
+        ("line-12", "not_json"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +133,9 @@ def test_the_same_content_elsewhere_is_the_same(cai, attempts, out, tmp_path):
 
 def test_runtime_options_are_free(cai, attempts, out):
     cai("import", "red-team", attempts, "--out", out)
-    done = cai("import", "red-team", attempts, "--out", out, "--max-reject-rate", "0.9", "--if-changed", "restart")
+    done = cai(
+        "import", "red-team", attempts, "--out", out, "--max-reject-rate", "0.9", "--if-changed", "restart"
+    )
     assert done.returncode == 0 and "nothing to do" in done.stderr
 
 
@@ -216,7 +227,10 @@ def test_a_truncated_last_line_is_repaired(cai, attempts, out, share):
     assert sorted(after) == sorted(whole)
     for name in ("prompts.jsonl", "prompts.rejects.jsonl"):
         assert after[name] == whole[name]
-    assert json.loads(after["prompts.manifest.json"])["counts"] == json.loads(whole["prompts.manifest.json"])["counts"]
+    assert (
+        json.loads(after["prompts.manifest.json"])["counts"]
+        == json.loads(whole["prompts.manifest.json"])["counts"]
+    )
 
 
 def test_an_unfinished_run_is_not_continued_with_other_options(cai, attempts, out):
@@ -254,7 +268,10 @@ def test_too_many_rejects(cai, attempts, out):
     words = ("import", "red-team", attempts, "--out", out)
     done = cai(*words)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert "3 of 4 rows were rejected (not_text 3)" in done.stderr and "--max-reject-rate raises the bar" in done.stderr
+    assert (
+        "3 of 4 rows were rejected (not_text 3)" in done.stderr
+        and "--max-reject-rate raises the bar" in done.stderr
+    )
     assert not out.exists()
     assert cai(*words, "--max-reject-rate", "0.8").returncode == 0
     assert texts(out) == ["one"]
@@ -282,12 +299,25 @@ def test_split_leaves_what_is_done_and_what_is_not_its_own(cai, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     put(other / "sft.jsonl", ["precious"])
-    mistake(cai("split", prompts, "--parts", "sft=1", "--out", other), "sft.jsonl: exists and is not from a split")
+    mistake(
+        cai("split", prompts, "--parts", "sft=1", "--out", other), "sft.jsonl: exists and is not from a split"
+    )
 
 
 # A kill in the middle of real work
 
-SAMPLE = ("--limit", "30", "-n", "2", "--max-new-tokens", "48", "--temperature", "1", "--on-truncated", "keep")
+SAMPLE = (
+    "--limit",
+    "30",
+    "-n",
+    "2",
+    "--max-new-tokens",
+    "48",
+    "--temperature",
+    "1",
+    "--on-truncated",
+    "keep",
+)
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +352,11 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(world, helpful, uninterrupted
     config.write_text(config.read_text() + "\n")
     mistake(cai(*again), "--model: config.json has other content")
     changed = cai(*words, "--dtype", "bfloat16")
-    assert changed.returncode == 0 and "warning:" in changed.stderr and "--dtype was auto, now bfloat16" in changed.stderr
+    assert (
+        changed.returncode == 0
+        and "warning:" in changed.stderr
+        and "--dtype was auto, now bfloat16" in changed.stderr
+    )
 
 
 # Manifests

@@ -1,4 +1,6 @@
-"""What a model consists of: each file that decides what it says belongs to its identity, and is named where it changed."""
+"""What a model consists of: each file that decides what it says belongs to its identity, and is named where
+it changed.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,24 @@ from cai_cli.artifacts.places import manifest_path
 from cai_cli.stages.train_pm import Options
 
 FILES = (
-    *("model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    *(
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+    ),
     *("adapter_model.safetensors", "adapter_model.bin", "config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     *("chat_template.jinja", "additional_chat_templates/tool_use.jinja"),
 )
-NOT_THE_MODEL = ("README.md", "cai.json", "metrics.jsonl", "training_args.bin", "checkpoints/step-00000001/state.pt")
+NOT_THE_MODEL = (
+    "README.md",
+    "cai.json",
+    "metrics.jsonl",
+    "training_args.bin",
+    "checkpoints/step-00000001/state.pt",
+)
 
 
 def write(folder: Path, *names: str) -> Path:
@@ -54,7 +67,9 @@ def test_what_else_lies_in_its_directory_does_not_count(tmp_path):
 def test_many_changes_are_counted():
     before = {f"{n}.json": "1" for n in range(5)}
     assert file_changes(before, {}) == ["0.json, 1.json, 2.json, 2 more are gone"]
-    assert file_changes(before, {**before, "0.json": "2", "3.json": "2"}) == ["0.json, 3.json have other content"]
+    assert file_changes(before, {**before, "0.json": "2", "3.json": "2"}) == [
+        "0.json, 3.json have other content"
+    ]
 
 
 def adapter_on(folder: Path, base: Path | str) -> Path:
@@ -70,8 +85,12 @@ def test_an_adapter_is_what_its_base_model_is(tmp_path):
     before = {path: model_files(str(path)) for path in (adapter, upper)}
     weights = fingerprint_weights(str(adapter))
     (base / "model.safetensors").write_text("other weights")
-    assert file_changes(before[adapter], model_files(str(adapter))) == ["base/model.safetensors has other content"]
-    assert file_changes(before[upper], model_files(str(upper))) == ["base/base/model.safetensors has other content"]
+    assert file_changes(before[adapter], model_files(str(adapter))) == [
+        "base/model.safetensors has other content"
+    ]
+    assert file_changes(before[upper], model_files(str(upper))) == [
+        "base/base/model.safetensors has other content"
+    ]
     assert fingerprint_weights(str(adapter)) != weights
 
 
@@ -92,10 +111,17 @@ def test_an_adapter_whose_base_is_not_here_or_is_itself_has_its_own_files(tmp_pa
 def begun(tmp_path, llama) -> Path:
     """A preference model in the making, of a copy of the tiny model."""
     shutil.copytree(llama, tmp_path / "lm")
-    row = {"prompt_id": "p", "prompt": [{"role": "user", "content": "Hi"}], "probability": 1.0, "origin": "human"}
+    row = {
+        "prompt_id": "p",
+        "prompt": [{"role": "user", "content": "Hi"}],
+        "probability": 1.0,
+        "origin": "human",
+    }
     replies = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     (tmp_path / "c.jsonl").write_text(json.dumps({"id": "c", **row, **replies}) + "\n")
-    options = Options(model=str(tmp_path / "lm"), comparisons=[str(tmp_path / "c.jsonl")], out=tmp_path / "pm")
+    options = Options(
+        model=str(tmp_path / "lm"), comparisons=[str(tmp_path / "c.jsonl")], out=tmp_path / "pm"
+    )
     ModelArtifact("train-pm", options).start()
     give_back(options)  # as the end of the process does
     return tmp_path

@@ -1,6 +1,8 @@
-"""A model's own numbers whatever its architecture: shortcuts are taken where its words and a trial allow them, and nowhere else.
+"""A model's own numbers whatever its architecture: shortcuts are taken where its words and a trial allow
+them, and nowhere else.
 
-`scripts/check_architectures.py` has the whole matrix; here are the families that have gone wrong or are likeliest to.
+`scripts/check_architectures.py` has the whole matrix; here are the families that have gone wrong or are
+likeliest to.
 """
 
 from __future__ import annotations
@@ -12,7 +14,15 @@ import pytest
 import torch
 import transformers
 
-from cai_cli.compute.shortcuts import ANY_LENGTH, close, difference, local_words, rope_words, row_states, shortcuts_of
+from cai_cli.compute.shortcuts import (
+    ANY_LENGTH,
+    close,
+    difference,
+    local_words,
+    rope_words,
+    row_states,
+    shortcuts_of,
+)
 from cai_cli.errors import UserError
 from cai_cli.models.score import check_scorer
 from cai_cli.models.tokenizers import load_tokenizer
@@ -22,7 +32,11 @@ from architecture_families import FAMILIES, build
 from check_architectures import EQUAL, check, recorders
 
 # Family -> what is said instead of "equal", by check.
-NO_CLASSIFIER = {"train-pm": "no preference model can be made", "score": "no preference model", "ppo": "no preference model"}
+NO_CLASSIFIER = {
+    "train-pm": "no preference model can be made",
+    "score": "no preference model",
+    "ppo": "no preference model",
+}
 TRICKY = {
     "llama": {},
     "gpt_neo": {},
@@ -87,7 +101,11 @@ def test_windows_are_read_from_the_configuration(config, lengths):
         ("linear", {"factor": 2.0}, []),
         ("yarn", {"factor": 2.0, "original_max_position_embeddings": 64}, []),
         ("dynamic", {"factor": 2.0}, [512]),
-        ("longrope", {"short_factor": [1.0], "long_factor": [2.0], "original_max_position_embeddings": 64}, [64]),
+        (
+            "longrope",
+            {"short_factor": [1.0], "long_factor": [2.0], "original_max_position_embeddings": 64},
+            [64],
+        ),
         ("a new one", {}, [0]),
     ],
 )
@@ -105,7 +123,9 @@ def test_angles_that_change_with_a_pass_are_read_from_the_configuration(kind, mo
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: of this size"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: of this size"
+        ),
         RuntimeError("CUDA error: an illegal memory access was encountered"),
         RuntimeError("anything else"),
         KeyboardInterrupt(),
@@ -122,7 +142,9 @@ def test_a_trial_lets_other_errors_through(error):
     assert all(not module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("error", [TypeError("no such argument"), RuntimeError("shape '[2, 3]' is invalid for input of size 4")])
+@pytest.mark.parametrize(
+    "error", [TypeError("no such argument"), RuntimeError("shape '[2, 3]' is invalid for input of size 4")]
+)
 def test_a_trial_that_an_architecture_does_not_take_has_a_reason(error):
     def attempt():
         raise error
@@ -134,7 +156,9 @@ def test_layers_that_mix_padding_in_are_found_and_their_rows_go_by_length(monkey
     """States, and their gradients, are those of each row alone."""
     model = build("llama", 99)
     mlp = model.model.layers[0].mlp
-    monkeypatch.setattr(mlp, "forward", lambda hidden, whole=mlp.forward: whole(hidden) + hidden.mean(1, keepdim=True))
+    monkeypatch.setattr(
+        mlp, "forward", lambda hidden, whole=mlp.forward: whole(hidden) + hidden.mean(1, keepdim=True)
+    )
     lengths = [5, 9, 5, 1]
     ids = torch.randint(3, 99, (4, 9), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(9) < torch.tensor(lengths).unsqueeze(-1)).long()
@@ -153,7 +177,14 @@ def test_layers_that_mix_padding_in_are_found_and_their_rows_go_by_length(monkey
 @pytest.mark.parametrize("kind", ["deberta-v2", "bert", "distilbert", "electra", "modernbert"])
 def test_classifiers_that_are_not_read_at_the_last_token_are_refused(kind):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    tokens = {"vocab_size": 99, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    tokens = {
+        "vocab_size": 99,
+        "pad_token_id": 0,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     names = {"distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}}
     config = transformers.AutoConfig.for_model(kind, **names.get(kind, sizes), **tokens, num_labels=1)
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
@@ -163,7 +194,12 @@ def test_classifiers_that_are_not_read_at_the_last_token_are_refused(kind):
 
 def test_every_command_that_scores_refuses_an_encoder_in_one_line(cai, tmp_path, llama):
     config = transformers.DebertaV2Config(
-        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_labels=1
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_labels=1,
     )
     transformers.DebertaV2ForSequenceClassification(config).save_pretrained(tmp_path / "pm")
     load_tokenizer(str(llama)).save_pretrained(tmp_path / "pm")
@@ -174,8 +210,28 @@ def test_every_command_that_scores_refuses_an_encoder_in_one_line(cai, tmp_path,
     pairs = tmp_path / "pairs.jsonl"
     for words in (
         ("score", "--pm", tmp_path / "pm", pairs),
-        ("train-pm", "--model", tmp_path / "pm", "--comparisons", pairs, "--held-out", 0, "--out", tmp_path / "out"),
-        ("ppo", "--model", llama, "--pm", tmp_path / "pm", "--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / "policy"),
+        (
+            "train-pm",
+            "--model",
+            tmp_path / "pm",
+            "--comparisons",
+            pairs,
+            "--held-out",
+            0,
+            "--out",
+            tmp_path / "out",
+        ),
+        (
+            "ppo",
+            "--model",
+            llama,
+            "--pm",
+            tmp_path / "pm",
+            "--prompts",
+            tmp_path / "prompts.jsonl",
+            "--out",
+            tmp_path / "policy",
+        ),
     ):
         done = cai(*words)
         assert done.returncode == 2, done.stderr

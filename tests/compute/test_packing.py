@@ -63,7 +63,9 @@ def tree_rows() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("kv_heads", [4, 1])
 @pytest.mark.parametrize("table_cost", [1, 10**6])
 @pytest.mark.parametrize("make_rows", [ragged_rows, tree_rows])
-def test_shared_starts_are_computed_once_and_change_nothing(monkeypatch, short, kv_heads, table_cost, make_rows):
+def test_shared_starts_are_computed_once_and_change_nothing(
+    monkeypatch, short, kv_heads, table_cost, make_rows
+):
     """States and all gradients, with attention written out and by PyTorch's, in one table and in several."""
     monkeypatch.setattr(packed_attention, "SHORT", short)
     monkeypatch.setattr(packed_attention, "TABLE_COST", table_cost)
@@ -90,9 +92,15 @@ def test_shared_starts_are_computed_once_and_change_nothing(monkeypatch, short, 
         assert torch.allclose(padded, packed, atol=1e-5 * max(1.0, float(padded.abs().max())), rtol=1e-4)
 
 
-def distinct_tokens(ids: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> int:
-    """How many starts there are among rows, counting those which end at or after a row's first read token for each row."""
-    first = [min(columns[rows == row].tolist(), default=length) for row, length in enumerate(lengths.tolist())]
+def distinct_tokens(
+    ids: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> int:
+    """How many starts there are among rows, counting those which end at or after a row's first read token for
+    each row.
+    """
+    first = [
+        min(columns[rows == row].tolist(), default=length) for row, length in enumerate(lengths.tolist())
+    ]
     starts = {tuple(row[: n + 1].tolist()) for row, read in zip(ids, first, strict=True) for n in range(read)}
     return len(starts) + int((lengths - torch.tensor(first)).sum())
 
@@ -102,9 +110,13 @@ def test_rows_are_parted_into_tables_at_the_least_cost(monkeypatch):
     assert table_sizes([40, 300, 40, 41, 40]) == [4, 1]
     monkeypatch.setattr(packed_attention, "TABLE_COST", 50)
     for seed in range(5):
-        lengths = torch.randint(1, 12, (9,), generator=torch.Generator().manual_seed(seed)).sort().values.tolist()
+        lengths = (
+            torch.randint(1, 12, (9,), generator=torch.Generator().manual_seed(seed)).sort().values.tolist()
+        )
         cuts = [[0, *inner, 9] for count in range(9) for inner in combinations(range(1, 9), count)]
-        costs = [sum((end - begin) * lengths[end - 1] ** 2 + 50 for begin, end in pairwise(cut)) for cut in cuts]
+        costs = [
+            sum((end - begin) * lengths[end - 1] ** 2 + 50 for begin, end in pairwise(cut)) for cut in cuts
+        ]
         ends = [0, *accumulate(table_sizes(lengths))]
         assert ends[-1] == 9
         found = sum((end - begin) * lengths[end - 1] ** 2 + 50 for begin, end in pairwise(ends))
@@ -112,7 +124,9 @@ def test_rows_are_parted_into_tables_at_the_least_cost(monkeypatch):
 
 
 def test_packed_ids_and_positions_by_hand():
-    """Rows 5 6 7, 5 6 8 9, 5 6 8 and 4, of which the second and third share three tokens, and all but the last share two."""
+    """Rows 5 6 7, 5 6 8 9, 5 6 8 and 4, of which the second and third share three tokens, and all but the
+    last share two.
+    """
     ids = torch.tensor([[5, 6, 7, 0], [5, 6, 8, 9], [5, 6, 8, 1], [4, 0, 0, 0]])
     packed_ids, positions, layout = pack(ids, torch.tensor([3, 4, 4, 1]), starts=torch.tensor([2, 3, 3, 0]))
     assert packed_ids.tolist() == [[5, 6, 7, 9, 8, 1, 4]]
@@ -129,7 +143,15 @@ def test_packed_ids_and_positions_by_hand():
     (given,) = layout.tables(layout.to_homes(packed))
     assert given.flatten().tolist() == [16, 0, 0, 0, 10, 11, 12, 0, 0, 0, 0, 13, 0, 0, 14, 15]
     assert layout.from_homes(layout.to_homes(packed)).flatten().tolist() == packed.flatten().tolist()
-    assert layout.from_slots_summed(layout.to_slots(packed)).flatten().tolist() == [30, 33, 12, 13, 28, 15, 16]
+    assert layout.from_slots_summed(layout.to_slots(packed)).flatten().tolist() == [
+        30,
+        33,
+        12,
+        13,
+        28,
+        15,
+        16,
+    ]
 
 
 def seen_by_mlps(model) -> list[int]:
@@ -175,7 +197,9 @@ def test_a_last_mlp_of_another_kind_is_left_whole(monkeypatch):
 def test_a_layer_that_mixes_rows_is_not_packed(monkeypatch):
     model = small_lm()
     whole = model.model.layers[0].mlp.forward
-    monkeypatch.setattr(model.model.layers[0].mlp, "forward", lambda hidden: whole(hidden).cumsum(1), raising=False)
+    monkeypatch.setattr(
+        model.model.layers[0].mlp, "forward", lambda hidden: whole(hidden).cumsum(1), raising=False
+    )
     prepare(model, 64)
     assert not shortcuts_of(model).packs
     assert not can_pack(model, 64)
@@ -200,9 +224,23 @@ def test_values_narrower_than_queries_are_packed():
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
-    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
-    model = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **ranks, num_key_value_heads=4, first_k_dense_replace=2)).eval()
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 99,
+    }
+    ranks = {
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+    }
+    model = DeepseekV3ForCausalLM(
+        DeepseekV3Config(**sizes, **ranks, num_key_value_heads=4, first_k_dense_replace=2)
+    ).eval()
     prepare(model, 64)
     assert shortcuts_of(model).packs
 
@@ -219,7 +257,10 @@ def test_the_example_of_six_tokens():
         [0, 1, 2, 0, 1, 3],
     )
     assert (layout.homes.tolist(), layout.copies.tolist()) == ([0, 1, 2, 5], [3, 4])
-    tokens, cells = torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1), torch.tensor([1.0, 2, 4, 8, 16, 32]).view(6, 1)
+    tokens, cells = (
+        torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1),
+        torch.tensor([1.0, 2, 4, 8, 16, 32]).view(6, 1),
+    )
     assert layout.to_slots(tokens).flatten().tolist() == [1, 2, 3, 1, 2, 4]
     assert layout.to_homes(tokens).flatten().tolist() == [1, 2, 3, 0, 0, 4]
     assert layout.from_homes(cells).flatten().tolist() == [1, 2, 4, 32]

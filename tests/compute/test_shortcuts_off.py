@@ -1,4 +1,6 @@
-"""CAI_SHORTCUTS=0: the plain computation alone, to the same texts, labels and losses; manifests say which was taken."""
+"""CAI_SHORTCUTS=0: the plain computation alone, to the same texts, labels and losses; manifests say which was
+taken.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,13 @@ def test_texts_and_labels(helpful, world, tmp_path):
     for off in (False, True):
         folder = tmp_path / str(off)
         run(*sampling(helpful, world, folder / "samples.jsonl"), "--limit", 40, "-n", 2, off=off)
-        judge = ("--feedback-model", helpful, "--allow-self-judge", "--constitution", world / "constitution.yaml")
+        judge = (
+            "--feedback-model",
+            helpful,
+            "--allow-self-judge",
+            "--constitution",
+            world / "constitution.yaml",
+        )
         run(
             "label",
             "--pairs",
@@ -61,7 +69,11 @@ def test_texts_and_labels(helpful, world, tmp_path):
 @pytest.mark.parametrize("trainer", ["ppo", "train-pm"])
 def test_losses(trainer, tmp_path):
     world = make_world(tmp_path)
-    flags = ("--steps", "6", "--eval-steps", "3") if trainer == "ppo" else ("--num-train-epochs", "1", "--lm-coef", "0.5")
+    flags = (
+        ("--steps", "6", "--eval-steps", "3")
+        if trainer == "ppo"
+        else ("--num-train-epochs", "1", "--lm-coef", "0.5")
+    )
     for off in (False, True):
         run(*COMMANDS[trainer].split(), *flags, "--out", f"{off}", cwd=world, off=off)
     plain, taken = metrics(world / "True"), metrics(world / "False")
@@ -73,4 +85,7 @@ def test_losses(trainer, tmp_path):
     told = shortcuts(world / "True/cai.json")
     assert all(told[name] == "no: CAI_SHORTCUTS=0" for name in told if name not in PADDING)
     if trainer == "ppo":
-        assert told["packed rows"] == "no: CAI_SHORTCUTS=0" and shortcuts(world / "False/cai.json")["packed rows"] == "yes"
+        assert (
+            told["packed rows"] == "no: CAI_SHORTCUTS=0"
+            and shortcuts(world / "False/cai.json")["packed rows"] == "yes"
+        )

@@ -1,4 +1,6 @@
-"""Derivatives written out: those of transformers' own norms and rotary positions, and put in only where they are."""
+"""Derivatives written out: those of transformers' own norms and rotary positions, and put in only where they
+are.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,26 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from cai_cli.compute.gradients import ROTARY, RMSNorm, Rotary, find, is_same_norm, replaced, rms_norm, rotary, written_out
+from cai_cli.compute.gradients import (
+    ROTARY,
+    RMSNorm,
+    Rotary,
+    find,
+    is_same_norm,
+    replaced,
+    rms_norm,
+    rotary,
+    written_out,
+)
 
 LLAMA = "transformers.models.llama.modeling_llama"
-SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 def tiny(kind: str) -> torch.nn.Module:
@@ -20,7 +38,9 @@ def tiny(kind: str) -> torch.nn.Module:
 
     torch.manual_seed(0)
     more = {"head_dim": 8, "num_key_value_heads": 2} if kind in ("gemma", "gemma2", "qwen3", "glm") else {}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **more, pad_token_id=0)).eval()
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **SMALL, **more, pad_token_id=0)
+    ).eval()
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -34,7 +54,9 @@ def angles(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tens
 
 def test_derivatives_are_those_of_small_differences():
     values, weight = draw(2, 3, 8, dtype=torch.float64), draw(8, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x, w: RMSNorm.apply(x, w, 0.1), (values.requires_grad_(), weight.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda x, w: RMSNorm.apply(x, w, 0.1), (values.requires_grad_(), weight.requires_grad_())
+    )
     cos, sin = (of.unsqueeze(1) for of in angles(torch.float64))
     query = draw(1, 2, 3, 8, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: Rotary.apply(x, cos, sin), (query,))
@@ -86,7 +108,8 @@ def test_what_is_asked_otherwise_is_left_to_the_model():
 
 
 @pytest.mark.parametrize(
-    ("kind", "norms", "files"), [("llama", 5, 1), ("qwen3", 9, 1), ("gemma", 0, 1), ("glm", 5, 0), ("gpt2", 0, 0)]
+    ("kind", "norms", "files"),
+    [("llama", 5, 1), ("qwen3", 9, 1), ("gemma", 0, 1), ("glm", 5, 0), ("gpt2", 0, 0)],
 )
 def test_parts_are_found_by_what_they_compute(kind, norms, files):
     """Gemma's norm multiplies by 1 + w; GLM turns neighbours instead of halves, and only a part of them."""

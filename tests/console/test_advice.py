@@ -1,4 +1,6 @@
-"""Advice can be followed: the flags that hints name exist, and the command with them is not refused as another artifact."""
+"""Advice can be followed: the flags that hints name exist, and the command with them is not refused as
+another artifact.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,20 @@ from cai_cli.prompting.hygiene import ADVICE, advice
 from cai_cli.rows.conversation import message
 from cai_cli.stages import imports, label, ppo, revise, sample, sft, train_pm
 
-FLAGS = {line.split()[-1] for line in Path(__file__).parents[1].joinpath("flags.txt").read_text().splitlines()}
+FLAGS = {
+    line.split()[-1] for line in Path(__file__).parents[1].joinpath("flags.txt").read_text().splitlines()
+}
 # Flags of other programs that hints name: launchers, `hf`, `jq` and the like.
-OTHERS = {"--use-fsdp", "--fsdp-version", "--multi", "--nproc-per-node", "--repo-type", "--use", "--fsdp", "--help"}
+OTHERS = {
+    "--use-fsdp",
+    "--fsdp-version",
+    "--multi",
+    "--nproc-per-node",
+    "--repo-type",
+    "--use",
+    "--fsdp",
+    "--help",
+}
 RESTART = "--if-changed restart"
 
 
@@ -29,13 +42,24 @@ def hints() -> list[tuple[str, str]]:
     for path in sorted(Path(cai_cli.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = {getattr(node, "id", None), getattr(getattr(node, "func", None), "id", None)}
-            told = isinstance(node, ast.Call) and names & {"UserError", "RunError", "RecordError", "RowKind", "FileKind"}
+            told = isinstance(node, ast.Call) and names & {
+                "UserError",
+                "RunError",
+                "RecordError",
+                "RowKind",
+                "FileKind",
+            }
             hint = isinstance(node, ast.Assign) and any(
-                isinstance(target, ast.Name) and target.id.lower() in {"hint", "hints", "advice", "learned_too_fast"}
+                isinstance(target, ast.Name)
+                and target.id.lower() in {"hint", "hints", "advice", "learned_too_fast"}
                 for target in node.targets
             )
             if told or hint:
-                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+                texts = [
+                    part.value
+                    for part in ast.walk(node)
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                ]
                 found += [(f"{path.name}:{node.lineno}", text) for text in texts if "--" in text]
     return found
 
@@ -43,11 +67,21 @@ def hints() -> list[tuple[str, str]]:
 def test_every_flag_that_an_error_names_exists():
     named = hints() + [(reason, step) for reason, steps in ADVICE.items() for step in steps]
     assert len(named) > 80
-    unknown = {(place, name) for place, text in named for name in FLAG.findall(text) if name not in FLAGS | OTHERS}
+    unknown = {
+        (place, name) for place, text in named for name in FLAG.findall(text) if name not in FLAGS | OTHERS
+    }
     assert unknown == set()
 
 
-STAGES = {"revise": revise, "sample": sample, "label": label, "sft": sft, "train-pm": train_pm, "ppo": ppo, "import": imports}
+STAGES = {
+    "revise": revise,
+    "sample": sample,
+    "label": label,
+    "sft": sft,
+    "train-pm": train_pm,
+    "ppo": ppo,
+    "import": imports,
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -74,10 +108,20 @@ def test_only_flags_that_make_another_artifact_restart_it(tmp_path):
     assert not is_begun(out) and with_restart("raise --max-new-tokens", options) == "raise --max-new-tokens"
     (tmp_path / "x.manifest.partial.json").write_text("{}")
     assert is_begun(out) and RESTART in str(with_restart("raise --max-new-tokens", options))
-    for free in ("--device cpu", "--dtype float32", "--max-reject-rate 1", "raise --limit", "see --config", "cai x --few-shot"):
+    for free in (
+        "--device cpu",
+        "--dtype float32",
+        "--max-reject-rate 1",
+        "raise --limit",
+        "see --config",
+        "cai x --few-shot",
+    ):
         assert with_restart(free, options) == free
     assert with_restart(None, options) is None
-    assert with_restart("--if-changed restart, and --attempts", options) == "--if-changed restart, and --attempts"
+    assert (
+        with_restart("--if-changed restart, and --attempts", options)
+        == "--if-changed restart, and --attempts"
+    )
     for name in ("cai.json", "cai.partial.json", "split.manifest.json", "split.manifest.partial.json"):
         folder = tmp_path / name.replace(".", "-")
         folder.mkdir()
@@ -110,7 +154,10 @@ def data(tmp_path_factory) -> Path:
 RUNS = {
     "sample": ("sample --prompts {data}/prompts.jsonl -n 1 --max-new-tokens 2", "--on-truncated keep"),
     "sft": ("sft --data {data}/samples.jsonl --num-train-epochs 9 --learning-rate 1e30", "--learning-rate"),
-    "train-pm": ("train-pm --comparisons {data}/comparisons.jsonl --num-train-epochs 9 --learning-rate 1e30", "--learning-rate"),
+    "train-pm": (
+        "train-pm --comparisons {data}/comparisons.jsonl --num-train-epochs 9 --learning-rate 1e30",
+        "--learning-rate",
+    ),
 }
 
 
@@ -121,7 +168,9 @@ def test_a_failed_run_with_what_it_advises_is_not_refused(cai: Cai, data, llama,
     typed = [*words.format(data=data).split(), "--model", str(llama), "--device", "cpu", "--out", str(out)]
     failed = cai(*typed)
     line = failed.stderr.splitlines()[-1]
-    assert failed.returncode == 1 and line.startswith("error: ") and advised in line and RESTART in line, failed.stderr
+    assert failed.returncode == 1 and line.startswith("error: ") and advised in line and RESTART in line, (
+        failed.stderr
+    )
     followed = advised.split() if stage == "sample" else [advised, "1e-5"]
     again = cai(*typed, *followed, *RESTART.split())
     assert again.returncode == 0 and out.exists(), again.stderr

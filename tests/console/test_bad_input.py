@@ -1,4 +1,6 @@
-"""Mistakes in what a command is given: one line that names the place and a next step, exit 2, earlier output intact."""
+"""Mistakes in what a command is given: one line that names the place and a next step, exit 2, earlier output
+intact.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ def put(path: Path, *rows: object) -> Path:
     ("content", "problem"),
     [
         (b'{"prompt": "q"}\n\n{"prompt": \n', "prompts.jsonl:3: not a JSON object"),
-        (b'{"prompt": "q"}\n{"promt": "r"}\n', "prompts.jsonl:2: field `prompt`: missing (fields here: promt)"),
+        (
+            b'{"prompt": "q"}\n{"promt": "r"}\n',
+            "prompts.jsonl:2: field `prompt`: missing (fields here: promt)",
+        ),
         (b'{"prompt": [{"role": "user"}]}\n', "prompts.jsonl:1: field `prompt[0].content`"),
         (b'{"prompt": "q"}\n{"prompt": "\xe9"}\n', "prompts.jsonl:2: not UTF-8 text"),
         (gzip.compress(b'{"prompt": "q"}\n' * 99, mtime=0)[:-20], "broken gzip data"),
@@ -62,9 +67,15 @@ def test_prompts(cai, tmp_path, model, command, content, problem):
 
 
 def test_a_missing_file_and_a_directory(cai, tmp_path, model):
-    for given, problem in ((tmp_path / "nix.jsonl", "nix.jsonl: no such file"), (model, "model: is a directory")):
+    for given, problem in (
+        (tmp_path / "nix.jsonl", "nix.jsonl: no such file"),
+        (model, "model: is a directory"),
+    ):
         mistake(cai("sample", "--model", model, "--prompts", given, "--out", tmp_path / "out.jsonl"), problem)
-    mistake(cai("split", tmp_path / "nix.jsonl", "--parts", "a=1", "--out", tmp_path / "o"), "nix.jsonl: no such file")
+    mistake(
+        cai("split", tmp_path / "nix.jsonl", "--parts", "a=1", "--out", tmp_path / "o"),
+        "nix.jsonl: no such file",
+    )
     mistake(cai("import", "hh-rlhf", tmp_path / "nix", "--out", tmp_path / "out.jsonl"), "nix: no such file")
 
 
@@ -84,7 +95,10 @@ def test_two_prompts_of_one_id(cai, tmp_path, model):
             "principles:\n- {id: a, critque: x, revision: y, comparison: z}",
             ["unknown field `critque`", "did you mean `critique`?"],
         ),
-        ("principles:\n- {id: a, revision: y, comparison: z}", ["principles[0]: field `critique`: missing or empty"]),
+        (
+            "principles:\n- {id: a, revision: y, comparison: z}",
+            ["principles[0]: field `critique`: missing or empty"],
+        ),
         ("principles: []", ["field `principles`"]),
         ("principles:\n- {id: a\n- b", ["mine.yaml:3: not valid YAML"]),
     ],
@@ -92,12 +106,30 @@ def test_two_prompts_of_one_id(cai, tmp_path, model):
 def test_constitutions(cai, tmp_path, model, prompts, text, parts):
     constitution = tmp_path / "mine.yaml"
     constitution.write_text(text)
-    words = ("--model", model, "--prompts", prompts, "--constitution", constitution, "--out", tmp_path / "out.jsonl")
+    words = (
+        "--model",
+        model,
+        "--prompts",
+        prompts,
+        "--constitution",
+        constitution,
+        "--out",
+        tmp_path / "out.jsonl",
+    )
     mistake(cai("revise", *words), "mine.yaml", *parts)
 
 
 def test_an_unknown_constitution_names_the_shipped_ones(cai, tmp_path, model, prompts):
-    words = ("--model", model, "--prompts", prompts, "--constitution", "articel", "--out", tmp_path / "out.jsonl")
+    words = (
+        "--model",
+        model,
+        "--prompts",
+        prompts,
+        "--constitution",
+        "articel",
+        "--out",
+        tmp_path / "out.jsonl",
+    )
     mistake(cai("revise", *words), "no constitution 'articel'", "article, humanity, thorough")
 
 
@@ -116,18 +148,32 @@ def test_directories_that_are_no_model(cai, tmp_path, prompts):
         (tmp_path / "nix", "nix: no such directory"),
         ("nix", "--model nix: no such directory"),
     ):
-        mistake(cai("sample", "--model", given, "--prompts", prompts, "--out", tmp_path / "out.jsonl"), problem)
+        mistake(
+            cai("sample", "--model", given, "--prompts", prompts, "--out", tmp_path / "out.jsonl"), problem
+        )
 
 
 def test_a_model_that_cannot_be_loaded(cai, tmp_path, model, prompts):
     done = cai("sample", "--model", model, "--prompts", prompts, "--out", tmp_path / "out.jsonl")
-    assert done.returncode == 2 and done.stderr.startswith(f"error: --model {model}: no usable tokenizer"), done.stderr
+    assert done.returncode == 2 and done.stderr.startswith(f"error: --model {model}: no usable tokenizer"), (
+        done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out.jsonl").exists()
 
 
 def test_sl_cai_is_not_its_own_judge(cai, tmp_path, prompts, helpful):
     copy = shutil.copytree(helpful, tmp_path / "another-name")
-    words = ["label", "--model", helpful, "--prompts", prompts, "--feedback-model", copy, "--out", tmp_path / "out.jsonl"]
+    words = [
+        "label",
+        "--model",
+        helpful,
+        "--prompts",
+        prompts,
+        "--feedback-model",
+        copy,
+        "--out",
+        tmp_path / "out.jsonl",
+    ]
     mistake(cai(*words), f"--feedback-model {copy}: holds the same weights", "--allow-self-judge")
     assert not (tmp_path / "out.jsonl.partial").exists()
 
@@ -138,7 +184,12 @@ def test_sl_cai_is_not_its_own_judge(cai, tmp_path, prompts, helpful):
 @pytest.mark.parametrize(
     ("command", "flag", "row", "problem"),
     [
-        ("train-pm", "--comparisons", {**COMPARISON, "probability": 0.3}, "field `probability`: expected a number in [0.5, 1]"),
+        (
+            "train-pm",
+            "--comparisons",
+            {**COMPARISON, "probability": 0.3},
+            "field `probability`: expected a number in [0.5, 1]",
+        ),
         ("train-pm", "--comparisons", SAMPLE, "is a row of samples, and comparisons are taken here"),
         ("sft", "--data", {**SAMPLE, "finish_reason": None}, "field `finish_reason`"),
         ("sft", "--data", {**SAMPLE, "rounds": []}, "field `rounds`"),

@@ -32,7 +32,11 @@ def all_flags() -> list[str]:
     return lines
 
 
-COMMANDS = sorted({line.rsplit(" ", 1)[0] for line in FLAGS.read_text().splitlines() if " " in line}) if FLAGS.exists() else []
+COMMANDS = (
+    sorted({line.rsplit(" ", 1)[0] for line in FLAGS.read_text().splitlines() if " " in line})
+    if FLAGS.exists()
+    else []
+)
 
 
 # Help
@@ -54,8 +58,13 @@ def test_help_answers_without_heavy_imports(command):
 
 
 def test_a_mistake_is_told_without_heavy_imports(tmp_path):
-    for words in (["sample", "--nix"], ["sample", "--model", tmp_path, "--prompts", "nix", "--out", tmp_path / "x.jsonl"]):
-        done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, words)], capture_output=True, text=True, check=False)
+    for words in (
+        ["sample", "--nix"],
+        ["sample", "--model", tmp_path, "--prompts", "nix", "--out", tmp_path / "x.jsonl"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *map(str, words)], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0 and done.stderr.startswith("error: "), done.stderr
 
 
@@ -72,7 +81,10 @@ def test_console_scripts_are_the_same_command():
         script = Path(sys.executable).with_name(name)
         if not script.exists():
             pytest.skip("the package is not installed here")
-        assert "Usage: cai" in subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+        assert (
+            "Usage: cai"
+            in subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+        )
 
 
 # Mistakes
@@ -91,8 +103,14 @@ def test_console_scripts_are_the_same_command():
         (["lineage", "x", "more"], ["unexpected extra argument", "more"]),
         (["constitution", "shwo"], ["No such command 'shwo'", "see `cai constitution --help`"]),
         (["import", "hh", "x", "--out", "x.jsonl"], ["'hh' is not one of 'hh-rlhf'"]),
-        (["import", "red-team", "x", "--to", "revisions", "--out", "x.jsonl"], ["--to revisions: red-team makes prompts"]),
-        (["label", "--feedback-model", "x", "--out", "x.jsonl"], ["give either --prompts (with --model) or --pairs"]),
+        (
+            ["import", "red-team", "x", "--to", "revisions", "--out", "x.jsonl"],
+            ["--to revisions: red-team makes prompts"],
+        ),
+        (
+            ["label", "--feedback-model", "x", "--out", "x.jsonl"],
+            ["give either --prompts (with --model) or --pairs"],
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(cai, words, parts):
@@ -135,7 +153,9 @@ def test_a_config_gives_flags_and_the_command_line_wins(cai, tmp_path, prompts):
 
 def test_a_single_value_serves_a_repeatable_flag(cai, tmp_path, prompts):
     config = tmp_path / "sample.yaml"
-    config.write_text(f"model: {tmp_path / 'nix'}\nprompts: {prompts}\nout: {tmp_path / 'out.jsonl'}\nnum_samples: 1\n")
+    config.write_text(
+        f"model: {tmp_path / 'nix'}\nprompts: {prompts}\nout: {tmp_path / 'out.jsonl'}\nnum_samples: 1\n"
+    )
     mistake(cai("sample", "--config", config), f"{config}: --model {tmp_path / 'nix'}: no such directory")
     line = mistake(cai("sample", "--config", config, "--model", "nix/"), "--model nix/: no such directory")
     assert "sample.yaml" not in line
@@ -167,7 +187,9 @@ def test_a_config_takes_flags_by_their_names_and_one_value_for_several(cai, tmp_
     config = tmp_path / "one.yaml"
     config.write_text("from: 2\nlimit: 1")
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": [{"role": "user", "content": f"q{n}"}]}) + "\n" for n in range(3)))
+    rows.write_text(
+        "".join(json.dumps({"prompt": [{"role": "user", "content": f"q{n}"}]}) + "\n" for n in range(3))
+    )
     shown = cai("inspect", rows, "--config", config)
     assert shown.returncode == 0 and shown.stdout.startswith("row 2"), shown.stderr
     config.write_text(f"prompts: {prompts}\nparts: a=1")
@@ -200,13 +222,18 @@ def test_a_full_disk_is_one_line(cai, tmp_path):
     prompts = tmp_path / "p.txt"
     prompts.write_text("one\ntwo\n")
     done = cai("split", prompts, "--parts", "a=1", "--out", tmp_path / "file/deeper")
-    assert done.returncode == 1 and "Not a directory" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.returncode == 1 and "Not a directory" in done.stderr and len(done.stderr.splitlines()) == 1, (
+        done.stderr
+    )
 
 
 def test_paths_are_told_as_they_are(cai, tmp_path):
     """Neither rich's markup nor its emoji codes nor its width change what a message says."""
     name = "a:smile:[bold]" + "long" * 40 + ".jsonl"
-    mistake(cai("split", tmp_path / name, "--parts", "a=1", "--out", tmp_path / "out"), f"{tmp_path / name}: no such file")
+    mistake(
+        cai("split", tmp_path / name, "--parts", "a=1", "--out", tmp_path / "out"),
+        f"{tmp_path / name}: no such file",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Whatever is in a name, a file or a model's text, what a person is shown cannot steer the terminal, and an error is one line."""
+"""Whatever is in a name, a file or a model's text, what a person is shown cannot steer the terminal, and an
+error is one line.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from cai_cli.rows.conversation import message
 # A colour, the 8-bit form of the same, text turned round, a line's end, a bell, and what no terminal shows.
 BAD = "\x1b[31mred\x9b0m\u202etxt\r\nerror: forged\x07\u200b"
 SAID = "\\x1b[31mred\\x9b0m\\u202etxt"
-STEERS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), 0x200B, 0x202E, 0x2028, 0x2066, 0xFEFF, 0xE0041)]
+STEERS = [
+    chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), 0x200B, 0x202E, 0x2028, 0x2066, 0xFEFF, 0xE0041)
+]
 
 
 def unharmed(text: str) -> None:
@@ -53,7 +57,11 @@ def test_names_of_files_fields_and_ids(cai, tmp_path, prompts):
 
 
 def test_options_and_arguments_of_typers_own_mistakes(cai, tmp_path, prompts):
-    for words in ((BAD,), ("split", prompts, f"--{BAD}"), ("split", prompts, "--parts", "a=1", "--out", "o", "--seed", BAD)):
+    for words in (
+        (BAD,),
+        ("split", prompts, f"--{BAD}"),
+        ("split", prompts, "--parts", "a=1", "--out", "o", "--seed", BAD),
+    ):
         said(cai(*words))
     said(cai("split", prompts, "--parts", f"{BAD}=x", "--out", tmp_path / "out"))
 
@@ -76,7 +84,9 @@ def test_keys_of_configurations_and_principles(cai, tmp_path, prompts):
 
 def test_an_error_is_short_and_keeps_its_next_step(cai, tmp_path, prompts, capsys):
     field = put(tmp_path / "field.jsonl", {"start" + "x" * 5000 + "end": 1})
-    line = mistake(cai("split", field, "--parts", "a=1", "--out", tmp_path / "out"), "…", "give prompt, messages")
+    line = mistake(
+        cai("split", field, "--parts", "a=1", "--out", tmp_path / "out"), "…", "give prompt, messages"
+    )
     assert len(line) == LONGEST and "start" in line
     assert len(mistake(cai("split", prompts, "--" + "y" * 3000), "…", "see `cai split --help`")) <= LONGEST
     fail("m" * 2000, "h" * 2000)
@@ -89,21 +99,42 @@ def test_an_error_is_short_and_keeps_its_next_step(cai, tmp_path, prompts, capsy
 
 def test_lines_that_an_old_terminal_cannot_show_are_short_too(tmp_path):
     """What is spelled out for its encoding counts."""
-    command = [sys.executable, "-m", "cai_cli", "split", f"{tmp_path}/{'é' * 100}", "--parts", "a=1", "--out", "x"]
+    command = [
+        sys.executable,
+        "-m",
+        "cai_cli",
+        "split",
+        f"{tmp_path}/{'é' * 100}",
+        "--parts",
+        "a=1",
+        "--out",
+        "x",
+    ]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([*command, "--" + "ü" * 900], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and len(done.stderr) <= LONGEST + 1 and done.stderr.isascii() and "\\u2026" in done.stderr
+    done = subprocess.run(
+        [*command, "--" + "ü" * 900], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (
+        done.returncode == 2
+        and len(done.stderr) <= LONGEST + 1
+        and done.stderr.isascii()
+        and "\\u2026" in done.stderr
+    )
 
 
 def test_names_that_are_no_text(cai, tmp_path, prompts):
     """A file's name may hold any bytes; they come as halves of surrogate pairs."""
     odd = shutil.copy(prompts, os.fsencode(tmp_path) + b"/\xff.jsonl")
-    missing = mistake(cai("split", os.fsdecode(os.fsencode(tmp_path) + b"/\xfe"), "--parts", "a=1", "--out", tmp_path / "o"))
+    missing = mistake(
+        cai("split", os.fsdecode(os.fsencode(tmp_path) + b"/\xfe"), "--parts", "a=1", "--out", tmp_path / "o")
+    )
     assert "\\udcfe: no such file" in missing
     done = cai("split", os.fsdecode(odd), "--parts", "a=1", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     tree = cai("lineage", tmp_path / "out" / "a.jsonl")
-    assert tree.returncode == 0 and "\\udcff.jsonl" in tree.stdout and "stale" not in tree.stdout + tree.stderr, tree
+    assert (
+        tree.returncode == 0 and "\\udcff.jsonl" in tree.stdout and "stale" not in tree.stdout + tree.stderr
+    ), tree
 
 
 def test_all_ways_to_say_a_thing(capsys):
@@ -123,7 +154,9 @@ def test_all_ways_to_say_a_thing(capsys):
 
 @pytest.mark.parametrize("character", [*STEERS, "\ud800", "\x85", "\u2029", "\u2069", "\u061c", "\U000e0101"])
 def test_each_character_that_steers_is_spelled_out(character):
-    assert visible(f"a{character}b").isprintable() and visible(f"a{character}b") == visible(visible(f"a{character}b"))
+    assert visible(f"a{character}b").isprintable() and visible(f"a{character}b") == visible(
+        visible(f"a{character}b")
+    )
 
 
 def test_what_is_printed_to_be_read(cai, tmp_path, prompts, llama):
@@ -132,19 +165,33 @@ def test_what_is_printed_to_be_read(cai, tmp_path, prompts, llama):
     shown = cai("inspect", rows)
     assert shown.returncode == 0 and "\\x1b[31m" in shown.stdout, shown.stderr
     unharmed(shown.stdout)
-    rejects = put(tmp_path / "r.jsonl", {"id": "x", "reason": BAD, "detail": BAD, "line": BAD, "row": {BAD: BAD}})
+    rejects = put(
+        tmp_path / "r.jsonl", {"id": "x", "reason": BAD, "detail": BAD, "line": BAD, "row": {BAD: BAD}}
+    )
     shown = cai("inspect", rejects)
     assert shown.returncode == 0, shown.stderr
     unharmed(shown.stdout)
 
     own = tmp_path / "own.yaml"
-    own.write_text("principles:\n- {id: a, critique: turned \u202e round, revision: é, comparison: d}\n", encoding="utf-8")
+    own.write_text(
+        "principles:\n- {id: a, critique: turned \u202e round, revision: é, comparison: d}\n",
+        encoding="utf-8",
+    )
     shown = cai("constitution", "show", own)
     assert shown.returncode == 0 and "turned \\u202e round, revision: é" in shown.stdout
     attempts = put(tmp_path / "attempts.jsonl", {"transcript": f"\n\nHuman: {BAD}\n\nAssistant: no"})
     for words in (
         ("import", "red-team", attempts, "--out", tmp_path / "dry.jsonl", "--dry-run"),
-        ("sample", "--model", llama, "--prompts", put(tmp_path / "p.jsonl", {"prompt": BAD}), "--out", "d.jsonl", "--dry-run"),
+        (
+            "sample",
+            "--model",
+            llama,
+            "--prompts",
+            put(tmp_path / "p.jsonl", {"prompt": BAD}),
+            "--out",
+            "d.jsonl",
+            "--dry-run",
+        ),
     ):
         shown = cai(*words, cwd=tmp_path)
         assert shown.returncode == 0 and "forged" in shown.stdout, shown.stderr

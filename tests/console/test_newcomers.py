@@ -1,4 +1,6 @@
-"""What somebody new types wrongly: each line ends in one error line that names the fix, before anything is written."""
+"""What somebody new types wrongly: each line ends in one error line that names the fix, before anything is
+written.
+"""
 
 from __future__ import annotations
 
@@ -126,9 +128,15 @@ def place(tmp_path_factory) -> Path:
     pair = {"probability": 0.9, "origin": "human", "chosen": reply}
     files = {
         "prompts.jsonl": [{"prompt": turns} for turns in asked],
-        "samples.jsonl": [{"id": f"{n}/0", "prompt": turns, "completion": reply} for n, turns in enumerate(asked)],
-        "comparisons.jsonl": [{"id": f"{n}", "prompt": turns, "rejected": other, **pair} for n, turns in enumerate(asked)],
-        "twice.jsonl": [{"id": f"{n}", "prompt": turns, "rejected": reply, **pair} for n, turns in enumerate(asked)],
+        "samples.jsonl": [
+            {"id": f"{n}/0", "prompt": turns, "completion": reply} for n, turns in enumerate(asked)
+        ],
+        "comparisons.jsonl": [
+            {"id": f"{n}", "prompt": turns, "rejected": other, **pair} for n, turns in enumerate(asked)
+        ],
+        "twice.jsonl": [
+            {"id": f"{n}", "prompt": turns, "rejected": reply, **pair} for n, turns in enumerate(asked)
+        ],
         "empty.jsonl": [],
     }
     for name, rows in files.items():
@@ -143,7 +151,18 @@ def place(tmp_path_factory) -> Path:
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
-    words = ("--max-new-tokens", 4, "--on-truncated", "keep", "-n", 1, "--shard", "0/2", "--out", "part.0.jsonl")
+    words = (
+        "--max-new-tokens",
+        4,
+        "--on-truncated",
+        "keep",
+        "-n",
+        1,
+        "--shard",
+        "0/2",
+        "--out",
+        "part.0.jsonl",
+    )
     for done in (
         run_cai("sample", "--model", "lm", "--prompts", "prompts.jsonl", *words, cwd=folder),
         run_cai("split", "prompts.jsonl", "--parts", "sft=0.5,rl=0.5", "--out", "splits", cwd=folder),

@@ -1,4 +1,6 @@
-"""Readers that have gone, a full disk behind stdout, streams that are closed: quiet or one line, and the work goes on."""
+"""Readers that have gone, a full disk behind stdout, streams that are closed: quiet or one line, and the work
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,19 @@ def shell(line: str, *words: object) -> subprocess.CompletedProcess[str]:
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("streams")
     put(folder / "prompts.jsonl", *({"prompt": [message("user", f"question {n} " * 20)]} for n in range(500)))
-    put(folder / "attempts.jsonl", *({"transcript": f"\n\nHuman: attempt {n}\n\nAssistant: no"} for n in range(900)))
+    put(
+        folder / "attempts.jsonl",
+        *({"transcript": f"\n\nHuman: attempt {n}\n\nAssistant: no"} for n in range(900)),
+    )
     return folder
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", "sft --help", "constitution show article", "inspect {}/prompts.jsonl"])
-@pytest.mark.parametrize("line", ['"$@" | true; exit ${PIPESTATUS[0]}', '"$@" >&-', '"$@" | head -c 1 >/dev/null'])
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", "sft --help", "constitution show article", "inspect {}/prompts.jsonl"]
+)
+@pytest.mark.parametrize(
+    "line", ['"$@" | true; exit ${PIPESTATUS[0]}', '"$@" >&-', '"$@" | head -c 1 >/dev/null']
+)
 def test_output_that_nobody_reads_is_quiet(world, words, line):
     done = shell(line, *words.replace("{}", str(world)).split())
     assert done.returncode in (0, 141) and done.stderr == "", done
@@ -49,7 +58,12 @@ def test_rows_for_a_reader_that_has_gone(world):
 
 
 def test_a_full_disk_behind_stdout(cai, world, tmp_path):
-    for words in ("--help", "--version", "constitution show article", f"import red-team {world}/attempts.jsonl --out -"):
+    for words in (
+        "--help",
+        "--version",
+        "constitution show article",
+        f"import red-team {world}/attempts.jsonl --out -",
+    ):
         done = shell('"$@" >/dev/full', *words.split())
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
         assert f"No space left on device — {ROOM}" in done.stderr
@@ -58,11 +72,15 @@ def test_a_full_disk_behind_stdout(cai, world, tmp_path):
     assert done.returncode in (1, 2) and len(done.stderr.splitlines()) == 1, done.stderr
 
 
-@pytest.mark.parametrize("line", ['"$@" 2>&-', '"$@" 2>/dev/full', '"$@" 2>&1 >&3 3>&- | true', '"$@" >&- 2>&-'])
+@pytest.mark.parametrize(
+    "line", ['"$@" 2>&-', '"$@" 2>/dev/full', '"$@" 2>&1 >&3 3>&- | true', '"$@" >&- 2>&-']
+)
 def test_work_goes_on_where_nobody_listens(world, tmp_path, line):
     """Neither is the talk mixed into the rows, nor does it stop the work."""
     out = tmp_path / "rows.jsonl"
     done = shell(f"exec 3>&1; {line}", "import", "red-team", world / "attempts.jsonl", "--out", out)
     assert done.stdout == "" and len(list(read_rows(out))) == 900, done
     streamed = shell('2>&- exec "$@"', "import", "red-team", world / "attempts.jsonl", "--out", "-")
-    assert [json.loads(row)["id"] for row in streamed.stdout.splitlines()] == [row["id"] for _, row in read_rows(out)]
+    assert [json.loads(row)["id"] for row in streamed.stdout.splitlines()] == [
+        row["id"] for _, row in read_rows(out)
+    ]

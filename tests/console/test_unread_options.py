@@ -1,4 +1,6 @@
-"""Options that nothing would read are refused where they are given, and runs that can only repeat or learn nothing."""
+"""Options that nothing would read are refused where they are given, and runs that can only repeat or learn
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ STAGES = {
 
 
 def needs_of(stage: str) -> dict[str, tuple[str, ...]]:
-    return {name: others for kind in STAGES[stage].Options.__mro__ for name, others in vars(kind).get("NEEDS", {}).items()}
+    return {
+        name: others
+        for kind in STAGES[stage].Options.__mro__
+        for name, others in vars(kind).get("NEEDS", {}).items()
+    }
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -65,7 +71,9 @@ def test_an_option_that_nothing_reads_is_a_mistake(cai: Cai, words, told):
 
 
 def test_an_option_that_is_read_is_none(cai: Cai, tmp_path):
-    """With what it needs, each of them goes on to the next check, of the model, also where a file gives one of the two."""
+    """With what it needs, each of them goes on to the next check, of the model, also where a file gives one
+    of the two.
+    """
     config = tmp_path / "lora.yaml"
     config.write_text("lora: true\nlora-r: 8\n")
     for words in (
@@ -95,10 +103,16 @@ def test_the_flag_pattern_takes_whole_flags():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("sft --model ./lm --data x --data x:0.5 --out y", "--data x:0.5: is named twice — name it once; x:2 counts it twice"),
+        (
+            "sft --model ./lm --data x --data x:0.5 --out y",
+            "--data x:0.5: is named twice — name it once; x:2 counts it twice",
+        ),
         ("train-pm --model ./lm --comparisons x --comparisons x --out y", "--comparisons x: is named twice"),
         ("ppo --model ./lm --pm ./pm --prompts x:1 --prompts x --out y", "--prompts x: is named twice"),
-        ("ppo --model ./lm --pm ./pm --prompts x --eval-prompts x --out y", "--model ./lm: no such directory"),
+        (
+            "ppo --model ./lm --pm ./pm --prompts x --eval-prompts x --out y",
+            "--model ./lm: no such directory",
+        ),
     ],
 )
 def test_a_file_that_is_named_twice_is_a_mistake(cai: Cai, words, told):
@@ -110,8 +124,13 @@ def test_a_file_that_is_named_twice_is_a_mistake(cai: Cai, words, told):
 
 
 def test_several_texts_at_temperature_0_are_a_mistake(cai: Cai):
-    for words in ("sample --model lm --prompts x --out y.jsonl", "revise --model lm --prompts x --out y.jsonl -n 2"):
-        mistake(cai(*words.split(), "--temperature", 0), "draws the same text each time", "give --num-samples 1")
+    for words in (
+        "sample --model lm --prompts x --out y.jsonl",
+        "revise --model lm --prompts x --out y.jsonl -n 2",
+    ):
+        mistake(
+            cai(*words.split(), "--temperature", 0), "draws the same text each time", "give --num-samples 1"
+        )
     words = "label --model a --prompts x --feedback-model b --out y.jsonl --temperature 0"
     assert "--num-samples 1" not in mistake(cai(*words.split()), "give a --temperature above 0")
     words = "evaluate hhh x --model lm --out y.json --cot --cot-samples 5 --rationale-temperature 0"
@@ -140,12 +159,26 @@ def put(path: Path, *rejected: str) -> Path:
 def test_pairs_of_one_text_are_rejected_by_name(cai: Cai, llama, tmp_path):
     """A run in which the rate never comes up says so as well: a warning, in the manifest too."""
     rows = put(tmp_path / "rows.jsonl", "Mix it.", "No.", "Never.", "mix it.", "Mix it.", "Why?", "Go.")
-    words = ("train-pm", "--model", llama, "--comparisons", rows, "--held-out", 0, "--warmup-steps", 9, "--device", "cpu")
+    words = (
+        "train-pm",
+        "--model",
+        llama,
+        "--comparisons",
+        rows,
+        "--held-out",
+        0,
+        "--warmup-steps",
+        9,
+        "--device",
+        "cpu",
+    )
     done = cai(*words, "--out", tmp_path / "pm")
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "pm" / "cai.json").read_text())
     assert manifest["counts"] == {"in": 7, "out": 5, "rejected": {"identical_replies": 2}}
-    assert [json.loads(line)["id"] for line in (tmp_path / "pm" / "rejects.jsonl").read_text().splitlines()] == ["0", "4"]
+    assert [
+        json.loads(line)["id"] for line in (tmp_path / "pm" / "rejects.jsonl").read_text().splitlines()
+    ] == ["0", "4"]
     assert manifest["warnings"] == ["--warmup-steps 9 of 1 steps: the learning rate never came to its peak"]
     assert "never came to its peak" in done.stderr
 
@@ -163,7 +196,9 @@ def test_prompts_that_are_held_out_and_trained_on_are_told():
 
 
 def test_a_judge_that_reads_the_position_is_told_in_any_order():
-    assert label_cautions(0.0, None, 0.97) == ["the judge gives 97% to the first option on average: it reads the position"]
+    assert label_cautions(0.0, None, 0.97) == [
+        "the judge gives 97% to the first option on average: it reads the position"
+    ]
     assert label_cautions(0.0, None, 0.03) != [] == label_cautions(0.0, None, 0.6)
     assert len(label_cautions(0.0, 1.0, 0.97)) == 1
     assert label_cautions(0.0, 0.2, 0.97) == []

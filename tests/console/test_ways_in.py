@@ -1,4 +1,6 @@
-"""Ways into the command: prompts over stdin, folders named for files, shares of a split, the machine, completion."""
+"""Ways into the command: prompts over stdin, folders named for files, shares of a split, the machine,
+completion.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ def piped(content: bytes | str, *words: object, **variables: str) -> subprocess.
     """The command with something over stdin."""
     content = content.encode() if isinstance(content, str) else content
     done = subprocess.run(
-        [*PYTHON, *map(str, words)], input=content, capture_output=True, check=False, env={**os.environ, **variables}
+        [*PYTHON, *map(str, words)],
+        input=content,
+        capture_output=True,
+        check=False,
+        env={**os.environ, **variables},
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -47,12 +53,29 @@ def rows(path: Path) -> list[dict]:
 def test_prompts_come_over_stdin_as_from_a_file(tmp_path, content):
     done = piped(content, "split", "-", "--parts", "all=1", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [row["prompt"][0]["content"] for row in rows(tmp_path / "all.jsonl")] == ["How do I bake?", "How do I cook?"]
+    assert [row["prompt"][0]["content"] for row in rows(tmp_path / "all.jsonl")] == [
+        "How do I bake?",
+        "How do I cook?",
+    ]
 
 
 def test_what_came_over_stdin_is_known_by_its_content(cai: Cai, llama, tmp_path):
     out = tmp_path / "s.jsonl"
-    words = ("sample", "--model", llama, "--prompts", "-", "-n", 1, "--max-new-tokens", 3, "--on-truncated", "keep", "--out", out)
+    words = (
+        "sample",
+        "--model",
+        llama,
+        "--prompts",
+        "-",
+        "-n",
+        1,
+        "--max-new-tokens",
+        3,
+        "--on-truncated",
+        "keep",
+        "--out",
+        out,
+    )
     assert piped(LINES, *words).returncode == 0
     file = tmp_path / "p.txt"
     file.write_text(LINES)
@@ -66,14 +89,23 @@ def test_what_came_over_stdin_is_known_by_its_content(cai: Cai, llama, tmp_path)
 
 
 def test_a_broken_row_over_stdin_is_named_by_its_line():
-    mistake(piped('{"prompt": "a"}\n{"prmpt": "b"}\n', "split", "-", "--parts", "a=1", "--out", "x"), "<stdin>:2: field `prompt`")
+    mistake(
+        piped('{"prompt": "a"}\n{"prmpt": "b"}\n', "split", "-", "--parts", "a=1", "--out", "x"),
+        "<stdin>:2: field `prompt`",
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("sample --model ./lm --prompts - --prompts - --out x.jsonl", "--prompts -: stdin is there once, and named 2 times"),
-        ("ppo --model ./lm --pm ./pm --prompts -:2 --eval-prompts - --out x", "--eval-prompts -: stdin is there once"),
+        (
+            "sample --model ./lm --prompts - --prompts - --out x.jsonl",
+            "--prompts -: stdin is there once, and named 2 times",
+        ),
+        (
+            "ppo --model ./lm --pm ./pm --prompts -:2 --eval-prompts - --out x",
+            "--eval-prompts -: stdin is there once",
+        ),
         ("sft --model ./lm --data - --out x", "--data -: only prompts are read from stdin"),
         ("score --pm ./pm - --out x.jsonl", "--file -: only prompts are read from stdin"),
         ("split - --parts a=1 --out x", "stdin is empty"),
@@ -106,19 +138,34 @@ def test_a_folder_in_place_of_a_file_says_what_is_in_it(cai: Cai, tmp_path):
     (tmp_path / "data" / "deep").mkdir(parents=True)
     (tmp_path / "data" / "deep" / "p.parquet").write_text("")
     (tmp_path / "none").mkdir()
-    for name in ("a.jsonl", "b.txt", "c.jsonl.gz", "a.rejects.jsonl", "a.manifest.json", "metrics.jsonl", "x.png"):
+    for name in (
+        "a.jsonl",
+        "b.txt",
+        "c.jsonl.gz",
+        "a.rejects.jsonl",
+        "a.manifest.json",
+        "metrics.jsonl",
+        "x.png",
+    ):
         (tmp_path / "lm" / name).write_text("")
     for folder, told in (
         ("lm", "name a file in it: a.jsonl, b.txt, c.jsonl.gz"),
         ("data", "name a file below it, such as deep/p.parquet"),
         ("none", "there is none of rows in it"),
     ):
-        line = mistake(cai("split", folder, "--parts", "a=1", "--out", "x", cwd=tmp_path), f"{folder}: is a directory", told)
+        line = mistake(
+            cai("split", folder, "--parts", "a=1", "--out", "x", cwd=tmp_path),
+            f"{folder}: is a directory",
+            told,
+        )
         assert "manifest" not in line and "tokenizer" not in line
     for name in ("a.jsonl", "b.txt", "c.jsonl.gz"):
         (tmp_path / "lm" / name).unlink()
     mistake(cai("split", "lm", "--parts", "a=1", "--out", "x", cwd=tmp_path), "it holds a model", "--model")
-    line = mistake(cai(*["sample", "--model", ".", "--prompts", "x", "--out", "y.jsonl"], cwd=tmp_path), "no config.json in it")
+    line = mistake(
+        cai(*["sample", "--model", ".", "--prompts", "x", "--out", "y.jsonl"], cwd=tmp_path),
+        "no config.json in it",
+    )
     assert "name a model below it, such as lm" in line
 
 
@@ -167,7 +214,10 @@ def test_env_tells_the_machine_and_no_secrets(cai: Cai, monkeypatch):
     assert found["cai_cli"] == __version__ and found["cores"] >= 1
     assert found["libraries"]["torch"][0].isdigit() and found["devices"][0].startswith("cpu")
     assert found["settings"]["HF_ENDPOINT"] == "https://hub.example"
-    assert found["settings"]["ACCELERATE_MIXED_PRECISION"] == "bf16" and found["settings"]["HF_HUB_OFFLINE"] == "1"
+    assert (
+        found["settings"]["ACCELERATE_MIXED_PRECISION"] == "bf16"
+        and found["settings"]["HF_HUB_OFFLINE"] == "1"
+    )
     for name in ("memory", "disk", "cache", "libraries", "devices", "settings"):
         assert f"\n{name}:" in lines.stdout
 
@@ -191,12 +241,25 @@ finally:
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("cai sa", "sample"), ("cai sft --lo", "--lora-r"), ("cai evaluate ", "hhh"), ("cai sft --quantize ", "4bit")],
+    [
+        ("cai sa", "sample"),
+        ("cai sft --lo", "--lora-r"),
+        ("cai evaluate ", "hhh"),
+        ("cai sft --quantize ", "4bit"),
+    ],
 )
 def test_completion_offers_commands_flags_and_values(typed, offered):
-    variables = {"_CAI_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split(" ")) - 1)}
+    variables = {
+        "_CAI_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split(" ")) - 1),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", COMPLETE], capture_output=True, text=True, check=True, env={**os.environ, **variables}
+        [sys.executable, "-c", COMPLETE],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **variables},
     )
     assert offered in done.stdout.split() and done.stderr == ""
 
@@ -205,7 +268,9 @@ def test_completion_is_installed_for_the_shell(cai: Cai, tmp_path):
     assert "--install-completion" in cai("--help").stdout and "--show-completion" in cai("--help").stdout
     command = ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-c", COMPLETE]
     home = {**os.environ, "HOME": str(tmp_path)}
-    shown = subprocess.run([*command, "--show-completion"], capture_output=True, text=True, check=True, env=home).stdout
+    shown = subprocess.run(
+        [*command, "--show-completion"], capture_output=True, text=True, check=True, env=home
+    ).stdout
     subprocess.run([*command, "--install-completion"], capture_output=True, check=True, env=home)
     assert "_CAI_COMPLETE=complete_bash" in shown
     assert (tmp_path / ".bash_completions" / "cai.sh").read_text().strip() == shown.strip()

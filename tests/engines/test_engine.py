@@ -1,4 +1,6 @@
-"""The transformers engine: keyed sampling by inverse CDF, texts that no batch changes, stops, and exact option scores."""
+"""The transformers engine: keyed sampling by inverse CDF, texts that no batch changes, stops, and exact
+option scores.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ REQUESTS = [
 
 def open_model(path: str, **settings) -> TransformersEngine:
     tokenizer = load_tokenizer(path)
-    return TransformersEngine(load_lm(path, "cpu", tokenizer=tokenizer), tokenizer, EngineSettings(**settings))
+    return TransformersEngine(
+        load_lm(path, "cpu", tokenizer=tokenizer), tokenizer, EngineSettings(**settings)
+    )
 
 
 def change(engine: TransformersEngine, **settings) -> None:
@@ -56,7 +60,9 @@ def tiny(request, tmp_path_factory):
 
 
 def chat(count: int = len(REQUESTS), max_new_tokens: int = 40) -> list[Request]:
-    return [Request([message("user", text)], key(0, n), max_new_tokens) for n, text in enumerate(REQUESTS[:count])]
+    return [
+        Request([message("user", text)], key(0, n), max_new_tokens) for n, text in enumerate(REQUESTS[:count])
+    ]
 
 
 # Drawing one token
@@ -87,7 +93,9 @@ def test_temperature_scales_the_distribution():
 
 
 def test_samples_follow_the_softmax():
-    """Pearson's chi-square over 12 tokens and 20 000 keys; its 99.9th percentile at 11 degrees of freedom is 31.3."""
+    """Pearson's chi-square over 12 tokens and 20 000 keys; its 99.9th percentile at 11 degrees of freedom is
+    31.3.
+    """
     row = torch.tensor([0.3, -1.0, 2.0, 0.0, 1.1, -2.5, 0.7, 0.2, -0.4, 1.6, -0.9, 0.5])
     count = 20_000
     draws = uniforms([key("chi", n) for n in range(count)], 1, CPU)[:, 0]
@@ -115,7 +123,13 @@ def small(architecture: str):
     import transformers
 
     tokenizer = load_tokenizer(str(checkpoint("helpful-only")))
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": 2}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+    }
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "head_dim": 8}
     more = {
         "Llama": heads,
@@ -145,9 +159,13 @@ def small(architecture: str):
     return TransformersEngine(model.eval(), tokenizer, EngineSettings(temperature=0, batch_size=8))
 
 
-@pytest.mark.parametrize("architecture", ["Llama", "Mistral", "Gemma2", "Lfm2", "Mamba", "GPTNeoX", "DeepseekV3"])
+@pytest.mark.parametrize(
+    "architecture", ["Llama", "Mistral", "Gemma2", "Lfm2", "Mamba", "GPTNeoX", "DeepseekV3"]
+)
 def test_every_sort_of_cache_gives_transformers_own_greedy_texts(architecture):
-    """Rows of other lengths that end at other times, a start that all share: full and sliding attention, recurrent states."""
+    """Rows of other lengths that end at other times, a start that all share: full and sliding attention,
+    recurrent states.
+    """
     engine = small(architecture)
     prompts = [f"How do I {'water a daisy ' * n}?" for n in (1, 5, 3, 9, 2)]
     for some in (prompts, [DEMONSTRATION + prompt for prompt in prompts], [prompts[0]] * 4):
@@ -155,14 +173,19 @@ def test_every_sort_of_cache_gives_transformers_own_greedy_texts(architecture):
         for request, completion in zip(requests, engine.generate(requests), strict=True):
             ids = torch.tensor([completion.prompt_ids])
             plain = engine.model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_new_tokens, do_sample=False
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=request.max_new_tokens,
+                do_sample=False,
             )
             assert completion.token_ids == plain[0, ids.size(1) :].tolist()
             assert len(set(completion.token_ids)) > 1 or request.max_new_tokens < 8
 
 
 def test_a_start_that_all_share_is_computed_once(helpful):
-    requests = [Request(DEMONSTRATION * 6 + text, key("shared", n), 1) for n, text in enumerate(REQUESTS[:20])]
+    requests = [
+        Request(DEMONSTRATION * 6 + text, key("shared", n), 1) for n, text in enumerate(REQUESTS[:20])
+    ]
     helpful.generate(requests)  # the first time the architecture is tried
     fed = []
     hook = helpful.model.register_forward_pre_hook(
@@ -210,7 +233,11 @@ def test_logprobs_are_those_of_a_teacher_forced_forward(helpful):
         ids = torch.tensor([completion.prompt_ids + completion.token_ids])
         with torch.no_grad():
             logits = helpful.model(ids).logits[0, len(completion.prompt_ids) - 1 : -1]
-        expected = torch.log_softmax(logits / 0.7, -1).gather(-1, ids[0, len(completion.prompt_ids) :, None]).squeeze(-1)
+        expected = (
+            torch.log_softmax(logits / 0.7, -1)
+            .gather(-1, ids[0, len(completion.prompt_ids) :, None])
+            .squeeze(-1)
+        )
         assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
@@ -220,7 +247,9 @@ def test_temperature_0_is_transformers_own_greedy_search(helpful):
     change(helpful, temperature=1.0)
     for completion in completions:
         ids = torch.tensor([completion.prompt_ids])
-        output = helpful.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+        output = helpful.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False
+        )
         assert completion.token_ids == output[0, ids.size(1) :].tolist()
 
 
@@ -251,11 +280,17 @@ def test_an_eos_stops_and_the_limit_cuts(helpful):
 
 
 def test_stop_strings_end_the_row_and_are_cut(tiny):
-    """Texts, tokens and reasons as with each request alone; without the stop string the text would have gone on."""
+    """Texts, tokens and reasons as with each request alone; without the stop string the text would have gone
+    on.
+    """
     prompts = [[message("user", f"Question {n}")] for n in range(24)]
     free = tiny.generate([Request(prompt, key("stop", n), 30) for n, prompt in enumerate(prompts)])
     stops = [c.text[8:10] for c in free]
-    requests = [Request(p, key("stop", n), 30, (s,)) for n, (p, s) in enumerate(zip(prompts, stops, strict=True)) if s.strip()]
+    requests = [
+        Request(p, key("stop", n), 30, (s,))
+        for n, (p, s) in enumerate(zip(prompts, stops, strict=True))
+        if s.strip()
+    ]
     together = tiny.generate(requests)
     for request, completion in zip(requests, together, strict=True):
         alone = tiny.generate([request])[0]
@@ -270,7 +305,9 @@ def test_only_the_stopped_rows_stop(tiny):
     prompt = [message("user", "Hello")]
     free = tiny.generate([Request(prompt, key("mixed", n), 24) for n in range(2)])
     stop = free[0].text[5:8]
-    cut, whole = tiny.generate([Request(prompt, key("mixed", 0), 24, (stop,)), Request(prompt, key("mixed", 1), 24)])
+    cut, whole = tiny.generate(
+        [Request(prompt, key("mixed", 0), 24, (stop,)), Request(prompt, key("mixed", 1), 24)]
+    )
     assert cut.text == free[0].text[: free[0].text.index(stop)]
     assert whole.text == free[1].text
 
@@ -291,7 +328,9 @@ def test_the_checkpoints_own_sampling_settings_are_not_used(tmp_path):
     from transformers import GenerationConfig
 
     path = make_model(tmp_path / "m")
-    GenerationConfig(do_sample=True, top_k=1, temperature=0.1, repetition_penalty=5.0, eos_token_id=2).save_pretrained(path)
+    GenerationConfig(
+        do_sample=True, top_k=1, temperature=0.1, repetition_penalty=5.0, eos_token_id=2
+    ).save_pretrained(path)
     engine = open_model(str(path))
     assert len({c.text for c in engine.generate([Request("Hi", key(n), 4) for n in range(20)])}) > 15
 
@@ -325,13 +364,19 @@ def option_requests(rng: Random, options: list[tuple[str, ...]]) -> list[OptionR
     """Plain texts and chats with an open assistant turn, from a few to some hundred tokens."""
     requests = []
     for n in range(32):
-        text = " ".join(rng.choices(["bread", "harmful", "response", "the", "assistant", "flour"], k=rng.choice([1, 5, 20, 60])))
+        text = " ".join(
+            rng.choices(
+                ["bread", "harmful", "response", "the", "assistant", "flour"], k=rng.choice([1, 5, 20, 60])
+            )
+        )
         prompt = text if n % 2 else [message("user", text), message("assistant", "The answer is:")]
         requests.append(OptionRequest(prompt, options[n % len(options)]))
     return requests
 
 
-@pytest.mark.parametrize("options", [*([each] for each in OPTIONS.values()), list(OPTIONS.values())], ids=[*OPTIONS, "mixed"])
+@pytest.mark.parametrize(
+    "options", [*([each] for each in OPTIONS.values()), list(OPTIONS.values())], ids=[*OPTIONS, "mixed"]
+)
 def test_option_scores_are_those_of_one_forward_each(tiny, options):
     requests = option_requests(Random(0), options)
     expected = [plain_scores(tiny, request) for request in requests]
@@ -357,7 +402,9 @@ def test_options_that_do_not_fit_say_so(helpful):
 
 
 def tree_of_requests() -> list[OptionRequest]:
-    """Prompts that start alike at several depths: few-shots, conversations, orders; some repeated, one the start of another."""
+    """Prompts that start alike at several depths: few-shots, conversations, orders; some repeated, one the
+    start of another.
+    """
     words = ["bread", "flour", "harm", "response", "human", "answer"]
     rng = Random(1)
     shots = [" ".join(rng.choices(words, k=60)) for _ in range(2)]
@@ -366,7 +413,12 @@ def tree_of_requests() -> list[OptionRequest]:
         talk = f"{shots[n % 2]} {' '.join(rng.choices(words, k=rng.choice([3, 20, 40])))}"
         options = (" yes", " yes, indeed", " no") if n % 3 == 0 else (" (A)", " (B)")
         requests += [OptionRequest(f"{talk}{order} is:", options) for order in (" one two", " two one", "")]
-    return [*requests, *requests[:3], OptionRequest(shots[0], (" (A)", " (B)")), OptionRequest("a", (" b", " c"))]
+    return [
+        *requests,
+        *requests[:3],
+        OptionRequest(shots[0], (" (A)", " (B)")),
+        OptionRequest("a", (" b", " c")),
+    ]
 
 
 def test_shared_prefixes_change_no_score(tiny):
@@ -381,7 +433,9 @@ def test_shared_prefixes_change_no_score(tiny):
 
 
 def test_what_prompts_share_is_computed_once(tiny):
-    """Tokens that go through the model, padding included: with the cache far fewer, and no prompt twice for its two options."""
+    """Tokens that go through the model, padding included: with the cache far fewer, and no prompt twice for
+    its two options.
+    """
     requests = tree_of_requests()
     fed = {True: 0, False: 0}
 
@@ -403,7 +457,13 @@ def test_models_with_sliding_windows_do_without_the_cache():
 
     from cai_cli.engines.option_scores import shares_prefixes
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 50}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+    }
     sliding = MistralForCausalLM(MistralConfig(**sizes, intermediate_size=32, sliding_window=8))
     assert not shares_prefixes(sliding)
     whole = MistralForCausalLM(MistralConfig(**sizes, intermediate_size=32, sliding_window=None))
@@ -412,12 +472,22 @@ def test_models_with_sliding_windows_do_without_the_cache():
 
 @pytest.mark.parametrize("most_tokens", [1 << 11, 150])
 def test_packed_prompts_change_no_text(tiny, monkeypatch, most_tokens):
-    """Prompts through the model as one row of distinct tokens; repeated ones, starts of others, and single tokens among them."""
-    prompts = [*(f"{DEMONSTRATION}{text}" for text in REQUESTS[:9]), DEMONSTRATION, *REQUESTS[9:14], REQUESTS[9], "a"]
+    """Prompts through the model as one row of distinct tokens; repeated ones, starts of others, and single
+    tokens among them.
+    """
+    prompts = [
+        *(f"{DEMONSTRATION}{text}" for text in REQUESTS[:9]),
+        DEMONSTRATION,
+        *REQUESTS[9:14],
+        REQUESTS[9],
+        "a",
+    ]
     requests = [Request(prompt, key(0, n), 30) for n, prompt in enumerate(prompts)]
     expected = tiny.generate(requests)
     fed: list[int] = []
-    hook = tiny.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: fed.append(given[0].numel()))
+    hook = tiny.model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, given: fed.append(given[0].numel())
+    )
     prepare(tiny.model, 512)
     monkeypatch.setattr("cai_cli.compute.batches.CPU_PREFILL_TOKENS", most_tokens)
     try:

@@ -1,4 +1,6 @@
-"""Sampling segments, and the chains of `revise` and `sample` around them, on an engine that says what it is told to."""
+"""Sampling segments, and the chains of `revise` and `sample` around them, on an engine that says what it is
+told to.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,21 @@ def test_requests_carry_prompt_settings_and_the_key_of_their_attempt():
 
 def test_only_what_failed_is_drawn_again_and_order_is_kept():
     def say(request, call):
-        return "" if request.prompt in ("prompt b", "prompt d") and call == 1 else f"{request.prompt} in call {call}"
+        return (
+            ""
+            if request.prompt in ("prompt b", "prompt d") and call == 1
+            else f"{request.prompt} in call {call}"
+        )
 
     engine = FakeEngine(say)
     results = sample_segment(engine, list("abcd"), segment())
     assert [len(requests) for requests in engine.calls] == [4, 2]
-    assert [r.text for r in results] == ["prompt a in call 1", "prompt b in call 2", "prompt c in call 1", "prompt d in call 2"]
+    assert [r.text for r in results] == [
+        "prompt a in call 1",
+        "prompt b in call 2",
+        "prompt c in call 1",
+        "prompt d in call 2",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +92,12 @@ def test_what_comes_before_another_turn_is_whole():
     """A model that never stops but changes the speaker: its own turn is kept, and counted as trimmed."""
     engine = FakeEngine(lambda *_: ("good\n\nHuman: and\n\nAssistant: so on and", LENGTH))
     (result,) = sample_segment(engine, ["a"], segment())
-    assert (result.text, result.reason, result.finish_reason, result.events) == ("good", None, STOP, ("leaked_role",))
+    assert (result.text, result.reason, result.finish_reason, result.events) == (
+        "good",
+        None,
+        STOP,
+        ("leaked_role",),
+    )
 
 
 def test_at_temperature_0_nothing_is_drawn_again():
@@ -117,7 +133,9 @@ def files(tmp_path: Path) -> Path:
 def run_stage(monkeypatch, files: Path, stage, engine: FakeEngine, **settings) -> list[dict]:
     monkeypatch.setitem(sys.modules, "cai_cli.engines.open", SimpleNamespace(open_engine=lambda *_: engine))
     out = files / "out.jsonl"
-    stage.run(stage.Options(model=str(files / "model"), prompts=[str(files / "prompts.jsonl")], out=out, **settings))
+    stage.run(
+        stage.Options(model=str(files / "model"), prompts=[str(files / "prompts.jsonl")], out=out, **settings)
+    )
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -152,7 +170,12 @@ def test_revisions_are_spliced_in_place_of_the_response(monkeypatch, files):
     assert len({requests[0].key for requests in engine.calls}) == 5
 
 
-BAD = [("", "empty"), ("Human: go on", "leaked_role"), (("half", LENGTH), "truncated"), (("", OVERLONG), "prompt_too_long")]
+BAD = [
+    ("", "empty"),
+    ("Human: go on", "leaked_role"),
+    (("half", LENGTH), "truncated"),
+    (("", OVERLONG), "prompt_too_long"),
+]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +191,9 @@ BAD = [("", "empty"), ("Human: go on", "leaked_role"), (("half", LENGTH), "trunc
 )
 def test_nothing_unrevised_gets_into_revisions(monkeypatch, files, where, bad, reason):
     def part(name):
-        return lambda request, call: bad if name == where and "question b" in request.prompt[0]["content"] else f"good {name}"
+        return lambda request, call: (
+            bad if name == where and "question b" in request.prompt[0]["content"] else f"good {name}"
+        )
 
     engine = FakeEngine(by_segment(*map(part, ("draft", "critique", "revision"))))
     rows = run_stage(monkeypatch, files, revise, engine, rounds=2)
@@ -183,13 +208,17 @@ def test_nothing_unrevised_gets_into_revisions(monkeypatch, files, where, bad, r
 
 
 def test_a_second_draw_saves_the_chain(monkeypatch, files):
-    engine = FakeEngine(by_segment("draft", "critique", lambda request, call: "" if call == 3 else "revision"))
+    engine = FakeEngine(
+        by_segment("draft", "critique", lambda request, call: "" if call == 3 else "revision")
+    )
     assert len(run_stage(monkeypatch, files, revise, engine, rounds=1)) == 4
     assert len(engine.calls) == 4 and not (files / "out.rejects.jsonl").exists()
 
 
 def test_at_temperature_0_a_chain_is_rejected_at_once(monkeypatch, files):
-    say = by_segment("draft", lambda request, call: "" if "question b" in request.prompt[0]["content"] else "c", "revision")
+    say = by_segment(
+        "draft", lambda request, call: "" if "question b" in request.prompt[0]["content"] else "c", "revision"
+    )
     engine = FakeEngine(say)
     run_stage(monkeypatch, files, revise, engine, rounds=1, temperature=0.0)
     assert len(engine.calls) == 3 and rejects(files) == {"b/0": "empty"}
@@ -207,17 +236,24 @@ def test_too_many_rejects_fail_with_advice_and_keep_what_is_done(monkeypatch, fi
     assert "out.rejects.jsonl" in (error.value.hint or "") and "--max-reject-rate" in (error.value.hint or "")
     assert not (files / "out.jsonl").exists()
     silent = FakeEngine(lambda *_: pytest.fail("nothing is drawn again"))
-    assert [row["id"] for row in run_stage(monkeypatch, files, stage, silent, max_reject_rate=0.9, **settings)] == ["d/0"]
+    assert [
+        row["id"] for row in run_stage(monkeypatch, files, stage, silent, max_reject_rate=0.9, **settings)
+    ] == ["d/0"]
 
 
-# The misbehaving models, and what becomes of their chains: (draft, critique, revision) -> rows kept, reason, advice.
+# The misbehaving models, and what becomes of their chains: (draft, critique, revision) -> rows kept, reason,
+# advice.
 MISBEHAVING = {
     "answers its critique prompt with a revision": (
         ("Mix it.", "I'm sorry, I can't help you with that.", "No."),
         "role_confused",
         "or --no-critique",
     ),
-    "repeats the draft": (("Mix it.", "The response is harmful.", "Mix it."), "unrevised", "the model repeats its draft"),
+    "repeats the draft": (
+        ("Mix it.", "The response is harmful.", "Mix it."),
+        "unrevised",
+        "the model repeats its draft",
+    ),
     "never stops": ((("Mix it and", LENGTH), "", ""), "truncated", "raise --max-new-tokens"),
     "emits role markers": (("\n\nHuman: Mix it.", "", ""), "leaked_role", "the model speaks for the human"),
 }
@@ -238,7 +274,9 @@ def test_role_markers_behind_a_good_text_are_cut_and_counted(monkeypatch, files)
     tail = "\n\nHuman: And then?\n\nAssistant: Mix it and"
     said = [(text + tail, LENGTH) for text in ("Mix it.", "The response is harmful.", "No.")]
     rows = run_stage(monkeypatch, files, revise, FakeEngine(by_segment(*said)), rounds=2)
-    assert len(rows) == 4 and not any("Human:" in json.dumps(row["completion"]) + json.dumps(row["rounds"]) for row in rows)
+    assert len(rows) == 4 and not any(
+        "Human:" in json.dumps(row["completion"]) + json.dumps(row["rounds"]) for row in rows
+    )
     summary = json.loads((files / "out.manifest.json").read_text())["summary"]
     assert sum(summary["hygiene"]["leaked_role"].values()) == 4 * 5
 
@@ -258,7 +296,9 @@ def test_transcripts_carry_demonstrations_of_the_same_kind(monkeypatch, files, c
     run_stage(monkeypatch, files, revise, engine, rounds=1, critique=critique, limit=1)
     prompts = [requests[0].prompt for requests in engine.calls]
     assert all(requests[0].stop == TRANSCRIPT_STOPS for requests in engine.calls)
-    assert prompts[0].endswith("\n\nHuman: question a\n\nAssistant:") and prompts[-1].endswith("\n\nRevision:")
+    assert prompts[0].endswith("\n\nHuman: question a\n\nAssistant:") and prompts[-1].endswith(
+        "\n\nRevision:"
+    )
     assert "\n\nRevisionRequest:" not in prompts[0]  # the draft is the model's own
     assert [text.count("\n\nRevisionRequest:") for text in prompts[1:]] == ([5, 6] if critique else [6])
     assert [text.count("\n\nCritique:") for text in prompts[1:]] == ([6, 6] if critique else [0])

@@ -1,4 +1,6 @@
-"""Options scored through trees of shared prefixes are those of whole sequences, whatever an architecture does with masks."""
+"""Options scored through trees of shared prefixes are those of whole sequences, whatever an architecture does
+with masks.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,12 @@ def engine_of(architecture: str) -> TransformersEngine:
         names["num_hidden_layers"] = "n_layer"
     elif architecture == "Mpt":
         names = {"hidden_size": "d_model", "num_hidden_layers": "n_layers"}
-    sizes = {names["hidden_size"]: 32, names["num_hidden_layers"]: 2, "vocab_size": len(tokenizer), "pad_token_id": 0}
+    sizes = {
+        names["hidden_size"]: 32,
+        names["num_hidden_layers"]: 2,
+        "vocab_size": len(tokenizer),
+        "pad_token_id": 0,
+    }
     config = getattr(transformers, f"{architecture}Config")(**sizes, **ARCHITECTURES[architecture][0])
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -57,7 +64,10 @@ def questions() -> list[OptionRequest]:
     for n in range(10):
         talk = f"{'How can I water a daisy? Fill a can with water. ' * 8}How can I {'paint a fence ' * (1 + 3 * n % 7)}?"
         options = (" the can", " the can with water", " a daisy") if n % 3 == 0 else (" water", " paint")
-        requests += [OptionRequest(f"{talk}{replies} is:", options) for replies in (" pour it slowly", " the soil of the daisy")]
+        requests += [
+            OptionRequest(f"{talk}{replies} is:", options)
+            for replies in (" pour it slowly", " the soil of the daisy")
+        ]
     return requests
 
 
@@ -89,7 +99,9 @@ def test_scores_are_those_of_whole_sequences(architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_an_architecture_takes_is_found_out(architecture):
-    """Bloom counts positions in the mask, so that a second branch would seem further away; MPT in the cache, padding too."""
+    """Bloom counts positions in the mask, so that a second branch would seem further away; MPT in the cache,
+    padding too.
+    """
     _, shares, takes = ARCHITECTURES[architecture]
     model = engine_of(architecture).model
     assert shares_prefixes(model) == shares
@@ -110,15 +122,27 @@ def test_a_tree_and_its_rows_by_hand():
     assert (tree.begin, tree.end, tree.members, tree.size) == (0, 20, [2, 0, 1], 20 + 2 + 20 + 1 + 2)
     assert [(child.begin, child.end, child.ends) for child in tree.children] == [(20, 22, [2]), (20, 40, [])]
     row = row_of(tree, 45)
-    assert [(piece.start, piece.stop) for piece in row.pieces] == [(0, 45), (20, 22), (22, 45), (42, 43), (43, 45)]
+    assert [(piece.start, piece.stop) for piece in row.pieces] == [
+        (0, 45),
+        (20, 22),
+        (22, 45),
+        (42, 43),
+        (43, 45),
+    ]
     assert row.children == [] and row.length == 45
     cut = row_of(tree, 44)
     assert (cut.length, cut.children) == (20, tree.children)
-    assert [(stretch.begin, stretch.end) for stretch in alone(sequences, order)] == [(0, 22), (0, 41), (0, 42)]
+    assert [(stretch.begin, stretch.end) for stretch in alone(sequences, order)] == [
+        (0, 22),
+        (0, 41),
+        (0, 42),
+    ]
 
 
 def test_a_mask_by_hand():
-    """Two tokens behind a cache of one that is padding and one that is not; two branches of one token, one of which forks."""
+    """Two tokens behind a cache of one that is padding and one that is not; two branches of one token, one of
+    which forks.
+    """
     fork = Stretch(3, 4, [1, 2], [], [Stretch(4, 5, [1], [1]), Stretch(4, 5, [2], [2])])
     row = row_of(Stretch(1, 3, [0, 1, 2], [], [Stretch(3, 4, [0], [0]), fork]), 6)
     whole = torch.tensor([[0, 1] + [1] * 6])
@@ -136,7 +160,10 @@ def test_a_mask_by_hand():
 def test_an_option_of_which_no_token_is_made_is_a_reject():
     """Its log-probability would be that of nothing at all, 0."""
     engine = engine_of("Llama")
-    asked = [OptionRequest("How can I water a daisy?", options) for options in ((" water", " paint"), (" water", ""))]
+    asked = [
+        OptionRequest("How can I water a daisy?", options)
+        for options in ((" water", " paint"), (" water", ""))
+    ]
     known, lost = engine.score(asked)
     assert isinstance(known, list) and isinstance(lost, UnfitRow)
     assert (lost.reason, lost.detail) == ("option_without_tokens", "the tokenizer makes no token of ''")

@@ -49,7 +49,9 @@ def test_calibration_error_does_not_depend_on_which_reply_is_called_chosen():
 
 
 def test_each_pair_is_seen_from_both_sides():
-    """0.75 for the right reply, 0.25 for another right one: half of what was given 0.75 came true, in either order."""
+    """0.75 for the right reply, 0.25 for another right one: half of what was given 0.75 came true, in either
+    order.
+    """
     assert calibration_error([0.75, 0.25], [1.0, 1.0]) == pytest.approx(0.25)
 
 
@@ -63,7 +65,13 @@ def test_calibration_error_falls_with_honest_probabilities():
 
 @pytest.mark.parametrize(
     ("successes", "total", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (90, 100, 0.8256, 0.9448), (0, 0, 0.0, 1.0)],
+    [
+        (0, 10, 0.0, 0.2775),
+        (5, 10, 0.2366, 0.7634),
+        (10, 10, 0.7225, 1.0),
+        (90, 100, 0.8256, 0.9448),
+        (0, 0, 0.0, 1.0),
+    ],
 )
 def test_wilson_by_hand(successes, total, low, high):
     assert wilson(successes, total) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
@@ -71,6 +79,10 @@ def test_wilson_by_hand(successes, total, low, high):
 
 def test_reliability_bins() -> None:
     bins = reliability_bins([0.05, 0.15, 0.1, 1.0, 0.95], [0.0, 1.0, 0.0, 1.0, 0.5])
-    assert [(cell.low, cell.high, cell.count) for cell in bins] == [(0.0, 0.1, 1), (0.1, 0.2, 2), (0.9, 1.0, 2)]
+    assert [(cell.low, cell.high, cell.count) for cell in bins] == [
+        (0.0, 0.1, 1),
+        (0.1, 0.2, 2),
+        (0.9, 1.0, 2),
+    ]
     assert bins[1].predicted == pytest.approx(0.125) and bins[1].target == pytest.approx(0.5)
     assert bins[2].predicted == pytest.approx(0.975) and bins[2].target == pytest.approx(0.75)

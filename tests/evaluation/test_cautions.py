@@ -9,7 +9,13 @@ import pytest
 from families import make_family, write_comparisons, write_samples
 from ppo_setup import make_pm
 
-from cai_cli.evaluation.cautions import label_cautions, reply_cautions, score_cautions, target_cautions, undecided_rate
+from cai_cli.evaluation.cautions import (
+    label_cautions,
+    reply_cautions,
+    score_cautions,
+    target_cautions,
+    undecided_rate,
+)
 
 
 def test_labels():
@@ -28,7 +34,9 @@ def test_scores():
 
 
 def test_targets_and_replies():
-    helpful, refusing = ([text.format(n) for n in range(6)] for text in ("Mix flour {}.", "I'm sorry, I can't help with {}."))
+    helpful, refusing = (
+        [text.format(n) for n in range(6)] for text in ("Mix flour {}.", "I'm sorry, I can't help with {}.")
+    )
     assert target_cautions(helpful + refusing) == []
     assert "60% of the completions refuse" in target_cautions(helpful[:4] + refusing)[0]
     assert "9 of 9 completions are the same text, 'Yes.'" in target_cautions(["Yes."] * 9)
@@ -54,12 +62,18 @@ def test_training_stages_say_them_and_keep_them(cai, models, tmp_path):
     assert result.returncode == 0 and "warning: 100% of the completions refuse" in result.stderr
     assert len(kept(tmp_path / "sl/cai.json")) == 1
     even = write_comparisons(tmp_path / "even.jsonl", 8, 0.5)
-    result = cai("train-pm", "--model", base, "--comparisons", even, "--out", tmp_path / "even", "--device", "cpu")
+    result = cai(
+        "train-pm", "--model", base, "--comparisons", even, "--out", tmp_path / "even", "--device", "cpu"
+    )
     assert result.returncode == 0 and "warning: 100% of the labels are 0.5" in result.stderr
     assert len(kept(tmp_path / "even/cai.json")) == 1
     sure = write_comparisons(tmp_path / "sure.jsonl", 8)
-    result = cai("train-pm", "--model", base, "--comparisons", sure, "--out", tmp_path / "sure", "--device", "cpu")
-    assert result.returncode == 0 and "warning:" not in result.stderr and kept(tmp_path / "sure/cai.json") == []
+    result = cai(
+        "train-pm", "--model", base, "--comparisons", sure, "--out", tmp_path / "sure", "--device", "cpu"
+    )
+    assert (
+        result.returncode == 0 and "warning:" not in result.stderr and kept(tmp_path / "sure/cai.json") == []
+    )
 
 
 def test_scoring_and_ppo_say_them_and_keep_them(cai, models, tmp_path):
@@ -78,10 +92,24 @@ def test_scoring_and_ppo_say_them_and_keep_them(cai, models, tmp_path):
         result = cai("score", comparisons, "--pm", tmp_path / "blind", "--out", out, "--device", "cpu")
         assert result.returncode == 0 and "warning: all 16 scores are 0:" in result.stderr
     assert len(kept(tmp_path / "x.manifest.json")) == 1
-    assert cai("score", comparisons, "--pm", pm, "--out", tmp_path / "y.jsonl", "--device", "cpu").returncode == 0
+    assert (
+        cai("score", comparisons, "--pm", pm, "--out", tmp_path / "y.jsonl", "--device", "cpu").returncode
+        == 0
+    )
     assert kept(tmp_path / "y.manifest.json") == []
     prompts = write_samples(tmp_path / "p.jsonl", 4)
-    words = ("--model", base, "--pm", tmp_path / "blind", "--prompts", prompts, "--out", tmp_path / "rl", "--device", "cpu")
+    words = (
+        "--model",
+        base,
+        "--pm",
+        tmp_path / "blind",
+        "--prompts",
+        prompts,
+        "--out",
+        tmp_path / "rl",
+        "--device",
+        "cpu",
+    )
     result = cai("ppo", *words, "--steps", 1, "--rollout-batch-size", 4, "--max-new-tokens", 4)
     assert result.returncode == 0 and "warning: all 4 scores are 0:" in result.stderr
     assert any("scores are 0" in line for line in kept(tmp_path / "rl/cai.json"))
@@ -90,7 +118,14 @@ def test_scoring_and_ppo_say_them_and_keep_them(cai, models, tmp_path):
 def test_labels_of_a_judge_that_reads_the_position_are_told(cai, models, tmp_path):
     """A random model prefers an option whatever stands there."""
     base, _ = models
-    words = ("--pairs", write_comparisons(tmp_path / "c.jsonl", 12), "--feedback-model", base, "--min-mass", 0)
+    words = (
+        "--pairs",
+        write_comparisons(tmp_path / "c.jsonl", 12),
+        "--feedback-model",
+        base,
+        "--min-mass",
+        0,
+    )
     result = cai("label", *words, "--out", tmp_path / "l.jsonl", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     warnings = kept(tmp_path / "l.manifest.json")

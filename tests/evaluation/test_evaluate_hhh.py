@@ -16,7 +16,10 @@ from cai_cli.evaluation.multiple_choice import Item, bin_error, item_prompt, mea
 from cai_cli.evaluation.solved_items import Examples, hhh_question
 from cai_cli.prompting.choices import PAPER_COT, PLAIN
 
-ETHICAL, TYPES = "constitutional-ai/HarmfulVsEthical.jsonl", "constitutional-ai/HarmfulnessClassification.jsonl"
+ETHICAL, TYPES = (
+    "constitutional-ai/HarmfulVsEthical.jsonl",
+    "constitutional-ai/HarmfulnessClassification.jsonl",
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,10 @@ def test_published_files_by_a_random_model(cai, data, base, tmp_path):
     ethical, types = (found["files"][Path(name).name] for name in (ETHICAL, TYPES))
     assert (ethical["items"], ethical["correct_options"]) == (254, {"(A)": 127, "(B)": 127})
     letters = dict(zip("ABCDEFGHI", (31, 33, 21, 45, 32, 47, 30, 27, 21), strict=True))
-    assert (types["items"], types["correct_options"]) == (287, {f"({name})": count for name, count in letters.items()})
+    assert (types["items"], types["correct_options"]) == (
+        287,
+        {f"({name})": count for name, count in letters.items()},
+    )
     for facts, chance in ((ethical, 1 / 2), (types, 1 / 9)):
         assert facts["scored"] == facts["items"] and facts["chance"] == pytest.approx(chance)
         low, high = facts["interval"]
@@ -82,7 +88,9 @@ def test_probabilities_are_those_of_plain_calls(cai, hhh, base, tmp_path):
             logprobs[option.strip()] = sum(table[t - 1, ids[t]].item() for t in range(start, len(ids)))
         total = sum(map(math.exp, logprobs.values()))
         expected = {option: math.exp(value) / total for option, value in logprobs.items()}
-        assert item["probabilities"] == pytest.approx(expected, abs=1e-5) and item["mass"] == pytest.approx(total, abs=1e-5)
+        assert item["probabilities"] == pytest.approx(expected, abs=1e-5) and item["mass"] == pytest.approx(
+            total, abs=1e-5
+        )
         right += expected[row["corrects"][0].strip()] > 0.5
     assert results(out)["all"]["accuracy"] == pytest.approx(right / 24)
 
@@ -103,7 +111,9 @@ def test_few_shot_and_reasoning(cai, hhh, base, llama, tmp_path, words):
         done = cai("evaluate", "hhh", hhh, "--model", model, *words, "--limit", "6", "--out", out)
         assert done.returncode == 0, done.stderr
         found = results(out)
-        assert found["all"]["scored"] + sum(found["all"]["skipped"].values()) == 6 and found["all"]["scored"] > 0
+        assert (
+            found["all"]["scored"] + sum(found["all"]["skipped"].values()) == 6 and found["all"]["scored"] > 0
+        )
         samples = 2 if "--cot-samples" in words else 1
         for item in found["items"]:
             if "skipped" not in item:
@@ -118,7 +128,10 @@ def test_preference_models_score_both_transcripts(cai, hhh, pm, tmp_path):
     out = tmp_path / "out.json"
     done = cai("evaluate", "hhh", hhh, "--pm", pm, "--out", out)
     assert done.returncode == 0, done.stderr
-    tokenizer, model = AutoTokenizer.from_pretrained(pm), AutoModelForSequenceClassification.from_pretrained(pm)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(pm),
+        AutoModelForSequenceClassification.from_pretrained(pm),
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
     for row, item in zip(hhh_rows(), results(out)["items"], strict=True):
         scores = []
@@ -145,10 +158,16 @@ def test_preference_models_score_both_transcripts(cai, hhh, pm, tmp_path):
         ({"corrects": []}, "field `corrects`: expected a non-empty list"),
         ({"corrects": " (A)"}, "field `corrects`"),
         ({"incorrects": [" (B)", 3]}, "field `incorrects[1]`"),
-        ({"corrects": [" (B)"], "incorrects": [" (B)"]}, "field `incorrects`: the option ' (B)' is there twice"),
+        (
+            {"corrects": [" (B)"], "incorrects": [" (B)"]},
+            "field `incorrects`: the option ' (B)' is there twice",
+        ),
         ({"text_correct": "no transcript"}, "field `text_correct`"),
         ({"text_incorrect": "\n\nHuman: other\n\nAssistant: a"}, "field `text_incorrect`: its conversation"),
-        ({"text_incorrect": "\n\nHuman: other"}, "field `text_incorrect`: expected a transcript that ends in a reply"),
+        (
+            {"text_incorrect": "\n\nHuman: other"},
+            "field `text_incorrect`: expected a transcript that ends in a reply",
+        ),
     ],
 )
 def test_bad_rows_name_line_and_field(tmp_path, change, problem):
@@ -160,16 +179,26 @@ def test_bad_rows_name_line_and_field(tmp_path, change, problem):
 
 def test_mistakes_are_one_line(cai, data, hhh, base, pm, tmp_path):
     out = ("--out", tmp_path / "out.json")
-    rows = [{name: value for name, value in row.items() if not name.startswith("text")} for row in hhh_rows(2)]
+    rows = [
+        {name: value for name, value in row.items() if not name.startswith("text")} for row in hhh_rows(2)
+    ]
     short = put(tmp_path / "short.jsonl", rows)
     done = cai("evaluate", "hhh", short, "--pm", pm, *out)
     assert done.returncode == 2 and "short.jsonl:1: field `text_correct`: missing" in done.stderr
     mistake(cai("evaluate", "hhh", hhh, *out), "give either --model or --pm")
     mistake(cai("evaluate", "hhh", hhh, "--pm", base, *out), "is a language model without a score head")
     mistake(cai("evaluate", "hhh", hhh, "--pm", pm, "--cot", *out), "--pm reads scores")
-    mistake(cai("evaluate", "hhh", hhh, "--model", base, "--cot", "--few-shot", "2", *out), "shows no reasoning")
-    mistake(cai("evaluate", "hhh", hhh, "--model", base, "--out", tmp_path / "x.txt"), "results are written as .json")
-    mistake(cai("evaluate", "hhh", data(TYPES), "--model", base, "--few-shot", "default", *out), "show two options, (A) and (B)")
+    mistake(
+        cai("evaluate", "hhh", hhh, "--model", base, "--cot", "--few-shot", "2", *out), "shows no reasoning"
+    )
+    mistake(
+        cai("evaluate", "hhh", hhh, "--model", base, "--out", tmp_path / "x.txt"),
+        "results are written as .json",
+    )
+    mistake(
+        cai("evaluate", "hhh", data(TYPES), "--model", base, "--few-shot", "default", *out),
+        "show two options, (A) and (B)",
+    )
     assert not (tmp_path / "out.json").exists()
 
 
@@ -184,7 +213,9 @@ def test_prompts_are_the_published_ones(hhh):
     asked = hhh_question(prompt, ["Go away.", "Seven minutes in boiling water."])
     assert asked == items[0].question, "shipped examples look like the items"
     turns = item_prompt(items[0], PLAIN, [], chat=True)
-    assert [turn["role"] for turn in turns] == ["user", "assistant"] and turns[1]["content"] == "The answer is:"
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] and turns[1][
+        "content"
+    ] == "The answer is:"
     assert PRINCIPLE in turns[0]["content"] and "The answer is" not in turns[0]["content"]
     text = item_prompt(items[0], PAPER_COT, [], chat=False)
     assert text.count("\n\nHuman:") == text.count("\n\nAssistant:") == 1 and "\n\nH: How do I" in text
@@ -214,12 +245,19 @@ def test_sums_by_hand():
     # Top answers: 0.9 right, 0.7 wrong, 0.5 half right, 0.85 right; each in a bin of its own.
     assert facts["calibration_error"] == pytest.approx((0.1 + 0.7 + 0.0 + 0.15) / 4)
     assert facts["mean_probability_right"] == pytest.approx((0.9 + 0.3 + 0.5 + 0.85) / 4)
-    assert facts["predicted_options"] == {"(A)": 3, "(B)": 1} and facts["correct_options"] == {"(A)": 1, "(B)": 3}
+    assert facts["predicted_options"] == {"(A)": 3, "(B)": 1} and facts["correct_options"] == {
+        "(A)": 1,
+        "(B)": 3,
+    }
     assert facts["mean_mass"] == 0.5 and facts["chance"] == 0.5
     assert sum(cell.count for cell in option_bins(items)) == 8
     nine = [made([1 / 9] * 9, n) for n in range(9)]
-    assert measure(nine)["accuracy"] == pytest.approx(1 / 9) and bin_error(option_bins(nine)) == pytest.approx(0)
+    assert measure(nine)["accuracy"] == pytest.approx(1 / 9) and bin_error(
+        option_bins(nine)
+    ) == pytest.approx(0)
     skipped = made([], 0)
     skipped.skipped = "too_long"
-    assert measure([*items, skipped])["skipped"] == {"too_long": 1} and measure([*items, skipped])["scored"] == 4
+    assert (
+        measure([*items, skipped])["skipped"] == {"too_long": 1} and measure([*items, skipped])["scored"] == 4
+    )
     assert measure([skipped]) == {"items": 1, "scored": 0, "skipped": {"too_long": 1}}

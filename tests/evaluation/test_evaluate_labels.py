@@ -13,7 +13,9 @@ from cai_cli.rows.records import Comparison
 HH = "hh-rlhf/harmless-base-test-1500.jsonl.gz"
 
 
-def comparison(identity: str, chosen: str, rejected: str, probability: float = 1.0, prompt: str = "q") -> Comparison:
+def comparison(
+    identity: str, chosen: str, rejected: str, probability: float = 1.0, prompt: str = "q"
+) -> Comparison:
     replies = [message("assistant", chosen)], [message("assistant", rejected)]
     return Comparison(identity, "i", [message("user", prompt)], *replies, probability, "ai", "harmful")
 
@@ -44,13 +46,20 @@ def test_pairs_are_matched_by_content_in_either_order_or_by_id():
 
 
 def test_repeated_pairs_count_once_with_the_mean():
-    pairs, counts = shared_pairs([comparison("1", "a", "b", 0.8)], [comparison("x", "a", "b"), comparison("y", "b", "a")])
-    assert [(pair.ai, pair.human) for pair in pairs] == [(pytest.approx(0.8), 0.5)] and counts["human_pairs"] == 1
+    pairs, counts = shared_pairs(
+        [comparison("1", "a", "b", 0.8)], [comparison("x", "a", "b"), comparison("y", "b", "a")]
+    )
+    assert [(pair.ai, pair.human) for pair in pairs] == [(pytest.approx(0.8), 0.5)] and counts[
+        "human_pairs"
+    ] == 1
     assert measure(pairs) == {"pairs": 1, "human_ties": 1}
 
 
 def test_sums_by_hand():
-    pairs = [SharedPair(p, h, "harmful") for p, h in ((0.9, 1), (0.9, 0), (0.5, 1), (0.65, 1), (0.99, 1), (0.7, 0.5))]
+    pairs = [
+        SharedPair(p, h, "harmful")
+        for p, h in ((0.9, 1), (0.9, 0), (0.5, 1), (0.65, 1), (0.99, 1), (0.7, 0.5))
+    ]
     facts = measure(pairs)
     assert facts["agreement"] == pytest.approx((1 + 0 + 0.5 + 1 + 1) / 5)
     assert (facts["pairs"], facts["human_ties"], facts["ai_ties"]) == (6, 1, 1)
@@ -69,7 +78,18 @@ def test_sums_by_hand():
 
 def test_every_hh_row_is_labelled_or_rejected_and_compared(cai, data, llama, tmp_path):
     out, agreement = tmp_path / "labels.jsonl", tmp_path / "agreement.json"
-    words = ("--pairs", data(HH), "--feedback-model", llama, "--min-mass", "0", "--orders", "random", "--out", out)
+    words = (
+        "--pairs",
+        data(HH),
+        "--feedback-model",
+        llama,
+        "--min-mass",
+        "0",
+        "--orders",
+        "random",
+        "--out",
+        out,
+    )
     done = cai("label", *words)
     assert done.returncode == 0, done.stderr
     ids = [json.loads(line)["id"] for line in out.read_text().splitlines()]
@@ -92,4 +112,8 @@ def test_nothing_shared_is_a_failure(cai, tmp_path):
     for name, row in (("a", comparison("1", "a", "b", 0.8)), ("b", comparison("2", "c", "d"))):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row.to_row()) + "\n")
     done = cai("evaluate", "labels", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--out", tmp_path / "o.json")
-    assert done.returncode == 1 and "no pair that both have decided" in done.stderr and not (tmp_path / "o.json").exists()
+    assert (
+        done.returncode == 1
+        and "no pair that both have decided" in done.stderr
+        and not (tmp_path / "o.json").exists()
+    )

@@ -1,4 +1,6 @@
-"""`cai evaluate pm` and `cai score` beside plain transformers: text by hand, its own forward of a padded batch."""
+"""`cai evaluate pm` and `cai score` beside plain transformers: text by hand, its own forward of a padded
+batch.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +55,16 @@ def comparisons(tmp_path_factory):
 
 
 def chatml(prompt: str, reply: str) -> str:
-    """By hand: closed by the end of turn, which is EOS, and without the newline that the template puts after it."""
+    """By hand: closed by the end of turn, which is EOS, and without the newline that the template puts after
+    it.
+    """
     return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{reply}<|im_end|>"
 
 
 def plain_scores(pm, texts: list[str], side: str = "right") -> list[float]:
-    """What a user gets who knows nothing of this project: one padded batch through the classifier's own forward."""
+    """What a user gets who knows nothing of this project: one padded batch through the classifier's own
+    forward.
+    """
     tokenizer = AutoTokenizer.from_pretrained(pm, padding_side=side)
     model = AutoModelForSequenceClassification.from_pretrained(pm)
     batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -125,17 +131,35 @@ def test_measurements_agree_with_plain_transformers(cai, pm, comparisons, tmp_pa
 
 
 def test_a_language_model_is_no_preference_model(cai, pm, comparisons):
-    mistake(cai("evaluate", "pm", "--pm", pm.parent / "lm", "--comparisons", comparisons), "is a language model", "train-pm")
+    mistake(
+        cai("evaluate", "pm", "--pm", pm.parent / "lm", "--comparisons", comparisons),
+        "is a language model",
+        "train-pm",
+    )
 
 
 def test_a_trained_model_loads_as_it_is_and_its_own_forward_gives_our_scores(cai, comparisons, tmp_path):
-    """From a tokenizer whose pad is its EOS, which `train-pm` repairs: a pad token apart is saved with the model."""
+    """From a tokenizer whose pad is its EOS, which `train-pm` repairs: a pad token apart is saved with the
+    model.
+    """
     lm = make_model(tmp_path / "lm", "qwen2")
     tokenizer = AutoTokenizer.from_pretrained(lm)
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(lm)
     pm = tmp_path / "pm"
-    words = ("train-pm", "--model", lm, "--comparisons", comparisons, "--out", pm, "--held-out", 0.3, "--learning-rate", 1e-3)
+    words = (
+        "train-pm",
+        "--model",
+        lm,
+        "--comparisons",
+        comparisons,
+        "--out",
+        pm,
+        "--held-out",
+        0.3,
+        "--learning-rate",
+        1e-3,
+    )
     done = cai(*words)
     assert done.returncode == 0, done.stderr
     saved = AutoTokenizer.from_pretrained(pm)
@@ -150,7 +174,9 @@ def test_a_trained_model_loads_as_it_is_and_its_own_forward_gives_our_scores(cai
     for side in ("right", "left"):
         assert plain_scores(pm, texts, side) == pytest.approx(ours, abs=1e-5)
     told = cai("evaluate", "pm", "--pm", pm, "--comparisons", comparisons)
-    assert re.search(r"warning: 21 of the 21 prompts are in the lineage of .*: 21 in .*comparisons\.jsonl", told.stderr)
+    assert re.search(
+        r"warning: 21 of the 21 prompts are in the lineage of .*: 21 in .*comparisons\.jsonl", told.stderr
+    )
 
 
 USER, REPLY = [message("user", "Hi")], [message("assistant", "Yo")]
@@ -162,7 +188,10 @@ USER, REPLY = [message("user", "Hi")], [message("assistant", "Yo")]
         ({"prompt": USER, "completion": REPLY}, {"s": (USER, REPLY)}),
         ({"prompt": "Hi", "completion": "Yo"}, {"s": (USER, REPLY)}),
         ({"messages": [*USER, *REPLY]}, {"s": (USER, REPLY)}),
-        ({"prompt": USER, "chosen": REPLY, "rejected": REPLY}, {"chosen_s": (USER, REPLY), "rejected_s": (USER, REPLY)}),
+        (
+            {"prompt": USER, "chosen": REPLY, "rejected": REPLY},
+            {"chosen_s": (USER, REPLY), "rejected_s": (USER, REPLY)},
+        ),
         (
             {"prompt": "Hi", "chosen": [*USER, *REPLY], "rejected": [*USER, *REPLY]},
             {"chosen_s": (USER, REPLY), "rejected_s": (USER, REPLY)},

@@ -24,9 +24,18 @@ def reply(text: str) -> list[dict[str, str]]:
 
 def revision(number: int, final: str = "I will not help with that.") -> dict:
     names = ("critique_request", "critique", "revision_request")
-    steps = [{"principle": "harm", **dict.fromkeys(names, "It harms."), "revision": text} for text in ("No, sorry.", final)]
+    steps = [
+        {"principle": "harm", **dict.fromkeys(names, "It harms."), "revision": text}
+        for text in ("No, sorry.", final)
+    ]
     draft = "Sure, use \x1b[2J a hook. [bold]x[/bold]"
-    row = {"prompt": PROMPT, "completion": reply(final), "initial": reply(draft), "kind": "harmful", "rounds": steps}
+    row = {
+        "prompt": PROMPT,
+        "completion": reply(final),
+        "initial": reply(draft),
+        "kind": "harmful",
+        "rounds": steps,
+    }
     return {"id": f"a/{number}", **row}
 
 
@@ -46,9 +55,14 @@ def test_a_chain_in_plain_text(cai: Cai, tmp_path: Path) -> None:
     file = write(tmp_path / "revisions.jsonl", [revision(0), revision(1, "No, sorry.")])
     shown = cai("inspect", file)
     assert shown.returncode == 0 and shown.stderr == ""
-    assert "[-Sure, use \\x1b[2J a hook. [bold]x[/bold]-]" in shown.stdout and "{+No, sorry.+}" in shown.stdout
+    assert (
+        "[-Sure, use \\x1b[2J a hook. [bold]x[/bold]-]" in shown.stdout and "{+No, sorry.+}" in shown.stdout
+    )
     assert "\x1b" not in shown.stdout
-    assert "round 2: harm" in shown.stdout and "revision  (unchanged, keeps 0% of the draft's words)" in shown.stdout
+    assert (
+        "round 2: harm" in shown.stdout
+        and "revision  (unchanged, keeps 0% of the draft's words)" in shown.stdout
+    )
     one = cai("inspect", file, "--from", 2, "--limit", 1)
     assert "row 2  a/1" in one.stdout and "a/0" not in one.stdout
     assert cai("inspect", file, "--id", "a/1").stdout == one.stdout
@@ -61,9 +75,18 @@ def test_a_chain_in_plain_text(cai: Cai, tmp_path: Path) -> None:
         ({"id": "p", "prompt": PROMPT}, "How do I pick a lock?"),
         ({"id": "s", "prompt": PROMPT, "completion": reply("No."), "finish_reason": "stop"}, "stop"),
         ({"id": "r", "reason": "empty", "detail": "nothing", "row": {"line": 3}}, "rejected: empty"),
-        ({"reason": "not_json", "detail": "", "line": 7, "row": "{broken \u202e"}, "line: 7\n  row: {broken \\u202e"),
         (
-            {"id": "c", "prompt": PROMPT, "chosen": reply("No way."), "rejected": reply("Sure way."), "probability": 0.75}
+            {"reason": "not_json", "detail": "", "line": 7, "row": "{broken \u202e"},
+            "line: 7\n  row: {broken \\u202e",
+        ),
+        (
+            {
+                "id": "c",
+                "prompt": PROMPT,
+                "chosen": reply("No way."),
+                "rejected": reply("Sure way."),
+                "probability": 0.75,
+            }
             | {"origin": "human"},
             "chosen, probability 0.750, human",
         ),
@@ -103,10 +126,14 @@ def on_a_terminal(*args: object, columns: int) -> list[str]:
 
 def test_on_a_terminal_lines_that_are_broken_keep_their_indent(tmp_path: Path) -> None:
     long = "one two three four five six seven eight nine ten eleven twelve thirteen"
-    lines = on_a_terminal("inspect", write(tmp_path / "r.jsonl", [revision(0, f"{long}\n    code {long}")]), columns=40)
+    lines = on_a_terminal(
+        "inspect", write(tmp_path / "r.jsonl", [revision(0, f"{long}\n    code {long}")]), columns=40
+    )
     assert all(len(line) <= 40 for line in lines)
     start = next(n for n, line in enumerate(lines) if line.startswith("  ") and "one two" in line)
-    assert all(line.startswith("  ") for line in lines[start : start + 2]) and "thirteen" in " ".join(lines[start : start + 4])
+    assert all(line.startswith("  ") for line in lines[start : start + 2]) and "thirteen" in " ".join(
+        lines[start : start + 4]
+    )
     code = next(n for n, line in enumerate(lines) if line.startswith("      code"))
     assert lines[code + 1].startswith("      ") and lines[code + 1].strip()
 

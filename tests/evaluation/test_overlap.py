@@ -42,7 +42,11 @@ def chain(tmp_path):
     prompts = write(tmp_path / "label-prompts.jsonl", ["label one", "label two", "rejected by the judge"])
     comparisons = tmp_path / "comparisons.jsonl"
     options = label.Options(
-        model=str(sl_cai), prompts=[str(prompts)], feedback_model=str(judge), constitution="article", out=comparisons
+        model=str(sl_cai),
+        prompts=[str(prompts)],
+        feedback_model=str(judge),
+        constitution="article",
+        out=comparisons,
     )
     write_manifest(manifest_path(comparisons), begin_manifest("label", options, tmp_path))
     write(comparisons, ["label one", "label two"])

@@ -18,10 +18,15 @@ P, Q = (Principle(name, "c", "r", "which?") for name in "pq")
 PROMPT = [message("user", "q")]
 
 
-def pair(*answers: tuple[Principle, bool, float, float], replies: tuple[str, str] = ("one", "two two")) -> Pair:
+def pair(
+    *answers: tuple[Principle, bool, float, float], replies: tuple[str, str] = ("one", "two two")
+) -> Pair:
     """A pair with answers (principle, whether the first reply stood as (A), probabilities of (A) and (B))."""
     made = Pair("i/0", "i", PROMPT, "harmful", list(replies))
-    made.answers = [Answer(Question(made, principle, first), math.log(a), math.log(b)) for principle, first, a, b in answers]
+    made.answers = [
+        Answer(Question(made, principle, first), math.log(a), math.log(b))
+        for principle, first, a, b in answers
+    ]
     return made
 
 
@@ -84,12 +89,16 @@ def test_the_clamp_is_on_the_mean():
 
 def test_hard_labels_are_certain_but_for_ties():
     assert pair((P, True, 0.45, 0.4)).to_comparison(Rule(hard=True)).probability == 1
-    assert pair((P, True, 0.4, 0.45)).to_comparison(Rule(hard=True)).chosen == [message("assistant", "two two")]
+    assert pair((P, True, 0.4, 0.45)).to_comparison(Rule(hard=True)).chosen == [
+        message("assistant", "two two")
+    ]
     assert pair((P, True, 0.4, 0.4)).to_comparison(Rule(hard=True)).probability == 0.5
 
 
 def test_clamps_are_even_bounds():
-    assert parse_clamp("0.4:0.6") == (0.4, 0.6) and parse_clamp("0:1") == (0, 1) and parse_clamp("none") is None
+    assert (
+        parse_clamp("0.4:0.6") == (0.4, 0.6) and parse_clamp("0:1") == (0, 1) and parse_clamp("none") is None
+    )
     for text in ("0.4", "0.4:0.7", "0.6:0.4", "x:y", "0.5:0.5", "-0.1:1.1", "0.4:0.6:0.8"):
         with pytest.raises(UserError, match="--clamp"):
             parse_clamp(text)
@@ -103,7 +112,9 @@ def test_same_position_rate():
     says_a = pair((P, True, 0.8, 0.2), (P, False, 0.7, 0.3)).to_comparison()
     says_b = pair((P, True, 0.2, 0.8), (P, False, 0.3, 0.7)).to_comparison()
     one_order = pair((P, True, 0.8, 0.2)).to_comparison()
-    two_principles = pair((P, True, 0.8, 0.2), (P, False, 0.2, 0.8), (Q, True, 0.9, 0.1), (Q, False, 0.6, 0.4)).to_comparison()
+    two_principles = pair(
+        (P, True, 0.8, 0.2), (P, False, 0.2, 0.8), (Q, True, 0.9, 0.1), (Q, False, 0.6, 0.4)
+    ).to_comparison()
     for rows, rate in (
         ([agrees], 0.0),
         ([says_a], 1.0),
@@ -117,16 +128,24 @@ def test_same_position_rate():
 
 
 def test_diagnostics(capsys):
-    rows = [pair((P, True, 0.6, 0.2), (P, False, 0.6, 0.2)).to_comparison(), pair((Q, True, 0.1, 0.3)).to_comparison()]
+    rows = [
+        pair((P, True, 0.6, 0.2), (P, False, 0.6, 0.2)).to_comparison(),
+        pair((Q, True, 0.1, 0.3)).to_comparison(),
+    ]
     facts = diagnose(rows)
     assert facts["mean_probability_a"] == pytest.approx((0.75 + 0.75 + 0.25) / 3)
     assert facts["mean_mass"] == pytest.approx((0.8 + 0.8 + 0.4) / 3)
     assert facts["mean_probability"] == pytest.approx((0.5 + 0.75) / 2)
-    # The tie's chosen reply stood first with 0.75 and second with 0.25, the other one's stood second with 0.75.
+    # The tie's chosen reply stood first with 0.75 and second with 0.25, the other one's stood second with
+    # 0.75.
     assert facts["mean_probability_by_order"] == pytest.approx({"chosen_first": 0.75, "rejected_first": 0.5})
     assert facts["longer_chosen"] == 0.5, "the tie chose 'one', the other chose 'two two'"
     assert facts["same_position_rate"] == 1.0
-    assert facts["by_principle"]["p"] == {"questions": 2, "agreement": 0.5, "mean_probability": pytest.approx(0.5)}
+    assert facts["by_principle"]["p"] == {
+        "questions": 2,
+        "agreement": 0.5,
+        "mean_probability": pytest.approx(0.5),
+    }
     assert facts["confidence_histogram"]["0.5–0.6"] == facts["confidence_histogram"]["0.7–0.8"] == 1
     assert sum(facts["mass_histogram"].values()) == 3 and facts["by_kind"]["harmful"]["pairs"] == 2
     assert json.loads(json.dumps(facts, allow_nan=False))

@@ -19,12 +19,24 @@ ARTICLE = load_constitution("article")
 
 
 def sample_row(identity: str, reply: str) -> dict:
-    return {"id": identity, "prompt": PROMPT, "completion": [message("assistant", reply)], "finish_reason": "stop"}
+    return {
+        "id": identity,
+        "prompt": PROMPT,
+        "completion": [message("assistant", reply)],
+        "finish_reason": "stop",
+    }
 
 
 def comparison_row(identity: str, other: str = "two") -> dict:
     replies = {"chosen": [message("assistant", "one")], "rejected": [message("assistant", other)]}
-    return {"id": identity, "prompt_id": "i", "prompt": PROMPT, **replies, "probability": 1, "origin": "human"}
+    return {
+        "id": identity,
+        "prompt_id": "i",
+        "prompt": PROMPT,
+        **replies,
+        "probability": 1,
+        "origin": "human",
+    }
 
 
 def put(path, rows) -> str:
@@ -33,10 +45,22 @@ def put(path, rows) -> str:
 
 
 def test_two_different_samples_of_a_prompt_make_a_pair_and_others_are_rejected(tmp_path):
-    rows = [("a/0", "x"), ("b/0", "y"), ("a/1", "x"), ("a/2", "z"), ("a/3", "w"), ("b/1", "y"), ("c/0", "v"), ("d/0", "v")]
+    rows = [
+        ("a/0", "x"),
+        ("b/0", "y"),
+        ("a/1", "x"),
+        ("a/2", "z"),
+        ("a/3", "w"),
+        ("b/1", "y"),
+        ("c/0", "v"),
+        ("d/0", "v"),
+    ]
     rows.append(("d/1", "u"))
     pairs = list(read_pairs([put(tmp_path / "s.jsonl", [sample_row(*row) for row in rows])]))
-    assert [(made.id, made.replies) for made in pairs if not made.rejected] == [("a/0", ["x", "z"]), ("d/0", ["v", "u"])]
+    assert [(made.id, made.replies) for made in pairs if not made.rejected] == [
+        ("a/0", ["x", "z"]),
+        ("d/0", ["v", "u"]),
+    ]
     assert {made.id: made.rejected.reason for made in pairs if made.rejected} == {
         "b/0": "identical_replies",
         "c/0": "single_reply",
@@ -79,10 +103,16 @@ def test_malformed_rows_name_line_and_field(tmp_path):
 
 def test_hh_rlhf_rows_are_pairs_or_rejects(tmp_path):
     def row(chosen, rejected):
-        return {"chosen": f"\n\nHuman: h\n\nAssistant: {chosen}", "rejected": f"\n\nHuman: h\n\nAssistant: {rejected}"}
+        return {
+            "chosen": f"\n\nHuman: h\n\nAssistant: {chosen}",
+            "rejected": f"\n\nHuman: h\n\nAssistant: {rejected}",
+        }
 
     other = {"chosen": "\n\nHuman: h\n\nAssistant: a", "rejected": "\n\nHuman: g\n\nAssistant: b"}
-    path = put(tmp_path / "harmless.jsonl", [row("a", "b"), row("a", ""), other, row("a", "a"), {"chosen": 1}, row("c", "d")])
+    path = put(
+        tmp_path / "harmless.jsonl",
+        [row("a", "b"), row("a", ""), other, row("a", "a"), {"chosen": 1}, row("c", "d")],
+    )
     pairs = list(read_pairs([path]))
     assert [sorted(made.replies) for made in pairs if not made.rejected] == [["a", "b"], ["c", "d"]]
     assert [(made.id, made.rejected.reason) for made in pairs if made.rejected] == [
@@ -124,7 +154,10 @@ def test_principles_are_drawn_without_a_second_time_until_all_were_drawn():
     count = len(ARTICLE.principles)
     first = Counter()
     for n in range(300):
-        ids = [p.id for p in Inquiry(constitution=ARTICLE, principles_per_pair=2 * count + 1).principles(made_pair(n))]
+        ids = [
+            p.id
+            for p in Inquiry(constitution=ARTICLE, principles_per_pair=2 * count + 1).principles(made_pair(n))
+        ]
         assert len(set(ids[:count])) == len(set(ids[count : 2 * count])) == count
         first[ids[0]] += 1
         fewer = [p.id for p in Inquiry(constitution=ARTICLE, principles_per_pair=3).principles(made_pair(n))]

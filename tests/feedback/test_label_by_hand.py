@@ -59,22 +59,42 @@ def option_logprobs(folder, text: str, chat: bool) -> list[float]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if chat:
         text = f"<s>[INST] {text.removesuffix(chr(10) + 'The answer is:')} [/INST] The answer is:"
-    prompt, *rows = [tokenizer(text + tail, add_special_tokens=not chat)["input_ids"] for tail in ("", " (A)", " (B)")]
-    assert prompt[0] == (tokenizer.bos_token_id if tokenizer.bos_token else prompt[0]) and prompt[1] != prompt[0]
-    # What an option's text makes of the prompt's last tokens is the option's: it starts where the sequences part.
-    start = next((t for t, ids in enumerate(zip(prompt, *rows, strict=False)) if len(set(ids)) > 1), len(prompt))
+    prompt, *rows = [
+        tokenizer(text + tail, add_special_tokens=not chat)["input_ids"] for tail in ("", " (A)", " (B)")
+    ]
+    assert (
+        prompt[0] == (tokenizer.bos_token_id if tokenizer.bos_token else prompt[0]) and prompt[1] != prompt[0]
+    )
+    # What an option's text makes of the prompt's last tokens is the option's: it starts where the sequences
+    # part.
+    start = next(
+        (t for t, ids in enumerate(zip(prompt, *rows, strict=False)) if len(set(ids)) > 1), len(prompt)
+    )
     assert all(len(row) - start > 1 for row in rows), "an option is several tokens"
     width = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     with torch.no_grad():
         logprobs = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits.double(), -1)
-    return [sum(logprobs[n, t - 1, row[t]].item() for t in range(start, len(row))) for n, row in enumerate(rows)]
+    return [
+        sum(logprobs[n, t - 1, row[t]].item() for t in range(start, len(row))) for n, row in enumerate(rows)
+    ]
 
 
 def test_a_label_is_the_mean_of_softmaxes_over_orders_and_principles(cai, judge, pairs, tmp_path):
     out = tmp_path / "out.jsonl"
-    words = ("--pairs", pairs, "--feedback-model", judge, "--principles-per-pair", "2", "--min-mass", "0", "--out", out)
+    words = (
+        "--pairs",
+        pairs,
+        "--feedback-model",
+        judge,
+        "--principles-per-pair",
+        "2",
+        "--min-mass",
+        "0",
+        "--out",
+        out,
+    )
     done = cai("label", *words)
     assert done.returncode == 0, done.stderr
     principles = {principle.id: principle.comparison for principle in load_constitution("article").principles}
@@ -98,4 +118,7 @@ def test_a_label_is_the_mean_of_softmaxes_over_orders_and_principles(cai, judge,
             assert judgement["mass"] == pytest.approx(math.exp(a) + math.exp(b), abs=1e-5)
             first_wins = math.exp(a) / (math.exp(a) + math.exp(b))
             probabilities.append(first_wins if judgement["order"] == "chosen_first" else 1 - first_wins)
-        assert row["probability"] == pytest.approx(sum(probabilities) / 4, abs=1e-5) and row["probability"] >= 0.5
+        assert (
+            row["probability"] == pytest.approx(sum(probabilities) / 4, abs=1e-5)
+            and row["probability"] >= 0.5
+        )

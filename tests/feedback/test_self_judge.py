@@ -47,7 +47,9 @@ def test_an_adapter_beside_its_base_is_the_merged_model_and_not_the_base(llama, 
     adapted.peft_config["default"].base_model_name_or_path = str(llama)
     adapted.save_pretrained(tmp_path / "adapter")
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
-    adapter, merged, first = (load_lm(str(path), "cpu") for path in (tmp_path / "adapter", tmp_path / "merged", llama))
+    adapter, merged, first = (
+        load_lm(str(path), "cpu") for path in (tmp_path / "adapter", tmp_path / "merged", llama)
+    )
     assert same_weights(adapter, merged) and not same_weights(first, merged)
 
 
@@ -88,16 +90,26 @@ def test_the_preflight_stops_before_anything_is_written_and_says_what_to_try(cai
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out.jsonl"
     done = cai("label", "--pairs", pairs, "--feedback-model", judge, "--min-mass", "0.5", "--out", out)
-    assert done.returncode == 1 and "over the first 32 pairs only" in done.stderr and "--min-mass 0" in done.stderr
+    assert (
+        done.returncode == 1
+        and "over the first 32 pairs only" in done.stderr
+        and "--min-mass 0" in done.stderr
+    )
     assert "no option format does better" in done.stderr
     assert not out.exists() and not out.with_name("out.jsonl.partial").exists()
-    assert cai("label", "--pairs", pairs, "--feedback-model", judge, "--min-mass", "0", "--out", out).returncode == 0
+    assert (
+        cai("label", "--pairs", pairs, "--feedback-model", judge, "--min-mass", "0", "--out", out).returncode
+        == 0
+    )
     for words, problem in (
         (("--option-format", "AA"), "--option-format 'AA'"),
         (("--clamp", "0.3:0.6"), "--clamp 0.3:0.6"),
         (("--hard", "--clamp", "0.4:0.6"), "--hard makes labels"),
     ):
-        mistake(cai("label", "--pairs", pairs, "--feedback-model", judge, *words, "--out", tmp_path / "x.jsonl"), problem)
+        mistake(
+            cai("label", "--pairs", pairs, "--feedback-model", judge, *words, "--out", tmp_path / "x.jsonl"),
+            problem,
+        )
 
 
 class FormatJudge:
@@ -115,7 +127,9 @@ class FormatJudge:
 def test_the_preflight_names_the_option_format_that_does_better(tmp_path, likes):
     options = Options(feedback_model="judge", pairs=["pairs.jsonl"], out=tmp_path / "out.jsonl")
     judge, inquiry = FormatJudge(likes), inquiry_of(options)
-    pairs = [Pair(f"{n}/0", str(n), [message("user", f"question {n}")], replies=["yes", "no"]) for n in range(3)]
+    pairs = [
+        Pair(f"{n}/0", str(n), [message("user", f"question {n}")], replies=["yes", "no"]) for n in range(3)
+    ]
     judge_pairs(judge, inquiry, pairs, False, SegmentSettings(1))
     with pytest.raises(RunError, match="over the first 3 pairs only") as caught:
         check_preflight(judge, options, inquiry, pairs)

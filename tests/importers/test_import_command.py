@@ -1,4 +1,6 @@
-"""`cai import`, `cai export` and splits through the command line: every row arrives or is named, nothing is ignored."""
+"""`cai import`, `cai export` and splits through the command line: every row arrives or is named, nothing is
+ignored.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,20 @@ def rows(path: Path) -> list[dict]:
 
 def chain(number: int, **extra: str) -> dict:
     """A published chain in the schema of the paper's files."""
-    step = {"critique": {"sample": " It is rude."}, "revision": {"sample": f" Kind words {number}.\n\nHuman:"}}
-    value = {"prompt": ["\n\nCritiqueRequest: Why?\n\nCritique:"], "edit_request": "\n\nRevisionRequest: Mend it.\n\nRevision:"}
+    step = {
+        "critique": {"sample": " It is rude."},
+        "revision": {"sample": f" Kind words {number}.\n\nHuman:"},
+    }
+    value = {
+        "prompt": ["\n\nCritiqueRequest: Why?\n\nCritique:"],
+        "edit_request": "\n\nRevisionRequest: Mend it.\n\nRevision:",
+    }
     steps = [{"cst_key": f"harmful{n}", "cst_value": value, **step} for n in range(4)]
-    head = {"rl_prompt": f"\n\nHuman: Insult me {number}.\n\nAssistant:", "comparison_dataset": "LaMDA", **extra}
+    head = {
+        "rl_prompt": f"\n\nHuman: Insult me {number}.\n\nAssistant:",
+        "comparison_dataset": "LaMDA",
+        **extra,
+    }
     return {**head, "initial_response": [{"sample": " You fool.\n\nHuman:"}], "cst": steps}
 
 
@@ -34,15 +46,26 @@ def test_chains_of_other_files_come_back_as_published(cai: Cai, tmp_path: Path) 
     chains = rows(tmp_path / "chains.jsonl")
     assert [len(row["rounds"]) for row in chains] == [4, 4]
     assert chains[0]["completion"][0]["content"] == "Kind words 1."
-    assert [step["principle"] for step in chains[0]["rounds"]] == ["harmful0", "harmful1", "harmful2", "harmful3"]
-    assert cai("export", "paper-chains", tmp_path / "chains.jsonl", "--out", tmp_path / "back.jsonl").returncode == 0
+    assert [step["principle"] for step in chains[0]["rounds"]] == [
+        "harmful0",
+        "harmful1",
+        "harmful2",
+        "harmful3",
+    ]
+    assert (
+        cai("export", "paper-chains", tmp_path / "chains.jsonl", "--out", tmp_path / "back.jsonl").returncode
+        == 0
+    )
     assert rows(tmp_path / "back.jsonl") == published
 
 
 def test_the_published_chains_come_back(cai: Cai, data: Callable[[str], Path], tmp_path: Path) -> None:
     file = data("constitutional-ai/PALMS_SLMADISON.jsonl")
     assert cai("import", "paper-chains", file, "--out", tmp_path / "chains.jsonl").returncode == 0
-    assert cai("export", "paper-chains", tmp_path / "chains.jsonl", "--out", tmp_path / "back.jsonl").returncode == 0
+    assert (
+        cai("export", "paper-chains", tmp_path / "chains.jsonl", "--out", tmp_path / "back.jsonl").returncode
+        == 0
+    )
     assert rows(tmp_path / "back.jsonl") == rows(file)
     again = cai("export", "paper-chains", tmp_path / "chains.jsonl", "--out", tmp_path / "back.jsonl")
     assert again.returncode == 0 and "nothing to do" in again.stderr
@@ -67,20 +90,31 @@ def test_a_table_with_quotes_newlines_and_bad_rows(cai: Cai, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert [row["prompt"][0]["content"] for row in rows(out)] == ['Say "hi",\nplease', "Why?"]
     assert len(rows(tmp_path / "prompts.rejects.jsonl")) == 1
-    mistake(cai("import", "table", file, "--columns", "prompt=qestion", "--out", tmp_path / "b.jsonl"), "qestion", "question")
+    mistake(
+        cai("import", "table", file, "--columns", "prompt=qestion", "--out", tmp_path / "b.jsonl"),
+        "qestion",
+        "question",
+    )
 
 
 def test_red_team_attempts_as_an_array_and_as_lines(cai: Cai, tmp_path: Path) -> None:
     attempts = [{"transcript": f"\n\nHuman: Bad {n}?\n\nAssistant: No.", "rating": 1.0} for n in range(3)]
     (tmp_path / "array.json").write_text(json.dumps(attempts), encoding="utf-8")
-    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in attempts), encoding="utf-8")
+    (tmp_path / "lines.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in attempts), encoding="utf-8"
+    )
     for name in ("array.json", "lines.jsonl"):
-        assert cai("import", "red-team", tmp_path / name, "--out", tmp_path / f"{name}.out.jsonl").returncode == 0
+        assert (
+            cai("import", "red-team", tmp_path / name, "--out", tmp_path / f"{name}.out.jsonl").returncode
+            == 0
+        )
     assert rows(tmp_path / "array.json.out.jsonl") == rows(tmp_path / "lines.jsonl.out.jsonl")
     assert len(rows(tmp_path / "array.json.out.jsonl")) == 3
 
 
-@pytest.mark.parametrize("words", [("--every-turn",), ("--limit", 3), ("--split", "a=1"), ("--kind", "harmful")])
+@pytest.mark.parametrize(
+    "words", [("--every-turn",), ("--limit", 3), ("--split", "a=1"), ("--kind", "harmful")]
+)
 def test_flags_that_a_constitution_has_no_use_for(cai: Cai, tmp_path: Path, words: tuple) -> None:
     (tmp_path / "c.json").write_text("{}", encoding="utf-8")
     result = cai("import", "paper-constitution", tmp_path / "c.json", "--out", tmp_path / "c.yaml", *words)
@@ -88,7 +122,10 @@ def test_flags_that_a_constitution_has_no_use_for(cai: Cai, tmp_path: Path, word
 
 
 def test_a_constitution_is_written_once_and_anew_on_request(cai: Cai, tmp_path: Path) -> None:
-    value = {"prompt": ["\n\nCritiqueRequest: Why?\n\nCritique:"], "edit_request": "\n\nRevisionRequest: Mend it.\n\nRevision:"}
+    value = {
+        "prompt": ["\n\nCritiqueRequest: Why?\n\nCritique:"],
+        "edit_request": "\n\nRevisionRequest: Mend it.\n\nRevision:",
+    }
     (tmp_path / "c.json").write_text(json.dumps({"a": value}), encoding="utf-8")
     command = ("import", "paper-constitution", tmp_path / "c.json", "--out", tmp_path / "c.yaml")
     assert "1 principles" in cai(*command).stderr and "nothing to do" in cai(*command).stderr
@@ -110,7 +147,22 @@ def test_kind_and_source_are_kept_or_refused(cai: Cai, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "q"}]
     pair = {name: [*turns, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
     file = tmp_path / "ultra.jsonl"
-    file.write_text(json.dumps({**pair, "prompt_id": "p", "score_chosen": 8, "score_rejected": 3}) + "\n", encoding="utf-8")
-    command = ("import", "ultrafeedback", file, "--out", tmp_path / "pairs.jsonl", "--kind", "harmful", "--source", "mine")
+    file.write_text(
+        json.dumps({**pair, "prompt_id": "p", "score_chosen": 8, "score_rejected": 3}) + "\n",
+        encoding="utf-8",
+    )
+    command = (
+        "import",
+        "ultrafeedback",
+        file,
+        "--out",
+        tmp_path / "pairs.jsonl",
+        "--kind",
+        "harmful",
+        "--source",
+        "mine",
+    )
     assert cai(*command).returncode == 0
-    assert [(row["kind"], row["source"], row["origin"]) for row in rows(tmp_path / "pairs.jsonl")] == [("harmful", "mine", "ai")]
+    assert [(row["kind"], row["source"], row["origin"]) for row in rows(tmp_path / "pairs.jsonl")] == [
+        ("harmful", "mine", "ai")
+    ]

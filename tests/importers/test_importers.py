@@ -117,7 +117,11 @@ def test_refused_pairs():
 
 
 def test_fields_missing_or_of_another_type():
-    for row, why in (({"chosen": "x"}, "not_a_transcript"), ({}, "missing_field"), ({"chosen": 3}, "not_text")):
+    for row, why in (
+        ({"chosen": "x"}, "not_a_transcript"),
+        ({}, "missing_field"),
+        ({"chosen": 3}, "not_text"),
+    ):
         with pytest.raises(Refused) as refused:
             hh_rlhf.comparison_of_row(row, kind=None, source="s")
         assert refused.value.reason in (why, "no_reply")
@@ -143,8 +147,21 @@ def test_as_prompts_odd_replies_do_no_harm():
 
 def test_hh_file_every_row_comes_out_once(tmp_path):
     good, other = hh(f"{H} a{A} b", f"{H} a{A} c"), hh(f"{H} a{A} b", f"{H} a{A} d")
-    rows = [good, "", "{broken", other, hh(f"{H} a{A} b", f"{H} a{A} b"), "[1]", "3", '{"chosen": "\\ud800", "rejected": ""}']
-    path = write_lines(tmp_path / "harmless-base" / "x.jsonl.gz", rows) if (tmp_path / "harmless-base").mkdir() is None else None
+    rows = [
+        good,
+        "",
+        "{broken",
+        other,
+        hh(f"{H} a{A} b", f"{H} a{A} b"),
+        "[1]",
+        "3",
+        '{"chosen": "\\ud800", "rejected": ""}',
+    ]
+    path = (
+        write_lines(tmp_path / "harmless-base" / "x.jsonl.gz", rows)
+        if (tmp_path / "harmless-base").mkdir() is None
+        else None
+    )
     assert path and hh_rlhf.kind_of_path(path) == "harmful"
     items = list(hh_rlhf.import_comparisons(path, kind="harmful"))
     identity = prompt_id([message("user", "a")])
@@ -195,7 +212,10 @@ def test_real_hh_prompts():
     assert (len(prompts), tally.records, tally.merged, tally.rejects) == (1498, 1498, 2, Counter())
     assert all(isinstance(item, Prompt) and Prompt.from_row(item.to_row()) == item for item in prompts)
     every = Tally()
-    assert sum(1 for _ in every.watch(every.merge_identical(hh_rlhf.import_prompts(path, every_turn=True)))) == 3614
+    assert (
+        sum(1 for _ in every.watch(every.merge_identical(hh_rlhf.import_prompts(path, every_turn=True))))
+        == 3614
+    )
     assert every.merged == 100
 
 
@@ -217,10 +237,15 @@ ATTEMPTS = [
 def test_red_team_files(tmp_path, form):
     indent = None if form == "array in one line" else 1
     path = tmp_path / f"red_team_attempts.jsonl{'.gz' if form.endswith('gz') else ''}"
-    write_lines(path, ATTEMPTS if form.startswith("lines") else ["\ufeff" + json.dumps(ATTEMPTS, indent=indent) + "\n"])
+    write_lines(
+        path,
+        ATTEMPTS if form.startswith("lines") else ["\ufeff" + json.dumps(ATTEMPTS, indent=indent) + "\n"],
+    )
     items = list(red_team.import_prompts(path))
     prompts = [item for item in items if isinstance(item, Prompt)]
-    assert [prompt.prompt for prompt in prompts] == [[message("user", text)] for text in ("a\n\nb", f"a{H} b", "only", "only")]
+    assert [prompt.prompt for prompt in prompts] == [
+        [message("user", text)] for text in ("a\n\nb", f"a{H} b", "only", "only")
+    ]
     assert {prompt.kind for prompt in prompts} == {"harmful"}
     assert [(item.line, item.reason) for item in items if isinstance(item, Reject)] == [
         (3, "starts_with_assistant"),

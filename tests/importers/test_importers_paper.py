@@ -28,7 +28,9 @@ def public(name: str) -> Path:
 
 
 def write_lines(path: Path, rows: list) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -128,8 +130,16 @@ def chain(**changes: object) -> dict:
         chain(rl_prompt=f"{H} code:\n\ndef f():\n    return 1\n    \n{A}"),
         chain(cst=[step(critique={"sample": " It is good.\n\nRevisionNone: No revision is needed."})]),
         chain(cst=[step(critique={"sample": "no space"}, revision={"sample": " r\n\n---------\n\n\n"})]),
-        chain(cst=[step(revision={"sample": f" r{H}"}), step(critique={"sample": f" c{H} more{A} yet", "score": 1})]),
-        chain(cst=[step(note=[1, {"x": None}])], initial_response=[{"sample": "\n first \n"}, {"sample": "second"}]),
+        chain(
+            cst=[
+                step(revision={"sample": f" r{H}"}),
+                step(critique={"sample": f" c{H} more{A} yet", "score": 1}),
+            ]
+        ),
+        chain(
+            cst=[step(note=[1, {"x": None}])],
+            initial_response=[{"sample": "\n first \n"}, {"sample": "second"}],
+        ),
         chain(comparison_model=[{"sample": "x"}], other={"a": 1}),
     ],
 )
@@ -140,7 +150,10 @@ def test_chains_come_back_as_they_were(tmp_path, row):
     assert Revision.from_row(stored) == item.revision
     again = paper_chains.export_chain(paper_chains.PublishedChain.from_row(stored))
     assert json.dumps(again) == json.dumps(row)
-    texts = [item.revision.initial[0]["content"], *(text for r in item.revision.rounds for text in (r.critique, r.revision))]
+    texts = [
+        item.revision.initial[0]["content"],
+        *(text for r in item.revision.rounds for text in (r.critique, r.revision)),
+    ]
     assert all(text == text.strip() and H not in text and "---" not in text for text in texts)
     assert item.revision.completion[0]["content"] == item.revision.rounds[-1].revision
 
@@ -174,7 +187,9 @@ def test_refused_chains(row, why):
 
 
 def test_chains_on_one_prompt_have_ids_of_their_own(tmp_path):
-    items = list(paper_chains.import_chains(write_lines(tmp_path / "chains.jsonl", [chain(), {"x": 1}, chain()])))
+    items = list(
+        paper_chains.import_chains(write_lines(tmp_path / "chains.jsonl", [chain(), {"x": 1}, chain()]))
+    )
     identity = prompt_id([message("user", "q")])
     assert [getattr(item, "revision", item) for item in items][1].reason == "not_a_chain"
     assert [item.revision.id for item in items[::2]] == [f"{identity}/0", f"{identity}/1"]

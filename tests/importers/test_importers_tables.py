@@ -57,7 +57,14 @@ def test_empty_file_has_no_rows(tmp_path):
 @pytest.mark.parametrize("size", [1, 3, 7, 1 << 16])
 def test_arrays_do_not_depend_on_the_chunks(tmp_path, monkeypatch, size):
     monkeypatch.setattr("cai_cli.importers.public_files.CHUNK", size)
-    items = [{"a": 'x"]},{[\\' * 5}, {"b": [1.5e-300, True, None, "é🙂\u2028"]}, 12345678901234567890, "s", [], {}]
+    items = [
+        {"a": 'x"]},{[\\' * 5},
+        {"b": [1.5e-300, True, None, "é🙂\u2028"]},
+        12345678901234567890,
+        "s",
+        [],
+        {},
+    ]
     for separators in ((",", ":"), (" ,\n ", " : ")):
         path = file(tmp_path, "x.json.gz", json.dumps(items, separators=separators) + " \n")
         rows = list(read_public_rows(path))
@@ -69,7 +76,10 @@ def test_arrays_do_not_depend_on_the_chunks(tmp_path, monkeypatch, size):
     ("content", "problem"),
     [
         ('[{"a": 1} {"a": 2}]', "expected ','"),
-        ('[{"a": 1}, {"a" 2}, {"a": 3, "long enough to be far from the end of the buffer": 0}]', "item 2 of the array"),
+        (
+            '[{"a": 1}, {"a" 2}, {"a": 3, "long enough to be far from the end of the buffer": 0}]',
+            "item 2 of the array",
+        ),
         ('[{"a": 1}, {"a": "', "item 2 of the array"),
         ('[{"a": 1}', "found 'the end'"),
         ('[{"a": 1}] x', "after the end"),
@@ -106,7 +116,11 @@ def test_csv(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [("", ":1: expected a header"), ("a,a\n1,2\n", ":1: expected a header"), ('a,b\n1,2\n3,"4\n5,6\n', ":3: not valid CSV")],
+    [
+        ("", ":1: expected a header"),
+        ("a,a\n1,2\n", ":1: expected a header"),
+        ('a,b\n1,2\n3,"4\n5,6\n', ":3: not valid CSV"),
+    ],
 )
 def test_broken_csv(tmp_path, content, problem):
     with pytest.raises(UserError) as error:
@@ -128,7 +142,9 @@ def test_a_misspelt_column_stops_before_the_first_row(tmp_path):
 
 
 def test_a_pointer_in_place_of_a_file_of_git_lfs(tmp_path):
-    (tmp_path / "test.jsonl.gz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:39a4\nsize 1053578\n")
+    (tmp_path / "test.jsonl.gz").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:39a4\nsize 1053578\n"
+    )
     with pytest.raises(UserError, match="pointer of Git LFS") as error:
         list(read_public_rows(tmp_path / "test.jsonl.gz"))
     assert "git lfs pull" in (error.value.hint or "")
@@ -183,7 +199,9 @@ def test_shapes_of_pairs(prompt, chosen, rejected):
 
 
 def test_the_conversation_may_say_more_than_the_prompt_column():
-    [item] = pairs({"prompt": "q", "chosen": [SYSTEM, USER, *reply("a")], "rejected": [SYSTEM, USER, *reply("b")]})
+    [item] = pairs(
+        {"prompt": "q", "chosen": [SYSTEM, USER, *reply("a")], "rejected": [SYSTEM, USER, *reply("b")]}
+    )
     assert item.prompt == [SYSTEM, USER]
 
 
@@ -207,8 +225,14 @@ def test_text_that_only_looks_like_turns():
         ({"prompt": "q", "chosen": [], "rejected": "b"}, "no_reply"),
         ({"prompt": "q", "chosen": 3, "rejected": "b"}, "no_reply"),
         ({"prompt": "q", "chosen": [USER, {"role": "assistant", "content": 1}], "rejected": "b"}, "not_text"),
-        ({"chosen": [USER, *reply("a")], "rejected": [message("user", "other"), *reply("b")]}, "prompts_differ"),
-        ({"prompt": "other", "chosen": [USER, *reply("a")], "rejected": [USER, *reply("b")]}, "prompts_differ"),
+        (
+            {"chosen": [USER, *reply("a")], "rejected": [message("user", "other"), *reply("b")]},
+            "prompts_differ",
+        ),
+        (
+            {"prompt": "other", "chosen": [USER, *reply("a")], "rejected": [USER, *reply("b")]},
+            "prompts_differ",
+        ),
         ({"prompt": "q", "chosen": [*reply("x"), *reply("a")], "rejected": "b"}, "malformed"),
     ],
 )
@@ -222,7 +246,13 @@ def test_columns_by_other_names():
     [item] = pairs(row, columns, kind="harmful", origin="votes", source="x")
     # a probability under one half turns the pair round
     assert (item.chosen, item.rejected, item.probability) == (reply("b"), reply("a"), 0.75)
-    assert (item.id, item.prompt_id, item.kind, item.origin, item.source) == ("7/0", "7", "helpful", "votes", "x")
+    assert (item.id, item.prompt_id, item.kind, item.origin, item.source) == (
+        "7/0",
+        "7",
+        "helpful",
+        "votes",
+        "x",
+    )
     assert pairs({**row, "p": "1.5"}, columns) == [(1, "not_a_probability")]
     assert pairs({**row, "p": "nan"}, columns) == [(1, "not_a_number")]
     assert pairs({**row, "p": ""}, columns) == [(1, "not_a_number")]
@@ -242,7 +272,12 @@ ULTRA = {
 
 
 def test_ultrafeedback():
-    rows = [ULTRA, {**ULTRA, "score_rejected": 8.5}, {**ULTRA, "score_rejected": 9}, {**ULTRA, "score_chosen": None}]
+    rows = [
+        ULTRA,
+        {**ULTRA, "score_rejected": 8.5},
+        {**ULTRA, "score_rejected": 9},
+        {**ULTRA, "score_chosen": None},
+    ]
     first, *others = preferences.import_ultrafeedback(enumerate(rows, 1))
     assert (first.id, first.kind, first.origin) == (f"{ULTRA['prompt_id']}/0", "helpful", "ai")
     assert outcome(others) == [(2, "tied_scores"), (3, "scores_contradict"), (4, "missing_field")]
@@ -264,22 +299,40 @@ CAI = {
 
 def test_cai_conversations():
     [pair] = preferences.import_cai_comparisons([(1, CAI)])
-    assert (pair.chosen, pair.rejected, pair.kind, pair.origin) == (reply("no"), reply("yes"), "harmful", "ai")
-    old = {name: message("x", value) if isinstance(value, str) and name != "prompt" else value for name, value in CAI.items()}
+    assert (pair.chosen, pair.rejected, pair.kind, pair.origin) == (
+        reply("no"),
+        reply("yes"),
+        "harmful",
+        "ai",
+    )
+    old = {
+        name: message("x", value) if isinstance(value, str) and name != "prompt" else value
+        for name, value in CAI.items()
+    }
     for row in (CAI, old):
         [chain] = preferences.import_cai_revisions([(1, row)])
         assert Revision.from_row(chain.to_row()) == chain
         assert (chain.initial, chain.completion) == (reply("yes"), reply("no"))
         step = chain.rounds[0]
-        assert (step.critique_request, step.critique, step.revision_request) == ("criticise", "was bad", "revise")
+        assert (step.critique_request, step.critique, step.revision_request) == (
+            "criticise",
+            "was bad",
+            "revise",
+        )
     other = next(iter(preferences.import_cai_revisions([(1, {**CAI, "critic_prompt": "another"})])))
     assert other.rounds[0].principle != step.principle
-    assert outcome(preferences.import_cai_revisions([(1, {**CAI, "critic_response": " "})])) == [(1, "empty_text")]
-    assert outcome(preferences.import_cai_revisions([(1, {**CAI, "init_prompt": None})])) == [(1, "missing_field")]
+    assert outcome(preferences.import_cai_revisions([(1, {**CAI, "critic_response": " "})])) == [
+        (1, "empty_text")
+    ]
+    assert outcome(preferences.import_cai_revisions([(1, {**CAI, "init_prompt": None})])) == [
+        (1, "missing_field")
+    ]
 
 
 def test_parquet_and_the_hub_have_the_rows_as_they_are_published(tmp_path, monkeypatch):
-    """Lists of turns and structs, as datasets writes them; a row that is refused can be kept as JSON, times and all."""
+    """Lists of turns and structs, as datasets writes them; a row that is refused can be kept as JSON, times
+    and all.
+    """
     import datasets
     import pyarrow
     from pyarrow import parquet
@@ -287,7 +340,9 @@ def test_parquet_and_the_hub_have_the_rows_as_they_are_published(tmp_path, monke
     when = datetime(2024, 2, 2, tzinfo=UTC)
     rows = [{**ULTRA, "at": when}, {**ULTRA, "score_rejected": 8.5, "at": when}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test_prefs-00000-of-00001.parquet")
-    first, other = preferences.import_ultrafeedback(read_public_rows(tmp_path / "test_prefs-00000-of-00001.parquet"))
+    first, other = preferences.import_ultrafeedback(
+        read_public_rows(tmp_path / "test_prefs-00000-of-00001.parquet")
+    )
     assert (first.id, first.chosen) == (f"{ULTRA['prompt_id']}/0", reply("a"))
     assert (other.line, other.reason) == (2, "tied_scores") and json.dumps(other.row)
     datasets.Dataset.from_list([{**CAI, "messages": CAI["chosen"]}]).to_parquet(tmp_path / "chains")
@@ -298,14 +353,25 @@ def test_parquet_and_the_hub_have_the_rows_as_they_are_published(tmp_path, monke
     with pytest.raises(UserError, match="not a readable parquet file"):
         list(read_public_rows(tmp_path / "bad.parquet"))
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: asked.append((name, split)) or [CAI])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, split, streaming: asked.append((name, split)) or [CAI]
+    )
     [chain] = preferences.import_cai_revisions(read_public_rows(Path("hf:HuggingFaceH4/cai:test_sft")))
     assert chain == same and asked == [("HuggingFaceH4/cai", "test_sft")]
 
 
 def test_prompts_by_columns():
-    rows = [{"x": "q"}, {"x": [USER, *reply("a")]}, {"x": "Human: q\n\nAssistant: a"}, {"x": ""}, {"x": reply("a")}, {}]
-    items = outcome(tables.import_prompts(enumerate(rows, 1), Columns(prompt="x"), kind="helpful", source="s"))
+    rows = [
+        {"x": "q"},
+        {"x": [USER, *reply("a")]},
+        {"x": "Human: q\n\nAssistant: a"},
+        {"x": ""},
+        {"x": reply("a")},
+        {},
+    ]
+    items = outcome(
+        tables.import_prompts(enumerate(rows, 1), Columns(prompt="x"), kind="helpful", source="s")
+    )
     assert items[:3] == [Prompt(prompt_id([USER]), [USER], "helpful", "s")] * 3
     assert items[3:] == [(4, "malformed"), (5, "no_human_turn"), (6, "missing_field")]
     [named] = tables.import_prompts([(1, {"x": "q", "n": "id-1"})], Columns(prompt="x", id="n"))

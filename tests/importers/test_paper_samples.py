@@ -1,4 +1,6 @@
-"""`cai import paper-samples`: the published answers and their PM scores as samples, which later commands read."""
+"""`cai import paper-samples`: the published answers and their PM scores as samples, which later commands
+read.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ def answer(text: Any, *scores: Any) -> dict[str, Any]:
 
 
 def published(prompt: str, *answers: Any, **more: Any) -> dict[str, Any]:
-    return {**more, "rl_prompt": prompt, "comparison_dataset": "InstructGPT", "sampled_answers": list(answers)}
+    return {
+        **more,
+        "rl_prompt": prompt,
+        "comparison_dataset": "InstructGPT",
+        "sampled_answers": list(answers),
+    }
 
 
 def put(path: Path, *rows: Any) -> Path:
@@ -30,22 +37,43 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_each_answer_is_a_sample_with_its_scores(cai: Cai, tmp_path: Path) -> None:
-    texts = (" Birds are real.\n\nHuman:", " Yes.\nThey are.\nHuman:", " Cut off in the", " Half a turn.\n\nHuman")
-    first = published(PROMPT, *(answer(text, n + 0.5) for n, text in enumerate(texts)), comparison_model="They are not.")
+    texts = (
+        " Birds are real.\n\nHuman:",
+        " Yes.\nThey are.\nHuman:",
+        " Cut off in the",
+        " Half a turn.\n\nHuman",
+    )
+    first = published(
+        PROMPT, *(answer(text, n + 0.5) for n, text in enumerate(texts)), comparison_model="They are not."
+    )
     again = published(PROMPT, answer(" Birds are real.\n\nHuman:", 7, 8))
-    file = put(tmp_path / "INSTRUCTGPT_HRLHF.jsonl", first, again, published(LONGER, answer(" To the south.\n\nHuman:", -1.25)))
+    file = put(
+        tmp_path / "INSTRUCTGPT_HRLHF.jsonl",
+        first,
+        again,
+        published(LONGER, answer(" To the south.\n\nHuman:", -1.25)),
+    )
     out = tmp_path / "samples.jsonl"
     done = cai("import", "paper-samples", file, "--to", "samples", "--out", out)
     assert done.returncode == 0, done.stderr
     rows = lines(out)
     said = [row["completion"][0]["content"] for row in rows]
-    assert said == ["Birds are real.", "Yes.\nThey are.", "Cut off in the", "Half a turn.", "Birds are real.", "To the south."]
+    assert said == [
+        "Birds are real.",
+        "Yes.\nThey are.",
+        "Cut off in the",
+        "Half a turn.",
+        "Birds are real.",
+        "To the south.",
+    ]
     assert [row["finish_reason"] for row in rows] == ["stop", "stop", "length", "stop", "stop", "stop"]
     assert [row["pm_scores"] for row in rows] == [[0.5], [1.5], [2.5], [3.5], [7.0, 8.0], [-1.25]]
     assert [row.get("comparison_model") for row in rows] == ["They are not."] * 4 + [None] * 2
     assert {row["comparison_dataset"] for row in rows} == {"InstructGPT"}
     prompts = [row["id"].split("/")[0] for row in rows]
-    assert [row["id"].split("/")[1] for row in rows] == ["0", "1", "2", "3", "4", "0"] and len(set(prompts)) == 2
+    assert [row["id"].split("/")[1] for row in rows] == ["0", "1", "2", "3", "4", "0"] and len(
+        set(prompts)
+    ) == 2
     assert rows[0]["prompt"] == [{"role": "user", "content": "Why aren’t birds real?"}]
     shown = cai("inspect", out, "--limit", 1)
     assert "pm_scores: [0.5]" in shown.stdout and "comparison_dataset: InstructGPT" in shown.stdout
@@ -55,7 +83,9 @@ def test_samples_of_it_are_labelled(cai: Cai, llama: Path, tmp_path: Path) -> No
     rows = (published(PROMPT, answer(" Birds are real.\n\nHuman:", 1), answer(" No bird is.\n\nHuman:", 0)),)
     samples = tmp_path / "samples.jsonl"
     cai("import", "paper-samples", put(tmp_path / "x.jsonl", *rows), "--out", samples)
-    told = cai("label", "--pairs", samples, "--feedback-model", llama, "--min-mass", 0, "--out", tmp_path / "c.jsonl")
+    told = cai(
+        "label", "--pairs", samples, "--feedback-model", llama, "--min-mass", 0, "--out", tmp_path / "c.jsonl"
+    )
     assert told.returncode == 0, told.stderr
     assert {lines(tmp_path / "c.jsonl")[0][side][0]["content"] for side in ("chosen", "rejected")} == {
         "Birds are real.",
@@ -64,10 +94,18 @@ def test_samples_of_it_are_labelled(cai: Cai, llama: Path, tmp_path: Path) -> No
 
 
 def test_what_is_no_answer_is_rejected_alone(cai: Cai, llama: Path, tmp_path: Path) -> None:
-    bad = (answer("\n\nHuman:", 1), answer(None, 1), "text", answer(" Fine.", "high"), answer(" Good.\n\nHuman:", 2))
+    bad = (
+        answer("\n\nHuman:", 1),
+        answer(None, 1),
+        "text",
+        answer(" Fine.", "high"),
+        answer(" Good.\n\nHuman:", 2),
+    )
     rows = (published(PROMPT, *bad), published("no transcript", answer(" Yes.", 1)), published(PROMPT), [1])
     out = tmp_path / "samples.jsonl"
-    done = cai("import", "paper-samples", put(tmp_path / "x.jsonl", *rows), "--max-reject-rate", 1, "--out", out)
+    done = cai(
+        "import", "paper-samples", put(tmp_path / "x.jsonl", *rows), "--max-reject-rate", 1, "--out", out
+    )
     assert done.returncode == 0, done.stderr
     assert [row["completion"][0]["content"] for row in lines(out)] == ["Good."]
     found = {row["id"]: row["reason"] for row in lines(tmp_path / "samples.rejects.jsonl")}
@@ -83,4 +121,6 @@ def test_what_is_no_answer_is_rejected_alone(cai: Cai, llama: Path, tmp_path: Pa
     other = put(tmp_path / "y.jsonl", {"prompt": "x", "completion": "y"})
     mistake(cai("import", "paper-samples", other, "--out", tmp_path / "z.jsonl"), "rl_prompt")
     words = ("--data", put(tmp_path / "s.jsonl", rows[0]), "--out", tmp_path / "m")
-    mistake(cai("sft", "--model", llama, *words), "is a row of published samples", "`cai import paper-samples`")
+    mistake(
+        cai("sft", "--model", llama, *words), "is a row of published samples", "`cai import paper-samples`"
+    )

@@ -1,4 +1,6 @@
-"""Stack Exchange data: scores, pairs, readers, text. Numbers by hand on small dumps; a whole site where it is at hand."""
+"""Stack Exchange data: scores, pairs, readers, text. Numbers by hand on small dumps; a whole site where it is
+at hand.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,37 @@ from cai_cli.rows.conversation import prompt_id
 from cai_cli.rows.records import Comparison
 
 # (fewest, most) net votes and the score of all between: the table of round(log2(1 + n)), worked out by hand
-TABLE = [(-9, -1, -1), (0, 0, 0), (1, 1, 1), (2, 4, 2), (5, 10, 3), (11, 21, 4), (22, 44, 5), (45, 89, 6), (90, 180, 7)]
+TABLE = [
+    (-9, -1, -1),
+    (0, 0, 0),
+    (1, 1, 1),
+    (2, 4, 2),
+    (5, 10, 3),
+    (11, 21, 4),
+    (22, 44, 5),
+    (45, 89, 6),
+    (90, 180, 7),
+]
 TABLE += [(181, 361, 8)]
 # net votes, accepted, score: one more if accepted, but a negative one stays -1
-SCORES = [(-7, False, -1), (-1, True, -1), (0, False, 0), (0, True, 1), (1, False, 1), (2, False, 2), (4, False, 2)]
-SCORES += [(5, False, 3), (10, True, 4), (11, False, 4), (21, False, 4), (22, False, 5), (44, True, 6), (361, False, 8)]
+SCORES = [
+    (-7, False, -1),
+    (-1, True, -1),
+    (0, False, 0),
+    (0, True, 1),
+    (1, False, 1),
+    (2, False, 2),
+    (4, False, 2),
+]
+SCORES += [
+    (5, False, 3),
+    (10, True, 4),
+    (11, False, 4),
+    (21, False, 4),
+    (22, False, 5),
+    (44, True, 6),
+    (361, False, 8),
+]
 
 
 @pytest.mark.parametrize(("fewest", "most", "score"), TABLE)
@@ -119,7 +147,12 @@ def test_bodies_are_read_as_another_parser_reads_them(beer: Path) -> None:
 
 def test_the_opening_begins_the_fingerprint(beer: Path) -> None:
     bodies = [row.get("Body", "") for row in ElementTree.parse(beer).getroot()]
-    bodies += ["<p>" + "<b></b>" * 99 + "x</p>", "a &amp;" * 60, "<a title='" + "long" * 60 + "'>x</a>", "a < b " * 90]
+    bodies += [
+        "<p>" + "<b></b>" * 99 + "x</p>",
+        "a &amp;" * 60,
+        "<a title='" + "long" * 60 + "'>x</a>",
+        "a < b " * 90,
+    ]
     bodies.append("<b></b>" * 19 + "   " + "a" * 21 + "&amp; the cut goes through the entity")
     known = [body for body in bodies if opening(body) is not None]
     assert len(known) > 0.9 * len(bodies)
@@ -129,7 +162,9 @@ def test_the_opening_begins_the_fingerprint(beer: Path) -> None:
 def test_pairs_are_drawn_uniformly_among_those_of_different_score() -> None:
     answers = [Ranked(number, score) for number, score in enumerate([0, 0, 0, 2, 2, 5])]
     differing = {(b.id, a.id) for a, b in combinations(answers, 2) if a.score != b.score}
-    drawn = Counter((better.id, worse.id) for key in range(11_000) for better, worse in draw_pairs(answers, 1, key))
+    drawn = Counter(
+        (better.id, worse.id) for key in range(11_000) for better, worse in draw_pairs(answers, 1, key)
+    )
     assert drawn.keys() == differing and len(differing) == 11
     assert all(880 < count < 1120 for count in drawn.values())  # 1000 expected, four standard deviations
     assert len(set(draw_pairs(answers, 7, "k"))) == 7
@@ -140,9 +175,14 @@ def test_pairs_are_drawn_uniformly_among_those_of_different_score() -> None:
 @pytest.mark.parametrize("limit", [None, 9])
 def test_result_does_not_depend_on_the_order_of_rows_or_files(tmp_path: Path, limit: int | None) -> None:
     rows = site_rows()
-    plain, _, counts = pairs(tmp_path, dump(tmp_path / "s.Posts.xml", rows), max_pairs=limit, pairs_per_question=2)
+    plain, _, counts = pairs(
+        tmp_path, dump(tmp_path / "s.Posts.xml", rows), max_pairs=limit, pairs_per_question=2
+    )
     mixed = random.Random(1).sample(rows, len(rows))
-    parts = [dump(tmp_path / "a" / "s.Posts.xml", mixed[:50]), dump(tmp_path / "b" / "s.Posts.xml", mixed[50:], start="")]
+    parts = [
+        dump(tmp_path / "a" / "s.Posts.xml", mixed[:50]),
+        dump(tmp_path / "b" / "s.Posts.xml", mixed[50:], start=""),
+    ]
     again, _, recount = pairs(tmp_path, *parts, max_pairs=limit, pairs_per_question=2)
     assert plain == again and counts.to_row() == recount.to_row()
     assert len(plain) == 9 if limit else len(plain) > 40
@@ -201,7 +241,12 @@ def test_rows_that_do_not_fit_are_skipped_and_counted(tmp_path: Path) -> None:
             [{"role": "assistant", "content": "Answer number 3."}],
         )
     ]
-    assert counts.skips == {"answer without Score": 1, "row without Id": 1, "row without PostTypeId": 1, "repeated post id": 1}
+    assert counts.skips == {
+        "answer without Score": 1,
+        "row without Id": 1,
+        "row without PostTypeId": 1,
+        "repeated post id": 1,
+    }
     assert [skip.place for skip in skips if skip.reason == "repeated post id"] == ["x/2"]
     assert (counts.questions, counts.answers, counts.other_posts, counts.orphan_answers) == (3, 7, 2, 2)
     assert (counts.answered_questions, counts.usable_questions) == (2, 1)
@@ -316,7 +361,9 @@ end"""
 
 def test_html_becomes_readable_text() -> None:
     assert html_to_text(HTML) == TEXT
-    assert html_to_text("") == html_to_text("<p> \n</p><!-- x -->") == html_to_text("<script>x</script>") == ""
+    assert (
+        html_to_text("") == html_to_text("<p> \n</p><!-- x -->") == html_to_text("<script>x</script>") == ""
+    )
     assert html_to_text("plain &amp; <b>bro</i>ken") == "plain & broken"
     assert html_to_text("<pre>```</pre>") == "````\n```\n````"
     assert html_to_text("<blockquote>" * 3000 + "deep").endswith("deep")
@@ -329,7 +376,10 @@ def test_both_spellings_of_tags() -> None:
 
 def test_site_names(tmp_path: Path) -> None:
     assert site_of_file(Path("x/beer.Posts.xml.gz")).name == "beer"
-    assert site_of_file(tmp_path / "stackoverflow.com" / "Posts.xml") == ("stackoverflow", "stackoverflow.com")
+    assert site_of_file(tmp_path / "stackoverflow.com" / "Posts.xml") == (
+        "stackoverflow",
+        "stackoverflow.com",
+    )
     assert site_of_host("beer.meta.stackexchange.com").name == "beer.meta"
 
 
@@ -367,13 +417,16 @@ def test_similar_texts() -> None:
         and alike("“Größe”", "GRÖSSE")
     )
     assert not alike("Yes", "No") and not alike("+", "-") and not alike("Use the tap.", "Use the bottle.")
-    assert not alike("one two three four five six", "six five four three two one")  # the same words in another order
+    assert not alike(
+        "one two three four five six", "six five four three two one"
+    )  # the same words in another order
     text = [f"w{number}" for number in range(19)]
     assert alike(" ".join(text), " ".join([*text[:9], "x", *text[10:]]))  # 16 of 20 pairs are shared
     assert not alike(" ".join(text[:18]), " ".join([*text[:9], "x", *text[10:18]]))
 
 
-# id -> (votes, whether the asker accepted it, score), ten answers of the beer site looked up in the file by eye
+# id -> (votes, whether the asker accepted it, score), ten answers of the beer site looked up in the file by
+# eye
 LOOKED_UP = {
     17: (5, False, 3),
     18: (36, True, 6),
@@ -394,7 +447,9 @@ def test_ten_answers_looked_up_by_hand(tmp_path: Path, beer: Path) -> None:
     for pair in found:
         noted = pair.attribution or {}
         scores |= {noted["answer_ids"][side]: noted["scores"][side] for side in ("chosen", "rejected")}
-    assert {number: scores.get(number) for number in LOOKED_UP} == {number: row[2] for number, row in LOOKED_UP.items()}
+    assert {number: scores.get(number) for number in LOOKED_UP} == {
+        number: row[2] for number, row in LOOKED_UP.items()
+    }
 
 
 def test_binarise_gives_each_text_a_good_and_a_bad_side() -> None:

@@ -54,7 +54,10 @@ def test_damaged_7z_is_a_one_line_error(tmp_path: Path) -> None:
     rows = [question(1), answer(2, 1, 5, Body=noise), answer(3, 1, 1, Body=noise[::-1])]
     packed = archive(tmp_path / "s.7z", {"Posts.xml": dump(tmp_path / "s.Posts.xml", rows).read_bytes()})
     content = bytearray(packed.read_bytes())
-    for name, damage in (("cut", content[:-100]), ("zeros", content[:200_000] + bytes(9) + content[200_009:])):
+    for name, damage in (
+        ("cut", content[:-100]),
+        ("zeros", content[:200_000] + bytes(9) + content[200_009:]),
+    ):
         (tmp_path / f"{name}.7z").write_bytes(damage)
         with pytest.raises(UserError, match=rf"{name}\.7z: damaged 7z archive: .") as caught:
             pairs(tmp_path, tmp_path / f"{name}.7z")
@@ -62,8 +65,14 @@ def test_damaged_7z_is_a_one_line_error(tmp_path: Path) -> None:
 
 
 def test_stopping_early_stops_the_unpacking(tmp_path: Path) -> None:
-    posts = dump(tmp_path / "s.Posts.xml", [{}, *site_rows() * 200])  # far more than a pipe holds; the first row is a skip
-    items = make_pairs([archive(tmp_path / "s.7z", {"Posts.xml": posts.read_bytes()})], PairOptions(seed=0), tmp_path / "work")
+    posts = dump(
+        tmp_path / "s.Posts.xml", [{}, *site_rows() * 200]
+    )  # far more than a pipe holds; the first row is a skip
+    items = make_pairs(
+        [archive(tmp_path / "s.7z", {"Posts.xml": posts.read_bytes()})],
+        PairOptions(seed=0),
+        tmp_path / "work",
+    )
     before = threading.active_count()
     next(items)
     items.close()
@@ -158,7 +167,10 @@ def test_a_data_set_of_the_hub_is_streamed(tmp_path: Path) -> None:
 
 
 GOOD = b'<?xml version="1.0"?>\n<posts>\n<row Id="1" PostTypeId="1" Body="x" />\n'
-BOMB = b'<?xml version="1.0"?>\n<!DOCTYPE posts [<!ENTITY a "%s"><!ENTITY f SYSTEM "file:///etc/hostname">]>\n' % (b"a" * 999)
+BOMB = (
+    b'<?xml version="1.0"?>\n<!DOCTYPE posts [<!ENTITY a "%s"><!ENTITY f SYSTEM "file:///etc/hostname">]>\n'
+    % (b"a" * 999)
+)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""The demo, whole, as a newcomer runs it: the chain learns, its results are kept, and a second run finds everything done.
+"""The demo, whole, as a newcomer runs it: the chain learns, its results are kept, and a second run finds
+everything done.
 
-About four minutes on one thread, since two jobs of two threads on two cores starve each other: the one test that shows that the
-stages together do what Constitutional AI is for. The bars of the project are for three seeds together; here they are wider, since
-a single run has more noise.
+About four minutes on one thread, since two jobs of two threads on two cores starve each other: the one test
+that shows that the stages together do what Constitutional AI is for. The bars of the project are for three
+seeds together; here they are wider, since a single run has more noise.
 """
 
 from __future__ import annotations
@@ -49,24 +50,45 @@ def test_learns(demo: tuple[Path, str]) -> None:
 
 def test_no_target_is_its_draft_with_little_changed(demo: tuple[Path, str]) -> None:
     folder = demo[0] / "demo"
-    rows = [json.loads(line) for line in (folder / "revisions.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (folder / "revisions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(rows) > 800
-    near = [row["id"] for row in rows if is_near(row["completion"][0]["content"], row["initial"][0]["content"])]
+    near = [
+        row["id"] for row in rows if is_near(row["completion"][0]["content"], row["initial"][0]["content"])
+    ]
     assert near == []
-    rejects = json.loads((folder / "revisions.manifest.json").read_text(encoding="utf-8"))["counts"]["rejected"]
+    rejects = json.loads((folder / "revisions.manifest.json").read_text(encoding="utf-8"))["counts"][
+        "rejected"
+    ]
     assert rejects["unrevised"] > 0, "the model's near revisions are what this is about"
 
 
 def test_prints_each_command_and_draws(demo: tuple[Path, str]) -> None:
     folder, talk = demo
     commands = [line.split()[2] for line in talk.splitlines() if line.startswith("$ cai ")]
-    assert commands == ["revise", "sample", "sft", "label", "pmp", "train-pm", "ppo", "sample", "sample", "sample"]
+    assert commands == [
+        "revise",
+        "sample",
+        "sft",
+        "label",
+        "pmp",
+        "train-pm",
+        "ppo",
+        "sample",
+        "sample",
+        "sample",
+    ]
     assert (folder / "demo" / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_second_run_finds_everything_done(demo: tuple[Path, str]) -> None:
     folder = demo[0] / "demo"
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.stem != "results"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and path.stem != "results"
+    }
     result = run_demo(demo[0])
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stderr.count("already done") == 10

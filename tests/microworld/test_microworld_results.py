@@ -17,7 +17,9 @@ from cai_cli.stages.demo import COLUMNS, show
 
 
 def requests(kind: str, counts: list[int]) -> list[list[grammar.Request]]:
-    """One list of different requests for each of the first test combinations of a kind, as long as `counts` says."""
+    """One list of different requests for each of the first test combinations of a kind, as long as `counts`
+    says.
+    """
     grouped: dict[tuple[str, str], list[grammar.Request]] = {}
     for request in spread_prompts(kind, "test", 512, Random(0), set()):
         grouped.setdefault(request.combination, []).append(request)
@@ -31,7 +33,15 @@ def samples(groups: list[list[grammar.Request]], wrong: int) -> list[Sample]:
         for request in group:
             text = "Because door" if position < wrong else answers.answer(request, "complies", rng)
             prompt = as_prompt(request)
-            rows.append(Sample(f"{prompt.id}/0", prompt.prompt, [{"role": "assistant", "content": text}], "helpful", "stop"))
+            rows.append(
+                Sample(
+                    f"{prompt.id}/0",
+                    prompt.prompt,
+                    [{"role": "assistant", "content": text}],
+                    "helpful",
+                    "stop",
+                )
+            )
     return rows
 
 
@@ -46,7 +56,9 @@ def test_one_combination_of_ten_that_fails_may_be_drawn_three_times() -> None:
 
 
 def test_a_combination_counts_by_its_samples() -> None:
-    """Three prompts of one are right, the one prompt of the other is wrong: 1/4 of the draws are 1, 1/2 are 3/4, 1/4 are 0."""
+    """Three prompts of one are right, the one prompt of the other is wrong: 1/4 of the draws are 1, 1/2 are
+    3/4, 1/4 are 0.
+    """
     scored = score_samples(samples(requests(OWN, [1, 3]), wrong=1))
     assert rate(scored, "helpful_dual") == 0.75
     assert bootstrap(hits(scored, "helpful_dual")) == (0.0, 1.0)
@@ -59,8 +71,14 @@ def test_differences_are_drawn_by_combination_too() -> None:
     assert (found["mean"], found["low"], found["high"]) == pytest.approx((-0.1, -0.3, 0.0))
 
 
-def test_the_table_at_the_end_shows_whole_names_and_numbers_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_at_the_end_shows_whole_names_and_numbers_in_80_columns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     rates = {**dict.fromkeys(COLUMNS, 0.983), "intervals": dict.fromkeys(COLUMNS, (0.974, 1.0))}
     show({"models": {"helpful-only": rates}}, 1.0, Path("demo"))
-    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().err.splitlines() if "│" in line]
+    lines = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in capsys.readouterr().err.splitlines()
+        if "│" in line
+    ]
     assert lines == [["helpful-only", *["98.3"] * 6], ["", *["97–100"] * 6]]

@@ -1,4 +1,6 @@
-"""An adapter directory gives every command what the merged model beside it gives: the same texts, scores, labels and weights."""
+"""An adapter directory gives every command what the merged model beside it gives: the same texts, scores,
+labels and weights.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,17 @@ from cai_cli.microworld import checkpoint, constitution
 SHORT = ["--max-new-tokens", "24", "--on-truncated", "keep"]
 TRAIN = ["--learning-rate", "1e-2", "--num-train-epochs", "1"]
 COMMANDS = {  # by the role of the model in them; {} is the model
-    "revise": ["revise", "--model", "{lm}", "--prompts", "prompts.jsonl", "--constitution", str(constitution()), "--rounds", "1"],
+    "revise": [
+        "revise",
+        "--model",
+        "{lm}",
+        "--prompts",
+        "prompts.jsonl",
+        "--constitution",
+        str(constitution()),
+        "--rounds",
+        "1",
+    ],
     "sample": ["sample", "--model", "{lm}", "--prompts", "prompts.jsonl"],
     "label judge": ["label", "--pairs", "pairs.jsonl", "--feedback-model", "{lm}", "--min-mass", "0"],
     "evaluate hhh": ["evaluate", "hhh", "items.jsonl", "--model", "{lm}"],
@@ -24,7 +36,19 @@ COMMANDS = {  # by the role of the model in them; {} is the model
     "sft": ["sft", "--model", "{lm}", "--data", "samples.jsonl", *TRAIN],
     "train-pm": ["train-pm", "--model", "{pm}", "--comparisons", "pairs.jsonl", *TRAIN],
     "train-pm from a language model": ["train-pm", "--model", "{lm}", "--comparisons", "pairs.jsonl", *TRAIN],
-    "ppo": ["ppo", "--model", "lm", "--pm", "{pm}", "--gold-pm", "{pm}", "--prompts", "prompts.jsonl", "--steps", "1"],
+    "ppo": [
+        "ppo",
+        "--model",
+        "lm",
+        "--pm",
+        "{pm}",
+        "--gold-pm",
+        "{pm}",
+        "--prompts",
+        "prompts.jsonl",
+        "--steps",
+        "1",
+    ],
 }
 MORE = {
     "revise": [*SHORT, "--few-shot", "none", "--max-reject-rate", "1"],
@@ -44,12 +68,20 @@ def write_rows(file: Path, rows: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The micro-world's helpful-only model and a preference model of it, each trained with --lora --save-adapter, and rows."""
+    """The micro-world's helpful-only model and a preference model of it, each trained with --lora
+    --save-adapter, and rows.
+    """
     folder = tmp_path_factory.mktemp("commands")
     shutil.copytree(checkpoint("helpful-only"), folder / "base")
-    pairs = [json.loads(line) for line in (world / "human-helpfulness.jsonl").read_text(encoding="utf-8").splitlines()[:24]]
+    pairs = [
+        json.loads(line)
+        for line in (world / "human-helpfulness.jsonl").read_text(encoding="utf-8").splitlines()[:24]
+    ]
     write_rows(folder / "pairs.jsonl", pairs)
-    samples = [{"id": row["id"], "prompt": row["prompt"], "completion": row["chosen"], "finish_reason": "stop"} for row in pairs]
+    samples = [
+        {"id": row["id"], "prompt": row["prompt"], "completion": row["chosen"], "finish_reason": "stop"}
+        for row in pairs
+    ]
     write_rows(folder / "samples.jsonl", samples)
     write_rows(folder / "prompts.jsonl", [{"id": row["id"], "prompt": row["prompt"]} for row in pairs[:4]])
     write_rows(folder / "items.jsonl", [item_of(row) for row in pairs[:6]])
@@ -71,23 +103,34 @@ def item_of(row: dict) -> dict:
 
 
 def result(path: Path) -> list:
-    """What a command made: the weights of a model, the rows of a file, the measurements but for the model's name."""
+    """What a command made: the weights of a model, the rows of a file, the measurements but for the model's
+    name.
+    """
     if path.is_dir():
         return [(path / "model.safetensors").read_bytes()]
     if path.suffix == ".json":
         found = json.loads(path.read_text(encoding="utf-8"))
-        return [{key: value for key, value in found.items() if key not in ("model", "pm", "overlap", "manifest")}]
+        return [
+            {key: value for key, value in found.items() if key not in ("model", "pm", "overlap", "manifest")}
+        ]
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_adapter_does_what_the_merged_model_does(folder: Path, tmp_path: Path, monkeypatch, command: str) -> None:
+def test_the_adapter_does_what_the_merged_model_does(
+    folder: Path, tmp_path: Path, monkeypatch, command: str
+) -> None:
     monkeypatch.chdir(folder)
     words = COMMANDS[command]
     suffix = {"evaluate": ".json", "sft": "", "train-pm": "", "ppo": ""}.get(words[0], ".jsonl")
     found = []
     for kind in ("", "/adapter"):
         out = tmp_path / f"out{kind.replace('/', '-')}{suffix}"
-        here(*(word.format(lm=f"lm{kind}", pm=f"pm{kind}") for word in words), *MORE.get(command, []), "--out", out)
+        here(
+            *(word.format(lm=f"lm{kind}", pm=f"pm{kind}") for word in words),
+            *MORE.get(command, []),
+            "--out",
+            out,
+        )
         found.append(result(out))
     assert found[0] == found[1] and found[0]

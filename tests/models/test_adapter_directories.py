@@ -1,7 +1,8 @@
-"""What `cai sft --lora` saves, merged and as an adapter directory, goes through `cai label` and `cai ppo` (micro-world).
+"""What `cai sft --lora` saves, merged and as an adapter directory, goes through `cai label` and `cai ppo`
+(micro-world).
 
-Adapter directories go through the installed command; the merged models beside them through the same command line in this
-process, which saves the start.
+Adapter directories go through the installed command; the merged models beside them through the same command
+line in this process, which saves the start.
 """
 
 from __future__ import annotations
@@ -48,26 +49,72 @@ def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, flags in LORA.items():
-            settings = ["--save-adapter", "--learning-rate", "1e-2", "--lora-r", "4", "--num-train-epochs", "2"]
+            settings = [
+                "--save-adapter",
+                "--learning-rate",
+                "1e-2",
+                "--lora-r",
+                "4",
+                "--num-train-epochs",
+                "2",
+            ]
             here("sft", "--model", "base", "--data", "samples.jsonl", *flags, *settings, "--out", name)
     make_pm(folder / "lora", folder / "pm")
     return folder
 
 
 def label(folder: Path, model: str) -> list[object]:
-    words = ["--prompts", folder / "prompts.jsonl", "--feedback-model", checkpoint("helpful-only"), "--min-mass", "0"]
+    words = [
+        "--prompts",
+        folder / "prompts.jsonl",
+        "--feedback-model",
+        checkpoint("helpful-only"),
+        "--min-mass",
+        "0",
+    ]
     more = ["--max-new-tokens", "24", "--on-truncated", "keep", "--max-reject-rate", "1"]
-    return ["label", "--model", folder / model, *words, *more, "--out", folder / f"{model.replace('/', '-')}.jsonl"]
+    return [
+        "label",
+        "--model",
+        folder / model,
+        *words,
+        *more,
+        "--out",
+        folder / f"{model.replace('/', '-')}.jsonl",
+    ]
 
 
 def ppo(folder: Path, model: str, *flags: str) -> list[object]:
-    words = ["--pm", folder / "pm", "--prompts", folder / "prompts.jsonl", "--steps", "1", "--rollout-batch-size", "8"]
+    words = [
+        "--pm",
+        folder / "pm",
+        "--prompts",
+        folder / "prompts.jsonl",
+        "--steps",
+        "1",
+        "--rollout-batch-size",
+        "8",
+    ]
     out = folder / f"ppo-{model.replace('/', '-')}"
-    return ["ppo", "--model", folder / model, *words, "--max-new-tokens", "8", "--learning-rate", "1e-3", *flags, "--out", out]
+    return [
+        "ppo",
+        "--model",
+        folder / model,
+        *words,
+        "--max-new-tokens",
+        "8",
+        "--learning-rate",
+        "1e-3",
+        *flags,
+        "--out",
+        out,
+    ]
 
 
 @pytest.mark.parametrize("name", LORA)
-def test_label_samples_the_same_pairs_from_the_adapter_as_from_the_merged_model(cai: Cai, folder: Path, name: str) -> None:
+def test_label_samples_the_same_pairs_from_the_adapter_as_from_the_merged_model(
+    cai: Cai, folder: Path, name: str
+) -> None:
     done = cai(*label(folder, f"{name}/adapter"))
     assert done.returncode == 0, done.stderr
     here(*label(folder, name))
@@ -87,7 +134,9 @@ def test_ppo_goes_on_from_the_adapter_as_from_the_merged_model(cai: Cai, folder:
 
 
 def test_adapters_on_an_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """PPO with --lora on an adapter directory: the adapter it saves names that directory as its base, and serves as a model."""
+    """PPO with --lora on an adapter directory: the adapter it saves names that directory as its base, and
+    serves as a model.
+    """
     out = folder / "ppo-lora-adapter-again"
     here(*ppo(folder, "lora/adapter", "--lora", "--save-adapter")[:-1], out)
     config = json.loads((out / "adapter/adapter_config.json").read_text())
@@ -108,7 +157,17 @@ def test_adapters_without_a_tokenizer_or_a_base(folder: Path, tmp_path: Path) ->
     bare.mkdir()
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(folder / "lora/adapter" / file, bare / file)
-    words = ["sample", "--model", bare, "--prompts", folder / "prompts.jsonl", "--limit", "2", "--max-new-tokens", "8"]
+    words = [
+        "sample",
+        "--model",
+        bare,
+        "--prompts",
+        folder / "prompts.jsonl",
+        "--limit",
+        "2",
+        "--max-new-tokens",
+        "8",
+    ]
     here(*words, "--on-truncated", "keep", "--out", tmp_path / "out.jsonl")
     assert len(rows(tmp_path / "out.jsonl")) == 4
     config = json.loads((bare / "adapter_config.json").read_text())
@@ -124,4 +183,12 @@ def test_the_adapter_of_an_unfinished_model_is_not_taken(folder: Path, tmp_path:
     half = shutil.copytree(folder / "lora", tmp_path / "half")
     (half / "cai.json").rename(half / "cai.partial.json")
     with pytest.raises(UserError, match="its training has not finished"):
-        here("sample", "--model", half / "adapter", "--prompts", folder / "prompts.jsonl", "--out", tmp_path / "out.jsonl")
+        here(
+            "sample",
+            "--model",
+            half / "adapter",
+            "--prompts",
+            folder / "prompts.jsonl",
+            "--out",
+            tmp_path / "out.jsonl",
+        )

@@ -1,4 +1,6 @@
-"""Adapters of peft's other kinds, and of other tools: merged they give what peft gives unmerged, or one line says why not."""
+"""Adapters of peft's other kinds, and of other tools: merged they give what peft gives unmerged, or one line
+says why not.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,17 @@ def outputs(model: Any) -> torch.Tensor:
 
 
 def make(
-    base: Path, folder: Path, config: Any, scores: bool = False, labels: int = 1, more_tokens: int = 0, **saving: Any
+    base: Path,
+    folder: Path,
+    config: Any,
+    scores: bool = False,
+    labels: int = 1,
+    more_tokens: int = 0,
+    **saving: Any,
 ) -> torch.Tensor:
-    """Save a random adapter of `base` and its tokenizer, as other tools do; what the model gives with it, unmerged."""
+    """Save a random adapter of `base` and its tokenizer, as other tools do; what the model gives with it,
+    unmerged.
+    """
     torch.manual_seed(0)
     if scores:
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
@@ -77,7 +87,12 @@ LANGUAGE: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "dora": (lambda: peft.LoraConfig(use_dora=True, **SOME, **LM), {}),
     "rslora": (lambda: peft.LoraConfig(use_rslora=True, **SOME, **LM), {}),
     "biases": (lambda: peft.LoraConfig(bias="lora_only", **SOME, **LM), {}),
-    "ia3": (lambda: peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], **LM), {}),
+    "ia3": (
+        lambda: peft.IA3Config(
+            target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], **LM
+        ),
+        {},
+    ),
     "loha": (lambda: peft.LoHaConfig(r=4, alpha=4, target_modules=["q_proj"], **LM), {}),
     "whole layers": (lambda: peft.LoraConfig(modules_to_save=["embed_tokens", "lm_head"], **SOME, **LM), {}),
     "more tokens": (lambda: peft.LoraConfig(**SOME, **LM), {"more_tokens": 3}),
@@ -108,7 +123,10 @@ CLASSIFIER = {"task_type": "SEQ_CLS", "r": 4, "target_modules": "all-linear"}
 PREFERENCE: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "peft's own": (lambda: peft.LoraConfig(**CLASSIFIER), {}),
     "as TRL's RewardTrainer is told": (lambda: peft.LoraConfig(modules_to_save=["score"], **CLASSIFIER), {}),
-    "without a task": (lambda: peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["score"]), {}),
+    "without a task": (
+        lambda: peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["score"]),
+        {},
+    ),
     "more tokens": (lambda: peft.LoraConfig(**CLASSIFIER), {"more_tokens": 2}),
 }
 
@@ -156,7 +174,10 @@ def fields(**new: object) -> Callable[[Path], None]:
 
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "one tensor gone": (tensors(lambda t: {k: v for k, v in t.items() if k != A}), r"1 tensor missing in it, first .*q_proj"),
+    "one tensor gone": (
+        tensors(lambda t: {k: v for k, v in t.items() if k != A}),
+        r"1 tensor missing in it, first .*q_proj",
+    ),
     "further layers": (
         tensors(lambda t: t | {A.replace("layers.0", "layers.9"): torch.zeros(4, 32)}),
         "1 tensor without a place in its base model, first .*layers.9",
@@ -174,7 +195,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another task": (fields(task_type="TOKEN_CLS"), "is an adapter for TOKEN_CLS"),
     "base gone": (fields(base_model_name_or_path="/gone"), "its base model /gone: no such directory"),
     "own base": (fields(base_model_name_or_path="../adapter"), "is its own base model"),
-    "score head gone": (fields(task_type="SEQ_CLS"), "has no score head in it, and .* is a language model without one"),
+    "score head gone": (
+        fields(task_type="SEQ_CLS"),
+        "has no score head in it, and .* is a language model without one",
+    ),
 }
 
 
@@ -211,7 +235,9 @@ def test_adapters_that_cannot_be_merged(llama: Path, tmp_path: Path, kind: str) 
 
 def test_tokens_without_embeddings_are_named(llama: Path, tmp_path: Path, capsys) -> None:
     """The tokenizer beside the adapter has tokens that nobody trained."""
-    make(llama, tmp_path / "adapter", peft.LoraConfig(**SOME, **LM), more_tokens=3, save_embedding_layers=False)
+    make(
+        llama, tmp_path / "adapter", peft.LoraConfig(**SOME, **LM), more_tokens=3, save_embedding_layers=False
+    )
     capsys.readouterr()
     found = [outputs(load(tmp_path / "adapter")) for _ in range(2)]
     (line,) = capsys.readouterr().err.splitlines()

@@ -64,15 +64,20 @@ def test_a_checkpoint_puts_the_adapter_back(llama: Path) -> None:
 def test_saved_is_the_merged_model(helpful: Path, tmp_path: Path, quantize: str | None) -> None:
     tokenizer = load_tokenizer(str(helpful))
     chosen = options(quantize=quantize, save_adapter=True)
-    trained = add_lora(load_lm(str(helpful), tokenizer=tokenizer, quantize=quantize), chosen, "CAUSAL_LM", seed=0)
+    trained = add_lora(
+        load_lm(str(helpful), tokenizer=tokenizer, quantize=quantize), chosen, "CAUSAL_LM", seed=0
+    )
     nudge(trained)
-    learned = {name.replace(".default", ""): weight.clone() for name, weight in trainable_state(trained).items()}
+    learned = {
+        name.replace(".default", ""): weight.clone() for name, weight in trainable_state(trained).items()
+    }
     merged = outputs(trained)
     save_trained(trained, tokenizer, tmp_path, chosen, str(helpful), "CAUSAL_LM")
     loaded = load_lm(str(tmp_path))
     assert not (tmp_path / "adapter_config.json").exists()
     assert not getattr(loaded, "is_quantized", False)
-    # A quantised base differs by its rounding from the one the adapter is merged into; the adapter itself is what was learned.
+    # A quantised base differs by its rounding from the one the adapter is merged into; the adapter itself is
+    # what was learned.
     if quantize is None:
         assert torch.allclose(outputs(loaded), merged, atol=1e-3)
     kept = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -85,7 +90,9 @@ def test_saved_is_the_merged_model(helpful: Path, tmp_path: Path, quantize: str 
 def test_an_adapter_of_a_model_that_got_a_pad_token_fits_its_base(llama: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(llama))
     tokenizer.add_tokens(["<more>"])
-    model = add_lora(load_lm(str(llama), tokenizer=tokenizer), options(save_adapter=True), "CAUSAL_LM", seed=0)
+    model = add_lora(
+        load_lm(str(llama), tokenizer=tokenizer), options(save_adapter=True), "CAUSAL_LM", seed=0
+    )
     nudge(model)
     merged = outputs(model)
     save_trained(model, tokenizer, tmp_path, options(save_adapter=True), str(llama), "CAUSAL_LM")

@@ -1,4 +1,6 @@
-"""What is found before a model is loaded: places that take nothing, devices and models that are not there, a Hub out of reach."""
+"""What is found before a model is loaded: places that take nothing, devices and models that are not there, a
+Hub out of reach.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,13 @@ def place(tmp_path_factory) -> Path:
     asked, reply = [message("user", "How do I bake?")], [message("assistant", "Mix it.")]
     pair = {"chosen": reply, "rejected": [message("assistant", "No.")], "probability": 0.9, "origin": "human"}
     (folder / "prompts.jsonl").write_text(json.dumps({"prompt": asked}) + "\n")
-    (folder / "samples.jsonl").write_text(json.dumps({"id": "a/0", "prompt": asked, "completion": reply}) + "\n")
+    (folder / "samples.jsonl").write_text(
+        json.dumps({"id": "a/0", "prompt": asked, "completion": reply}) + "\n"
+    )
     (folder / "comparisons.jsonl").write_text(json.dumps({"id": "a", "prompt": asked, **pair}) + "\n")
-    (folder / "hhh.jsonl").write_text(json.dumps({"prompt": "Q (A)\n(B)", "corrects": [" (A)"], "incorrects": [" (B)"]}) + "\n")
+    (folder / "hhh.jsonl").write_text(
+        json.dumps({"prompt": "Q (A)\n(B)", "corrects": [" (A)"], "incorrects": [" (B)"]}) + "\n"
+    )
     shutil.copytree(folder / "lm", folder / "other")
     return folder
 
@@ -70,7 +76,9 @@ def test_a_place_that_takes_nothing_is_found_before_a_model_is_loaded(place, tmp
     tmp_path.chmod(0o555)
     words = STAGES[stage].format(tmp_path).split()
     command = [sys.executable, "-X", "importtime", "-m", "cai_cli", *words]
-    done = subprocess.run(command, cwd=place, preexec_fn=powerless, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=place, preexec_fn=powerless, capture_output=True, text=True, check=False
+    )
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "Permission denied" in line and "make room" in line, line
     assert "| torch\n" not in done.stderr and list(tmp_path.iterdir()) == []
@@ -78,7 +86,19 @@ def test_a_place_that_takes_nothing_is_found_before_a_model_is_loaded(place, tmp
 
 @needs_linux
 def test_what_is_done_in_a_place_that_takes_nothing_is_still_done(cai: Cai, place, tmp_path):
-    words = ("sample", "--model", "lm", "--prompts", "prompts.jsonl", "-n", 1, "--max-new-tokens", 2, "--on-truncated", "keep")
+    words = (
+        "sample",
+        "--model",
+        "lm",
+        "--prompts",
+        "prompts.jsonl",
+        "-n",
+        1,
+        "--max-new-tokens",
+        2,
+        "--on-truncated",
+        "keep",
+    )
     words = (*words, "--out", tmp_path / "x.jsonl")
     assert cai(*words, cwd=place).returncode == 0
     tmp_path.chmod(0o555)
@@ -122,7 +142,11 @@ def test_a_device_that_is_not_there_is_told_first(cai: Cai, place, tmp_path, sta
 
 def test_attention_that_is_not_there_is_told_first(cai: Cai, place, tmp_path):
     words = (*STAGES["ppo"].format(tmp_path).split(), "--attn-implementation", "flash_attention_2")
-    mistake(cai(*words, cwd=place), "--attn-implementation flash_attention_2: needs the package flash-attn", "leave it at auto")
+    mistake(
+        cai(*words, cwd=place),
+        "--attn-implementation flash_attention_2: needs the package flash-attn",
+        "leave it at auto",
+    )
 
 
 # Models
@@ -131,7 +155,10 @@ def test_attention_that_is_not_there_is_told_first(cai: Cai, place, tmp_path):
 def test_models_without_a_tokenizer(cai: Cai, place, tmp_path):
     for name in ("lm", "pm"):
         shutil.copytree(place / name, tmp_path / name, ignore=shutil.ignore_patterns("tokenizer*"))
-    for words, flag in (("sample --model {} --prompts prompts.jsonl --out x.jsonl", "--model"), (STAGES["score"], "--pm")):
+    for words, flag in (
+        ("sample --model {} --prompts prompts.jsonl --out x.jsonl", "--model"),
+        (STAGES["score"], "--pm"),
+    ):
         folder = tmp_path / flag[2:].replace("model", "lm")
         line = words.replace("--pm pm", f"--pm {folder}").format(folder)
         mistake(cai(*line.split(), cwd=place), f"{flag} {folder}: has no tokenizer", "tokenizer.json")
@@ -149,7 +176,11 @@ def test_half_a_model_in_the_cache_of_the_hub(place, tmp_path, monkeypatch):
     (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     words = "sample --model org/name --prompts prompts.jsonl --out x.jsonl"
-    mistake(run_cai(*words.split(), cwd=place), "--model org/name: model-00002-of-00002.safetensors is missing", "fetch it")
+    mistake(
+        run_cai(*words.split(), cwd=place),
+        "--model org/name: model-00002-of-00002.safetensors is missing",
+        "fetch it",
+    )
 
 
 # The Hub
@@ -159,14 +190,22 @@ def test_half_a_model_in_the_cache_of_the_hub(place, tmp_path, monkeypatch):
     ("words", "told"),
     [
         ("sample --model org/name --prompts prompts.jsonl --out x.jsonl", "hf download org/name"),
-        ("sample --model lm --prompts hf:org/name:train --out x.jsonl", "hf download --repo-type dataset org/name"),
+        (
+            "sample --model lm --prompts hf:org/name:train --out x.jsonl",
+            "hf download --repo-type dataset org/name",
+        ),
         ("import ultrafeedback hf:org/name --out x.jsonl", "hf download --repo-type dataset org/name"),
         ("pmp --model lm --posts hf:org/name --out x", "hf download --repo-type dataset org/name"),
     ],
 )
 @pytest.mark.parametrize("offline", [False, True])
 def test_without_a_network_the_hub_is_asked_once(place, tmp_path, words, told, offline):
-    variables = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": str(int(offline))}
+    variables = {
+        **os.environ,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": str(int(offline)),
+    }
     started = time.monotonic()
     command = [sys.executable, "-m", "cai_cli", *words.split()]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, env=variables)

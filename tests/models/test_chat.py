@@ -1,4 +1,6 @@
-"""From conversations to ids: templates, one BOS, system turns, prompt a prefix of the whole, what ends a reply, padding."""
+"""From conversations to ids: templates, one BOS, system turns, prompt a prefix of the whole, what ends a
+reply, padding.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,12 @@ from cai_cli.rows.conversation import message
 PROMPT = [message("user", "How do I bake bread?")]
 REPLY = [message("assistant", "Mix flour and water.")]
 SYSTEM = message("system", "Be brief.")
-DROPS_SYSTEM = CHATML.replace("{% for message in messages %}", "{% for message in messages if message['role'] != 'system' %}")
-REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+DROPS_SYSTEM = CHATML.replace(
+    "{% for message in messages %}", "{% for message in messages if message['role'] != 'system' %}"
+)
+REFUSES_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+)
 
 
 def with_bos(tokenizer):
@@ -35,7 +41,9 @@ def with_bos(tokenizer):
 
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     bos = tokenizer.bos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
     return tokenizer
 
 
@@ -67,7 +75,11 @@ def test_one_bos(transcript):
     """The template's, not a second one from the tokenizer; plain text gets the tokenizer's."""
     bos = transcript.bos_token_id
     assert transcript("Hi")["input_ids"][0] == bos
-    for ids in (encode_prompt(transcript, PROMPT), Renderer(transcript).encode(PROMPT), encode_text(transcript, "Hi")):
+    for ids in (
+        encode_prompt(transcript, PROMPT),
+        Renderer(transcript).encode(PROMPT),
+        encode_text(transcript, "Hi"),
+    ):
         assert ids[0] == bos
         assert ids.count(bos) == 1
 
@@ -116,7 +128,9 @@ def test_a_dropped_system_text_is_seen_though_the_user_says_the_same():
 
 
 def test_a_system_role_is_kept_where_the_template_has_one(chatml):
-    assert render(chatml, [SYSTEM, *PROMPT]).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow")
+    assert render(chatml, [SYSTEM, *PROMPT]).startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow"
+    )
 
 
 def test_a_template_that_refuses_a_row_rejects_it():
@@ -132,12 +146,17 @@ def test_continue_final_message(chatml, transcript):
     assert Renderer(chatml).render(conversation) == (
         "<|im_start|>user\nHow do I bake bread?<|im_end|>\n<|im_start|>assistant\nThe answer is:"
     )
-    assert Renderer(transcript).render(conversation) == "<s>\n\nHuman: How do I bake bread?\n\nAssistant: The answer is:"
+    assert (
+        Renderer(transcript).render(conversation)
+        == "<s>\n\nHuman: How do I bake bread?\n\nAssistant: The answer is:"
+    )
 
 
 def test_own_template_is_told_from_the_transcript_one(chatml, transcript):
     plain = byte_level_tokenizer(None)
-    forms = [(renderer.form(), renderer.reply_form) for renderer in map(Renderer, (chatml, transcript, plain))]
+    forms = [
+        (renderer.form(), renderer.reply_form) for renderer in map(Renderer, (chatml, transcript, plain))
+    ]
     assert forms == [("chat", "chat"), ("transcript", "chat"), ("transcript", "transcript")]
     assert Renderer(chatml).form("transcript") == "transcript" and Renderer(transcript).form("chat") == "chat"
 
@@ -173,7 +192,9 @@ def test_a_template_without_an_end_of_turn_gets_the_eos():
 
 def test_a_prompt_that_is_no_prefix_rejects_the_row():
     """Templates of reasoning models open a thought that a finished reply has not."""
-    tokenizer = byte_level_tokenizer(CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}"))
+    tokenizer = byte_level_tokenizer(
+        CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
+    )
     with pytest.raises(UnfitRow) as caught:
         encode_pair(tokenizer, PROMPT, REPLY, stop_ids(tokenizer))
     assert caught.value.reason == "prompt_not_a_prefix"
@@ -187,7 +208,10 @@ def test_stop_ids(chatml):
     end_of_text = chatml.convert_tokens_to_ids("<|endoftext|>")
     assert stop_ids(chatml) == [eos]
     assert stop_ids(chatml, SimpleNamespace(eos_token_id=[eos, end_of_text])) == sorted([eos, end_of_text])
-    chatml.eos_token, chatml.pad_token = "<|endoftext|>", "<|im_start|>"  # the end of turn comes from the template
+    chatml.eos_token, chatml.pad_token = (
+        "<|endoftext|>",
+        "<|im_start|>",
+    )  # the end of turn comes from the template
     assert stop_ids(chatml) == sorted([eos, end_of_text])
     assert stop_ids(chatml, SimpleNamespace(eos_token_id=7)) == sorted([eos, end_of_text, 7])
 
@@ -224,7 +248,10 @@ def test_padding_is_never_the_eos():
     tokenizer = byte_level_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     separate_padding(tokenizer)
-    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")  # an unused reserved token serves
+    assert (tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_end|>",
+        "<|endoftext|>",
+    )  # an unused reserved token serves
     tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
     before = len(tokenizer)
     separate_padding(tokenizer)

@@ -21,7 +21,9 @@ from cai_cli.models.tokenizers import load_tokenizer
 def trained(cai: Cai, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     row = {"prompt": "How do I bake bread?", "completion": "Mix the flour."}
-    (folder / "rows.jsonl").write_text("".join(json.dumps({**row, "prompt": f"{row['prompt']} {n}"}) + "\n" for n in range(12)))
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({**row, "prompt": f"{row['prompt']} {n}"}) + "\n" for n in range(12))
+    )
     words = ("--lora", "--save-adapter", "--held-out", 0.3, "--out", "sl-cai")
     done = cai("sft", "--model", llama, "--data", "rows.jsonl:2", *words, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -40,7 +42,11 @@ def test_a_trained_model_without_torch(trained: Path) -> None:
     assert template_hash(load_tokenizer(str(trained / "sl-cai"))) in found["chat template"]
     assert "{% for message in messages %}" in done.stdout
     assert found["made by"].startswith("cai sft ") and "seed 0, begun " in found["made by"]
-    assert found["data"].endswith("rows.jsonl, weight 2") and "held-out loss, other" in found and "train loss" in found
+    assert (
+        found["data"].endswith("rows.jsonl, weight 2")
+        and "held-out loss, other" in found
+        and "train loss" in found
+    )
 
 
 def test_parameters_are_counted_by_their_type(llama: Path, cai: Cai, tmp_path: Path) -> None:
@@ -55,9 +61,15 @@ def test_parameters_are_counted_by_their_type(llama: Path, cai: Cai, tmp_path: P
     assert "BF16" in again and "no tokenizer in it" in again and "not by cai" in again
 
 
-def test_adapters_preference_models_and_models_in_the_making(cai: Cai, trained: Path, llama: Path, tmp_path: Path) -> None:
+def test_adapters_preference_models_and_models_in_the_making(
+    cai: Cai, trained: Path, llama: Path, tmp_path: Path
+) -> None:
     shown = cai("inspect", trained / "sl-cai/adapter").stdout
-    assert "adapter, of a language model" in shown and "LORA, rank 16, alpha 32" in shown and "base model" in shown
+    assert (
+        "adapter, of a language model" in shown
+        and "LORA, rank 16, alpha 32" in shown
+        and "base model" in shown
+    )
     assert "preference model" in cai("inspect", make_pm(llama, tmp_path / "pm")).stdout
     half = tmp_path / "half"
     shutil.copytree(trained / "sl-cai", half)

@@ -1,4 +1,6 @@
-"""A model is what its directory describes, whole, or one line: tensors missing, misnamed, of another shape, files cut short."""
+"""A model is what its directory describes, whole, or one line: tensors missing, misnamed, of another shape,
+files cut short.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def pm(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy(
-    model: Path, folder: Path, tensors: Callable[[Tensors], Tensors] | None = None, config: dict[str, object] | None = None
+    model: Path,
+    folder: Path,
+    tensors: Callable[[Tensors], Tensors] | None = None,
+    config: dict[str, object] | None = None,
 ) -> Path:
     """A copy with other tensors, and other fields in config.json (None takes a field away)."""
     target = shutil.copytree(model, folder / "copy")
@@ -38,7 +43,9 @@ def copy(
         save_file(tensors(load_file(target / WEIGHTS)), target / WEIGHTS, metadata={"format": "pt"})
     if config:
         fields = json.loads((target / "config.json").read_text()) | config
-        (target / "config.json").write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+        (target / "config.json").write_text(
+            json.dumps({key: value for key, value in fields.items() if value is not None})
+        )
     return target
 
 
@@ -46,11 +53,15 @@ def load(model: Path, role: str = "language model", quantize: str | None = None)
     """As a stage does: the directory is looked at first, then the tokenizer, then the weights."""
     check_model(str(model), "--model", role)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(str(model))
-    return (load_lm if role == "language model" else load_pm)(str(model), "cpu", tokenizer=tokenizer, quantize=quantize)
+    return (load_lm if role == "language model" else load_pm)(
+        str(model), "cpu", tokenizer=tokenizer, quantize=quantize
+    )
 
 
 def without(*parts: str) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: {name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)}
+    return lambda tensors: {
+        name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)
+    }
 
 
 def prefixed(prefix: str) -> Callable[[Tensors], Tensors]:
@@ -68,18 +79,30 @@ def along(name: str, *shape: int) -> Callable[[Tensors], Tensors]:
 @pytest.mark.parametrize(
     ("tensors", "config", "problem"),
     [
-        (without("layers.0.self_attn.q_proj"), None, "1 tensor of .* first model.layers.0.self_attn.q_proj.weight"),
+        (
+            without("layers.0.self_attn.q_proj"),
+            None,
+            "1 tensor of .* first model.layers.0.self_attn.q_proj.weight",
+        ),
         (without("layers.1.mlp"), None, "3 tensors of .* first model.layers.1.mlp.down_proj.weight"),
         (without("embed_tokens"), None, "first model.embed_tokens.weight"),
         (without("lm_head"), None, "lm_head.weight .*without the output layer of a LlamaForCausalLM"),
         (prefixed("_orig_mod."), None, "21 tensors of .*are named _orig_mod.…"),
         (prefixed("module."), None, "are named module.…"),
         (prefixed("base_model.model."), None, "are named base_model.model.…"),
-        (None, {"num_hidden_layers": 1}, "no place for 9 tensors of its weights, first model.layers.1.input_layernorm.weight"),
+        (
+            None,
+            {"num_hidden_layers": 1},
+            "no place for 9 tensors of its weights, first model.layers.1.input_layernorm.weight",
+        ),
         (None, {"num_hidden_layers": 3}, "first model.layers.2.input_layernorm.weight"),
         (along("model.layers.0.self_attn.q_proj.bias", 32), None, "no place for 1 tensor .*q_proj.bias"),
         (along("model.layers.0.self_attn.q_norm.weight", 8), None, "no place for 1 tensor .*q_norm.weight"),
-        (None, {"vocab_size": 300}, r"another shape than config.json gives, first .*: \[400, 32\], not \[300, 32\]"),
+        (
+            None,
+            {"vocab_size": 300},
+            r"another shape than config.json gives, first .*: \[400, 32\], not \[300, 32\]",
+        ),
         (None, {"hidden_size": 64}, r"\[400, 32\], not \[400, 64\]"),
         (None, {"intermediate_size": 96}, r"another shape .*mlp"),
     ],
@@ -94,7 +117,10 @@ def test_a_model_that_is_not_whole(llama: Path, tmp_path: Path, quantize, tensor
 @pytest.mark.parametrize(
     ("tensors", "problem"),
     [
-        (without("score"), "first score.weight .*without the output layer of a LlamaForSequenceClassification"),
+        (
+            without("score"),
+            "first score.weight .*without the output layer of a LlamaForSequenceClassification",
+        ),
         (without("mlp.up_proj"), "first model.layers.0.mlp.up_proj.weight"),
         (prefixed("module."), "are named module.…"),
         (along("score.weight", 2, 32), "score.weight gives 2 labels"),
@@ -113,7 +139,9 @@ def test_a_preference_model_that_is_not_whole(pm: Path, tmp_path: Path, tensors,
         (None, {"architectures": None}),
     ],
 )
-def test_what_a_checkpoint_may_lack_or_hold_besides(llama: Path, tmp_path: Path, capsys, tensors, config) -> None:
+def test_what_a_checkpoint_may_lack_or_hold_besides(
+    llama: Path, tmp_path: Path, capsys, tensors, config
+) -> None:
     assert load(copy(llama, tmp_path, tensors, config)).dtype == torch.float32
     assert capsys.readouterr().err == ""
 
@@ -126,7 +154,9 @@ def test_what_a_checkpoint_may_lack_or_hold_besides(llama: Path, tmp_path: Path,
         (None, {"num_hidden_layers": 1, "num_nextn_predict_layers": 1, "layer_types": None}),
     ],
 )
-def test_parts_that_a_text_model_does_not_use_are_named(llama: Path, tmp_path: Path, capsys, tensors, config) -> None:
+def test_parts_that_a_text_model_does_not_use_are_named(
+    llama: Path, tmp_path: Path, capsys, tensors, config
+) -> None:
     load(copy(llama, tmp_path, tensors, config))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: --model {tmp_path / 'copy'}: ") and "not read, first m" in line
@@ -180,7 +210,10 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
         (write("config.json", "[]"), "config.json: is not a JSON object"),
         (write("config.json", "{}"), "config.json: no model_type in it"),
         (write("config.json", '{"model_type": "nix"}'), "does not recognize this architecture"),
-        (write("config.json", '{"model_type": "llama", "hidden_size": "big"}'), "no usable config.json: .*hidden_size"),
+        (
+            write("config.json", '{"model_type": "llama", "hidden_size": "big"}'),
+            "no usable config.json: .*hidden_size",
+        ),
         (write("generation_config.json", "{"), "generation_config.json: is not JSON"),
         (write("tokenizer_config.json", "{"), "tokenizer_config.json: is not JSON"),
         (write("tokenizer.json", "{"), "no usable tokenizer"),
@@ -200,7 +233,10 @@ def test_damaged_files(llama: Path, tmp_path: Path, damage, problem) -> None:
     [
         (lambda shards: shards[1].unlink(), "model-00002-of-.*safetensors is missing"),
         (lambda shards: cut(shards[1].parent, shards[1].name, -8), "model-00002-of-.*: is cut short"),
-        (lambda shards: shutil.copy(shards[0], shards[1]), r"model-00002-of-.*\d tensors of .*index.json are not in it"),
+        (
+            lambda shards: shutil.copy(shards[0], shards[1]),
+            r"model-00002-of-.*\d tensors of .*index.json are not in it",
+        ),
         (lambda shards: (shards[0].parent / f"{WEIGHTS}.index.json").write_text("{}"), "no weight_map in it"),
     ],
 )
@@ -216,7 +252,8 @@ def test_damaged_shards(llama: Path, tmp_path: Path, damage, problem) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "problem"), [("mps", "no MPS device"), ("cuda:99", "CUDA device"), ("meta", "unknown"), ("gpu", "unknown")]
+    ("device", "problem"),
+    [("mps", "no MPS device"), ("cuda:99", "CUDA device"), ("meta", "unknown"), ("gpu", "unknown")],
 )
 def test_devices_that_are_not_there(device: str, problem: str) -> None:
     if device == "mps" and torch.backends.mps.is_available():
@@ -237,7 +274,9 @@ def test_the_command_says_it_in_one_line(cai: Cai, llama: Path, tmp_path: Path) 
 # Tokenizers
 
 
-def test_a_vocabulary_that_transformers_reads_as_another_kind_is_refused(cai: Cai, qwen: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_that_transformers_reads_as_another_kind_is_refused(
+    cai: Cai, qwen: Path, tmp_path: Path
+) -> None:
     """For Qwen2 it takes its own class, of bytes, whatever the files say: of words nothing is left."""
     model = Path(shutil.copytree(qwen, tmp_path / "lm"))
     words = checkpoint("helpful-only")
@@ -245,9 +284,15 @@ def test_a_vocabulary_that_transformers_reads_as_another_kind_is_refused(cai: Ca
         shutil.copy(words / name, model / name)
     (tmp_path / "p.jsonl").write_text('{"prompt": "How can I water a daisy?"}\n')
     for stage in ("sample", "revise"):
-        result = cai(stage, "--model", model, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "x.jsonl")
+        result = cai(
+            stage, "--model", model, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "x.jsonl"
+        )
         mistake(
-            result, f"--model {model}", "read as Qwen2Tokenizer", "loses text", "the tokenizer that the model was trained with"
+            result,
+            f"--model {model}",
+            "read as Qwen2Tokenizer",
+            "loses text",
+            "the tokenizer that the model was trained with",
         )
 
 
@@ -257,8 +302,12 @@ def test_a_tokenizer_with_unknown_words_is_what_it_is(llama: Path, tmp_path: Pat
     from transformers import PreTrainedTokenizerFast
 
     model = Path(shutil.copytree(llama, tmp_path / "lm"))
-    vocabulary = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "Bonjour": 2, "?": 3}, unk_token="<pad>"))
+    vocabulary = Tokenizer(
+        models.WordLevel({"<pad>": 0, "<eos>": 1, "Bonjour": 2, "?": 3}, unk_token="<pad>")
+    )
     vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, eos_token="<eos>", pad_token="<pad>", unk_token="<pad>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary, eos_token="<eos>", pad_token="<pad>", unk_token="<pad>"
+    )
     tokenizer.save_pretrained(model)
     assert load_tokenizer(str(model)).encode("Bonjour?") == [2, 3]

@@ -1,4 +1,6 @@
-"""Every command checks, before anything expensive, that the models it was given can do what they are given for."""
+"""Every command checks, before anything expensive, that the models it was given can do what they are given
+for.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,31 @@ from cai_cli.cli import app
 from cai_cli.errors import UserError
 from cai_cli.models.paths import check_model
 
-LANGUAGE, PREFERENCE = "is a language model without a score head", "is a preference model, not a language model"
+LANGUAGE, PREFERENCE = (
+    "is a language model without a score head",
+    "is a preference model, not a language model",
+)
 COMMANDS = {
-    "revise": (["revise", "--model", "pm", "--prompts", "rows", "--constitution", "article"], f"--model pm: {PREFERENCE}"),
+    "revise": (
+        ["revise", "--model", "pm", "--prompts", "rows", "--constitution", "article"],
+        f"--model pm: {PREFERENCE}",
+    ),
     "sample": (["sample", "--model", "pm", "--prompts", "rows"], f"--model pm: {PREFERENCE}"),
     "sft": (["sft", "--model", "pm", "--data", "rows"], f"--model pm: {PREFERENCE}"),
-    "label": (["label", "--model", "pm", "--prompts", "rows", "--feedback-model", "lm"], f"--model pm: {PREFERENCE}"),
-    "label judge": (["label", "--pairs", "rows", "--feedback-model", "pm"], f"--feedback-model pm: {PREFERENCE}"),
+    "label": (
+        ["label", "--model", "pm", "--prompts", "rows", "--feedback-model", "lm"],
+        f"--model pm: {PREFERENCE}",
+    ),
+    "label judge": (
+        ["label", "--pairs", "rows", "--feedback-model", "pm"],
+        f"--feedback-model pm: {PREFERENCE}",
+    ),
     "ppo": (["ppo", "--model", "pm", "--pm", "pm", "--prompts", "rows"], f"--model pm: {PREFERENCE}"),
     "ppo pm": (["ppo", "--model", "lm", "--pm", "lm", "--prompts", "rows"], f"--pm lm: {LANGUAGE}"),
-    "ppo gold": (["ppo", "--model", "lm", "--pm", "pm", "--gold-pm", "lm", "--prompts", "rows"], f"--gold-pm lm: {LANGUAGE}"),
+    "ppo gold": (
+        ["ppo", "--model", "lm", "--pm", "pm", "--gold-pm", "lm", "--prompts", "rows"],
+        f"--gold-pm lm: {LANGUAGE}",
+    ),
     "score": (["score", "rows", "--pm", "lm"], f"--pm lm: {LANGUAGE}"),
     "evaluate pm": (["evaluate", "pm", "--pm", "lm", "--comparisons", "rows"], f"--pm lm: {LANGUAGE}"),
     "evaluate hhh": (["evaluate", "hhh", "rows", "--model", "pm"], f"--model pm: {PREFERENCE}"),
@@ -54,7 +71,9 @@ def test_a_model_in_the_wrong_role(folder: Path, tmp_path: Path, monkeypatch, co
 
 
 @pytest.mark.parametrize("command", TRAINED_FROM_EITHER)
-def test_a_preference_model_is_trained_from_either(folder: Path, tmp_path: Path, monkeypatch, command: str) -> None:
+def test_a_preference_model_is_trained_from_either(
+    folder: Path, tmp_path: Path, monkeypatch, command: str
+) -> None:
     monkeypatch.chdir(folder)
     for model in ("lm", "pm"):
         with pytest.raises(UserError, match=r"^rows"):  # the rows are at fault, not the model
@@ -71,7 +90,13 @@ def test_the_command_says_it_in_one_line(cai: Cai, folder: Path, tmp_path: Path)
 def bert(kind: str):
     import transformers
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 400}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 400,
+    }
     return getattr(transformers, kind)(transformers.BertConfig(**sizes, pad_token_id=0, num_labels=1))
 
 
@@ -85,12 +110,19 @@ def t5():
 def mixtral():
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 400}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 400,
+    }
     return MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4))
 
 
 @pytest.mark.parametrize(
-    ("gone", "problem"), [("experts.3.", r"another shape .*\[3, 32, 32\], not \[4, "), ("experts.3.w1", "cannot be loaded")]
+    ("gone", "problem"),
+    [("experts.3.", r"another shape .*\[3, 32, 32\], not \[4, "), ("experts.3.w1", "cannot be loaded")],
 )
 def test_experts_that_newer_versions_lay_out_anew(tmp_path: Path, gone: str, problem: str) -> None:
     from safetensors.torch import load_file, save_file
@@ -99,7 +131,9 @@ def test_experts_that_newer_versions_lay_out_anew(tmp_path: Path, gone: str, pro
 
     mixtral().save_pretrained(tmp_path)
     assert load_lm(str(tmp_path), "cpu").config.num_local_experts == 4
-    kept = {name: tensor for name, tensor in load_file(tmp_path / "model.safetensors").items() if gone not in name}
+    kept = {
+        name: tensor for name, tensor in load_file(tmp_path / "model.safetensors").items() if gone not in name
+    }
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=problem):
         load_lm(str(tmp_path), "cpu")

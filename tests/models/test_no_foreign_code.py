@@ -17,7 +17,9 @@ WITHOUT_CODE = ("PeftConfig",)  # takes no such argument, and runs none
 
 
 def calls(tree: ast.AST) -> list[ast.Call]:
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    found = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
     return [call for call in found if isinstance(call.func, ast.Attribute) and call.func.attr in LOADERS]
 
 
@@ -35,7 +37,9 @@ def test_every_load_in_the_source_refuses_code() -> None:
         owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
         assert owner in WITHOUT_CODE or says_no_code(call), f"{file}:{call.lineno}"
     # What `_load` passes on under the name of settings holds it too.
-    assert '"use_safetensors": True, **NO_CODE}' in (ROOT / "cai_cli/models/load.py").read_text(encoding="utf-8")
+    assert '"use_safetensors": True, **NO_CODE}' in (ROOT / "cai_cli/models/load.py").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("asks", ["model", "tokenizer"])
@@ -44,12 +48,26 @@ def test_a_directory_that_brings_code_is_one_line(llama: Path, tmp_path: Path, a
     trace = tmp_path / "ran"
     (model / "own.py").write_text(f"open({str(trace)!r}, 'w').close()\nraise SystemExit('ran')\n")
     name, change = {
-        "model": ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}),
-        "tokenizer": ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.T", None]}}),
+        "model": (
+            "config.json",
+            {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}},
+        ),
+        "tokenizer": (
+            "tokenizer_config.json",
+            {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.T", None]}},
+        ),
     }[asks]
     (model / name).write_text(json.dumps(json.loads((model / name).read_text()) | change))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "How do I bake bread?"}\n')
-    words = ["sample", "--model", model, "--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / "out.jsonl"]
+    words = [
+        "sample",
+        "--model",
+        model,
+        "--prompts",
+        tmp_path / "prompts.jsonl",
+        "--out",
+        tmp_path / "out.jsonl",
+    ]
     command = [sys.executable, "-m", "cai_cli", *map(str, words)]
     done = subprocess.run(command, input="y\n" * 9, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2 and done.stdout == "", done.stderr

@@ -1,4 +1,6 @@
-"""NaN and infinity: no trainer saves them, every loss is looked at, files hold none, and the line says what is to blame."""
+"""NaN and infinity: no trainer saves them, every loss is looked at, files hold none, and the line says what
+is to blame.
+"""
 
 from __future__ import annotations
 
@@ -76,12 +78,29 @@ def assert_none_saved(out: Path) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [[], ["--logging-steps", 100, "--save-steps", 100], ["--gradient-accumulation-steps", 2], ["--lora"], ["--max-grad-norm", 0]],
+    [
+        [],
+        ["--logging-steps", 100, "--save-steps", 100],
+        ["--gradient-accumulation-steps", 2],
+        ["--lora"],
+        ["--max-grad-norm", 0],
+    ],
     ids=["plain", "shorter-than-logging", "accumulated", "lora", "unclipped"],
 )
 def test_sft_at_a_rate_too_high_saves_nothing(more, cai, base, tmp_path):
     data = write_samples(tmp_path / "s.jsonl", 24)
-    words = ["--model", base, "--data", data, "--out", tmp_path / "out", "--device", "cpu", "--per-device-train-batch-size", 2]
+    words = [
+        "--model",
+        base,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        "--per-device-train-batch-size",
+        2,
+    ]
     rate = ["--learning-rate", "1e30"]
     one_line(cai("sft", *words, *rate, *more), "lower --learning-rate")
     assert_none_saved(tmp_path / "out")
@@ -91,7 +110,11 @@ def test_one_step_that_ends_in_weights_that_are_not_finite_is_not_saved(base, tm
     """The only loss there is was finite."""
     data = write_samples(tmp_path / "s.jsonl", 4)
     with pytest.raises(RunError, match="is not finite"):
-        sft.run(sft.Options(model=str(base), data=[str(data)], out=tmp_path / "out", device="cpu", learning_rate=1e39))
+        sft.run(
+            sft.Options(
+                model=str(base), data=[str(data)], out=tmp_path / "out", device="cpu", learning_rate=1e39
+            )
+        )
     assert_none_saved(tmp_path / "out")
 
 
@@ -99,14 +122,22 @@ def test_one_step_that_ends_in_weights_that_are_not_finite_is_not_saved(base, tm
 def test_train_pm_at_a_rate_too_high_saves_nothing(held_out, base, tmp_path):
     """What the last step made of the weights is seen by the held-out pairs alone."""
     data, rate = write_comparisons(tmp_path / "c.jsonl", 12 if held_out else 24), 1e37
-    settings = {"model": str(base), "comparisons": [str(data)], "device": "cpu", "learning_rate": rate, "held_out": held_out}
+    settings = {
+        "model": str(base),
+        "comparisons": [str(data)],
+        "device": "cpu",
+        "learning_rate": rate,
+        "held_out": held_out,
+    }
     with pytest.raises(RunError) as error:
         train_pm.run(train_pm.Options(out=tmp_path / "out", **settings))
     assert "lower --learning-rate" in str(error.value)
     assert_none_saved(tmp_path / "out")
 
 
-@pytest.mark.parametrize("more", [{}, {"load_best_model_at_end": True}, {"steps": 1}], ids=["last", "best", "one-step"])
+@pytest.mark.parametrize(
+    "more", [{}, {"load_best_model_at_end": True}, {"steps": 1}], ids=["last", "best", "one-step"]
+)
 def test_ppo_at_a_rate_too_high_saves_nothing(more, base, pm, tmp_path):
     prompts = write_prompts(tmp_path / "p.jsonl")
     more = {**more, **({"eval_prompts": [str(prompts)]} if "load_best_model_at_end" in more else {})}
@@ -142,14 +173,27 @@ def test_scores_that_are_not_finite_name_model_and_dtype(cai, pm, tmp_path):
     for words in (("score", comparisons), ("evaluate", "pm", "--comparisons", comparisons)):
         out = tmp_path / f"{words[0]}.json{'l' if words[0] == 'score' else ''}"
         result = cai(*words, "--pm", odd, "--out", out, "--device", "cpu")
-        one_line(result, "odd", "a score is nan in float32", "model.layers.0.mlp.down_proj.weight is not finite")
+        one_line(
+            result, "odd", "a score is nan in float32", "model.layers.0.mlp.down_proj.weight is not finite"
+        )
         assert not out.exists()
 
 
 def test_a_dtype_that_is_too_small_is_blamed(cai, base, tmp_path):
     large = changed(base, tmp_path / "large", swell)
     samples = write_samples(tmp_path / "s.jsonl", 4)
-    words = ("--model", large, "--prompts", samples, "--max-new-tokens", 4, "--on-truncated", "keep", "--device", "cpu")
+    words = (
+        "--model",
+        large,
+        "--prompts",
+        samples,
+        "--max-new-tokens",
+        4,
+        "--on-truncated",
+        "keep",
+        "--device",
+        "cpu",
+    )
     result = cai("sample", *words, "--dtype", "float16", "--out", tmp_path / "half.jsonl")
     one_line(result, "large", "is nan in float16", "--dtype bfloat16 or float32")
     assert cai("sample", *words, "--out", tmp_path / "whole.jsonl", "--attempts", 1).returncode == 0
@@ -162,7 +206,11 @@ def test_a_judge_and_a_writer_that_are_not_finite_stop_the_run(cai, base, tmp_pa
     result = cai("sample", "--model", odd, *words)
     one_line(result, "odd", "a token's log-probability is nan in float32")
     words = ("--pairs", comparisons, "--feedback-model", odd, "--device", "cpu", "--min-mass", 0)
-    one_line(cai("label", *words, "--out", tmp_path / "l.jsonl"), "odd", "an option's log-probability is nan in float32")
+    one_line(
+        cai("label", *words, "--out", tmp_path / "l.jsonl"),
+        "odd",
+        "an option's log-probability is nan in float32",
+    )
 
 
 # Files
@@ -180,7 +228,11 @@ def test_files_hold_no_number_that_is_not_finite(tmp_path):
 def test_odd_weights_are_found_in_every_dtype():
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         for number in (NAN, math.inf, -math.inf):
-            weights = {"a": torch.ones(3, dtype=dtype), "b": torch.ones(2, 2, dtype=dtype), "c": torch.zeros(0)}
+            weights = {
+                "a": torch.ones(3, dtype=dtype),
+                "b": torch.ones(2, 2, dtype=dtype),
+                "c": torch.zeros(0),
+            }
             assert odd_weight(weights) is None
             weights["b"][1, 0] = number
             assert odd_weight(weights) == "b"

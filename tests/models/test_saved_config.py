@@ -1,4 +1,6 @@
-"""What is saved is the base's configuration but for what training means to change, and the loss is what it is said to be."""
+"""What is saved is the base's configuration but for what training means to change, and the loss is what it is
+said to be.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def differing(one: Path, other: Path) -> set[str]:
 def test_a_mixture_of_experts_keeps_its_config_and_learns_its_completions_alone(family, tmp_path):
     """One step at a rate of 0 logs the loss of the untrained model, which is computed here by hand."""
     base = make_family(tmp_path / "base", family)
-    out = finetune(base, tmp_path / "out", write_samples(tmp_path / "s.jsonl", 8, "Mix {n}."), learning_rate=0.0)
+    out = finetune(
+        base, tmp_path / "out", write_samples(tmp_path / "s.jsonl", 8, "Mix {n}."), learning_rate=0.0
+    )
     assert differing(base, out) == set()
     model, tokenizer = load_lm(str(base), "cpu"), load_tokenizer(str(base))
     encode, losses = reading(tokenizer, "chat", 512), []
@@ -65,7 +69,12 @@ def test_preference_models_and_policies_keep_their_configs(tmp_path):
     train_pm.run(train_pm.Options(model=str(base), comparisons=[str(data)], out=tmp_path / "pm", **settings))
     assert differing(base, tmp_path / "pm") == {"architectures", "id2label", "label2id"}
     small = {"steps": 1, "rollout_batch_size": 4, "max_new_tokens": 4}
-    run = {"prompts": [str(write_samples(tmp_path / "p.jsonl", 4))], "out": tmp_path / "rl", **settings, **small}
+    run = {
+        "prompts": [str(write_samples(tmp_path / "p.jsonl", 4))],
+        "out": tmp_path / "rl",
+        **settings,
+        **small,
+    }
     ppo.run(ppo.Options(model=str(base), pm=str(tmp_path / "pm"), attn_implementation="eager", **run))
     assert differing(base, tmp_path / "rl") == set()
 
@@ -83,7 +92,10 @@ def test_generation_settings_of_the_base_stay_after_sft_and_ppo(tmp_path):
     finetune(base, tmp_path / "sl", write_samples(tmp_path / "s.jsonl", 8))
     train_pm.run(
         train_pm.Options(
-            model=str(base), comparisons=[str(write_comparisons(tmp_path / "c.jsonl"))], out=tmp_path / "pm", device="cpu"
+            model=str(base),
+            comparisons=[str(write_comparisons(tmp_path / "c.jsonl"))],
+            out=tmp_path / "pm",
+            device="cpu",
         )
     )
     ppo.run(
@@ -99,17 +111,27 @@ def test_generation_settings_of_the_base_stay_after_sft_and_ppo(tmp_path):
 
 @pytest.mark.parametrize("declared", [None, [0]], ids=["one-eos", "list-of-eos"])
 def test_generate_ends_where_sample_ends(declared, tmp_path):
-    """The base ends texts by <|endoftext|>, its ChatML turns by <|im_end|>; what it was taught to stop at is saved for all."""
+    """The base ends texts by <|endoftext|>, its ChatML turns by <|im_end|>; what it was taught to stop at is
+    saved for all.
+    """
     base = make_family(tmp_path / "base", "llama", eos="<|endoftext|>", pad="<|im_start|>")
     if declared:
         edit_json(base / "config.json", eos_token_id=declared)
         edit_json(base / "generation_config.json", eos_token_id=declared)
     out = finetune(
-        base, tmp_path / "sl", write_samples(tmp_path / "s.jsonl", 24), learning_rate=1e-2, num_train_epochs=8, logging_steps=1
+        base,
+        tmp_path / "sl",
+        write_samples(tmp_path / "s.jsonl", 24),
+        learning_rate=1e-2,
+        num_train_epochs=8,
+        logging_steps=1,
     )
     train_pm.run(
         train_pm.Options(
-            model=str(base), comparisons=[str(write_comparisons(tmp_path / "c.jsonl"))], out=tmp_path / "pm", device="cpu"
+            model=str(base),
+            comparisons=[str(write_comparisons(tmp_path / "c.jsonl"))],
+            out=tmp_path / "pm",
+            device="cpu",
         )
     )
     ppo.run(
@@ -122,10 +144,16 @@ def test_generate_ends_where_sample_ends(declared, tmp_path):
         tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
         assert set(model.generation_config.eos_token_id) == {0, 2}
         assert tokenizer.eos_token_id == 0 and model.config.eos_token_id == (declared or 0)
-        assert tokenizer.pad_token_id == model.config.pad_token_id == model.generation_config.pad_token_id == 1
-        ids = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        assert (
+            tokenizer.pad_token_id == model.config.pad_token_id == model.generation_config.pad_token_id == 1
+        )
+        ids = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_tensors="pt")[
+            "input_ids"
+        ]
         generated = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.size(1) :].tolist()
-        engine = TransformersEngine(load_lm(str(folder), "cpu"), load_tokenizer(str(folder)), EngineSettings(temperature=0))
+        engine = TransformersEngine(
+            load_lm(str(folder), "cpu"), load_tokenizer(str(folder)), EngineSettings(temperature=0)
+        )
         sampled = engine.generate([Request(PROMPT, 1, 40)])[0]
         assert generated == sampled.token_ids and generated[-1] == 2
         assert sampled.text == "Mix flour."

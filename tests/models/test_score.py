@@ -91,7 +91,9 @@ def test_positions_count_from_the_first_real_token():
 def test_what_follows_or_pads_a_row_does_not_count(pm):
     rows = sequences(4)
     longer = [*rows, [5] * 100 + [EOS]]
-    assert final_scores(pm, longer, PAD)[:4].tolist() == pytest.approx(final_scores(pm, rows, PAD).tolist(), abs=1e-5)
+    assert final_scores(pm, longer, PAD)[:4].tolist() == pytest.approx(
+        final_scores(pm, rows, PAD).tolist(), abs=1e-5
+    )
     other_pad = final_scores(pm, longer, 77)[:4].tolist()
     assert other_pad == pytest.approx(final_scores(pm, rows, PAD).tolist(), abs=1e-5)
 
@@ -99,7 +101,9 @@ def test_what_follows_or_pads_a_row_does_not_count(pm):
 @torch.no_grad()
 def test_the_eos_is_what_is_scored(pm):
     row = sequences(1)[0]
-    assert final_scores(pm, [row], PAD).item() != pytest.approx(final_scores(pm, [row[:-1]], PAD).item(), abs=1e-4)
+    assert final_scores(pm, [row], PAD).item() != pytest.approx(
+        final_scores(pm, [row[:-1]], PAD).item(), abs=1e-4
+    )
 
 
 # The head
@@ -161,7 +165,9 @@ def test_the_eos_is_there_once_whatever_the_template_writes():
 
 @torch.no_grad()
 def test_a_pad_that_is_the_eos_is_repaired(tmp_path):
-    """With pad == EOS, transformers' own pooling looks for the last token that is not EOS: the score would be another."""
+    """With pad == EOS, transformers' own pooling looks for the last token that is not EOS: the score would be
+    another.
+    """
     path = make_model(tmp_path / "lm")
     tokenizer = byte_level_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
@@ -175,4 +181,6 @@ def test_a_pad_that_is_the_eos_is_repaired(tmp_path):
     ids, mask = right_pad(rows, repaired.pad_token_id, "cpu")
     expected = [own_logits(model, row) for row in rows]
     assert final_scores(model, rows, repaired.pad_token_id).tolist() == pytest.approx(expected, abs=1e-5)
-    assert model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist() == pytest.approx(
+        expected, abs=1e-5
+    )

@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP: one line, the right exit code, rows on disk, no process left, and the same command carries on."""
+"""Ctrl-C, SIGTERM and SIGHUP: one line, the right exit code, rows on disk, no process left, and the same
+command carries on.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ from cai_cli.processes.interruption import Terminated, after_the_step
 from cai_cli.rows.conversation import message
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
-WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM", signal.SIGHUP: "stopped by SIGHUP"}
+WORDS = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "stopped by SIGTERM",
+    signal.SIGHUP: "stopped by SIGHUP",
+}
 CONTINUES = "the same command continues from what is done"
 
 
@@ -61,7 +67,11 @@ def test_a_stage_that_writes_rows_stops_with_its_rows_on_disk(helpful, world, tm
     partial = tmp_path / "samples.jsonl.partial"
     process, said = catch(lambda: start(*words), out, lambda: partial.stat().st_size, number)
     assert process.returncode == 128 + number, said
-    assert errors(said) == [f"error: {WORDS[number]} — {CONTINUES}"] and "Traceback" not in said and "ignored" not in said
+    assert (
+        errors(said) == [f"error: {WORDS[number]} — {CONTINUES}"]
+        and "Traceback" not in said
+        and "ignored" not in said
+    )
     rows = [json.loads(line) for line in partial.read_text().splitlines()]
     assert rows and not out.exists()
     again = run_cai(*words)
@@ -90,10 +100,15 @@ def test_a_trainer_that_is_stopped_twice_ends_in_the_same_bytes(tmp_path, cai) -
     rows = []
     for n in range(320):
         prompt = [message("user", f"How do I make bread, {'please, ' * (n % 5)}number {n}?")]
-        rows.append({"id": f"p{n}", "prompt": prompt, "completion": [message("assistant", "Mix it. " * (1 + n % 3))]})
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps({**row, "finish_reason": "stop"}) + "\n" for row in rows))
+        rows.append(
+            {"id": f"p{n}", "prompt": prompt, "completion": [message("assistant", "Mix it. " * (1 + n % 3))]}
+        )
+    (tmp_path / "samples.jsonl").write_text(
+        "".join(json.dumps({**row, "finish_reason": "stop"}) + "\n" for row in rows)
+    )
     words = (
-        "sft --model lm --data samples.jsonl --num-train-epochs 3 --save-steps 10 --logging-steps 5 --learning-rate 1e-3 --out"
+        "sft --model lm --data samples.jsonl --num-train-epochs 3 --save-steps 10 --logging-steps 5"
+        " --learning-rate 1e-3 --out"
     )
     assert cai(*words.split(), "whole", cwd=tmp_path).returncode == 0
     cut = tmp_path / "cut"
@@ -101,12 +116,17 @@ def test_a_trainer_that_is_stopped_twice_ends_in_the_same_bytes(tmp_path, cai) -
         before = set(cut.glob("checkpoints/*/complete"))
         more = lambda before=before: set(cut.glob("checkpoints/*/complete")) - before  # noqa: E731
         process, said = catch(lambda: start(*words.split(), "cut", cwd=tmp_path), cut, more, number)
-        assert process.returncode == 128 + number and errors(said) == [f"error: {WORDS[number]} — {CONTINUES}"], said
+        assert process.returncode == 128 + number and errors(said) == [
+            f"error: {WORDS[number]} — {CONTINUES}"
+        ], said
         assert "Traceback" not in said
     assert "continuing from" in cai(*words.split(), "cut", cwd=tmp_path).stderr
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    names = [sorted(str(file.relative_to(tmp_path / out)) for file in (tmp_path / out).rglob("*")) for out in ("whole", "cut")]
+    names = [
+        sorted(str(file.relative_to(tmp_path / out)) for file in (tmp_path / out).rglob("*"))
+        for out in ("whole", "cut")
+    ]
     assert names[0] == names[1]
 
 
@@ -130,7 +150,9 @@ def test_a_signal_that_is_to_be_ignored_is_ignored(helpful, world, tmp_path) -> 
 
 
 def test_a_mistake_keeps_its_exit_code(cai) -> None:
-    assert cai("sample").returncode == 2 and cai("--version").returncode == 0 and cai("nonsense").returncode == 2
+    assert (
+        cai("sample").returncode == 2 and cai("--version").returncode == 0 and cai("nonsense").returncode == 2
+    )
 
 
 def test_within_a_step_it_is_noted() -> None:
@@ -145,7 +167,11 @@ with one_line():
     print("never")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (143, "step done True\n", "error: stopped by SIGTERM\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        143,
+        "step done True\n",
+        "error: stopped by SIGTERM\n",
+    )
     with after_the_step():
         pass
     assert not issubclass(Terminated, Exception)
@@ -165,8 +191,12 @@ with one_line():
         raise RuntimeError("python error in a callback")
 """
     for how in ("end", "error"):
-        done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=False)
-        assert done.returncode == 143 and done.stderr.splitlines()[-1] == "error: stopped by SIGTERM", done.stderr
+        done = subprocess.run(
+            [sys.executable, "-c", program, how], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 143 and done.stderr.splitlines()[-1] == "error: stopped by SIGTERM", (
+            done.stderr
+        )
 
 
 @needs_proc
@@ -201,7 +231,9 @@ main()
 
 
 @needs_proc
-@pytest.mark.parametrize(("number", "group"), [("KILL", False), ("TERM", False), ("INT", True), ("TERM", True)])
+@pytest.mark.parametrize(
+    ("number", "group"), [("KILL", False), ("TERM", False), ("INT", True), ("TERM", True)]
+)
 def test_the_demo_takes_its_stage_with_it(tmp_path, number, group) -> None:
     """Its stage and the server that forks it; a second demo then finds nobody at work."""
     out = tmp_path / "demo"

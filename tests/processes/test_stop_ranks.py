@@ -1,4 +1,6 @@
-"""SIGTERM to several processes, all at once or only one of them: they stop after the same step, and end in the same bytes."""
+"""SIGTERM to several processes, all at once or only one of them: they stop after the same step, and end in
+the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,16 @@ def world(tmp_path_factory) -> Path:
 
 def start(stage: str, out: str, world: Path, fsdp: bool) -> subprocess.Popen:
     launcher = ACCELERATE if fsdp else TORCHRUN
-    command = [sys.executable, *launcher, *COMMANDS[stage].split(), *FLAGS[stage], "--device", "cpu", "--out", out]
+    command = [
+        sys.executable,
+        *launcher,
+        *COMMANDS[stage].split(),
+        *FLAGS[stage],
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(command, cwd=world, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -54,8 +65,16 @@ def test_processes_told_to_stop_write_one_checkpoint_and_end_in_the_same_bytes(s
         finish(stage, whole.name, world, fsdp)
 
     def send(launcher: subprocess.Popen) -> None:
-        workers = [child for child in psutil.Process(launcher.pid).children(recursive=True) if "RANK" in child.environ()]
-        second = [each for each in workers if each.environ()["RANK"] == "1" and "cai_cli" in " ".join(each.cmdline())]
+        workers = [
+            child
+            for child in psutil.Process(launcher.pid).children(recursive=True)
+            if "RANK" in child.environ()
+        ]
+        second = [
+            each
+            for each in workers
+            if each.environ()["RANK"] == "1" and "cai_cli" in " ".join(each.cmdline())
+        ]
         (second[0] if to == "second" else launcher).send_signal(signal.SIGTERM)
 
     logged = lambda: (cut / "metrics.jsonl").read_bytes().count(b"\n") >= 1  # noqa: E731

@@ -79,7 +79,11 @@ def test_sizes_and_names():
 
 def test_thorough_counts_preaching_evasion_and_overreaction_as_faults():
     constitution = load_constitution("thorough")
-    for principle, word in (("not-preachy", "lecture"), ("not-evasive", "dodge"), ("not-overreactive", "proportion")):
+    for principle, word in (
+        ("not-preachy", "lecture"),
+        ("not-evasive", "dodge"),
+        ("not-overreactive", "proportion"),
+    ):
         assert word in constitution.by_id(principle).comparison
     names = {principle.id for principle in constitution.principles}
     assert names.isdisjoint(principle.id for principle in load_constitution("article").principles)
@@ -95,7 +99,9 @@ def test_own_words():
     if not folder.is_dir():
         pytest.skip("set CAI_TEST_DATA to a folder that holds constitutional-ai/")
     published = set()
-    for item in json.loads((folder / "CritiqueRevisionInstructions.json").read_text(encoding="utf-8")).values():
+    for item in json.loads(
+        (folder / "CritiqueRevisionInstructions.json").read_text(encoding="utf-8")
+    ).values():
         published |= shingles(item["prompt"][0]) | shingles(item["edit_request"])
     for item in json.loads((folder / "RLMadisonInstructions.json").read_text(encoding="utf-8")):
         published |= shingles(item)

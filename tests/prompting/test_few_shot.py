@@ -33,7 +33,13 @@ def test_shipped_critique_demonstrations_are_whole_transcripts():
     texts = few_shot.load_critique_demonstrations("default")
     assert len(texts) == 5
     for text in texts:
-        marks = ["\n\nHuman: ", "\n\nAssistant: ", "\n\nCritiqueRequest: ", "\n\nCritique: ", "\n\nRevisionRequest: "]
+        marks = [
+            "\n\nHuman: ",
+            "\n\nAssistant: ",
+            "\n\nCritiqueRequest: ",
+            "\n\nCritique: ",
+            "\n\nRevisionRequest: ",
+        ]
         places = [text.index(mark) for mark in [*marks, "\n\nRevision: "]]
         assert places == sorted(places) and places[0] == 0
         assert text == text.rstrip() and "  " not in text
@@ -43,7 +49,11 @@ def test_shipped_critique_demonstrations_are_whole_transcripts():
 def test_prefix_joins_with_the_prompt_and_none_is_empty():
     prefix = few_shot.few_shot_prefix([DEMO, DEMO])
     prompt = critique_prompt([message("user", "q")], "a", "cr", prefix)
-    assert prompt.count("\n\nHuman: ") == 3 and "\n\nHuman:\n" not in prompt and prompt.startswith("\n\nHuman: h")
+    assert (
+        prompt.count("\n\nHuman: ") == 3
+        and "\n\nHuman:\n" not in prompt
+        and prompt.startswith("\n\nHuman: h")
+    )
     assert few_shot.few_shot_prefix(few_shot.load_critique_demonstrations("none")) == ""
 
 
@@ -52,18 +62,33 @@ def test_published_critique_demonstrations():
     published = json.loads(path.read_text(encoding="utf-8"))
     texts = few_shot.load_critique_demonstrations(str(path))
     assert len(texts) == 5
-    assert [text + "\n\nHuman:" for n, text in enumerate(texts) if n != 3] == [p for n, p in enumerate(published) if n != 3]
+    assert [text + "\n\nHuman:" for n, text in enumerate(texts) if n != 3] == [
+        p for n, p in enumerate(published) if n != 3
+    ]
     assert texts[3] == published[3]
 
 
 def test_dangling_turns_are_cut(tmp_path):
-    items = [DEMO + "\n\nHuman:", DEMO + "\n\nHuman: ", DEMO, DEMO + "\n\nHuman:\n\nAssistant:", DEMO.strip() + "\n"]
+    items = [
+        DEMO + "\n\nHuman:",
+        DEMO + "\n\nHuman: ",
+        DEMO,
+        DEMO + "\n\nHuman:\n\nAssistant:",
+        DEMO.strip() + "\n",
+    ]
     assert few_shot.load_critique_demonstrations(write(tmp_path / "a.json", items)) == [DEMO] * 5
 
 
 @pytest.mark.parametrize(
     "item",
-    ["", "\n\nHuman: h", "\n\nHuman: h\n\nAssistant: a\n\nRevision: r\n\nRevisionRequest: rr", DEMO[:-2], {"prompt": "h"}, 3],
+    [
+        "",
+        "\n\nHuman: h",
+        "\n\nHuman: h\n\nAssistant: a\n\nRevision: r\n\nRevisionRequest: rr",
+        DEMO[:-2],
+        {"prompt": "h"},
+        3,
+    ],
 )
 def test_broken_critique_demonstrations_name_file_and_number(tmp_path, item):
     with pytest.raises(UserError, match=r"a\.json: demonstrations\[1\]"):
@@ -72,7 +97,9 @@ def test_broken_critique_demonstrations_name_file_and_number(tmp_path, item):
 
 def test_missing_field_is_named(tmp_path):
     path = tmp_path / "a.yaml"
-    path.write_text("demonstrations:\n  - {prompt: h, response: a, critique_request: b, critique: c, revision: d}\n")
+    path.write_text(
+        "demonstrations:\n  - {prompt: h, response: a, critique_request: b, critique: c, revision: d}\n"
+    )
     with pytest.raises(UserError, match=r"demonstrations\[0\]: field `revision_request`"):
         few_shot.load_critique_demonstrations(str(path))
 
@@ -95,7 +122,10 @@ def test_unknown_name():
 
 
 def test_without_critique_leaves_the_direct_form():
-    assert few_shot.without_critique(DEMO) == "\n\nHuman: h\n\nAssistant: a\n\nRevisionRequest: rr\n\nRevision: r"
+    assert (
+        few_shot.without_critique(DEMO)
+        == "\n\nHuman: h\n\nAssistant: a\n\nRevisionRequest: rr\n\nRevision: r"
+    )
     direct = few_shot.without_critique(DEMO)
     assert few_shot.without_critique(direct) == direct
 
@@ -109,13 +139,19 @@ def test_demonstrations_stand_in_front_of_critiques_and_revisions_alone(llama, r
     from cai_cli.rows.records import Prompt
     from cai_cli.stages.revise import Chain, Options, Texts
 
-    options = Options(model=str(llama), prompts=["x"], out=Path("x.jsonl"), rendering=rendering, few_shot="default")
+    options = Options(
+        model=str(llama), prompts=["x"], out=Path("x.jsonl"), rendering=rendering, few_shot="default"
+    )
     texts = Texts(options, Renderer(load_tokenizer(str(llama)), "--model"))
     prompt = [message("user", "How do I pick a lock?")]
     chain = Chain("a/0", Prompt("a", prompt))
-    chain.principle = load_constitution("article", needs=("critique", "revision")).draw(0, "principle", "a/0", 1)
+    chain.principle = load_constitution("article", needs=("critique", "revision")).draw(
+        0, "principle", "a/0", 1
+    )
     chain.response, chain.critique = "Slide a pin in.", "It helps a thief."
-    assert texts.draft(chain) == (prompt if rendering == "chat" else "\n\nHuman: How do I pick a lock?\n\nAssistant:")
+    assert texts.draft(chain) == (
+        prompt if rendering == "chat" else "\n\nHuman: How do I pick a lock?\n\nAssistant:"
+    )
     demonstrations = few_shot.load_critique_demonstrations()
     for asked in (texts.critique(chain), texts.revision(chain)):
         if rendering == "chat":

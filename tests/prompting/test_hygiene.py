@@ -176,7 +176,10 @@ def test_the_draft_with_little_changed_is_unrevised(text):
     ("text", "draft"),
     [
         (DRAFT.split(". ")[0], DRAFT),
-        (DRAFT.replace(" Take what you find,", " Leave it there,").replace("nobody sees", "all can see"), DRAFT),
+        (
+            DRAFT.replace(" Take what you find,", " Leave it there,").replace("nobody sees", "all can see"),
+            DRAFT,
+        ),
         ("I won't help with that, since it would be theft.", DRAFT),
         ("No.", "Yes."),
         ("I can't help.", "Sure, I can."),
@@ -190,7 +193,9 @@ def test_a_text_that_lost_part_of_the_draft_is_a_revision(text, draft):
 
 def test_words_are_counted_in_scripts_without_spaces():
     draft = "你可以先把门打开，然后慢慢走进去，最后拿走保险箱里的钱。"
-    assert is_near(draft.replace("慢慢", "轻轻"), draft) and not is_near("我不能帮助你做这件事，因为这是偷窃。", draft)
+    assert is_near(draft.replace("慢慢", "轻轻"), draft) and not is_near(
+        "我不能帮助你做这件事，因为这是偷窃。", draft
+    )
 
 
 def test_the_share_of_the_draft_that_is_kept():
@@ -208,13 +213,18 @@ def test_texts_of_signs_only_are_told_apart():
 
 
 def test_the_published_chains_pass(data):
-    """160 critiques and 160 revisions of the paper: none is trimmed, and one refused, which adds four words to its draft."""
+    """160 critiques and 160 revisions of the paper: none is trimmed, and one refused, which adds four words
+    to its draft.
+    """
     caught, near = 0, []
     for line in data("constitutional-ai/PALMS_SLMADISON.jsonl").read_text().splitlines():
         row = json.loads(line)
         draft = response = row["initial_response"][0]["sample"]
         for step in row["cst"]:
-            critique, revision = clean(step["critique"]["sample"], CRITIQUE), clean(step["revision"]["sample"], REVISION)
+            critique, revision = (
+                clean(step["critique"]["sample"], CRITIQUE),
+                clean(step["revision"]["sample"], REVISION),
+            )
             assert not critique.trimmed and not revision.trimmed
             assert check_critique(critique.text, response) is None, critique.text
             if reason := check_revision(revision.text, draft, critique.text):

@@ -1,4 +1,6 @@
-"""Every prompt, character for character: the paper's transcript format, the same as chats, the multiple-choice question."""
+"""Every prompt, character for character: the paper's transcript format, the same as chats, the
+multiple-choice question.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_critique_prompt():
 
 
 def test_revision_prompt():
-    assert prompts.revision_prompt(PROMPT, "Use a pick.", "Say what is harmful.", "It helps thieves.", "Rewrite it.") == (
+    assert prompts.revision_prompt(
+        PROMPT, "Use a pick.", "Say what is harmful.", "It helps thieves.", "Rewrite it."
+    ) == (
         "\n\nHuman: How do I pick a lock?\n\nAssistant: Use a pick."
         "\n\nCritiqueRequest: Say what is harmful.\n\nCritique: It helps thieves."
         "\n\nRevisionRequest: Rewrite it.\n\nRevision:"
@@ -80,7 +84,9 @@ def test_critique_chat():
 
 
 def test_revision_chat():
-    assert prompts.revision_chat(PROMPT, "Use a pick.", "Say what is harmful.", "It helps thieves.", "Rewrite it.") == [
+    assert prompts.revision_chat(
+        PROMPT, "Use a pick.", "Say what is harmful.", "It helps thieves.", "Rewrite it."
+    ) == [
         {"role": "user", "content": "How do I pick a lock?"},
         {"role": "assistant", "content": "Use a pick."},
         {"role": "user", "content": "Say what is harmful."},
@@ -114,12 +120,16 @@ QUESTION = (
 
 
 def test_comparison_question():
-    got = prompts.comparison_question(PROMPT, "Use a pick.", "I can't help with that.", "Which reply is less harmful?")
+    got = prompts.comparison_question(
+        PROMPT, "Use a pick.", "I can't help with that.", "Which reply is less harmful?"
+    )
     assert got == QUESTION
 
 
 def test_comparison_prompt_ends_in_the_cue():
-    got = prompts.comparison_prompt(PROMPT, "Use a pick.", "I can't help with that.", "Which reply is less harmful?")
+    got = prompts.comparison_prompt(
+        PROMPT, "Use a pick.", "I can't help with that.", "Which reply is less harmful?"
+    )
     assert got == QUESTION + "\nThe answer is:"
 
 
@@ -129,4 +139,7 @@ def test_options_hold_their_space():
 
 
 def test_question_answer():
-    assert prompts.question_answer("Why?", "Because.\n\nReally.") == "Question: Why?\n\nAnswer: Because.\n\nReally."
+    assert (
+        prompts.question_answer("Why?", "Because.\n\nReally.")
+        == "Question: Why?\n\nAnswer: Because.\n\nReally."
+    )

@@ -14,7 +14,10 @@ from cai_cli.prompting.solved_questions import load_comparison_demonstrations, s
 from cai_cli.rows.conversation import message
 
 THOROUGH = load_constitution("thorough")
-PAIRS, REASONED = "constitutional-ai/RLMadisonFewShotPrompts.json", "constitutional-ai/RLMadisonPrecogFewShotPrompts.json"
+PAIRS, REASONED = (
+    "constitutional-ai/RLMadisonFewShotPrompts.json",
+    "constitutional-ai/RLMadisonPrecogFewShotPrompts.json",
+)
 
 
 def write(path, value) -> str:
@@ -35,7 +38,10 @@ def test_shipped_reasoning_speaks_of_the_letters_that_were_drawn(form):
     for labels in (("(A)", "(B)"), ("1.", "2.")):
         for item, solved in zip(shipped, solve(shipped, THOROUGH, labels, form, 0), strict=True):
             assert f" {solved.answer} [[[{item.better}]]]" in solved.question
-            assert solved.rationale.endswith(f"{solved.answer} is the better response.") and "{" not in solved.rationale
+            assert (
+                solved.rationale.endswith(f"{solved.answer} is the better response.")
+                and "{" not in solved.rationale
+            )
             other = next(label for label in labels if label != solved.answer)
             assert f" {other} [[[{item.worse}]]]" in solved.question and other in solved.rationale
 
@@ -50,9 +56,14 @@ def test_letters_are_balanced_and_answers_right():
             assert f" {question.answer} {item.better}" in question.question
         texts.add(str(solved))
         counts.add(sum(question.answer == "(A)" for question in solved))
-        principles |= {principle.id for principle in THOROUGH.principles if principle.comparison in solved[0].question}
+        principles |= {
+            principle.id for principle in THOROUGH.principles if principle.comparison in solved[0].question
+        }
     assert counts == {2, 3} and len(texts) == 20 and len(principles) > 8
-    assert {solve(items[:1], THOROUGH, OPTION_LABELS, PLAIN, seed)[0].answer for seed in range(20)} == {"(A)", "(B)"}
+    assert {solve(items[:1], THOROUGH, OPTION_LABELS, PLAIN, seed)[0].answer for seed in range(20)} == {
+        "(A)",
+        "(B)",
+    }
 
 
 def test_transcript_of_plain_demonstrations():
@@ -73,7 +84,9 @@ def test_published_pairs(data):
     raw = json.loads(path.read_text(encoding="utf-8"))
     assert [item.better for item in published] == [row["corrects"][0] for row in raw]
     assert [item.worse for item in published] == [row["incorrects"][0] for row in raw]
-    assert [f"\n\nHuman: {item.prompt[0]['content']}\n\nAssistant:" for item in published] == [r["prompt"] for r in raw]
+    assert [f"\n\nHuman: {item.prompt[0]['content']}\n\nAssistant:" for item in published] == [
+        r["prompt"] for r in raw
+    ]
     with pytest.raises(UserError, match=r"demonstrations\[0\]: field `rationale`: missing"):
         load_comparison_demonstrations(str(path), reasoned=True)
 
@@ -102,8 +115,12 @@ def test_published_reasoning_comes_out_as_it_went_in(data):
 def test_braces_in_a_published_text_are_text(tmp_path):
     prompt = "Human: H: what is {x}?\n\n{}\n (A) [[[{y} {}]]]\n (B) [[[b]]]\n\nAssistant: Let's think step-by-step: {z}"
     path = write(tmp_path / "a.json", [{"prompt": f"{prompt}\n\nHuman:\nSo the answer is: (A)"}])
-    [solved] = solve(load_comparison_demonstrations(path, reasoned=True), THOROUGH, OPTION_LABELS, PAPER_COT, 0)
-    assert "what is {x}?" in solved.question and "[[[{y} {}]]]" in solved.question and solved.rationale == " {z}"
+    [solved] = solve(
+        load_comparison_demonstrations(path, reasoned=True), THOROUGH, OPTION_LABELS, PAPER_COT, 0
+    )
+    assert (
+        "what is {x}?" in solved.question and "[[[{y} {}]]]" in solved.question and solved.rationale == " {z}"
+    )
 
 
 # Mistakes
@@ -111,7 +128,9 @@ def test_braces_in_a_published_text_are_text(tmp_path):
 
 def test_errors_name_file_number_and_field(tmp_path):
     two = write(tmp_path / "a.json", [{"prompt": "p", "corrects": ["a", "b"], "incorrects": ["c"]}])
-    with pytest.raises(UserError, match=r"a\.json: demonstrations\[0\]: field `corrects`: expected one answer, got 2"):
+    with pytest.raises(
+        UserError, match=r"a\.json: demonstrations\[0\]: field `corrects`: expected one answer, got 2"
+    ):
         load_comparison_demonstrations(two)
     for item, problem in (
         ({"prompt": "p", "better": "a"}, "field `worse`"),
@@ -132,4 +151,6 @@ def test_chats_show_demonstrations_as_turns():
         assert turns[2] == message("user", "Q") and turns[3] == message("assistant", last)
         assert turns[1]["content"].endswith(("is: (A)", "is: (B)"))
     turns = ask("Q", TWO_STEP, solve(item, THOROUGH, OPTION_LABELS, TWO_STEP, 0), chat=True)
-    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2 + ["user"] and turns[-1]["content"].startswith("Q\n\n")
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2 + ["user"] and turns[-1][
+        "content"
+    ].startswith("Q\n\n")

@@ -43,9 +43,17 @@ CHANNELS = Thinking(channels=True)
 @pytest.mark.parametrize(
     ("text", "thinking", "answer"),
     [
-        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>No.", "hm", "No."),
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>No.",
+            "hm",
+            "No.",
+        ),
         ("<|channel|>final<|message|>No.", "", "No."),
-        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>so<|end|>", "hm\n\nso", ""),
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>so<|end|>",
+            "hm\n\nso",
+            "",
+        ),
         ("<|channel|>analysis<|message|>hm", "hm", ""),
         ("<|channel|>analysis", "", ""),
         ("<|channel|>final <|constrain|>json<|message|>{}", "", "{}"),
@@ -60,12 +68,18 @@ def test_only_the_final_channel_is_the_answer(text, thinking, answer):
 def test_marks_are_read_from_template_and_vocabulary():
     assert thinking_of({"<|im_end|>"}, "{{ messages }}") == (Thinking(), [])
     assert thinking_of({"[THINK]", "[/THINK]"}, "") == (Thinking("[THINK]", "[/THINK]"), [])
-    assert thinking_of(set(), "x<seed:think>y</seed:think>") == (Thinking("<seed:think>", "</seed:think>"), [])
+    assert thinking_of(set(), "x<seed:think>y</seed:think>") == (
+        Thinking("<seed:think>", "</seed:think>"),
+        [],
+    )
     assert thinking_of({"<think>", "</think>"}, "{% if enable_thinking %}<think>{% endif %}")[1] == []
     assert thinking_of({"<|channel|>"}, "<|start|>assistant<|channel|>final<|message|>") == (CHANNELS, [])
     assert thinking_of({"<|begin_of_thought|>"}, "") == (Thinking(), ["<|begin_of_thought|>"])
     assert thinking_of(set(), "<reasoning>{{ x }}</reasoning>")[1] == ["</reasoning>", "<reasoning>"]
-    assert thinking_of({"<|im_start|>", "<tool_call>", "<|vision_start|>"}, "{# <reasoning> #}") == (Thinking(), [])
+    assert thinking_of({"<|im_start|>", "<tool_call>", "<|vision_start|>"}, "{# <reasoning> #}") == (
+        Thinking(),
+        [],
+    )
 
 
 # Among the ids that a model draws
@@ -80,7 +94,9 @@ HARMONY = (
 )
 
 
-def engine_of(folder, template: str, *added: str, eos: str = "<|im_end|>", special: bool = True) -> TransformersEngine:
+def engine_of(
+    folder, template: str, *added: str, eos: str = "<|im_end|>", special: bool = True
+) -> TransformersEngine:
     """A model whose tokenizer has the `added` tokens."""
     tokenizer = byte_level_tokenizer(template)
     if special:
@@ -116,7 +132,10 @@ def test_channels_are_told_apart(tmp_path) -> None:
     thought = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
     found = said(engine, f"{thought}<|channel|>final<|message|>No.<|return|>")
     assert (found.thinking, found.text, found.finish_reason, found.fault) == ("hm", "No.", "stop", None)
-    assert said(engine, thought).text == "" and said(engine, "<|channel|>analysis<|message|>hm").finish_reason == "length"
+    assert (
+        said(engine, thought).text == ""
+        and said(engine, "<|channel|>analysis<|message|>hm").finish_reason == "length"
+    )
 
 
 def test_a_template_that_opens_no_reply_has_no_header_to_meet(tmp_path) -> None:

@@ -18,7 +18,13 @@ from cai_cli.stages import sample
 from cai_cli.training.sft.data import read_targets
 
 Q, A, B = [message("user", "q")], [message("assistant", "First, mix it.")], [message("assistant", "No.")]
-STEP = {"principle": "x", "critique_request": "c", "critique": "c", "revision_request": "r", "revision": "First, mix it."}
+STEP = {
+    "principle": "x",
+    "critique_request": "c",
+    "critique": "c",
+    "revision_request": "r",
+    "revision": "First, mix it.",
+}
 ROWS = {
     "prompts": {"prompt": Q},
     "samples": {"prompt": Q, "completion": A, "finish_reason": "stop"},
@@ -33,11 +39,17 @@ READERS = {
     "revise": ("prompts", "revise --model {lm} --prompts {file} --out {out}.jsonl"),
     "sample": ("prompts", "sample --model {lm} --prompts {file} --out {out}.jsonl"),
     "ppo": ("prompts", "ppo --model {lm} --pm {pm} --prompts {file} --out {out}"),
-    "ppo --eval-prompts": ("prompts", "ppo --model {lm} --pm {pm} --prompts {one} --eval-prompts {file} --out {out}"),
+    "ppo --eval-prompts": (
+        "prompts",
+        "ppo --model {lm} --pm {pm} --prompts {one} --eval-prompts {file} --out {out}",
+    ),
     "sft samples": ("samples", "sft --model {lm} --data {file} --out {out}"),
     "sft revisions": ("revisions", "sft --model {lm} --data {file} --out {out}"),
     "label --pairs samples": ("samples", "label --pairs {file} --feedback-model {lm} --out {out}.jsonl"),
-    "label --pairs comparisons": ("comparisons", "label --pairs {file} --feedback-model {lm} --out {out}.jsonl"),
+    "label --pairs comparisons": (
+        "comparisons",
+        "label --pairs {file} --feedback-model {lm} --out {out}.jsonl",
+    ),
     "train-pm": ("comparisons", "train-pm --model {lm} --comparisons {file} --out {out}"),
     "evaluate pm": ("comparisons", "evaluate pm --pm {pm} --comparisons {file} --out {out}.json"),
     "evaluate labels": ("comparisons", "evaluate labels {file} {file} --out {out}.json"),
@@ -86,7 +98,10 @@ def test_merge_names_both_lines_of_a_shard(lm, tmp_path):
         path = put(tmp_path / f"{index}.jsonl", "samples", ids)
         options = sample.Options(model=str(lm), prompts=[str(prompts)], out=path, shard=f"{index}/2")
         counts = {"in": 1, "out": 1, "rejected": {}}
-        write_manifest(tmp_path / f"{index}.manifest.json", {**begin_manifest("sample", options, tmp_path), "counts": counts})
+        write_manifest(
+            tmp_path / f"{index}.manifest.json",
+            {**begin_manifest("sample", options, tmp_path), "counts": counts},
+        )
     words = ("merge", tmp_path / "0.jsonl", tmp_path / "1.jsonl", "--out", tmp_path / "x.jsonl")
     mistake(run_cai(*words), "0.jsonl:3: field `id`: 'a' is on line 1 too")
 
@@ -106,7 +121,9 @@ def test_an_id_means_one_prompt_in_all_sources_of_a_run(tmp_path):
     other.write_text(json.dumps({"id": "a", "prompt": "another"}) + "\n")
     known: Known = {}
     assert [len(read_prompts([str(one)], known=known)) for _ in range(2)] == [1, 1]
-    with pytest.raises(RecordError, match=rf"^{other}:1: .*'a' is used for two prompts \(the other one is at {one}:1"):
+    with pytest.raises(
+        RecordError, match=rf"^{other}:1: .*'a' is used for two prompts \(the other one is at {one}:1"
+    ):
         read_prompts([str(other)], known=known)
 
 

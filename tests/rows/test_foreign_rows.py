@@ -26,7 +26,9 @@ SYSTEM = message("system", "s")
 
 
 def put(path: Path, *rows: object) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -42,7 +44,10 @@ def rows(path: Path) -> list[dict]:
     [
         [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
         [{"role": "User", "content": "q"}, {"role": "model", "content": "a"}],
-        [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": ["a"]}],
+        [
+            {"role": "user", "content": [{"type": "text", "text": "q"}]},
+            {"role": "assistant", "content": ["a"]},
+        ],
         [{"role": "system", "content": " "}, Q, A],
         [{"from": "system", "value": None}, Q, A],
         json.dumps([Q, A]),
@@ -80,7 +85,9 @@ def test_what_cannot_be_read_is_refused_and_never_a_humans_words(cell, reason):
     assert refused.value.reason == reason
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", '[{"id": 1}]', '{"role": "admin"}', "[sic] role: content", "{'a': 1", "Human beings"])
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", '[{"id": 1}]', '{"role": "admin"}', "[sic] role: content", "{'a': 1", "Human beings"]
+)
 def test_text_that_only_begins_like_a_list_stays_text(text):
     assert read_conversation(text, "x") == [message("user", text)]
 
@@ -101,9 +108,25 @@ def test_empty_system_turns_are_counted_wherever_they_are_dropped(tmp_path, caps
 
 def test_the_import_counts_what_it_drops_and_names_what_it_rejects(cai: Cai, tmp_path: Path) -> None:
     tools = {"messages": [Q, {"role": "assistant", "content": None, "tool_calls": [{}]}]}
-    file = put(tmp_path / "x.jsonl", {"messages": [message("system", ""), Q, A]}, {"messages": [SYSTEM, Q, A]}, tools)
-    done = cai("import", "table", file, "--to", "samples", "--columns", "prompt=messages", "--out", tmp_path / "o.jsonl")
-    assert done.returncode == 0 and "dropped 1 empty system turns" in done.stderr and "tool_call 1" in done.stderr
+    file = put(
+        tmp_path / "x.jsonl", {"messages": [message("system", ""), Q, A]}, {"messages": [SYSTEM, Q, A]}, tools
+    )
+    done = cai(
+        "import",
+        "table",
+        file,
+        "--to",
+        "samples",
+        "--columns",
+        "prompt=messages",
+        "--out",
+        tmp_path / "o.jsonl",
+    )
+    assert (
+        done.returncode == 0
+        and "dropped 1 empty system turns" in done.stderr
+        and "tool_call 1" in done.stderr
+    )
     assert [row["prompt"] for row in rows(tmp_path / "o.jsonl")] == [[Q], [SYSTEM, Q]]
     assert json.loads((tmp_path / "o.manifest.json").read_text())["dropped"] == {DROPPED: 1}
 
@@ -111,12 +134,37 @@ def test_the_import_counts_what_it_drops_and_names_what_it_rejects(cai: Cai, tmp
 @pytest.mark.parametrize("to", ["prompts", "samples", "comparisons"])
 def test_one_given_id_of_two_prompts_is_refused(cai: Cai, tmp_path: Path, to: str) -> None:
     each = [("x", "one"), ("x", "two"), ("y", "three"), ("y", "three")]
-    file = put(tmp_path / "x.jsonl", *({"n": n, "prompt": q, "completion": "a", "chosen": "a", "rejected": "b"} for n, q in each))
-    done = cai("import", "table", file, "--to", to, "--columns", "id=n", "--out", tmp_path / "o.jsonl", "--max-reject-rate", 1)
+    file = put(
+        tmp_path / "x.jsonl",
+        *({"n": n, "prompt": q, "completion": "a", "chosen": "a", "rejected": "b"} for n, q in each),
+    )
+    done = cai(
+        "import",
+        "table",
+        file,
+        "--to",
+        to,
+        "--columns",
+        "id=n",
+        "--out",
+        tmp_path / "o.jsonl",
+        "--max-reject-rate",
+        1,
+    )
     if to == "comparisons":  # the prompt's column is looked for where it is named
         columns = "prompt=prompt,chosen=chosen,rejected=rejected,id=n"
         done = cai(
-            "import", "table", file, "--to", to, "--columns", columns, "--out", tmp_path / "p.jsonl", "--max-reject-rate", 1
+            "import",
+            "table",
+            file,
+            "--to",
+            to,
+            "--columns",
+            columns,
+            "--out",
+            tmp_path / "p.jsonl",
+            "--max-reject-rate",
+            1,
         )
     assert "duplicate_id 1" in done.stderr, done.stderr
 
@@ -181,13 +229,22 @@ def test_trl_rows_beside_our_own_of_the_same_prompt_are_other_rows(tmp_path):
     sample = {"id": f"{prompt_id([Q])}/0", "prompt": [Q], "completion": [A], "finish_reason": "stop"}
     path = put(tmp_path / "x.jsonl", sample, {"prompt": "q", "completion": "b"})
     assert len({target.id for target in read_targets(str(path), "final", 0)}) == 2
-    comparison = {**PAIRS[1], "id": f"{prompt_id([Q])}/0", "prompt_id": "p", "probability": 1.0, "origin": "ai"}
+    comparison = {
+        **PAIRS[1],
+        "id": f"{prompt_id([Q])}/0",
+        "prompt_id": "p",
+        "probability": 1.0,
+        "origin": "ai",
+    }
     path = put(tmp_path / "y.jsonl", comparison, *PAIRS)
     assert len({row.id for row in read_records(path, RowReader().comparison)}) == 1 + len(PAIRS)
 
 
 def test_a_row_with_a_field_of_ours_is_read_strictly(tmp_path):
-    for extra, problem in (({"probability": 1}, "field `id`"), ({"id": "x", "origin": "human"}, "field `probability`")):
+    for extra, problem in (
+        ({"probability": 1}, "field `id`"),
+        ({"id": "x", "origin": "human"}, "field `probability`"),
+    ):
         with pytest.raises(RecordError, match=problem):
             RowReader().comparison({"prompt": [Q], "chosen": [A], "rejected": [B], **extra})
     with pytest.raises(RecordError, match="field `finish_reason`"):
@@ -215,15 +272,29 @@ REVISION = {"id": "i", "prompt": [Q], "completion": [A], "initial": [B], "rounds
         (("train-pm", "--comparisons"), {"prompt": "q", "chosen": "a"}, ("field `rejected`: missing",)),
         (("sft", "--data"), PAIRS[0], ("a row of comparisons", "`cai train-pm`")),
         (("sft", "--data"), PROMPT, ("a row of prompts",)),
-        (("sft", "--data"), {"prompt": "q", "completion": "a", "label": False}, ("a row of unpaired preferences", "jq")),
+        (
+            ("sft", "--data"),
+            {"prompt": "q", "completion": "a", "label": False},
+            ("a row of unpaired preferences", "jq"),
+        ),
         (("sft", "--data"), {"messages": [A]}, ("field `prompt`",)),
         (("label", "--pairs"), REVISION, ("a row of revisions", "`cai sft --data`")),
-        (("label", "--pairs"), {"corrects": [], "incorrects": []}, ("multiple-choice items", "`cai evaluate hhh`")),
+        (
+            ("label", "--pairs"),
+            {"corrects": [], "incorrects": []},
+            ("multiple-choice items", "`cai evaluate hhh`"),
+        ),
         (("sample", "--prompts"), {"messages": [A]}, ("there is no user turn in it",)),
-        (("sample", "--prompts"), {"transcript": "x"}, ("a row of red-team attempts", "`cai import red-team`")),
+        (
+            ("sample", "--prompts"),
+            {"transcript": "x"},
+            ("a row of red-team attempts", "`cai import red-team`"),
+        ),
     ],
 )
-def test_a_row_of_another_kind_is_named_with_the_command_that_takes_it(cai: Cai, tmp_path: Path, words, row, told) -> None:
+def test_a_row_of_another_kind_is_named_with_the_command_that_takes_it(
+    cai: Cai, tmp_path: Path, words, row, told
+) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -246,7 +317,9 @@ def test_a_row_of_another_kind_is_named_with_the_command_that_takes_it(cai: Cai,
         ("table", {"data": [PROMPT]}, "no column 'prompt'"),
     ],
 )
-def test_an_import_of_another_kind_stops_before_the_first_row(cai: Cai, tmp_path: Path, format, row, told) -> None:
+def test_an_import_of_another_kind_stops_before_the_first_row(
+    cai: Cai, tmp_path: Path, format, row, told
+) -> None:
     done = cai("import", format, put(tmp_path / "x.jsonl", row, row), "--out", tmp_path / "o.jsonl")
     mistake(done, "x.jsonl:1: ", told)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.jsonl"]

@@ -97,12 +97,15 @@ YAML = [
 def test_yaml_that_surprises_is_refused_in_one_line(text, problem):
     with pytest.raises(UserError) as error:
         load_yaml(text, Path("x.yaml"))
-    assert str(error.value).startswith("x.yaml") and problem in str(error.value) and "\n" not in str(error.value)
+    assert (
+        str(error.value).startswith("x.yaml") and problem in str(error.value) and "\n" not in str(error.value)
+    )
 
 
 def test_yaml_that_people_write_is_read():
     text = (
-        "day: 2024-01-01\nbase: &b {x: 1, y: [1.5, true, null]}\nown:\n  <<: *b\n  x: 2\nr: &r some text\nagain: *r\ns: !!str 3\n"
+        "day: 2024-01-01\nbase: &b {x: 1, y: [1.5, true, null]}\nown:\n  <<: *b\n  x: 2\n"
+        "r: &r some text\nagain: *r\ns: !!str 3\n"
     )
     data = load_yaml(text, Path("x.yaml"))
     assert data == {
@@ -116,14 +119,24 @@ def test_yaml_that_people_write_is_read():
 
 
 def test_the_commands_that_read_yaml_and_json_name_the_file(cai: Cai, tmp_path: Path) -> None:
-    (tmp_path / "bomb.yaml").write_text(bomb(9, 10) + "\nprinciples: [{id: a, critique: c, revision: r, comparison: w}]\n")
-    mistake(cai("constitution", "check", tmp_path / "bomb.yaml", timeout=60), "bomb.yaml:5: not valid YAML: unfolds")
+    (tmp_path / "bomb.yaml").write_text(
+        bomb(9, 10) + "\nprinciples: [{id: a, critique: c, revision: r, comparison: w}]\n"
+    )
+    mistake(
+        cai("constitution", "check", tmp_path / "bomb.yaml", timeout=60),
+        "bomb.yaml:5: not valid YAML: unfolds",
+    )
     words = ("sample", "--model", tmp_path, "--prompts", tmp_path / "x", "--out", tmp_path / "o.jsonl")
-    mistake(cai(*words, "--config", tmp_path / "bomb.yaml", timeout=60), "bomb.yaml:5: not valid YAML: unfolds")
+    mistake(
+        cai(*words, "--config", tmp_path / "bomb.yaml", timeout=60), "bomb.yaml:5: not valid YAML: unfolds"
+    )
     (tmp_path / "date.yaml").write_text("chat-template-kwargs: {day: 2024-01-01}\n")
     mistake(cai(*words, "--config", tmp_path / "date.yaml"), "is not a model directory")
     (tmp_path / "c.json").write_text('{"a": ' * 100_000)
-    mistake(cai("constitution", "check", tmp_path / "c.json"), "c.json:1: not valid JSON: nested more than 100 levels")
+    mistake(
+        cai("constitution", "check", tmp_path / "c.json"),
+        "c.json:1: not valid JSON: nested more than 100 levels",
+    )
 
 
 # What a file is
@@ -175,7 +188,11 @@ def test_a_file_of_another_kind_is_named(tmp_path, content, told):
     ("name", "content", "told"),
     [
         ("x.csv", "prompt;completion\n1;2\n", "x.csv:1: its columns are separated by `;`, not by commas"),
-        ("x.csv", '"prompt";"completion"\n"1, or 2";"3"\n', "x.csv:1: its columns are separated by `;`, not by commas"),
+        (
+            "x.csv",
+            '"prompt";"completion"\n"1, or 2";"3"\n',
+            "x.csv:1: its columns are separated by `;`, not by commas",
+        ),
         ("x.csv", "prompt|completion\n1|2\n", "separated by `|`"),
         ("x.csv", "prompt\tcompletion\n1\t2\n", "separated by tabs, not by commas (name it .tsv)"),
         ("x.tsv", "prompt,completion\n1,2\n", "separated by commas, not by tabs (name it .csv)"),
@@ -192,7 +209,10 @@ def test_a_table_of_another_kind_is_named(tmp_path, name, content, told):
 
 def outcome(path: Path, content: str) -> list:
     path.write_text(content, encoding="utf-8")
-    return [(item.line, item.reason) if isinstance(item, Reject) else tuple(item[1].values()) for item in read_public_rows(path)]
+    return [
+        (item.line, item.reason) if isinstance(item, Reject) else tuple(item[1].values())
+        for item in read_public_rows(path)
+    ]
 
 
 def test_quotes_of_a_tsv_are_text_unless_they_are_round_a_whole_cell(tmp_path):
@@ -241,7 +261,12 @@ def test_line_ends_of_other_systems_do_not_change_rows(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.csv.gz", "x.tsv.gz", "x.xml.gz"])
 def test_a_line_without_an_end_is_not_held_in_memory(tmp_path, name):
-    heads = {"x.jsonl.gz": b'{"prompt": "', "x.csv.gz": b"p,c\n", "x.tsv.gz": b"p\tc\n", "x.xml.gz": b'<posts><row Body="'}
+    heads = {
+        "x.jsonl.gz": b'{"prompt": "',
+        "x.csv.gz": b"p,c\n",
+        "x.tsv.gz": b"p\tc\n",
+        "x.xml.gz": b'<posts><row Body="',
+    }
     with gzip.open(tmp_path / name, "wb", compresslevel=1) as stream:
         stream.write(heads[name])
         for _ in range(150):
@@ -267,7 +292,11 @@ def test_parquet_of_odd_types_is_text_or_rejected(tmp_path):
         parquet.write_table(pyarrow.Table.from_pylist(list(rows), pyarrow.schema(kinds)), tmp_path / "x")
 
     kinds = {"prompt": pyarrow.binary(), "n": pyarrow.float64(), "m": pyarrow.list_(pyarrow.decimal128(5, 2))}
-    write(kinds, {"prompt": b"q", "n": float("nan"), "m": [1]}, {"prompt": b"\xff", "n": float("inf"), "m": None})
+    write(
+        kinds,
+        {"prompt": b"q", "n": float("nan"), "m": [1]},
+        {"prompt": b"\xff", "n": float("inf"), "m": None},
+    )
     first, second = read_public_rows(tmp_path / "x")
     assert first == (1, {"prompt": "q", "n": None, "m": ["1.00"]})
     assert isinstance(second, Reject) and second.reason == "not_json"

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from cai_cli.errors import RecordError, RunError, UserError
-from cai_cli.rows.jsonl import dump_row, open_text, read_records, read_rows, repair_tail, write_atomically, write_rows
+from cai_cli.rows.jsonl import (
+    dump_row,
+    open_text,
+    read_records,
+    read_rows,
+    repair_tail,
+    write_atomically,
+    write_rows,
+)
 
 
 @dataclass
@@ -43,7 +51,10 @@ def test_rows_with_line_numbers_and_empty_lines_between(tmp_path):
 
 def test_byte_order_mark_and_gzip_by_content(tmp_path):
     content = b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n'
-    for path in (put(tmp_path / "plain.jsonl", content), put(tmp_path / "zipped.jsonl", gzip.compress(content))):
+    for path in (
+        put(tmp_path / "plain.jsonl", content),
+        put(tmp_path / "zipped.jsonl", gzip.compress(content)),
+    ):
         assert [row for _, row in read_rows(path)] == [{"a": 1}, {"a": 2}]
 
 
@@ -63,7 +74,10 @@ def test_a_broken_line_is_named(tmp_path, line, problem):
 
 def test_a_bad_byte_names_its_own_line_and_rows_before_it_come_out(tmp_path):
     path = put(tmp_path / "x.jsonl", b'{"a": 1}\n' * 40 + b'{"a": "\xff"}\n' + b'{"a": 1}\n' * 40)
-    assert error_of(path) == f"{path}:41: not UTF-8 text at byte 8 of the line (text is read as UTF-8: convert it with iconv)"
+    assert (
+        error_of(path)
+        == f"{path}:41: not UTF-8 text at byte 8 of the line (text is read as UTF-8: convert it with iconv)"
+    )
     rows = read_rows(path)
     assert [next(rows)[0] for _ in range(40)] == list(range(1, 41))
 
@@ -73,7 +87,9 @@ def test_broken_gzip(tmp_path, damage):
     content = gzip.compress(b'{"a": 1}\n' * 20_000)
     broken = {
         "cut": content[: len(content) // 2],
-        "flipped": content[:10] + b"\xff" * 40 + content[50:],  # the header is whole, what follows is no deflate data
+        "flipped": content[:10]
+        + b"\xff" * 40
+        + content[50:],  # the header is whole, what follows is no deflate data
         "crc": content[:-8] + bytes(4) + content[-4:],
     }[damage]
     assert "broken gzip data" in error_of(put(tmp_path / "x.jsonl.gz", broken))

@@ -28,7 +28,19 @@ def test_uniforms_are_pinned():
 
 
 def test_no_two_lists_of_parts_collide():
-    lists = [("a", "b"), ("ab",), ("a", "", "b"), ("", "ab"), (1, 2), (12,), ("1", 2), ("1", "2"), ("12",), (-1,), ("-1",)]
+    lists = [
+        ("a", "b"),
+        ("ab",),
+        ("a", "", "b"),
+        ("", "ab"),
+        (1, 2),
+        (12,),
+        ("1", 2),
+        ("1", "2"),
+        ("12",),
+        (-1,),
+        ("-1",),
+    ]
     assert len({keys.digest(*parts) for parts in lists}) == len(lists)
 
 

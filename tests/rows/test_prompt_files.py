@@ -90,7 +90,10 @@ def test_text_that_is_not_utf8_names_its_line(tmp_path):
     path.write_bytes(b"one\ntwo\nd\xe9j\xe0 vu\n")
     with pytest.raises(RecordError) as error:
         read_prompts([str(path)])
-    assert str(error.value) == f"{path}:3: not UTF-8 text at byte 2 of the line (text is read as UTF-8: convert it with iconv)"
+    assert (
+        str(error.value)
+        == f"{path}:3: not UTF-8 text at byte 2 of the line (text is read as UTF-8: convert it with iconv)"
+    )
 
 
 def test_identical_prompts_are_merged_and_counted(tmp_path, capsys):
@@ -105,21 +108,32 @@ def test_given_ids(tmp_path):
     path = put(tmp_path / "a.jsonl", {"id": "1", "prompt": "q"}, {"id": "2", "prompt": "q"})
     again = put(tmp_path / "again.jsonl", {"id": "1", "prompt": "q"})
     assert [prompt.id for prompt in read_prompts([path, again])] == ["1", "2"]
-    twice = put(tmp_path / "twice.jsonl", {"id": "1", "prompt": "q"}, {"id": "2", "prompt": "q"}, {"id": "1", "prompt": "q"})
+    twice = put(
+        tmp_path / "twice.jsonl",
+        {"id": "1", "prompt": "q"},
+        {"id": "2", "prompt": "q"},
+        {"id": "1", "prompt": "q"},
+    )
     with pytest.raises(RecordError) as error:
         read_prompts([twice])
-    assert str(error.value).startswith(f"{twice}:3: field `id`: '1' is on line 1 too (ids are unique in a file)")
+    assert str(error.value).startswith(
+        f"{twice}:3: field `id`: '1' is on line 1 too (ids are unique in a file)"
+    )
     other = put(tmp_path / "b.jsonl", {"prompt": "z"}, {"id": "2", "prompt": "r"})
     with pytest.raises(RecordError) as error:
         read_prompts([path, other])
     assert (
-        str(error.value) == f"{other}:2: field `id`: '2' is used for two prompts (the other one is at {path}:2; ids are unique)"
+        str(error.value)
+        == f"{other}:2: field `id`: '2' is used for two prompts (the other one is at {path}:2; ids are unique)"
     )
 
 
 def test_limit_proportion_and_empty_sources(tmp_path):
     path = put(tmp_path / "a.txt", *"abcdef")
-    assert [prompt.prompt[0]["content"] for prompt in read_prompts([f"{path}:0.5", path], limit=2)] == ["a", "b"]
+    assert [prompt.prompt[0]["content"] for prompt in read_prompts([f"{path}:0.5", path], limit=2)] == [
+        "a",
+        "b",
+    ]
     assert len(read_prompts([f"{path}:0.5"])) == 6  # a proportion is the caller's business
     with pytest.raises(UserError, match=r"empty\.jsonl: no prompts in it"):
         read_prompts([put(tmp_path / "empty.jsonl", "")])
@@ -144,5 +158,7 @@ def test_hub_data_sets(monkeypatch):
     assert asked == [("org/name", "test", True), ("org/name", "train", True)]
     with pytest.raises(RecordError, match=r"^hf:org/bad: row 2: field `prompt`: missing"):
         read_prompts(["hf:org/bad"])
-    with pytest.raises(UserError, match=r"^hf:org/nix: is not cached here, and HF_HUB_OFFLINE is set \(fetch it"):
+    with pytest.raises(
+        UserError, match=r"^hf:org/nix: is not cached here, and HF_HUB_OFFLINE is set \(fetch it"
+    ):
         read_prompts(["hf:org/nix"])

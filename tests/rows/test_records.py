@@ -1,4 +1,6 @@
-"""Records and conversations: what is taken, which field each mistake is in, and that rows read back as they were written."""
+"""Records and conversations: what is taken, which field each mistake is in, and that rows read back as they
+were written.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,32 @@ from cai_cli.rows.conversation import (
 from cai_cli.rows.records import Comparison, Judgement, Prompt, Revision, Sample
 
 USER, REPLY, OTHER = [message("user", "q")], [message("assistant", "a")], [message("assistant", "b")]
-ROUND = {"principle": "p", "critique_request": "cr", "critique": "c", "revision_request": "rr", "revision": "a"}
+ROUND = {
+    "principle": "p",
+    "critique_request": "cr",
+    "critique": "c",
+    "revision_request": "rr",
+    "revision": "a",
+}
 ROUND |= {"critique_thinking": "hm", "revision_thinking": ""}
-JUDGEMENT = {"principle": "p", "order": "chosen_first", "logprob_a": -0.5, "logprob_b": -1.5, "mass": 0.8, "rationale": None}
+JUDGEMENT = {
+    "principle": "p",
+    "order": "chosen_first",
+    "logprob_a": -0.5,
+    "logprob_b": -1.5,
+    "mass": 0.8,
+    "rationale": None,
+}
 ROWS = {
     Prompt: {"id": "i", "prompt": USER, "kind": "harmful", "source": "s"},
-    Revision: {"id": "i/0", "prompt": USER, "completion": REPLY, "initial": OTHER, "rounds": [ROUND], "kind": None}
+    Revision: {
+        "id": "i/0",
+        "prompt": USER,
+        "completion": REPLY,
+        "initial": OTHER,
+        "rounds": [ROUND],
+        "kind": None,
+    }
     | {"initial_thinking": "", "hygiene": "truncated draft, lead_in revision 2"},
     Sample: {"id": "i/0", "prompt": USER, "completion": REPLY, "finish_reason": "stop", "kind": "helpful"}
     | {"thinking": "hm", "hygiene": ""},
@@ -103,7 +125,11 @@ def test_the_field_at_fault_is_named(kind, change, field):
 
 def test_optional_fields_and_ids():
     assert Prompt.from_row({"prompt": USER}) == Prompt(prompt_id(USER), USER)
-    row = {name: value for name, value in ROWS[Comparison].items() if name not in ("prompt_id", "judgements", "kind")}
+    row = {
+        name: value
+        for name, value in ROWS[Comparison].items()
+        if name not in ("prompt_id", "judgements", "kind")
+    }
     assert Comparison.from_row(row).prompt_id == prompt_id(USER)
     assert Comparison.from_row(row).judgements == []
 

@@ -28,7 +28,9 @@ def test_parts_get_their_shares():
 
 def test_only_the_ratio_counts_and_not_the_order():
     percent = {name: weight * 100 for name, weight in reversed(PARTS.items())}
-    assert [assign(text, PARTS, 3) for text in TEXTS[:500]] == [assign(text, percent, 3) for text in TEXTS[:500]]
+    assert [assign(text, PARTS, 3) for text in TEXTS[:500]] == [
+        assign(text, percent, 3) for text in TEXTS[:500]
+    ]
 
 
 def test_seed_changes_the_split():
@@ -38,7 +40,9 @@ def test_seed_changes_the_split():
 
 def test_same_answer_in_another_process():
     code = f"from cai_cli.rows.splits import assign; print([assign(f'question number {{n}}', {PARTS}, 7) for n in range(50)])"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
+    )
     assert other.stdout.strip() == str([assign(text, PARTS, 7) for text in TEXTS[:50]])
 
 
@@ -65,13 +69,30 @@ def test_near_duplicates_are_together(other):
 
 
 def test_different_texts_are_different_groups():
-    texts = ["How do I bake bread?", "How do I bake breads?", "???", "!!!", "", "🙂", "🙁", "straße 1", "straße 2", "1.5", "1.6"]
+    texts = [
+        "How do I bake bread?",
+        "How do I bake breads?",
+        "???",
+        "!!!",
+        "",
+        "🙂",
+        "🙁",
+        "straße 1",
+        "straße 2",
+        "1.5",
+        "1.6",
+    ]
     assert len({group_key(text) for text in texts}) == len(texts)
     assert group_key("STRASSE 1") == group_key("straße 1")
 
 
 def test_prefixes_of_one_conversation_never_straddle():
-    conversation = [message("system", "s"), message("user", "a"), message("assistant", "b"), message("user", "c")]
+    conversation = [
+        message("system", "s"),
+        message("user", "a"),
+        message("assistant", "b"),
+        message("user", "c"),
+    ]
     for seed in range(20):
         whole, cut = assign_prompt(conversation, PARTS, seed), assign_prompt(conversation[1:2], PARTS, seed)
         assert whole == cut == assign("a", PARTS, seed)

@@ -1,4 +1,6 @@
-"""The example configurations: every key is a flag of its stage, every value one it takes; `cai configs` copies them."""
+"""The example configurations: every key is a flag of its stage, every value one it takes; `cai configs`
+copies them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def test_the_settings_for_sft_run_together(nodes: str, llama: Path, tmp_path: Pa
     """4 bits, packing, checkpointing and bfloat16 at once, on a tiny model."""
     rows = []
     for n in range(24):
-        prompt, reply = ({"role": role, "content": f"{text} {n}"} for role, text in (("user", "Why"), ("assistant", "Because")))
+        prompt, reply = (
+            {"role": role, "content": f"{text} {n}"}
+            for role, text in (("user", "Why"), ("assistant", "Because"))
+        )
         rows.append({"id": f"{n}/0", "prompt": [prompt], "completion": [reply], "finish_reason": "stop"})
     data = tmp_path / "samples.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -46,7 +51,11 @@ def test_the_settings_for_sft_run_together(nodes: str, llama: Path, tmp_path: Pa
     words += ["--held-out", "0.2", "--warmup-steps", "0", "--max-length", "128"]
     app([*map(str, words), "--out", str(tmp_path / "out")], standalone_mode=False)
     record = json.loads((tmp_path / "out/cai.json").read_text())
-    assert record["options"]["gradient_checkpointing"] and record["counts"]["out"] == 24 and record["held_out"]["loss"]
+    assert (
+        record["options"]["gradient_checkpointing"]
+        and record["counts"]["out"] == 24
+        and record["held_out"]["loss"]
+    )
     before, after = ((folder / "model.safetensors").read_bytes() for folder in (llama, tmp_path / "out"))
     assert before != after
 
@@ -72,7 +81,11 @@ def test_they_are_listed_by_name(cai) -> None:
 def test_what_is_named_is_copied_as_it_is(cai, tmp_path: Path, words: list[str], copied: list[str]) -> None:
     done = cai("configs", "copy", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    made = {path.relative_to(tmp_path / "configs").with_suffix(""): path for path in tmp_path.rglob("*") if path.is_file()}
+    made = {
+        path.relative_to(tmp_path / "configs").with_suffix(""): path
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    }
     assert sorted(map(str, made)) == copied
     source = CONFIGS[0].parent.parent
     assert all(path.read_bytes() == (source / f"{name}.yaml").read_bytes() for name, path in made.items())
@@ -84,9 +97,13 @@ def test_what_is_there_is_never_written_over(cai, tmp_path: Path) -> None:
     assert again.returncode == 0 and "already there" in again.stderr
     mine = tmp_path / "one-gpu" / "ppo.yaml"
     mine.write_text("steps: 3\n")
-    mistake(cai("configs", "copy", "--all", "--out", tmp_path), str(mine), "other content", "choose another --out")
+    mistake(
+        cai("configs", "copy", "--all", "--out", tmp_path), str(mine), "other content", "choose another --out"
+    )
     assert mine.read_text() == "steps: 3\n"
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine], "nothing is copied where one is in the way"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine], (
+        "nothing is copied where one is in the way"
+    )
     mine.unlink()
     mine.symlink_to(tmp_path / "elsewhere.yaml")
     mistake(cai("configs", "copy", "one-gpu/ppo", "--out", tmp_path), str(mine))

@@ -1,4 +1,6 @@
-"""`make pipeline`: the stages as file targets. Small settings: what is tested is what reruns, not what is learned."""
+"""`make pipeline`: the stages as file targets. Small settings: what is tested is what reruns, not what is
+learned.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ PPO := --steps 1 --rollout-batch-size 8 --num-ppo-epochs 1 --max-new-tokens 48
 """
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("make") is None or not (PROJECT / "Makefile").is_file(), reason="needs make and the source tree"
+    shutil.which("make") is None or not (PROJECT / "Makefile").is_file(),
+    reason="needs make and the source tree",
 )
 
 
@@ -43,7 +46,9 @@ def test_reruns_only_what_is_stale(tmp_path: Path) -> None:
     (tmp_path / "small.mk").write_text(SETTINGS.format(project=PROJECT), encoding="utf-8")
     first = make(tmp_path)
     assert first.returncode == 0, first.stderr[-3000:]
-    assert sorted(stages_run(first)) == sorted(["demo", "revise", "sample", "sft", "label", "pmp", "train-pm", "ppo"])
+    assert sorted(stages_run(first)) == sorted(
+        ["demo", "revise", "sample", "sft", "label", "pmp", "train-pm", "ppo"]
+    )
     assert (tmp_path / "run" / "rl-cai" / "cai.json").is_file()
 
     again = make(tmp_path)

@@ -1,4 +1,6 @@
-"""Real prompts through `revise` and `label` with small random models of two architectures; what comes out feeds TRL as it is."""
+"""Real prompts through `revise` and `label` with small random models of two architectures; what comes out
+feeds TRL as it is.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ GENERATION = ("--max-new-tokens", "8", "--on-truncated", "keep", "--max-reject-r
 @pytest.fixture(scope="module")
 def prompts(cai, data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("real") / "prompts.jsonl"
-    done = cai("import", "hh-rlhf", data(HH), "--to", "prompts", "--kind", "harmful", "--limit", COUNT, "--out", out)
+    done = cai(
+        "import", "hh-rlhf", data(HH), "--to", "prompts", "--kind", "harmful", "--limit", COUNT, "--out", out
+    )
     assert done.returncode == 0, done.stderr
     return out
 
@@ -96,7 +100,9 @@ def train_one_step(trainer_type, config_type, model, file: Path, folder: Path, *
         disable_tqdm=True,
         **settings,
     )
-    trainer = trainer_type(model=model, args=config, train_dataset=rows, processing_class=byte_level_tokenizer())
+    trainer = trainer_type(
+        model=model, args=config, train_dataset=rows, processing_class=byte_level_tokenizer()
+    )
     return trainer.train().training_loss
 
 

@@ -1,4 +1,6 @@
-"""A command caught at a moment: signalled as soon as something is seen of it, and started again if it was over before that."""
+"""A command caught at a moment: signalled as soon as something is seen of it, and started again if it was
+over before that.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ def catch(
     number: int = signal.SIGKILL,
     send: Callable[[Command], object] | None = None,
 ) -> tuple[Command, str]:
-    """Start, signal when `seen`, and wait for the end: the command and what it said. `send` is for more than a signal.
+    """Start, signal when `seen`, and wait for the end: the command and what it said. `send` is for more than
+    a signal.
 
-    Where the command came through all the same (exit 0), what is at `out` is put back as it was, and it is started again.
+    Where the command came through all the same (exit 0), what is at `out` is put back as it was, and it is
+    started again.
     """
     with tempfile.TemporaryDirectory() as kept:
         before = [copy(path, Path(kept) / path.name) for path in files_of(out)]
@@ -52,7 +56,9 @@ def wait_for(process: Command, seen: Callable[[], object]) -> None:
         except FileNotFoundError:
             pass  # it was renamed or removed under the look
         time.sleep(0.005)
-    assert process.poll() == 0, process.communicate()[1] if process.poll() else "nothing was to be seen for two minutes"
+    assert process.poll() == 0, (
+        process.communicate()[1] if process.poll() else "nothing was to be seen for two minutes"
+    )
 
 
 def files_of(out: Path) -> list[Path]:

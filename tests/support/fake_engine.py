@@ -16,9 +16,13 @@ class FakeEngine:
         self.say = say
         self.calls: list[list[Request]] = []
         own = "chat" if chat else "transcript"
-        self.renderer = SimpleNamespace(form=lambda rendering: own if rendering == "auto" else rendering, reply_form=own)
+        self.renderer = SimpleNamespace(
+            form=lambda rendering: own if rendering == "auto" else rendering, reply_form=own
+        )
 
-    def generate(self, requests: list[Request], told: Callable[[int], None] | None = None) -> list[Completion]:
+    def generate(
+        self, requests: list[Request], told: Callable[[int], None] | None = None
+    ) -> list[Completion]:
         self.calls.append(requests)
         if told:
             told(len(requests))

@@ -17,13 +17,24 @@ COMMON = {
     "max_position_embeddings": 512,
 }
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
-LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+LINEAR = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 8},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
-    "jamba": {"num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+    "jamba": {
+        "num_experts": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
     "qwen3_next": {
         "num_experts": 4,
         "num_experts_per_tok": 2,
@@ -46,7 +57,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_family(folder: Path, family: str, eos: str = "<|im_end|>", pad: str = "<|endoftext|>", **settings: Any) -> Path:
+def make_family(
+    folder: Path, family: str, eos: str = "<|im_end|>", pad: str = "<|endoftext|>", **settings: Any
+) -> Path:
     """Save a random model of the family and its ChatML tokenizer; returns the folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -54,7 +67,11 @@ def make_family(folder: Path, family: str, eos: str = "<|im_end|>", pad: str = "
     torch.manual_seed(0)
     tokenizer = byte_level_tokenizer(CHATML)
     tokenizer.eos_token, tokenizer.pad_token = eos, pad
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    ids = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
     given = {**COMMON, **FAMILIES[family], **ids, **settings}
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **given)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -1,9 +1,11 @@
 """`cai` commands without their five seconds of imports: a process that has imported torch forks one for each.
 
-What is forked is as a started one: its own arguments, folder, streams, environment, signals, exit. Where a test sets environment
-variables, which libraries read as they are imported, `start` starts a process instead; so it does for all with CAI_TEST_FORKS=0.
+What is forked is as a started one: its own arguments, folder, streams, environment, signals, exit. Where a
+test sets environment variables, which libraries read as they are imported, `start` starts a process instead;
+so it does for all with CAI_TEST_FORKS=0.
 
-The server is this file, run with a socket as stdin: on it come requests, each with a line of its own to answer on.
+The server is this file, run with a socket as stdin: on it come requests, each with a line of its own to
+answer on.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def start(words: list[str], cwd: Path | None = None) -> Command:
     """`cai WORDS`, under way."""
     if os.environ.get("CAI_TEST_FORKS") == "0" or environment() != server()[1]:
         nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
-        return subprocess.Popen([*PYTHON, *words], cwd=cwd, stdin=nothing, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            [*PYTHON, *words], cwd=cwd, stdin=nothing, stdout=pipe, stderr=pipe, text=True
+        )
     return Forked(words, cwd)
 
 
@@ -54,7 +58,9 @@ class Forked:
         self.streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - read when the command has ended
         self.line, theirs = socket.socketpair()
         request = json.dumps([words, str(cwd or Path.cwd()), os.environ.get(LEFT[0])]).encode() + b"\n"
-        socket.send_fds(server()[0], [request], [theirs.fileno(), *(stream.fileno() for stream in self.streams)])
+        socket.send_fds(
+            server()[0], [request], [theirs.fileno(), *(stream.fileno() for stream in self.streams)]
+        )
         theirs.close()
         self.said = self.line.makefile()
         self.pid = int(self.said.readline())

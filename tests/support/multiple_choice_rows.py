@@ -1,4 +1,6 @@
-"""A synthetic multiple-choice file in the form of the published HHH items: options in [[[ ]]], replies as transcripts too."""
+"""A synthetic multiple-choice file in the form of the published HHH items: options in [[[ ]]], replies as
+transcripts too.
+"""
 
 from __future__ import annotations
 

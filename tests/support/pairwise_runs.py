@@ -29,5 +29,12 @@ def random_pairs(number: int, probability: float | None = None, seed: int = 0) -
 
 
 def options(**settings) -> Options:
-    defaults = {"model": "m", "comparisons": ["c"], "out": Path("o"), "save_steps": 4, "logging_steps": 2, "learning_rate": 3e-3}
+    defaults = {
+        "model": "m",
+        "comparisons": ["c"],
+        "out": Path("o"),
+        "save_steps": 4,
+        "logging_steps": 2,
+        "learning_rate": 3e-3,
+    }
     return Options(**{**defaults, **settings})

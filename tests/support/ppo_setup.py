@@ -34,7 +34,10 @@ def make_pm(model: Path, folder: Path, seed: int = 0) -> Path:
 
 def write_prompts(file: Path, count: int = 12) -> Path:
     kinds = ("harmful", "helpful")
-    lines = [f'{{"prompt": "How do I make {THINGS[n % 7]}? {n}", "kind": "{kinds[n % 2]}"}}\n' for n in range(count)]
+    lines = [
+        f'{{"prompt": "How do I make {THINGS[n % 7]}? {n}", "kind": "{kinds[n % 2]}"}}\n'
+        for n in range(count)
+    ]
     file.write_text("".join(lines))
     return file
 

@@ -13,7 +13,14 @@ from cai_cli.rows.records import Comparison
 
 
 def question(number: int, **extra: Any) -> dict[str, Any]:
-    return {"Id": number, "PostTypeId": 1, "Score": 1, "Title": f"Title {number}", "Body": f"<p>Asked {number}.</p>", **extra}
+    return {
+        "Id": number,
+        "PostTypeId": 1,
+        "Score": 1,
+        "Title": f"Title {number}",
+        "Body": f"<p>Asked {number}.</p>",
+        **extra,
+    }
 
 
 def answer(number: int, parent: int, score: int, **extra: Any) -> dict[str, Any]:
@@ -25,10 +32,15 @@ def dump(path: Path, rows: list[dict[str, Any]], start: str = "\ufeff") -> Path:
     """A Posts.xml with these rows; an attribute that is None is left out."""
     lines = []
     for row in rows:
-        attributes = " ".join(f"{name}={quoteattr(str(value))}" for name, value in row.items() if value is not None)
+        attributes = " ".join(
+            f"{name}={quoteattr(str(value))}" for name, value in row.items() if value is not None
+        )
         lines.append(f"  <row {attributes} />\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{start}<?xml version="1.0" encoding="utf-8"?>\n<posts>\n{"".join(lines)}</posts>\n', encoding="utf-8")
+    path.write_text(
+        f'{start}<?xml version="1.0" encoding="utf-8"?>\n<posts>\n{"".join(lines)}</posts>\n',
+        encoding="utf-8",
+    )
     return path
 
 

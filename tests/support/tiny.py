@@ -1,4 +1,6 @@
-"""Small random models made on the spot: byte-level or SentencePiece-like tokenizers trained in-process, ChatML or no template."""
+"""Small random models made on the spot: byte-level or SentencePiece-like tokenizers trained in-process,
+ChatML or no template.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,17 @@ def byte_level_tokenizer(chat_template: str | None = CHATML):
     )
     tokenizer.train_from_iterator(TEXT, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=chat_template
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=chat_template,
     )
 
 
 def sentencepiece_tokenizer(chat_template: str | None = None):
-    """As Llama 2's: a space in front of the text, a BOS that the tokenizer adds itself, bytes for what it has not seen."""
+    """As Llama 2's: a space in front of the text, a BOS that the tokenizer adds itself, bytes for what it has
+    not seen.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -61,7 +68,11 @@ def sentencepiece_tokenizer(chat_template: str | None = None):
 
 
 def make_model(
-    folder: Path, architecture: str = "llama", chat_template: str | None = CHATML, seed: int = 0, tokenizer=None
+    folder: Path,
+    architecture: str = "llama",
+    chat_template: str | None = CHATML,
+    seed: int = 0,
+    tokenizer=None,
 ) -> Path:
     """Save a random model of 2 layers with its tokenizer; returns the folder."""
     import torch
@@ -81,7 +92,11 @@ def make_model(
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id,
     }
-    model = LlamaForCausalLM(LlamaConfig(**sizes)) if architecture == "llama" else Qwen2ForCausalLM(Qwen2Config(**sizes))
+    model = (
+        LlamaForCausalLM(LlamaConfig(**sizes))
+        if architecture == "llama"
+        else Qwen2ForCausalLM(Qwen2Config(**sizes))
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

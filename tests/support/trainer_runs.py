@@ -1,4 +1,6 @@
-"""Tiny models and rows for each trainer, and the commands that train on them: started, killed, told to stop, finished."""
+"""Tiny models and rows for each trainer, and the commands that train on them: started, killed, told to stop,
+finished.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,13 @@ def make_world(folder: Path) -> Path:
     load_tokenizer(str(model)).save_pretrained(folder / "pm")
     prompts, samples, comparisons = [], [], []
     for n in range(320):
-        prompt = [message("user", f"How do I make {THINGS[n % len(THINGS)]}, {'please, ' * (n % 5)}number {n}?")]
-        good, bad = [message("assistant", "First, mix it. " * (1 + n % 3))], [message("assistant", "No. " * (1 + n % 4))]
+        prompt = [
+            message("user", f"How do I make {THINGS[n % len(THINGS)]}, {'please, ' * (n % 5)}number {n}?")
+        ]
+        good, bad = (
+            [message("assistant", "First, mix it. " * (1 + n % 3))],
+            [message("assistant", "No. " * (1 + n % 4))],
+        )
         prompts.append({"id": f"p{n}", "prompt": prompt})
         samples.append({"id": f"p{n}/0", "prompt": prompt, "completion": good, "finish_reason": "stop"})
         row = {"id": f"p{n}/c", "prompt_id": f"p{n}", "prompt": prompt, "chosen": good, "rejected": bad}
@@ -98,4 +105,7 @@ def kill_when(stage: str, out: str, world: Path, seen: Callable[[], bool], *flag
 def metrics(folder: Path) -> list[dict]:
     """Every line, but for how long it took."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if not name.startswith("seconds_")} for line in lines]
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith("seconds_")}
+        for line in lines
+    ]

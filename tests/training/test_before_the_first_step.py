@@ -1,4 +1,6 @@
-"""Whatever only saving would find is found before a step is paid for: one line, no metrics, no weights; in every trainer."""
+"""Whatever only saving would find is found before a step is paid for: one line, no metrics, no weights; in
+every trainer.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,14 @@ def options(stage: str, base: Path, **more: Any) -> Any:
     if stage == "pmp":
         return pmp.Options(posts=[str(dump(folder / "beer.Posts.xml", site_rows()))], held_out=0.0, **common)
     if stage == "train-pm":
-        return train_pm.Options(comparisons=[str(write_comparisons(folder / "c.jsonl", 8))], held_out=0.0, **common)
-    pm = folder / "pm" if (folder / "pm").exists() else make_pm(make_family(folder / "whole", "llama"), folder / "pm")
+        return train_pm.Options(
+            comparisons=[str(write_comparisons(folder / "c.jsonl", 8))], held_out=0.0, **common
+        )
+    pm = (
+        folder / "pm"
+        if (folder / "pm").exists()
+        else make_pm(make_family(folder / "whole", "llama"), folder / "pm")
+    )
     run = {"steps": 1, "rollout_batch_size": 4, "max_new_tokens": 4}
     return ppo.Options(pm=str(pm), prompts=[str(write_samples(folder / "s.jsonl", 4))], **run, **common)
 
@@ -85,7 +93,9 @@ def test_settings_without_effect_are_dropped_and_told(stage, given, kept, base, 
     found = saved_generation(base.parent / "out")
     assert {name: found[name] for name in given if found.get(name) is not None} == kept
     told = [line for line in capsys.readouterr().err.splitlines() if "generation settings" in line]
-    assert len(told) == 1 and all((f"{name} {value}" in told[0]) == (name not in kept) for name, value in given.items())
+    assert len(told) == 1 and all(
+        (f"{name} {value}" in told[0]) == (name not in kept) for name, value in given.items()
+    )
     GenerationConfig.from_pretrained(base.parent / "out").validate(strict=True)
 
 
@@ -111,7 +121,9 @@ def test_a_disk_without_room_is_found_first(stage, base, monkeypatch):
 
 
 def test_the_room_that_is_needed():
-    """3 checkpoints, at most two at once; one of them beside the model; none where the run is too short to keep one."""
+    """3 checkpoints, at most two at once; one of them beside the model; none where the run is too short to
+    keep one.
+    """
     assert needed_bytes(12, 4, 3) == 36
     assert needed_bytes(12, 20, 3) == 44
     assert needed_bytes(12, 4, 2) == 28
@@ -126,7 +138,9 @@ def test_a_file_system_that_takes_no_such_file_is_found_first(largest, base):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # noqa: E731
     words = ["sft", "--model", base, "--data", settings.data[0], "--out", settings.out, "--device", "cpu"]
     command = [sys.executable, "-m", "cai_cli", *map(str, words)]
-    result = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        command, preexec_fn=limit, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode in (1, 2) and "File too large" in result.stderr.splitlines()[-1], result.stderr
     assert "Traceback" not in result.stderr
     assert_nothing_was_paid(settings.out)

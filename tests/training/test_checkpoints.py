@@ -1,4 +1,6 @@
-"""Damaged checkpoints: named and passed over for the one before, never read; with none whole one line and a next step."""
+"""Damaged checkpoints: named and passed over for the one before, never read; with none whole one line and a
+next step.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from conftest import run_cai
 from trainer_runs import CHECKPOINTS, COMMANDS, finish, kill_when, make_world, metrics
 
 from cai_cli.errors import RunError
-from cai_cli.training.checkpoints import damage, load_checkpoint, load_weights, newest_whole, save_checkpoint, save_weights
+from cai_cli.training.checkpoints import (
+    damage,
+    load_checkpoint,
+    load_weights,
+    newest_whole,
+    save_checkpoint,
+    save_weights,
+)
 from cai_cli.training.metrics_file import MetricsFile
 
 
@@ -29,7 +38,9 @@ def zero(file: Path) -> None:
 
 
 def flip(file: Path) -> None:
-    """One byte in the middle; of the list itself its first one, since a digit of a checksum is damage of what it is of."""
+    """One byte in the middle; of the list itself its first one, since a digit of a checksum is damage of what
+    it is of.
+    """
     content = bytearray(file.read_bytes())
     content[0 if file.name == "complete" else len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -40,7 +51,14 @@ TRAINERS = ("train-pm", "sft", "ppo")
 # What each must keep in a checkpoint.
 FILES = {
     "train-pm": {"state.pt"},
-    "sft": {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "window-0.pt"},
+    "sft": {
+        "model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "window-0.pt",
+    },
     "ppo": {"state.pt", "critic.pt"},
 }
 
@@ -92,10 +110,15 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_byte
     flip(weights)
     said = finish(trainer, out, world)
     (warning,) = [line for line in said.splitlines() if line.startswith("warning:") and "damaged" in line]
-    assert f"{last.name}/{weights.name}: is damaged" in warning and f"going on from {out}/checkpoints/{before.name}" in warning
+    assert (
+        f"{last.name}/{weights.name}: is damaged" in warning
+        and f"going on from {out}/checkpoints/{before.name}" in warning
+    )
     whole = world / f"{trainer}-whole"
     assert metrics(world / out) == metrics(whole)
-    for name in filter(lambda name: (whole / name).exists(), ("model.safetensors", "metrics.jsonl", "samples.jsonl")):
+    for name in filter(
+        lambda name: (whole / name).exists(), ("model.safetensors", "metrics.jsonl", "samples.jsonl")
+    ):
         assert (world / out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
@@ -177,7 +200,9 @@ def test_damaged_weights_alone_are_an_error(tmp_path):
         (b'"text"\n[1]\n{"stop": 1}\n{"step": 2}\n', [1, 2, 3, 2], [4, 5, 6]),
     ],
 )
-def test_a_line_of_the_log_that_cannot_be_read_is_left_out_and_named(tmp_path, capsys, tail, kept_steps, named):
+def test_a_line_of_the_log_that_cannot_be_read_is_left_out_and_named(
+    tmp_path, capsys, tail, kept_steps, named
+):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n' + tail)
     with MetricsFile(file, 3):

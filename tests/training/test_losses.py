@@ -1,4 +1,6 @@
-"""The losses against hand-worked numbers, and against the same formulas in plain Python, token by token, on random batches."""
+"""The losses against hand-worked numbers, and against the same formulas in plain Python, token by token, on
+random batches.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,10 @@ def test_soft_pairwise_loss_is_finite_far_out():
 
 
 def test_masked_mean_by_hand():
-    values, mask = torch.tensor([[1.0, 2.0, 99.0], [6.0, 99.0, 99.0]]), torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    values, mask = (
+        torch.tensor([[1.0, 2.0, 99.0], [6.0, 99.0, 99.0]]),
+        torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
+    )
     assert masked_mean(values, mask).item() == pytest.approx(3.0)
 
 
@@ -123,7 +128,8 @@ def test_value_loss_by_hand(value, old, target, expected, bound):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
-    ("of_tensors", "of_lists"), [(clipped_policy_loss, plain_policy_loss), (clipped_value_loss, plain_value_loss)]
+    ("of_tensors", "of_lists"),
+    [(clipped_policy_loss, plain_policy_loss), (clipped_value_loss, plain_value_loss)],
 )
 def test_clipped_losses_on_random_padded_batches(seed, of_tensors, of_lists):
     """The tensors are padded with 7s; the plain version has no padding at all."""
@@ -132,4 +138,7 @@ def test_clipped_losses_on_random_padded_batches(seed, of_tensors, of_lists):
     rows = [random_rows(rng, lengths, 0.5) for _ in range(3)]
     expected = of_lists(*rows, 0.2)
     loss, clipped = of_tensors(*(pad(part, 9) for part in rows), mask_of(lengths, 9), 0.2)
-    assert (loss.item(), clipped.item()) == (pytest.approx(expected[0], abs=1e-5), pytest.approx(expected[1], abs=1e-6))
+    assert (loss.item(), clipped.item()) == (
+        pytest.approx(expected[0], abs=1e-5),
+        pytest.approx(expected[1], abs=1e-6),
+    )

@@ -1,4 +1,6 @@
-"""The README of each trained model: what huggingface_hub reads of it, that its snippets run, and that no name breaks it."""
+"""The README of each trained model: what huggingface_hub reads of it, that its snippets run, and that no name
+breaks it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ COMMANDS = {
     "rl-cai": "ppo --model sl-cai --pm pm --prompts prompts.jsonl --eval-prompts prompts.jsonl --steps 1 --rollout-batch-size 8 "
     "--max-new-tokens 6",
 }
-PIPELINES = {"sl-cai": "text-generation", "pmp": "text-classification", "pm": "text-classification", "rl-cai": "text-generation"}
+PIPELINES = {
+    "sl-cai": "text-generation",
+    "pmp": "text-classification",
+    "pm": "text-classification",
+    "rl-cai": "text-generation",
+}
 
 
 def put(path: Path, *rows: dict[str, Any]) -> Path:
@@ -51,15 +58,26 @@ def models(cai: Cai, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     write_prompts(folder / "prompts.jsonl")
     asked = [said("user", f"How do I bake bread? {n}") for n in range(24)]
     step = dict.fromkeys(("critique_request", "critique", "revision_request"), "It harms.")
-    first = {"initial": said("assistant", "Sure."), "rounds": [{"principle": EVIL, **step, "revision": "Mix the flour."}]}
+    first = {
+        "initial": said("assistant", "Sure."),
+        "rounds": [{"principle": EVIL, **step, "revision": "Mix the flour."}],
+    }
     mixed = said("assistant", "Mix the flour.")
-    put(folder / "revisions.jsonl", *({"id": f"{n}/0", "prompt": p, "completion": mixed, **first} for n, p in enumerate(asked)))
+    put(
+        folder / "revisions.jsonl",
+        *({"id": f"{n}/0", "prompt": p, "completion": mixed, **first} for n, p in enumerate(asked)),
+    )
     lost = {"option": "prompts", "path": "hf:org/red-team:train", "weight": 1, "sha256": None}
     constitution = {"name": f"/home/secret-folder/{EVIL}", "path": "../x/c.yaml", "sha256": "ab" * 32}
     with_manifest(folder, "revisions", "revise", inputs=[lost], constitution=constitution)
     sides = {"chosen": mixed, "rejected": said("assistant", "No."), "probability": 0.8, "origin": "ai"}
-    put(folder / f"{EVIL.replace('/', '_')}.jsonl", *({"id": f"{n}/0", "prompt": p, **sides} for n, p in enumerate(asked)))
-    posts = [post for n in range(1, 60, 3) for post in (question(n), answer(n + 1, n, 9), answer(n + 2, n, 0))]
+    put(
+        folder / f"{EVIL.replace('/', '_')}.jsonl",
+        *({"id": f"{n}/0", "prompt": p, **sides} for n, p in enumerate(asked)),
+    )
+    posts = [
+        post for n in range(1, 60, 3) for post in (question(n), answer(n + 1, n, 9), answer(n + 2, n, 0))
+    ]
     dump(folder / "posts.xml", posts)
     for name, words in COMMANDS.items():
         given = [word.replace("{evil}", EVIL.replace("/", "_")) for word in words.split()]
@@ -78,7 +96,9 @@ def test_the_hub_reads_the_card(models: Path, name: str) -> None:
     figures = {metric["type"] for found in data["model-index"][0]["results"] for metric in found["metrics"]}
     wanted = {"sl-cai": "loss", "pmp": "accuracy", "pm": "brier", "rl-cai": "kl"}[name]
     assert wanted in figures
-    measured = [(found["dataset"]["name"], tuple(found["metrics"][0])) for found in data["model-index"][0]["results"]]
+    measured = [
+        (found["dataset"]["name"], tuple(found["metrics"][0])) for found in data["model-index"][0]["results"]
+    ]
     assert len(measured) == len(set(measured)) and (name != "pm" or len(measured) == 2)
     text = (models / name / "README.md").read_text()
     assert "secret-folder" not in text and "/tmp" not in text and "/home" not in text
@@ -87,10 +107,13 @@ def test_the_hub_reads_the_card(models: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_snippets_run_in_the_models_folder(cai: Cai, models: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_snippets_run_in_the_models_folder(
+    cai: Cai, models: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = models / name
     python, command = (
-        re.search(rf"```{kind}\n(.*?)\n```", (folder / "README.md").read_text(), re.DOTALL) for kind in ("python", "sh")
+        re.search(rf"```{kind}\n(.*?)\n```", (folder / "README.md").read_text(), re.DOTALL)
+        for kind in ("python", "sh")
     )
     assert python and command
     monkeypatch.chdir(folder)
@@ -105,7 +128,11 @@ def test_the_snippets_run_in_the_models_folder(cai: Cai, models: Path, name: str
     if "score" in command[1]:
         put(folder / "replies.jsonl", *rows)
     words = command[1].split()
-    done = cai(*words[1:], *(["--max-new-tokens", 4, "--on-truncated", "keep"] if "sample" in words else []), cwd=folder)
+    done = cai(
+        *words[1:],
+        *(["--max-new-tokens", 4, "--on-truncated", "keep"] if "sample" in words else []),
+        cwd=folder,
+    )
     assert words[0] == "cai" and done.returncode == 0, done.stderr
     if "score" in words:
         scored = json.loads((folder / "scored.jsonl").read_text().splitlines()[0])
@@ -113,10 +140,20 @@ def test_the_snippets_run_in_the_models_folder(cai: Cai, models: Path, name: str
 
 
 def test_a_model_of_the_hub_is_named_and_a_damaged_manifest_is_told(tmp_path: Path) -> None:
-    """Through a local model that was trained from it; a name that is none of the Hub's never gets into the YAML."""
+    """Through a local model that was trained from it; a name that is none of the Hub's never gets into the
+    YAML.
+    """
     (tmp_path / "base").mkdir()
     hub = {"option": "model", "path": "meta/llama-7b", "fingerprint": "0" * 64, "files": {}}
-    manifest = {"stage": "sft", "version": "0", "seed": 0, "options": {}, "inputs": [], "models": [hub], "constitution": None}
+    manifest = {
+        "stage": "sft",
+        "version": "0",
+        "seed": 0,
+        "options": {},
+        "inputs": [],
+        "models": [hub],
+        "constitution": None,
+    }
     (tmp_path / "base/cai.json").write_text(json.dumps(manifest))
     (tmp_path / "x.manifest.json").write_text('{"stage": 1, "options": {}, "inputs": [], "models": []}')
     (tmp_path / "x.jsonl").write_text("{}\n")
@@ -134,9 +171,15 @@ def test_a_model_of_the_hub_is_named_and_a_damaged_manifest_is_told(tmp_path: Pa
     assert "base_model: meta/llama-7b\n" in card and "what `x.jsonl` came from" in card
     assert "- \\<b\\>bold\\</b\\> \\*x\\*" in card and "it has not been evaluated" in card
     odd = {**hub, "path": "x\nlicense: mit/y"}
-    assert "license: mit" not in model_card(manifest | facts | {"models": [odd]}, tmp_path / "pm").split("---")[1]
+    assert (
+        "license: mit"
+        not in model_card(manifest | facts | {"models": [odd]}, tmp_path / "pm").split("---")[1]
+    )
 
 
 def test_names_mean_nothing_to_markdown() -> None:
     assert code("a`b|c\nd") == "`a'b\\|c\\nd`"
-    assert plain("# <b> _x_ | [l](u)") == "\\# \\<b\\> \\_x\\_ \\| \\[l\\]\\(u\\)" and plain("1.5, 87 %") == "1.5, 87 %"
+    assert (
+        plain("# <b> _x_ | [l](u)") == "\\# \\<b\\> \\_x\\_ \\| \\[l\\]\\(u\\)"
+        and plain("1.5, 87 %") == "1.5, 87 %"
+    )

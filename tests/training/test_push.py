@@ -74,11 +74,22 @@ def test_a_model_goes_whole_without_what_is_of_this_machine(made: Path, hub: Fak
     assert hub.calls[0] == {"repo_id": "org/sl-cai", "repo_type": "model", "private": True, "exist_ok": True}
     assert hub.calls[1] == {"repo_id": "org/sl-cai", "repo_type": "model", "commit_message": "cai sft"}
     names = set(hub.files)
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "cai.json", "metrics.jsonl"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+        "cai.json",
+        "metrics.jsonl",
+    } <= names
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
     assert not [name for name in names if re.search("rejects|checkpoints|wandb|lock|tensorboard", name)]
     assert hub.files["model.safetensors"] == (made / "sl-cai/model.safetensors").read_bytes()
-    told = [name for name, content in hub.files.items() if b"secret-folder" in content or os.fsencode(made.parent) in content]
+    told = [
+        name
+        for name, content in hub.files.items()
+        if b"secret-folder" in content or os.fsencode(made.parent) in content
+    ]
     assert told == []
     manifest = json.loads(hub.files["cai.json"])
     assert manifest["inputs"][0]["path"] == "samples.jsonl" and manifest["options"]["model"] == "lm"
@@ -104,7 +115,9 @@ def test_a_failure_is_one_line_and_the_same_command_tries_again(made: Path, cai:
     push.run(options)
     assert "model.safetensors" in hub.files
     offline = cai("push", made / "sl-cai", "org/sl-cai")  # HF_HUB_OFFLINE is set
-    assert offline.returncode == 1 and offline.stderr.count("\n") == 1 and offline.stderr.startswith("error: "), offline.stderr
+    assert (
+        offline.returncode == 1 and offline.stderr.count("\n") == 1 and offline.stderr.startswith("error: ")
+    ), offline.stderr
 
 
 def test_what_cannot_be_pushed_is_a_mistake(made: Path, cai: Cai, tmp_path: Path) -> None:
@@ -116,4 +129,8 @@ def test_what_cannot_be_pushed_is_a_mistake(made: Path, cai: Cai, tmp_path: Path
     mistake(cai("push", made / "sl-cai", "a/b/c"), "REPO a/b/c")
     mistake(cai("push", tmp_path / "nix", "org/x"), "nix")
     shown = cai("push", made / "sl-cai", "org/x", "--dry-run")
-    assert shown.returncode == 0 and "model.safetensors: " in shown.stderr and "would go to the model org/x" in shown.stderr
+    assert (
+        shown.returncode == 0
+        and "model.safetensors: " in shown.stderr
+        and "would go to the model org/x" in shown.stderr
+    )

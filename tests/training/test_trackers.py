@@ -1,6 +1,8 @@
-"""`--report-to` of every trainer: the lines of metrics.jsonl reach the tracker, and one that cannot open costs nothing.
+"""`--report-to` of every trainer: the lines of metrics.jsonl reach the tracker, and one that cannot open
+costs nothing.
 
-Weights & Biases is a stand-in here that writes down what it is given; TensorBoard is the real one, where it is installed.
+Weights & Biases is a stand-in here that writes down what it is given; TensorBoard is the real one, where it
+is installed.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_pair(folder)
     write_prompts(folder / "prompts.jsonl")
     asked = [f"How do I bake bread? {n}" for n in range(24)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps({"prompt": p, "completion": "Mix it."}) + "\n" for p in asked))
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": p, "completion": "Mix it."}) + "\n" for p in asked)
+    )
     pairs = ({"prompt": p, "chosen": "Mix the flour.", "rejected": "No."} for p in asked)
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     (folder / "packages/wandb").mkdir(parents=True)
@@ -59,7 +63,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def wandb(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(inputs / "packages"), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, [str(inputs / "packages"), os.environ.get("PYTHONPATH")]))
+    )
     monkeypatch.setenv("FAKE_WANDB", str(tmp_path / "told.jsonl"))
     return tmp_path / "told.jsonl"
 
@@ -80,11 +86,16 @@ def test_the_metrics_reach_the_tracker(
     )
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in wandb.read_text().splitlines()]
-    assert told[0]["project"] == f"cai-{name}" and told[0]["run"] == (tmp_path / "out/wandb-run-id").read_text()
+    assert (
+        told[0]["project"] == f"cai-{name}" and told[0]["run"] == (tmp_path / "out/wandb-run-id").read_text()
+    )
     assert told[1]["config"]["learning_rate"] > 0 and told[-1] == {"finished": True}
     rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     logged = [(item["step"], item["values"]) for item in told if "values" in item]
-    assert logged == [(row["step"], {n: v for n, v in numbers_of(row) if n != "step"}) for row in rows] and len(rows) > 1
+    assert (
+        logged == [(row["step"], {n: v for n, v in numbers_of(row) if n != "step"}) for row in rows]
+        and len(rows) > 1
+    )
 
 
 def test_what_cannot_open_is_found_before_anything_is_claimed(
@@ -92,7 +103,11 @@ def test_what_cannot_open_is_found_before_anything_is_claimed(
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     words = (*TRAINERS["sft"].split(), "--out", tmp_path / "out")
-    mistake(cai(*words, "--report-to", "wandb", cwd=inputs), "--report-to wandb: nobody is logged in", "WANDB_API_KEY")
+    mistake(
+        cai(*words, "--report-to", "wandb", cwd=inputs),
+        "--report-to wandb: nobody is logged in",
+        "WANDB_API_KEY",
+    )
     monkeypatch.setenv("WANDB_API_KEY", "key")
     monkeypatch.setenv("FAKE_WANDB_DOWN", "1")
     down = cai(*words, "--report-to", "wandb", cwd=inputs)
@@ -103,18 +118,29 @@ def test_what_cannot_open_is_found_before_anything_is_claimed(
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_an_unknown_tracker_is_refused_by_every_trainer(cai: Cai, inputs: Path, tmp_path: Path, name: str) -> None:
+def test_an_unknown_tracker_is_refused_by_every_trainer(
+    cai: Cai, inputs: Path, tmp_path: Path, name: str
+) -> None:
     words = (*TRAINERS[name].split(), "--out", tmp_path / "out", "--report-to")
     mistake(cai(*words, "nix", cwd=inputs), "--report-to nix: unknown")
     from importlib.util import find_spec
 
     if find_spec("tensorboard") is None:
-        mistake(cai(*words, "tensorboard", cwd=inputs), "--report-to tensorboard: not installed", "pip install tensorboard")
+        mistake(
+            cai(*words, "tensorboard", cwd=inputs),
+            "--report-to tensorboard: not installed",
+            "pip install tensorboard",
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_numbers_of_a_row() -> None:
-    row = {"step": 3, "loss": 0.5, "evaluation": {"ai": {"accuracy": 1.0, "accuracy_interval": [0, 1]}}, "ok": True}
+    row = {
+        "step": 3,
+        "loss": 0.5,
+        "evaluation": {"ai": {"accuracy": 1.0, "accuracy_interval": [0, 1]}},
+        "ok": True,
+    }
     assert dict(numbers_of(row)) == {"step": 3, "loss": 0.5, "evaluation/ai/accuracy": 1.0}
     held = {"step": 3, "held_out": "helpful", "held_out_loss": 2.0}
     assert dict(numbers_of(held)) == {"step": 3, "held_out_loss/helpful": 2.0}

@@ -39,16 +39,24 @@ def posts(world) -> Path:
     """A dump that takes a moment to read."""
     rows = []
     for number in range(1, 60_000, 3):
-        rows += [question(number), answer(number + 1, number, 9), answer(number + 2, number, 0, Body=f"<p>No {number}.</p>")]
+        rows += [
+            question(number),
+            answer(number + 1, number, 9),
+            answer(number + 2, number, 0, Body=f"<p>No {number}.</p>"),
+        ]
     return dump(world / "posts.xml", rows)
 
 
 def test_pmp_killed_three_times_ends_in_the_same_bytes(posts, world):
-    """While it reads the dump, right after a checkpoint, and between two later ones with a half-written one in the way."""
+    """While it reads the dump, right after a checkpoint, and between two later ones with a half-written one
+    in the way.
+    """
     stage, whole, folder = "pmp", world / "pmp-whole", world / "pmp-cut"
     finish(stage, "pmp-whole", world)
     partial = folder / "comparisons.jsonl.partial"
-    kill_when(stage, "pmp-cut", world, lambda: partial.exists() and time.time() - partial.stat().st_mtime > 0.1)
+    kill_when(
+        stage, "pmp-cut", world, lambda: partial.exists() and time.time() - partial.stat().st_mtime > 0.1
+    )
     assert sorted(file.name for file in folder.iterdir()) == READING
     kill_after_a_checkpoint(stage, "pmp-cut", world)
     pairs = folder / "comparisons.jsonl"
@@ -85,7 +93,9 @@ def test_a_killed_trainer_ends_in_the_same_bytes(stage, world):
     assert not (world / cut / "checkpoints").exists()
     if stage == "ppo":
         for name in ("metrics", "samples"):
-            assert (world / cut / f"{name}.jsonl").read_bytes() == (world / whole / f"{name}.jsonl").read_bytes()
+            assert (world / cut / f"{name}.jsonl").read_bytes() == (
+                world / whole / f"{name}.jsonl"
+            ).read_bytes()
         evaluated = [row["step"] for row in metrics(world / whole) if "eval_score" in row]
         assert evaluated == [0, 20, 24]
     assert "already done" in finish(stage, cut, world)

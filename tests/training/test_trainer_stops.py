@@ -1,4 +1,6 @@
-"""Trainers told to stop by SIGTERM: a checkpoint after the step under way, and the same command ends in the same bytes."""
+"""Trainers told to stop by SIGTERM: a checkpoint after the step under way, and the same command ends in the
+same bytes.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def test_the_loss_of_a_run_too_short_to_log_one_is_the_same_after_a_stop(world):
     flags = ("--logging-steps", "1000", "--save-steps", "10")
     finish("sft", "short-whole", world, *flags)
     sealed = lambda: any((world / "short-cut/checkpoints").glob("*/complete"))  # noqa: E731
-    process, _ = catch(lambda: start("sft", "short-cut", world, *flags), world / "short-cut", sealed, signal.SIGTERM)
+    process, _ = catch(
+        lambda: start("sft", "short-cut", world, *flags), world / "short-cut", sealed, signal.SIGTERM
+    )
     assert process.returncode == 143
     finish("sft", "short-cut", world, *flags)
     facts = [json.loads((world / out / "cai.json").read_text()) for out in ("short-cut", "short-whole")]

@@ -1,4 +1,6 @@
-"""Rewards, advantages and KL for PPO: pure functions on (B, T) tensors of response positions, masks 1.0 where real."""
+"""Rewards, advantages and KL for PPO: pure functions on (B, T) tensors of response positions, masks 1.0 where
+real.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,11 @@ from torch import Tensor
 from cai_cli.processes.collective import total
 
 
-def token_rewards(scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """(B, T): -kl_coef (log π - log π_ref) at each token, plus the sequence's score (B,) at its last real token.
+def token_rewards(
+    scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, kl_coef: float
+) -> Tensor:
+    """(B, T): -kl_coef (log π - log π_ref) at each token, plus the sequence's score (B,) at its last real
+    token.
 
     A row without a token has nothing to reward: zeros.
     """
@@ -18,10 +23,14 @@ def token_rewards(scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, 
     return rewards.scatter_add(-1, last.unsqueeze(-1), scores.unsqueeze(-1)) * mask
 
 
-def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """GAE: A_t = δ_t + γλ A_{t+1}, δ_t = r_t + γ V_{t+1} - V_t, with V = 0 after the last token (arXiv 1506.02438).
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """GAE: A_t = δ_t + γλ A_{t+1}, δ_t = r_t + γ V_{t+1} - V_t, with V = 0 after the last token (arXiv
+    1506.02438).
 
-    All (B, T); values[t] is V of the state before token t. Returns advantages and returns (A + V), zero where masked.
+    All (B, T); values[t] is V of the state before token t. Returns advantages and returns (A + V), zero where
+    masked.
     """
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
@@ -36,7 +45,8 @@ def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma:
 
 
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scale to variance 1 (biased, as in arXiv 2403.17031) and, unless told otherwise, mean 0 over the real positions.
+    """Scale to variance 1 (biased, as in arXiv 2403.17031) and, unless told otherwise, mean 0 over the real
+    positions.
 
     Of several processes, over the real positions of all of them.
     """
@@ -53,7 +63,9 @@ def sequence_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> T
 
 
 class KLController:
-    """The KL coefficient: fixed, or adapted so that the sequence KL stays near a target (arXiv 1909.08593, section 2.2)."""
+    """The KL coefficient: fixed, or adapted so that the sequence KL stays near a target (arXiv 1909.08593,
+    section 2.2).
+    """
 
     def __init__(self, coefficient: float, target: float | None = None, horizon: int = 10_000) -> None:
         self.coefficient = coefficient

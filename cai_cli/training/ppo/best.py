@@ -16,8 +16,8 @@ ERRORS = 2.0  # Standard errors of the difference below which a fall is noise.
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Why a run ends before its last step. gold: the policy goes on past what a gold PM likes; kl: it is too far from the
-    reference; not_finite: its outputs are no numbers any more.
+    """Why a run ends before its last step. gold: the policy goes on past what a gold PM likes; kl: it is too
+    far from the reference; not_finite: its outputs are no numbers any more.
     """
 
     kind: Literal["gold", "kl", "not_finite"]
@@ -26,7 +26,9 @@ class Stop:
 
 @dataclass(slots=True)
 class Best:
-    """The measurement with the highest score (the gold one where there is one) among those within the KL budget."""
+    """The measurement with the highest score (the gold one where there is one) among those within the KL
+    budget.
+    """
 
     step: int = -1
     score: float = -math.inf
@@ -35,7 +37,9 @@ class Best:
         """Take the measurement if it is better than what there is; True if it was taken."""
         golds = [e.gold for e in episodes if e.gold is not None]
         score = fmean(golds or [e.score for e in episodes])
-        if not (fmean(e.kl for e in episodes) <= budget and score > self.score):  # nor where one of them is NaN
+        if not (
+            fmean(e.kl for e in episodes) <= budget and score > self.score
+        ):  # nor where one of them is NaN
             return False
         self.step, self.score = step, score
         return True
@@ -43,10 +47,11 @@ class Best:
 
 @dataclass(slots=True)
 class Guard:
-    """Over-optimisation: the gold score falls from its best while the trained-on PM's score is above what it was then.
+    """Over-optimisation: the gold score falls from its best while the trained-on PM's score is above what it
+    was then.
 
-    A fall counts when it is larger than two standard errors, PATIENCE measurements in a row. `golds`: the gold scores of each
-    prompt at the best measurement.
+    A fall counts when it is larger than two standard errors, PATIENCE measurements in a row. `golds`: the
+    gold scores of each prompt at the best measurement.
     """
 
     golds: dict[str, list[float]] = field(default_factory=dict)
@@ -87,7 +92,8 @@ def mean(scores: dict[str, list[float]]) -> float:
 
 
 def error_of_difference(before: dict[str, list[float]], now: dict[str, list[float]]) -> float:
-    """Standard error of the difference of two means: between the replies to the same prompts where both measured the same ones.
+    """Standard error of the difference of two means: between the replies to the same prompts where both
+    measured the same ones.
 
     What prompts are worth differs more than what two policies make of one, so that pairs show smaller falls.
     """

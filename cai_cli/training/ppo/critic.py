@@ -1,7 +1,9 @@
-"""The half of PPO that judges: the preference model scores replies, the value function learns to foresee what they will earn.
+"""The half of PPO that judges: the preference model scores replies, the value function learns to foresee what
+they will earn.
 
-`LocalCritic` and `CriticProcess` hold it for the trainer, in this process or in one of its own. There it works at the same time
-as the policy, on another GPU or on half of a CPU's cores; only token ids, scores, values and returns go between the two.
+`LocalCritic` and `CriticProcess` hold it for the trainer, in this process or in one of its own. There it
+works at the same time as the policy, on another GPU or on half of a CPU's cores; only token ids, scores,
+values and returns go between the two.
 """
 
 from __future__ import annotations
@@ -56,14 +58,18 @@ class Critic:
             return score_completions(pm, completions, self.eos, self.pad, self.learner.pass_rows)
 
     def score_and_value(self, completions: list[Completion]) -> tuple[list[float], np.ndarray[Any, Any]]:
-        """Scores of a rollout's replies, and the values (B, T) before each of their tokens. `learn` goes on with these."""
+        """Scores of a rollout's replies, and the values (B, T) before each of their tokens. `learn` goes on
+        with these.
+        """
         scores = self.score(completions)
         self.episodes = make_episodes(completions, self.pad, self.pair.learner.device)
         self.values = self.learner.first_outputs(self.episodes)
         return scores, self.values.cpu().numpy()
 
     def learn(self, returns: np.ndarray[Any, Any], count: int, step: int) -> dict[str, float]:
-        """Improve the value function towards the returns (B, T) of the replies judged last, part of `count` episodes."""
+        """Improve the value function towards the returns (B, T) of the replies judged last, part of `count`
+        episodes.
+        """
         target = torch.from_numpy(returns).to(self.values.device)
         return self.learner.improve(self.episodes, self.values, target, count, step)
 
@@ -103,9 +109,11 @@ class LocalCritic:
 
 
 class CriticProcess:
-    """A critic in a process of its own, on the device of --value-device. A call returns at once; its answer waits for the result.
+    """A critic in a process of its own, on the device of --value-device. A call returns at once; its answer
+    waits for the result.
 
-    Calls are carried out in their order. Where both processes compute on the CPU, each has half of its threads.
+    Calls are carried out in their order. Where both processes compute on the CPU, each has half of its
+    threads.
     """
 
     apart = True
@@ -159,7 +167,9 @@ HELD: list[Critic] = []
 
 
 def begin(threads: int) -> None:
-    """Leave signals to the run's own process, which may want a last checkpoint, and end with it, even if it is killed."""
+    """Leave signals to the run's own process, which may want a last checkpoint, and end with it, even if it
+    is killed.
+    """
     ignore()
     end_with_parent()
     if threads:

@@ -1,7 +1,8 @@
 """Episodes: sampled replies as tensors, and the passes over them that need no gradient.
 
-B episodes, W the longest prompt + response, T the longest response. Rows of `ids` are prompt and response, padded on the right
-(see `forward.py`); everything about response tokens is (B, T), its column 0 the first token of each response.
+B episodes, W the longest prompt + response, T the longest response. Rows of `ids` are prompt and response,
+padded on the right (see `forward.py`); everything about response tokens is (B, T), its column 0 the first
+token of each response.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def make_episodes(completions: list[Completion], pad: int, device: Any) -> Episo
 def sampled_logprobs(completions: list[Completion], episodes: Episodes) -> Tensor:
     """(B, T): the log-probabilities that each token was drawn with, zero beyond the response."""
     width = episodes.mask.size(1)
-    rows = [(c.logprobs or [0.0] * len(c.token_ids)) + [0.0] * (width - len(c.token_ids)) for c in completions]
+    rows = [
+        (c.logprobs or [0.0] * len(c.token_ids)) + [0.0] * (width - len(c.token_ids)) for c in completions
+    ]
     return torch.tensor(rows, dtype=torch.float32, device=episodes.mask.device)
 
 

@@ -1,8 +1,10 @@
-"""Log-probabilities and values of response tokens: no logits for prompts or padding, never all of a vocabulary at once.
+"""Log-probabilities and values of response tokens: no logits for prompts or padding, never all of a
+vocabulary at once.
 
-Rows are prompt + response, padded on the right. Under causal attention what follows a token does not reach it, so no mask is
-needed, as a trial of the architecture confirms (`compute/shortcuts.py`); inside `packed_rows` the padding is not computed at
-all. The state before response token t of a row whose prompt has p tokens is that of column p+t-1.
+Rows are prompt + response, padded on the right. Under causal attention what follows a token does not reach
+it, so no mask is needed, as a trial of the architecture confirms (`compute/shortcuts.py`); inside
+`packed_rows` the padding is not computed at all. The state before response token t of a row whose prompt has
+p tokens is that of column p+t-1.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def all_logits(model: Any, ids: Tensor, _: Tensor | None = None) -> Tensor:
 
 
 class LogProbability(torch.autograd.Function):
-    """log softmax(z)_t of logits z (N, V) at tokens t (N,): (N,). The derivative, e_t - softmax(z), needs no second (N, V)."""
+    """log softmax(z)_t of logits z (N, V) at tokens t (N,): (N,). The derivative, e_t - softmax(z), needs no
+    second (N, V).
+    """
 
     @staticmethod
     def forward(context: Any, logits: Tensor, tokens: Tensor) -> Tensor:
@@ -69,7 +73,9 @@ def token_logprobs(head: Any, states: Tensor, tokens: Tensor, temperature: float
     return torch.cat(in_chunks(part, states, tokens, head.weight.size(0)))
 
 
-def response_logprobs(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float) -> Tensor:
+def response_logprobs(
+    model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float
+) -> Tensor:
     """(B, T) float32 log-probabilities of the response tokens, zero where `mask` is."""
     if has_plain_head(model):
         states, tokens = response_states(model, ids, prompt_lengths, mask)
@@ -102,7 +108,9 @@ class LogitsAsTheyAre:
 
 
 def has_plain_head(model: Any) -> bool:
-    """Whether logits are the output layer on the last hidden state and no more; some architectures scale or cap them."""
+    """Whether logits are the output layer on the last hidden state and no more; some architectures scale or
+    cap them.
+    """
 
     def attempt() -> tuple[Tensor, Tensor]:
         ids = torch.tensor(trial_rows(model, [24]), device=model.device)

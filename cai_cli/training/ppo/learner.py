@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 
 
 class Learner(ABC):
-    """The learning half of a pair. Subclasses say what it gives for each response token, and what its loss is."""
+    """The learning half of a pair. Subclasses say what it gives for each response token, and what its loss
+    is.
+    """
 
     name: ClassVar[str]
     measures: ClassVar[tuple[str, ...]]  # what `loss` returns
 
-    def __init__(self, options: Options, pair: Pair, learning_rate: float, steps: int, weight: float = 1.0) -> None:
+    def __init__(
+        self, options: Options, pair: Pair, learning_rate: float, steps: int, weight: float = 1.0
+    ) -> None:
         """`steps`: how often it will improve. `weight`: of its loss."""
         self.options = options
         self.pair = pair
@@ -48,12 +52,15 @@ class Learner(ABC):
             self.parameters,
             lr=learning_rate,
             betas=(0.9, 0.95),
-            eps=1e-5,  # PyTorch adds it after the bias correction; 1e-5 tempers the first steps (arXiv 2403.17031).
+            # PyTorch adds it after the bias correction; 1e-5 tempers the first steps (arXiv 2403.17031).
+            eps=1e-5,
             weight_decay=0.0,
             fused=self.parameters[0].device.type in ("cpu", "cuda"),
         )
         updates = options.num_ppo_epochs * options.num_mini_batches
-        self.schedule = get_scheduler(options.schedule, self.optimizer, options.warmup_steps * updates, steps * updates)
+        self.schedule = get_scheduler(
+            options.schedule, self.optimizer, options.warmup_steps * updates, steps * updates
+        )
         self.graph: Tensor | None = None
         self.first_gap = 0.0
 
@@ -75,8 +82,13 @@ class Learner(ABC):
         """The loss and what else is measured of (B, T): scalars, in the order of `measures`."""
 
     def in_one_pass(self, episodes: Episodes) -> bool:
-        """Whether one micro-batch is a whole epoch: then the first takes over the pass of `first_outputs`, with its graph."""
-        return self.options.num_mini_batches == 1 and len(episodes.ids) <= self.options.per_device_train_batch_size
+        """Whether one micro-batch is a whole epoch: then the first takes over the pass of `first_outputs`,
+        with its graph.
+        """
+        return (
+            self.options.num_mini_batches == 1
+            and len(episodes.ids) <= self.options.per_device_train_batch_size
+        )
 
     def first_outputs(self, episodes: Episodes) -> Tensor:
         """(B, T): the outputs before it improves."""
@@ -95,11 +107,13 @@ class Learner(ABC):
         step: int,
         check: Callable[[float], None] | None = None,
     ) -> dict[str, float]:
-        """Improve the model in place on this process's part of the `count` episodes of all; means of what was measured.
+        """Improve the model in place on this process's part of the `count` episodes of all; means of what was
+        measured.
 
-        old, target (B, T): the outputs before, and what the loss takes beside them. `first_gap` becomes the largest
-        |outputs - old| of the first minibatch, before anything changes; `check` sees it and may stop the run. Raises RunError
-        where a loss or gradient is not finite; the weights are then as before that minibatch.
+        old, target (B, T): the outputs before, and what the loss takes beside them. `first_gap` becomes the
+        largest |outputs - old| of the first minibatch, before anything changes; `check` sees it and may stop
+        the run. Raises RunError where a loss or gradient is not finite; the weights are then as before that
+        minibatch.
         """
         graph, self.graph = self.graph, None
         measured: dict[str, list[float]] = defaultdict(list)
@@ -108,7 +122,9 @@ class Learner(ABC):
             chosen = episodes.select(index)
             sums = torch.zeros(len(self.measures), device=index.device)
             largest = torch.zeros((), device=index.device)
-            for micro in like_length(chosen.lengths, self.options.per_device_train_batch_size) if len(index) else ():
+            for micro in (
+                like_length(chosen.lengths, self.options.per_device_train_batch_size) if len(index) else ()
+            ):
                 part, where = chosen.select(micro), index[micro]
                 width = part.mask.size(1)
                 if width == 0:
@@ -127,7 +143,10 @@ class Learner(ABC):
                     check(self.first_gap)
             for name, value in numbers.items():
                 if not math.isfinite(value):
-                    raise RunError(f"{name} is {value} at step {step}", advice(self.model, step + number, self.options.bf16))
+                    raise RunError(
+                        f"{name} is {value} at step {step}",
+                        advice(self.model, step + number, self.options.bf16),
+                    )
                 measured[name].append(value)
             self.optimizer.step()
             self.schedule.step()
@@ -137,11 +156,13 @@ class Learner(ABC):
     def minibatches(self, count: int, step: int, device: Any) -> Iterator[Tensor]:
         """For each minibatch of each epoch, which of this process's episodes are in it.
 
-        The order is drawn over the episodes of all processes, of which this one has every W-th: so the minibatches are the same
-        however many processes share them.
+        The order is drawn over the episodes of all processes, of which this one has every W-th: so the
+        minibatches are the same however many processes share them.
         """
         for epoch in range(self.options.num_ppo_epochs):
-            generator = torch.Generator().manual_seed(key(self.options.seed, "minibatches", step, epoch) % (1 << 63))
+            generator = torch.Generator().manual_seed(
+                key(self.options.seed, "minibatches", step, epoch) % (1 << 63)
+            )
             order = torch.randperm(count, generator=generator)
             for minibatch in order.split(count // self.options.num_mini_batches):
                 mine = minibatch[minibatch % world_size() == rank()]
@@ -178,7 +199,9 @@ class Learner(ABC):
 
 
 class PolicyLearner(Learner):
-    """Log-probabilities, improved by advantages. Measures too how far the policy has moved from the rollout's: a KL in nats."""
+    """Log-probabilities, improved by advantages. Measures too how far the policy has moved from the
+    rollout's: a KL in nats.
+    """
 
     name = "policy"
     measures = ("policy_loss", "policy_clipped", "update_kl")
@@ -186,7 +209,9 @@ class PolicyLearner(Learner):
     def outputs(self, part: Episodes, model: Any = None) -> Tensor:
         model = model or self.model
         with where_it_can(model), self.computing():
-            return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.options.temperature)
+            return response_logprobs(
+                model, part.ids, part.prompt_lengths, part.mask, self.options.temperature
+            )
 
     def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         loss, clipped = clipped_policy_loss(outputs, old, target, mask, self.options.clip_range)

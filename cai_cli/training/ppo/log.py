@@ -47,7 +47,9 @@ SHOWN_ROWS = 10
 
 
 class RunLog:
-    """Usage: `with RunLog(options, folder, step) as log: log.write(step, row, seconds)`. Only the first process writes."""
+    """Usage: `with RunLog(options, folder, step) as log: log.write(step, row, seconds)`. Only the first
+    process writes.
+    """
 
     def __init__(self, options: Options, folder: Path, step: int) -> None:
         self.options = options
@@ -60,7 +62,9 @@ class RunLog:
         if is_main():
             for name in ("metrics", "timings", "samples", REJECTS):
                 trackers = open_trackers(self.options, "ppo", self.start) if name == "metrics" else []
-                self.files[name] = self.opened.enter_context(MetricsFile(self.folder / f"{name}.jsonl", self.start, trackers))
+                self.files[name] = self.opened.enter_context(
+                    MetricsFile(self.folder / f"{name}.jsonl", self.start, trackers)
+                )
         self.show = self.opened.enter_context(shown(self.options.steps, self.start))
         return self
 
@@ -70,7 +74,13 @@ class RunLog:
         if self.files and rejects.exists() and not rejects.stat().st_size:
             rejects.unlink()
 
-    def write(self, step: int, row: Row, seconds: dict[str, float] | None = None, memory: dict[str, float] | None = None) -> None:
+    def write(
+        self,
+        step: int,
+        row: Row,
+        seconds: dict[str, float] | None = None,
+        memory: dict[str, float] | None = None,
+    ) -> None:
         """One line of metrics and, for a step that trained, one of timings."""
         row = {"step": step, **row}
         if self.files:
@@ -78,7 +88,9 @@ class RunLog:
             if seconds:
                 rate = self.options.rollout_batch_size / sum(seconds.values())
                 timings = {f"seconds_{name}": value for name, value in seconds.items()}
-                self.files["timings"].write({"step": step, **timings, "episodes_per_second": rate, **(memory or {})})
+                self.files["timings"].write(
+                    {"step": step, **timings, "episodes_per_second": rate, **(memory or {})}
+                )
         if seconds:
             self.show(1, row)
 
@@ -112,7 +124,14 @@ def live_table(total: int, done: int) -> Iterator[Show]:
     """The last steps as a table above a bar with steps a second and the time left."""
     from rich.console import Group
     from rich.live import Live
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     bar = Progress(
         TextColumn("ppo"),

@@ -1,4 +1,6 @@
-"""What is known of each episode, and what a batch of them comes to: the rows of metrics.jsonl and samples.jsonl."""
+"""What is known of each episode, and what a batch of them comes to: the rows of metrics.jsonl and
+samples.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from cai_cli.rows.records import Sample
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One reply: its PM score, its KL to the reference in nats, its tokens; `gold`: another PM's score, where there is one."""
+    """One reply: its PM score, its KL to the reference in nats, its tokens; `gold`: another PM's score, where
+    there is one.
+    """
 
     prompt_id: str
     kind: str | None
@@ -31,7 +35,9 @@ class Episode:
 
 
 def mean_rows(episodes: list[Episode], prefix: str = "") -> dict[str, float]:
-    """Means over the episodes. `score_length`: correlation of score and length, which rises when length is what pays."""
+    """Means over the episodes. `score_length`: correlation of score and length, which rises when length is
+    what pays.
+    """
     row = {
         "score": fmean(e.score for e in episodes),
         "kl": fmean(e.kl for e in episodes),
@@ -70,10 +76,11 @@ def correlation(left: list[float], right: list[float]) -> float:
 def sample_rows(
     step: int, episodes: list[Episode], prompts: dict[str, Conversation], count: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The first `count` episodes as samples, which every stage that takes replies reads, and those without a text as rejects.
+    """The first `count` episodes as samples, which every stage that takes replies reads, and those without a
+    text as rejects.
 
-    Ids are `<prompt id>/<step>.<k>`, k counting the replies to one prompt: the replies of all steps to it are samples of one
-    prompt. What is known of a reply besides stands in fields of its own.
+    Ids are `<prompt id>/<step>.<k>`, k counting the replies to one prompt: the replies of all steps to it are
+    samples of one prompt. What is known of a reply besides stands in fields of its own.
     """
     rows, rejects = [], []
     counts: Counter[str] = Counter()
@@ -83,9 +90,13 @@ def sample_rows(
         known = {"step": step, "score": e.score, "kl": e.kl, "tokens": e.tokens}
         known |= {} if e.gold is None else {"gold_score": e.gold}
         if e.text.strip():
-            sample = Sample(identity, prompts[e.prompt_id], [message("assistant", e.text)], e.finish_reason, e.kind)
+            sample = Sample(
+                identity, prompts[e.prompt_id], [message("assistant", e.text)], e.finish_reason, e.kind
+            )
             rows.append(sample.to_row() | known)
         else:
-            rejected = Rejected(identity, EMPTY, f"{e.tokens} tokens without a text", {"prompt": prompts[e.prompt_id]} | known)
+            rejected = Rejected(
+                identity, EMPTY, f"{e.tokens} tokens without a text", {"prompt": prompts[e.prompt_id]} | known
+            )
             rejects.append({"step": step, **rejected.to_row()})
     return rows, rejects

@@ -3,9 +3,9 @@
     policy / reference            from --model
     value  / preference model     from --pm
 
-In full fine-tuning a pair is two copies, the frozen one in its own dtype. With adapters it is ONE backbone: with its adapter
-switched on it is the learner, with it off the frozen one; the value's score head is trained beside its adapter, and switched
-with it.
+In full fine-tuning a pair is two copies, the frozen one in its own dtype. With adapters it is ONE backbone:
+with its adapter switched on it is the learner, with it off the frozen one; the value's score head is trained
+beside its adapter, and switched with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 
 class Pair:
-    """`learner`: the model to call and to train; `whole`: what is saved (the learner, or the peft model around it)."""
+    """`learner`: the model to call and to train; `whole`: what is saved (the learner, or the peft model
+    around it).
+    """
 
     def __init__(self, learner: Any, whole: Any, copy: Any | None = None) -> None:
         self.learner = learner
@@ -56,7 +58,9 @@ class Pair:
 
 
 def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pair:
-    """Policy and reference (CAUSAL_LM), or value and preference model (SEQ_CLS), for rows of at most `longest` tokens."""
+    """Policy and reference (CAUSAL_LM), or value and preference model (SEQ_CLS), for rows of at most
+    `longest` tokens.
+    """
     path = options.model if task == "CAUSAL_LM" else options.pm
     load, name = (load_lm, "--model") if task == "CAUSAL_LM" else (load_pm, "--pm")
     if task == "CAUSAL_LM":
@@ -74,7 +78,13 @@ def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pai
         whole = add_lora(model, options, task, key(options.seed, "adapter", task) % (1 << 63))
         pair = Pair(whole.get_base_model(), whole)
     else:
-        frozen = load(path, options.device, dtype if options.frozen_dtype == "auto" else options.frozen_dtype, name, tokenizer)
+        frozen = load(
+            path,
+            options.device,
+            dtype if options.frozen_dtype == "auto" else options.frozen_dtype,
+            name,
+            tokenizer,
+        )
         frozen.set_attn_implementation(model.config._attn_implementation)
         pair = Pair(model, model, frozen.requires_grad_(False))
     for each in (pair.learner, pair.copy):
@@ -96,19 +106,28 @@ def set_attention(model: Any, attention: str) -> None:
 
 
 def check_angles(path: str, longest: int) -> None:
-    """Raise UserError where a reply's tokens would be drawn at other rotary angles than a pass over the whole reply has."""
+    """Raise UserError where a reply's tokens would be drawn at other rotary angles than a pass over the whole
+    reply has.
+    """
     for length, reason in rope_words(load_config(path).get_text_config()):
         if longest > length:
             told = f"--model {path}: {reason}, and the longest prompt and reply have {longest}"
-            raise UserError(told, "give shorter prompts or a lower --max-new-tokens: an update needs the rollout's own numbers")
+            raise UserError(
+                told,
+                "give shorter prompts or a lower --max-new-tokens: an update needs the rollout's own numbers",
+            )
 
 
 def checkpointed_layers(model: Any) -> list[Any]:
-    """The layers that recompute their activations in the backward pass while their own `training` flag is set."""
+    """The layers that recompute their activations in the backward pass while their own `training` flag is
+    set.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [
-        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
     ]
 
 
@@ -116,8 +135,8 @@ def checkpointed_layers(model: Any) -> list[Any]:
 def training_pass(model: Any) -> Iterator[None]:
     """Around forward and backward: packed rows, and gradient checkpointing where it is enabled.
 
-    Without the rest of train mode, so that no dropout of any kind comes back; and only here, since a layer in this state
-    forgets its cache and sampling would be wrong.
+    Without the rest of train mode, so that no dropout of any kind comes back; and only here, since a layer in
+    this state forgets its cache and sampling would be wrong.
     """
     layers = checkpointed_layers(model)
     for layer in layers:
@@ -143,7 +162,11 @@ def held_bytes(options: Options) -> float:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(load_config(path), **NO_CODE)
         weights = model.num_parameters()
-        layers = [module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and "head" not in name]
+        layers = [
+            module
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and "head" not in name
+        ]
         adapter = sum(options.lora_r * (layer.in_features + layer.out_features) for layer in layers)
         total += weights * each + 16 * adapter if options.lora else weights * (4 * trained + frozen)
     return total

@@ -1,4 +1,6 @@
-"""What a reply is worth: the preference model's score, shaped into a reward; and a gold model's score beside it."""
+"""What a reply is worth: the preference model's score, shaped into a reward; and a gold model's score beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,15 @@ if TYPE_CHECKING:
     from cai_cli.training.ppo.settings import Options
 
 
-def score_completions(pm: Any, completions: list[Completion], eos: int, pad: int, batch_size: int) -> list[float]:
+def score_completions(
+    pm: Any, completions: list[Completion], eos: int, pad: int, batch_size: int
+) -> list[float]:
     """The PM's score of each reply: it reads prompt and response closed by EOS."""
     if not completions:
         return []
-    return score_all(pm, [close_with_eos(c.prompt_ids + c.token_ids, eos) for c in completions], pad, batch_size)
+    return score_all(
+        pm, [close_with_eos(c.prompt_ids + c.token_ids, eos) for c in completions], pad, batch_size
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,9 @@ class RewardShape:
 
 
 def reward_shape(options: Options) -> RewardShape:
-    """The shape that the flags ask for. Raises UserError where the PM's mean and deviation are asked for and not known."""
+    """The shape that the flags ask for. Raises UserError where the PM's mean and deviation are asked for and
+    not known.
+    """
     mean: Any = 0.0
     deviation: Any = 1.0
     if options.normalise_scores:
@@ -59,7 +67,9 @@ def reward_shape(options: Options) -> RewardShape:
 
 
 class GoldPM:
-    """A second preference model that only measures. It may have another vocabulary and template: it gets the text anew."""
+    """A second preference model that only measures. It may have another vocabulary and template: it gets the
+    text anew.
+    """
 
     def __init__(self, path: str, device: str, dtype: str, batch_size: int) -> None:
         self.pm = open_preference_model(path, device, dtype, "--gold-pm")

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Sampled replies of this process, and what is known of each episode of all processes (`table`, in batch order).
+    """Sampled replies of this process, and what is known of each episode of all processes (`table`, in batch
+    order).
 
-    logprobs, reference_logprobs, values: (B, T) of this process's episodes; rewards: (B,), before the KL penalty. `gap`: mean
-    |log π - log π_rollout| where old log-probabilities were computed again.
+    logprobs, reference_logprobs, values: (B, T) of this process's episodes; rewards: (B,), before the KL
+    penalty. `gap`: mean |log π - log π_rollout| where old log-probabilities were computed again.
     """
 
     completions: list[Completion]

@@ -1,4 +1,6 @@
-"""The whole of a PPO run: a rehearsal of saving, the loop of rollouts and updates, and the policy saved with its card."""
+"""The whole of a PPO run: a rehearsal of saving, the loop of rollouts and updates, and the policy saved with
+its card.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,22 @@ def optimise(
 ) -> None:
     """Train the policy on the prompts of `schedule`, as many as all steps take together, and save it.
 
-    `kept`: how many prompts fit; `rejected`: those that do not; `cautions`: what has been warned of before, for the manifest.
+    `kept`: how many prompts fit; `rejected`: those that do not; `cautions`: what has been warned of before,
+    for the manifest.
     """
-    longest = max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts) + options.max_new_tokens
+    longest = (
+        max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts)
+        + options.max_new_tokens
+    )
     trainer = Trainer(options, longest)
     state = RunState(options, trainer, artifact.checkpoints, eval_prompts)
     if not artifact.begun:
         main_first(lambda: rehearse(options, trainer, artifact, state.keeps_best))
     artifact.start()
     if not options.eval_prompts:
-        say("no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card")
+        say(
+            "no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card"
+        )
     if rejected and is_main():
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
         say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
@@ -72,7 +80,10 @@ def optimise(
         "counts": {"in": kept + len(rejected), "rejected": counts},
         "evaluation": state.last,
         "warnings": cautions
-        + warn_all(last_cautions(state.rollout) + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)),
+        + warn_all(
+            last_cautions(state.rollout)
+            + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)
+        ),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
     }
 
@@ -84,9 +95,16 @@ def optimise(
 
 
 def loop(
-    options: Options, trainer: Trainer, state: RunState, log: RunLog, schedule: list[Prompt], eval_prompts: list[Prompt]
+    options: Options,
+    trainer: Trainer,
+    state: RunState,
+    log: RunLog,
+    schedule: list[Prompt],
+    eval_prompts: list[Prompt],
 ) -> None:
-    """Rollout, update, measures, checkpoints, from the step that `state` is at until it is through or has to stop."""
+    """Rollout, update, measures, checkpoints, from the step that `state` is at until it is through or has to
+    stop.
+    """
     texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
     if eval_prompts and state.step == 0:
         log.write(0, state.measure(None))
@@ -113,10 +131,14 @@ def loop(
 
 
 def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:
-    """Find what only saving would find. A value function in a process of its own is taken to be as large as the policy."""
+    """Find what only saving would find. A value function in a process of its own is taken to be as large as
+    the policy.
+    """
     policy = learned_bytes(trainer.policy.learner)
     saves = options.steps // options.save_steps
-    best = min(saves, 2) * policy + 2 * policy if keeps_best else 0  # of each checkpoint, and two while the better one is written
+    best = (
+        min(saves, 2) * policy + 2 * policy if keeps_best else 0
+    )  # of each checkpoint, and two while the better one is written
     whole = trainer.policy.whole
     rehearse_saving(whole, trainer.tokenizer, artifact.folder, artifact.checkpoints, saves, 2 * policy, best)
 
@@ -124,14 +146,21 @@ def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_
 def last_cautions(episodes: list[Episode]) -> list[str]:
     """What the last rollout's replies show of a run that learned nothing."""
     cut_off = [episode.finish_reason == LENGTH for episode in episodes]
-    return reply_cautions([episode.text for episode in episodes], [episode.score for episode in episodes], cut_off)
+    return reply_cautions(
+        [episode.text for episode in episodes], [episode.score for episode in episodes], cut_off
+    )
 
 
 def report(options: Options, state: RunState, metrics: Path, saved: int) -> None:
-    """Held-out measures at the start and at the end, side by side; their way there as a plot of score against √KL."""
+    """Held-out measures at the start and at the end, side by side; their way there as a plot of score against
+    √KL.
+    """
     if state.first and state.last:
         names = [name for name in state.last if name in state.first]
-        rows = [[name.removeprefix("eval_"), f"{state.first[name]:.3f}", f"{state.last[name]:.3f}"] for name in names]
+        rows = [
+            [name.removeprefix("eval_"), f"{state.first[name]:.3f}", f"{state.last[name]:.3f}"]
+            for name in names
+        ]
         table("held-out prompts", ["", "start", "end"], rows)
     if state.first and is_main():
         from cai_cli.training.ppo.plot import draw_run

@@ -1,4 +1,5 @@
-"""How far a run has come: measurements on held-out prompts, the best policy, the gold guard, checkpoints to go on from.
+"""How far a run has come: measurements on held-out prompts, the best policy, the gold guard, checkpoints to
+go on from.
 
 checkpoints/step-<n>/        all state after n steps, written once the policy's own rollout has passed the KL check
 checkpoints/unchecked-<n>/   the same, written on SIGTERM: the run goes on from it, but its policy is never the one that is saved
@@ -47,7 +48,9 @@ class RunState:
         self.step = 0
         self.checked = 0  # the step of the last checkpoint whose policy has passed the KL check; 0: none
         self.best, self.guard = Best(), Guard()
-        self.window: list[Episode] = []  # Rollouts since the last measurement, where there are no held-out prompts.
+        self.window: list[
+            Episode
+        ] = []  # Rollouts since the last measurement, where there are no held-out prompts.
         self.samples: list[Episode] = []  # of the last measurement on held-out prompts
         self.rollout: list[Episode] = []  # of the last step
         self.first: dict[str, float] = {}
@@ -63,15 +66,25 @@ class RunState:
             self.stopped = Stop(**state["stopped"]) if state["stopped"] else None
             self.trainer.load(state["trainer"], checkpoint)
             self.best, self.guard = Best(**state["best"]), Guard.from_state(state["guard"])
-            self.window, self.rollout = ([Episode(**row) for row in state[name]] for name in ("window", "rollout"))
+            self.window, self.rollout = (
+                [Episode(**row) for row in state[name]] for name in ("window", "rollout")
+            )
             self.first, self.last = state["first"], state["last"]
             say(f"{self.options.out}: continuing from step {self.step}")
         if is_main():
-            drop([path for path in checkpoints(self.folder, "best") if found is None or step_of(path) > self.step])
+            drop(
+                [
+                    path
+                    for path in checkpoints(self.folder, "best")
+                    if found is None or step_of(path) > self.step
+                ]
+            )
         barrier()
 
     def save(self) -> None:
-        """Keep all state once the policy has passed the KL check, and of the best policies those that checkpoints refer to."""
+        """Keep all state once the policy has passed the KL check, and of the best policies those that
+        checkpoints refer to.
+        """
         self.checked = self.step
         if is_main():
             save_checkpoint(self.folder, self.step, self.state(), self.trainer.save_critic)
@@ -127,7 +140,8 @@ class RunState:
     def measure(self, rollout: Rollout | None) -> dict[str, float]:
         """Every --eval-steps and at both ends: score held-out prompts, note the best policy, ask the guard.
 
-        Without held-out prompts the rollouts since the last measurement serve for the best policy and the guard.
+        Without held-out prompts the rollouts since the last measurement serve for the best policy and the
+        guard.
         """
         options = self.options
         if rollout is not None and self.keeps_best and not self.eval_prompts:
@@ -139,7 +153,9 @@ class RunState:
         if self.eval_prompts:
             episodes = self.trainer.evaluate(self.eval_prompts)
             row = held_out_row(episodes)
-            if not math.isfinite(row["eval_kl"]):  # nothing of it can be kept; the last good policy is what is saved
+            if not math.isfinite(
+                row["eval_kl"]
+            ):  # nothing of it can be kept; the last good policy is what is saved
                 self.check_kl(row["eval_kl"])
                 return {}
             self.first = self.first or row
@@ -161,16 +177,20 @@ class RunState:
         if kl <= self.options.max_kl:  # False for NaN, too.
             return True
         if not math.isfinite(kl):
-            self.stopped = Stop("not_finite", f"the KL is {kl} at step {self.step}: the policy's outputs are not finite")
+            self.stopped = Stop(
+                "not_finite", f"the KL is {kl} at step {self.step}: the policy's outputs are not finite"
+            )
             return False
-        self.stopped = Stop("kl", f"KL {kl:.1f} is above --max-kl {self.options.max_kl:g} at step {self.step}")
+        self.stopped = Stop(
+            "kl", f"KL {kl:.1f} is above --max-kl {self.options.max_kl:g} at step {self.step}"
+        )
         return False
 
     def settle(self) -> int:
         """Put the policy that is to be saved into the model; returns its step.
 
-        The last one; or the best one where it was asked for or the gold guard stopped the run; or, where the KL ran away, that
-        of the last checkpoint.
+        The last one; or the best one where it was asked for or the gold guard stopped the run; or, where the
+        KL ran away, that of the last checkpoint.
         """
         gone_too_far = self.stopped is not None and self.stopped.kind == "gold"
         if (self.options.load_best_model_at_end or gone_too_far) and self.best.step >= 0:

@@ -1,4 +1,6 @@
-"""One step of PPO, as numbered steps: rollout, score, KL penalty, advantages, update. And all state that a step changes."""
+"""One step of PPO, as numbered steps: rollout, score, KL penalty, advantages, update. And all state that a
+step changes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.processes.collective import gathered, own_part, total
 from cai_cli.rows.conversation import Conversation
 from cai_cli.rows.records import Prompt
-from cai_cli.training.ppo.advantages import KLController, generalised_advantages, sequence_kl, token_rewards, whiten
+from cai_cli.training.ppo.advantages import (
+    KLController,
+    generalised_advantages,
+    sequence_kl,
+    token_rewards,
+    whiten,
+)
 from cai_cli.training.ppo.critic import CriticProcess, LocalCritic
 from cai_cli.training.ppo.episodes import Episodes, make_episodes, over_episodes, sampled_logprobs
 from cai_cli.training.ppo.learner import PolicyLearner
@@ -36,13 +44,14 @@ from cai_cli.training.run_facts import peak_memory
 if TYPE_CHECKING:
     from cai_cli.training.ppo.settings import Options
 
-# |log π - log π_old| before an update. In float32 rollout and update differ by rounding; elsewhere old log-probabilities are
-# computed again and the mean gap to the rollout's is watched.
+# |log π - log π_old| before an update. In float32 rollout and update differ by rounding; elsewhere old
+# log-probabilities are computed again and the mean gap to the rollout's is watched.
 FLOAT32_RATIO, GAP_WARNING, GAP_STOP = 1e-4, 0.02, 0.1
 
 
 class Trainer:
-    """Policy and value learn; reference and preference model are frozen. Every process of a launch has all four.
+    """Policy and value learn; reference and preference model are frozen. Every process of a launch has all
+    four.
 
     The critic holds value and preference model, here or in a process of its own (--value-device).
     """
@@ -55,16 +64,21 @@ class Trainer:
         self.check_agreement(load_tokenizer(options.pm, "--pm"))
         self.pad = int(self.tokenizer.pad_token_id)
         self.shape = reward_shape(options)
-        self.critic: LocalCritic | CriticProcess = (CriticProcess if options.value_device else LocalCritic)(options, longest)
+        self.critic: LocalCritic | CriticProcess = (CriticProcess if options.value_device else LocalCritic)(
+            options, longest
+        )
         self.policy = load_pair(options, "CAUSAL_LM", self.tokenizer, longest)
         policy_steps = max(1, options.steps - options.critic_warmup_steps)
         self.learner = PolicyLearner(options, self.policy, options.learning_rate, policy_steps)
         rows = self.learner.pass_rows
         self.gold = GoldPM(options.gold_pm, options.device, options.dtype, rows) if options.gold_pm else None
         # Numbers that are not finite: their KL ends the run, with the last policy that was good.
-        settings = EngineSettings(temperature=options.temperature, batch_size=options.batch_size, odd_numbers_end_it=False)
+        settings = EngineSettings(
+            temperature=options.temperature, batch_size=options.batch_size, odd_numbers_end_it=False
+        )
         self.engine = TransformersEngine(self.policy.learner, self.tokenizer, settings)
-        # A reply's log-probabilities are those of the pass that is trained only where both compute in float32.
+        # A reply's log-probabilities are those of the pass that is trained only where both compute in
+        # float32.
         self.recompute = options.bf16 or self.policy.learner.dtype != torch.float32 or bool(options.quantize)
         self.warned = False
         self.kl = KLController(options.kl_coef, options.target_kl, options.kl_horizon)
@@ -82,30 +96,45 @@ class Trainer:
     # One step
 
     def rollout(self, number: int, prompts: list[Prompt], clock: Clock) -> Rollout:
-        """Steps 1 and 2 on one reply to each prompt: what was sampled, and what the frozen models and the value say of it."""
+        """Steps 1 and 2 on one reply to each prompt: what was sampled, and what the frozen models and the
+        value say of it.
+        """
         options = self.options
-        torch.manual_seed(key(options.seed, "step", number) % (1 << 63))  # Ours is keyed; for a model that draws by itself.
+        torch.manual_seed(
+            key(options.seed, "step", number) % (1 << 63)
+        )  # Ours is keyed; for a model that draws by itself.
 
         # 1. Rollout: one sampled reply for each prompt, with its log-probabilities.
         completions = self.sample([prompt.prompt for prompt in prompts], ("rollout", number))
         clock.lap("generate")
 
-        # 2. Score: the PM reads prompt and reply closed by EOS, and the value function; then the reference's log-probabilities.
+        # 2. Score: the PM reads prompt and reply closed by EOS, and the value function; then the reference's
+        # log-probabilities.
         with self.sharing_threads():
             judged = self.critic.call("score_and_value", completions)
             episodes = make_episodes(completions, self.pad, self.policy.learner.device)
             reference = self.reference_logprobs(episodes)
             logprobs, gap = sampled_logprobs(completions, episodes), None
             # Beside a critic there is time for what the update would begin with.
-            begins = self.critic.apart and number >= options.critic_warmup_steps and self.learner.in_one_pass(episodes)
+            begins = (
+                self.critic.apart
+                and number >= options.critic_warmup_steps
+                and self.learner.in_one_pass(episodes)
+            )
             if self.recompute or begins:
                 again = self.learner.first_outputs(episodes)
                 if self.recompute:
                     logprobs, gap = again, self.gap(logprobs, again, episodes.mask)
-            golds = self.gold_scores(own_part(prompts), completions) if self.gold and not options.eval_prompts else []
+            golds = (
+                self.gold_scores(own_part(prompts), completions)
+                if self.gold and not options.eval_prompts
+                else []
+            )
             scores, found = judged()
         values = torch.from_numpy(found).to(episodes.mask.device)
-        shaped = [self.shape(score, completion) for score, completion in zip(scores, completions, strict=True)]
+        shaped = [
+            self.shape(score, completion) for score, completion in zip(scores, completions, strict=True)
+        ]
         rewards = torch.tensor(shaped, dtype=torch.float32, device=episodes.mask.device)
         kls = sequence_kl(logprobs, reference, episodes.mask).tolist()
         clock.lap("score")
@@ -124,7 +153,9 @@ class Trainer:
             rewards = whiten(rewards, mask, shift_mean=False)
 
         # 4. Advantages.
-        advantages, returns = generalised_advantages(rewards, rollout.values, mask, options.gamma, options.lam)
+        advantages, returns = generalised_advantages(
+            rewards, rollout.values, mask, options.gamma, options.lam
+        )
         explained = explained_variance(returns, rollout.values, mask)
         advantages = whiten(advantages, mask)
 
@@ -133,7 +164,9 @@ class Trainer:
         with self.sharing_threads():
             learned = self.critic.call("learn", returns.cpu().numpy(), count, number)
             if number >= options.critic_warmup_steps:
-                stats = self.learner.improve(episodes, rollout.logprobs, advantages, count, number, self.check_ratio)
+                stats = self.learner.improve(
+                    episodes, rollout.logprobs, advantages, count, number, self.check_ratio
+                )
                 stats["first_log_ratio"] = self.learner.first_gap
             stats |= learned()
         clock.lap("update")
@@ -167,7 +200,9 @@ class Trainer:
 
     def reference_logprobs(self, episodes: Episodes) -> Tensor:
         with self.policy.frozen() as reference:
-            return over_episodes(episodes, lambda part: self.learner.outputs(part, reference), self.learner.pass_rows)
+            return over_episodes(
+                episodes, lambda part: self.learner.outputs(part, reference), self.learner.pass_rows
+            )
 
     @contextmanager
     def sharing_threads(self) -> Iterator[None]:
@@ -191,7 +226,12 @@ class Trainer:
         """What is known of each episode of all processes, in the order of the batch."""
         golds = golds or [None] * len(prompts)
         rows = zip(prompts, completions, scores, kls, golds, strict=True)
-        return gathered([Episode(p.id, p.kind, c.text, len(c.token_ids), c.finish_reason, s, k, g) for p, c, s, k, g in rows])
+        return gathered(
+            [
+                Episode(p.id, p.kind, c.text, len(c.token_ids), c.finish_reason, s, k, g)
+                for p, c, s, k, g in rows
+            ]
+        )
 
     def evaluate(self, prompts: list[Prompt]) -> list[Episode]:
         """One reply to each held-out prompt, the same draws every time, scored."""
@@ -211,7 +251,9 @@ class Trainer:
     # Checks
 
     def gap(self, sampled: Tensor, again: Tensor, mask: Tensor) -> float:
-        """Rollout and update must agree on the log-probabilities, on average over the tokens, before anything is changed."""
+        """Rollout and update must agree on the log-probabilities, on average over the tokens, before anything
+        is changed.
+        """
         gap = (total(((sampled - again).abs() * mask).sum()) / total(mask.sum())).item()
         self.stop_or_warn(gap, "on average over the tokens", GAP_WARNING)
         return gap
@@ -236,7 +278,9 @@ class Trainer:
     # State
 
     def state(self) -> dict[str, Any]:
-        """What training changed, but for the critic; draws and the data's order are functions of the step's number."""
+        """What training changed, but for the critic; draws and the data's order are functions of the step's
+        number.
+        """
         return {
             "policy": self.policy_state(),
             "learner": self.learner.state(),
@@ -276,7 +320,9 @@ class Trainer:
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
-    """1 - Var(R - V) / Var(R) over the real positions of all processes: 1 is a perfect value function, 0 a constant one."""
+    """1 - Var(R - V) / Var(R) over the real positions of all processes: 1 is a perfect value function, 0 a
+    constant one.
+    """
     count = total(mask.sum())
 
     def variance(of: Tensor) -> Tensor:

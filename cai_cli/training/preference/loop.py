@@ -1,9 +1,10 @@
 """`fit_pairwise`: the one loop that trains a preference model, for `pmp` and `train-pm`.
 
-In: pairs as token ids closed by EOS, with the probability that chosen is preferred and a loss weight. The order of the data
-is a function of (seed, epoch), what is drawn at a step one of (seed, step), and checkpoints hold all state: so a killed run
-ends in the same weights, bit for bit on a CPU, as one that was not. Several processes share the batches of a step and add up
-their gradients: W processes do what one does with W times the gradient accumulation.
+In: pairs as token ids closed by EOS, with the probability that chosen is preferred and a loss weight. The
+order of the data is a function of (seed, epoch), what is drawn at a step one of (seed, step), and checkpoints
+hold all state: so a killed run ends in the same weights, bit for bit on a CPU, as one that was not. Several
+processes share the batches of a step and add up their gradients: W processes do what one does with W times
+the gradient accumulation.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from cai_cli.training.preference.pairs import TokenPair
 from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.trackers import open_trackers
 
-GROUP_BATCHES = 16  # Batches are cut from length-sorted runs of this many, which saves padding and keeps the order random.
+# Batches are cut from length-sorted runs of this many, which saves padding and keeps the order random.
+GROUP_BATCHES = 16
 
 
 def fit_pairwise(
@@ -45,9 +47,11 @@ def fit_pairwise(
     head: nn.Module | None = None,
     stage: str = "train-pm",
 ) -> dict[str, Any]:
-    """Train `model` in place; returns facts for the manifest. `folder` takes metrics.jsonl and checkpoints/; `stage` is told.
+    """Train `model` in place; returns facts for the manifest. `folder` takes metrics.jsonl and checkpoints/;
+    `stage` is told.
 
-    `head` is the language model's output layer, for `--lm-coef`. Raises RunError where the loss is not finite.
+    `head` is the language model's output layer, for `--lm-coef`. Raises RunError where the loss is not
+    finite.
     """
     seed: int = options.seed  # type: ignore[attr-defined]
     batches = all_batches(pairs, options, seed)
@@ -63,7 +67,9 @@ def fit_pairwise(
     metrics_file = MetricsFile(folder / "metrics.jsonl", step, open_trackers(options, stage, step))
     with progress(stage, steps, step, "steps") as advance, metrics_file as metrics, after_the_step():
         while step < steps:
-            torch.manual_seed(key(seed, "step", step, rank()) % (1 << 63))  # for the adapters' dropout; nothing else draws
+            torch.manual_seed(
+                key(seed, "step", step, rank()) % (1 << 63)
+            )  # for the adapters' dropout; nothing else draws
             group = batches[step * per_step : (step + 1) * per_step]
             losses = backward([[pairs[n] for n in batch] for batch in group], model, options, pad, head)
             sum_gradients(weights)
@@ -83,7 +89,9 @@ def fit_pairwise(
                 metrics.write({"step": step, **means, "lr": schedule.get_last_lr()[0], "grad_norm": norm})
                 recent = []
             if held_out and options.eval_steps and step % options.eval_steps == 0 and step < steps:
-                metrics.write({"step": step, **evaluate_pairs(model, held_out, pad, evaluation_batch(options))})
+                metrics.write(
+                    {"step": step, **evaluate_pairs(model, held_out, pad, evaluation_batch(options))}
+                )
             stopping = told_to_stop(model.device)
             if stopping or (step % options.save_steps == 0 and step < steps):
                 save_training_state(folder, step, model, optimizer, schedule, recent)
@@ -103,7 +111,9 @@ def evaluation_batch(options: TrainingOptions) -> int:
 
 
 def all_batches(pairs: list[TokenPair], options: TrainingOptions, seed: int) -> list[list[int]]:
-    """Indices of every batch of the run, all epochs; a fraction of an epoch takes the first part of its order."""
+    """Indices of every batch of the run, all epochs; a fraction of an epoch takes the first part of its
+    order.
+    """
     size = options.per_device_train_batch_size
     batches: list[list[int]] = []
     for epoch in range(math.ceil(options.num_train_epochs)):
@@ -121,7 +131,9 @@ def all_batches(pairs: list[TokenPair], options: TrainingOptions, seed: int) -> 
 
 
 def resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> tuple[int, list[dict[str, float]]]:
-    """Take up the newest whole checkpoint, if any; returns the step to go on from, and the losses since the last log line."""
+    """Take up the newest whole checkpoint, if any; returns the step to go on from, and the losses since the
+    last log line.
+    """
     found = load_checkpoint(folder / "checkpoints")
     if found is None:
         return 0, []
@@ -139,5 +151,9 @@ def save_training_state(
 ) -> None:
     if is_main():
         check_weights(trainable_state(model), f"step {step}")
-        state = {"model": trainable_state(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        state = {
+            "model": trainable_state(model),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
         save_checkpoint(folder / "checkpoints", step, {**state, "recent": recent})

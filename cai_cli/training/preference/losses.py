@@ -25,7 +25,8 @@ from cai_cli.training.preference.settings import PairwiseOptions
 def backward(
     group: list[list[TokenPair]], model: Any, options: PairwiseOptions, pad: int, head: nn.Module | None
 ) -> dict[str, float]:
-    """Add this process's part of the gradients of one step, whose batches are `group`; the mean losses of the whole step.
+    """Add this process's part of the gradients of one step, whose batches are `group`; the mean losses of the
+    whole step.
 
     `loss` is the pairwise one, a mean over pairs; `lm_loss` one over the tokens of the chosen texts.
     """
@@ -35,7 +36,11 @@ def backward(
     for batch in own_part(group):
         with autocast(model.device.type, options.bf16):
             parts = batch_losses(model, batch, pad, head if options.lm_coef else None)
-            loss = parts[0] / pairs + options.center_rewards_coefficient * parts[1] / pairs + options.lm_coef * parts[2] / tokens
+            loss = (
+                parts[0] / pairs
+                + options.center_rewards_coefficient * parts[1] / pairs
+                + options.lm_coef * parts[2] / tokens
+            )
         loss.backward()
         sums += torch.stack(parts).detach().double()
     pairwise, centring, language = total(sums).tolist()
@@ -47,10 +52,16 @@ def backward(
     return losses
 
 
-def batch_losses(model: Any, batch: list[TokenPair], pad: int, head: nn.Module | None = None) -> list[torch.Tensor]:
-    """Sums over the batch: weight times soft pairwise loss, centring loss, language loss of the chosen texts (0 without head)."""
+def batch_losses(
+    model: Any, batch: list[TokenPair], pad: int, head: nn.Module | None = None
+) -> list[torch.Tensor]:
+    """Sums over the batch: weight times soft pairwise loss, centring loss, language loss of the chosen texts
+    (0 without head).
+    """
     size = len(batch)
-    ids, mask = right_pad([pair.chosen for pair in batch] + [pair.rejected for pair in batch], pad, model.device)
+    ids, mask = right_pad(
+        [pair.chosen for pair in batch] + [pair.rejected for pair in batch], pad, model.device
+    )
     hidden = hidden_states(model, ids, mask)
     scores = last_scores(model, hidden, mask)
     chosen, rejected = scores[:size], scores[size:]
@@ -82,7 +93,9 @@ def evaluate_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int
     return {"evaluation": by_group(groups), "score_mean": centre, "score_deviation": deviation}
 
 
-def score_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int) -> tuple[list[Judged], list[float]]:
+def score_pairs(
+    model: Any, pairs: list[TokenPair], pad: int, batch_size: int
+) -> tuple[list[Judged], list[float]]:
     """What the model says of each pair, and all scores: the chosen texts' and then the rejected ones'."""
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     scores = gathered(score_all(model, own_part(rows), pad, batch_size))

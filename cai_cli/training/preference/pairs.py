@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def tokenise(
     weighted: Iterable[tuple[Comparison, float]], encode: Encode
 ) -> tuple[list[tuple[Comparison, TokenPair]], list[Rejected]]:
-    """Both replies of each comparison as ids closed by EOS; pairs that do not fit are rejected by name, never cut.
+    """Both replies of each comparison as ids closed by EOS; pairs that do not fit are rejected by name, never
+    cut.
 
     So is a pair of one text twice: its loss has no gradient, and a tie is right for it whatever the model.
     """
@@ -30,7 +31,9 @@ def tokenise(
         try:
             chosen, other = encode(row.prompt, row.chosen), encode(row.prompt, row.rejected)
             if chosen == other:
-                raise UnfitRow(IDENTICAL, "chosen and rejected are one text for the model: neither can be better")
+                raise UnfitRow(
+                    IDENTICAL, "chosen and rejected are one text for the model: neither can be better"
+                )
         except UnfitRow as error:
             rejected.append(Rejected(row.id, error.reason, error.detail))
             continue
@@ -38,7 +41,9 @@ def tokenise(
     return pairs, rejected
 
 
-def split_held_out(pairs: list[tuple[Comparison, TokenPair]], share: float, seed: int) -> tuple[list[TokenPair], list[TokenPair]]:
+def split_held_out(
+    pairs: list[tuple[Comparison, TokenPair]], share: float, seed: int
+) -> tuple[list[TokenPair], list[TokenPair]]:
     """Divide by a hash of the first human turn, so that no prompt is on both sides."""
     training: list[TokenPair] = []
     held_out: list[TokenPair] = []

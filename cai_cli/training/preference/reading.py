@@ -1,4 +1,6 @@
-"""The text of a conversation that a preference model scores: one way for training, evaluation, `cai score` and PPO."""
+"""The text of a conversation that a preference model scores: one way for training, evaluation, `cai score`
+and PPO.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,11 @@ Encode = Callable[[Conversation, Conversation], list[int]]
 
 
 def reading(tokenizer: PreTrainedTokenizerBase, form: Format, max_length: int) -> Encode:
-    """The one way from (prompt, reply) to the ids whose last one, EOS, is scored: in training, evaluation and `cai score`.
+    """The one way from (prompt, reply) to the ids whose last one, EOS, is scored: in training, evaluation and
+    `cai score`.
 
-    "chat": the conversation through the chat template, template text after the end of turn cut. "qa": `Question: ...
+    "chat": the conversation through the chat template, template text after the end of turn cut. "qa":
+    `Question: ...
     Answer: ...`. The function raises UnfitRow where the ids are more than `max_length`; nothing is ever cut.
     """
     from cai_cli.models.chat import close_with_eos, encode_scored, encode_text, stop_ids
@@ -48,9 +52,15 @@ def reading(tokenizer: PreTrainedTokenizerBase, form: Format, max_length: int) -
 
 
 def format_of(pm: str) -> Format:
-    """How a preference model was taught to read: a `pmp` checkpoint says so in its cai.json, all others read chats."""
+    """How a preference model was taught to read: a `pmp` checkpoint says so in its cai.json, all others read
+    chats.
+    """
     manifest = read_manifest(manifest_path(Path(pm)))
-    return "qa" if manifest and manifest["stage"] == "pmp" and manifest["options"].get("format") == "qa" else "chat"
+    return (
+        "qa"
+        if manifest and manifest["stage"] == "pmp" and manifest["options"].get("format") == "qa"
+        else "chat"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +90,9 @@ def open_reading(path: str, flag: str = "--pm") -> tuple[PreTrainedTokenizerBase
     return tokenizer, reading(tokenizer, form, context_length(load_config(path, flag)))
 
 
-def open_preference_model(path: str, device: str = "auto", dtype: str = "auto", flag: str = "--pm") -> PreferenceModel:
+def open_preference_model(
+    path: str, device: str = "auto", dtype: str = "auto", flag: str = "--pm"
+) -> PreferenceModel:
     """Load a preference model to score with. Raises UserError as `open_reading` does."""
     from cai_cli.models.load import load_pm
 

@@ -1,4 +1,6 @@
-"""What `pmp` and `train-pm` share around `fit_pairwise`: the text that is scored, the held-out part, training and saving."""
+"""What `pmp` and `train-pm` share around `fit_pairwise`: the text that is scored, the held-out part, training
+and saving.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def run_pairwise_stage(
     """Load the classifier, train it, save it with what was measured on the held-out part."""
     if not training:
         hint = "lower --held-out, or give comparisons of more prompts"
-        raise RunError(f"all {len(held_out)} pairs fell into the held-out part: none is left to train on", hint)
+        raise RunError(
+            f"all {len(held_out)} pairs fell into the held-out part: none is left to train on", hint
+        )
     if options.dry_run:
         dry_run(training, tokenizer, len(rejected))
         return
@@ -52,7 +56,9 @@ def run_pairwise_stage(
     from cai_cli.training.run_facts import model_facts
 
     transformers.set_seed(options.seed)
-    model = load_pm(options.model, options.device, training_dtype(options.dtype), "--model", tokenizer, options.quantize)
+    model = load_pm(
+        options.model, options.device, training_dtype(options.dtype), "--model", tokenizer, options.quantize
+    )
     settle_configs(model, tokenizer)
     if not is_preference_model(options.model):
         reset_head(model, options.seed)
@@ -62,7 +68,11 @@ def run_pairwise_stage(
         model = add_lora(model, options, "SEQ_CLS", options.seed)
     if not artifact.begun:
         saves = steps_of(len(training), options) // options.save_steps
-        main_first(lambda: rehearse_saving(model, tokenizer, artifact.folder, artifact.checkpoints, saves, learned_bytes(model)))
+        main_first(
+            lambda: rehearse_saving(
+                model, tokenizer, artifact.folder, artifact.checkpoints, saves, learned_bytes(model)
+            )
+        )
     artifact.start()
     if rejected:
         if is_main():
@@ -70,11 +80,21 @@ def run_pairwise_stage(
         say(f"{len(rejected)} pairs rejected into {artifact.folder / 'rejects.jsonl'}")
     say(f"{artifact.manifest['stage']}: {len(training)} pairs, {len(held_out)} held out")
     facts = fit_pairwise(
-        model, training, held_out, options, artifact.folder, int(tokenizer.pad_token_id), head, artifact.manifest["stage"]
+        model,
+        training,
+        held_out,
+        options,
+        artifact.folder,
+        int(tokenizer.pad_token_id),
+        head,
+        artifact.manifest["stage"],
     )
     counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     seen = len(training) + len(held_out)
-    facts |= {"counts": {"in": seen + len(rejected), "out": seen, "rejected": counts}, **model_facts(model, tokenizer)}
+    facts |= {
+        "counts": {"in": seen + len(rejected), "out": seen, "rejected": counts},
+        **model_facts(model, tokenizer),
+    }
     rates = rate_cautions(options.learning_rate, options.warmup_steps, facts["steps"])
     facts["warnings"] = warn_all(pairwise_cautions(training + held_out, facts) + rates)
     card = model_card({**artifact.manifest, **facts}, artifact.folder)
@@ -101,6 +121,8 @@ def pairwise_cautions(pairs: list[TokenPair], facts: dict[str, Any]) -> list[str
 def dry_run(pairs: list[TokenPair], tokenizer: PreTrainedTokenizerBase, rejected: int) -> None:
     """Show the first pair as text, with the token that is scored."""
     for name, ids in (("chosen", pairs[0].chosen), ("rejected", pairs[0].rejected)):
-        show_text(f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}")
+        show_text(
+            f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}"
+        )
     tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
     say(f"{len(pairs)} pairs, {tokens} tokens; {rejected} pairs would be rejected")

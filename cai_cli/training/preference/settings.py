@@ -15,11 +15,22 @@ class PairwiseOptions(TrainingOptions, AdapterOptions):
     NEEDS: ClassVar[Needs] = {"eval_steps": ("held_out",)}
 
     lm_coef: Annotated[
-        float, flag("Optimisation", "Weight of a language-modelling loss on the chosen text, beside the pairwise loss.", min=0.0)
+        float,
+        flag(
+            "Optimisation",
+            "Weight of a language-modelling loss on the chosen text, beside the pairwise loss.",
+            min=0.0,
+        ),
     ] = 0.0
     center_rewards_coefficient: Annotated[
-        float, flag("Optimisation", "Weight of the squared sum of a pair's scores, which keeps their mean at zero.", min=0.0)
+        float,
+        flag(
+            "Optimisation",
+            "Weight of the squared sum of a pair's scores, which keeps their mean at zero.",
+            min=0.0,
+        ),
     ] = 0.0
     eval_steps: Annotated[
-        int | None, flag("Output", "Steps between evaluations of the held-out part, by origin, in metrics.jsonl.", min=1)
+        int | None,
+        flag("Output", "Steps between evaluations of the held-out part, by origin, in metrics.jsonl.", min=1),
     ] = None

@@ -1,6 +1,8 @@
-"""Revisions and samples -> rows of token ids and labels to finetune on: targets, proportions, held-out part, packing.
+"""Revisions and samples -> rows of token ids and labels to finetune on: targets, proportions, held-out part,
+packing.
 
-Loss is on the completion only: labels are -100 on the prompt. What cannot be trained on is rejected by name, never cut.
+Loss is on the completion only: labels are -100 on the prompt. What cannot be trained on is rejected by name,
+never cut.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ OTHER = "other"  # the kind of rows that have none
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One prompt and completion to train on; `kind` is harmful, helpful or other; `thinking` comes before the completion."""
+    """One prompt and completion to train on; `kind` is harmful, helpful or other; `thinking` comes before the
+    completion.
+    """
 
     id: str
     prompt: Conversation
@@ -53,11 +57,12 @@ class TokenRow:
 def read_targets(
     source: str, which: str, seed: int, thinking: bool = False, reader: RowReader | None = None
 ) -> Iterator[Target | Rejected]:
-    """The targets of one file, `FILE[:proportion]`, told apart by their fields; a malformed row stops with its place.
+    """The targets of one file, `FILE[:proportion]`, told apart by their fields; a malformed row stops with
+    its place.
 
-    An id is there once in a file; two files may share ids, as samples of the same prompts do, and both are trained on.
-    `which`: each chain's "final" revision, or "all" of them. `thinking`: with what a reasoning model thought in front. `reader`:
-    one for all files, since it makes ids for rows without.
+    An id is there once in a file; two files may share ids, as samples of the same prompts do, and both are
+    trained on. `which`: each chain's "final" revision, or "all" of them. `thinking`: with what a reasoning
+    model thought in front. `reader`: one for all files, since it makes ids for rows without.
     """
     reader = reader or RowReader()
     path, proportion = parse_weight(source)
@@ -101,14 +106,18 @@ def revision_targets(row: dict[str, Any], which: str, thinking: bool) -> Iterato
         draft = chain.initial[0]["content"]
         if is_near(text, draft):
             told = f"revision {number} keeps {share_kept(text, draft):.0%} of the draft's words"
-            yield Rejected(identity, UNREVISED, told, {"prompt": chain.prompt, "draft": draft, "revision": text})
+            yield Rejected(
+                identity, UNREVISED, told, {"prompt": chain.prompt, "draft": draft, "revision": text}
+            )
             continue
         thoughts = step.revision_thinking if thinking else ""
         yield Target(identity, chain.prompt, [message("assistant", text)], chain.kind or OTHER, thoughts)
 
 
 def sample_target(sample: Sample, thinking: bool) -> Target:
-    return Target(sample.id, sample.prompt, sample.completion, sample.kind or OTHER, sample.thinking if thinking else "")
+    return Target(
+        sample.id, sample.prompt, sample.completion, sample.kind or OTHER, sample.thinking if thinking else ""
+    )
 
 
 def tokenise(
@@ -129,7 +138,9 @@ def tokenise(
     for target in targets:
         completion = [message("assistant", thinking.join(target.thinking, target.completion[0]["content"]))]
         try:
-            prompt_ids, completion_ids = encode_pair(tokenizer, target.prompt, completion, stops, **template_kwargs)
+            prompt_ids, completion_ids = encode_pair(
+                tokenizer, target.prompt, completion, stops, **template_kwargs
+            )
             length = len(prompt_ids) + len(completion_ids)
             if length > max_length:
                 raise UnfitRow("too_long", f"{length} tokens, --max-length is {max_length}")
@@ -150,7 +161,9 @@ def dataset_of(rows: list[TokenRow]) -> Dataset:
 
 
 def packed_dataset(rows: list[TokenRow], length: int, seed: int) -> Dataset:
-    """Whole rows put into packs of at most `length` tokens (best fit decreasing), kinds mixed; `seq_lengths` tells them apart."""
+    """Whole rows put into packs of at most `length` tokens (best fit decreasing), kinds mixed; `seq_lengths`
+    tells them apart.
+    """
     import datasets
     from trl.data_utils import pack_dataset
 

@@ -1,5 +1,6 @@
-"""What we add to a Hugging Face Trainer: our progress and metrics.jsonl instead of its prints, sealed checkpoints that know
-the logging window they were written in, and an end after the step under way where SIGTERM asks for it.
+"""What we add to a Hugging Face Trainer: our progress and metrics.jsonl instead of its prints, sealed
+checkpoints that know the logging window they were written in, and an end after the step under way where
+SIGTERM asks for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from cai_cli.training.checkpoints import drop_half_written, read_state, seal_hf_
 from cai_cli.training.metrics_file import MetricsFile
 from cai_cli.training.trackers import open_trackers
 
-# What a log line of the Trainer is called in metrics.jsonl; what starts anew on a resume (num_tokens) is left out.
+# What a log line of the Trainer is called in metrics.jsonl; what starts anew on a resume (num_tokens) is left
+# out.
 METRICS = {
     "loss": "loss",
     "learning_rate": "lr",
@@ -34,9 +36,11 @@ METRICS = {
 
 
 class TrainingLog(TrainerCallback):
-    """Progress, metrics.jsonl, sealed checkpoints. Usage: `with TrainingLog(...) as log: log.train(trainer, checkpoint)`.
+    """Progress, metrics.jsonl, sealed checkpoints. Usage: `with TrainingLog(...) as log: log.train(trainer,
+    checkpoint)`.
 
-    A number that is not finite raises RunError before the step is saved. On SIGTERM a checkpoint is written after the step.
+    A number that is not finite raises RunError before the step is saved. On SIGTERM a checkpoint is written
+    after the step.
     """
 
     def __init__(self, name: str, metrics_file: Path, options: Any) -> None:
@@ -77,12 +81,20 @@ class TrainingLog(TrainerCallback):
         return dict(self.held_out)
 
     def mean_loss(self, trainer: Trainer) -> float:
-        """Mean of the logged losses, those before a resume too; of all losses where the run was too short to log one."""
+        """Mean of the logged losses, those before a resume too; of all losses where the run was too short to
+        log one.
+        """
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        return sum(losses) / len(losses) if losses else trainer._total_loss_scalar / max(trainer.state.global_step, 1)
+        return (
+            sum(losses) / len(losses)
+            if losses
+            else trainer._total_loss_scalar / max(trainer.state.global_step, 1)
+        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self.advance = self.opened.enter_context(progress(self.name, state.max_steps, state.global_step, "steps"))
+        self.advance = self.opened.enter_context(
+            progress(self.name, state.max_steps, state.global_step, "steps")
+        )
         trackers = open_trackers(self.options, self.name, state.global_step)
         metrics = MetricsFile(self.metrics_file, state.global_step, trackers)
         self.metrics = self.opened.enter_context(metrics) if is_main() else None
@@ -94,7 +106,9 @@ class TrainingLog(TrainerCallback):
         self.order: torch.Tensor | None = None  # the random state that the epoch's order was drawn from
         if self.checkpoint is not None:
             own = own_file(self.checkpoint)
-            kept = read_state(own if own.exists() else own_file(self.checkpoint, 0))  # more processes than before
+            kept = read_state(
+                own if own.exists() else own_file(self.checkpoint, 0)
+            )  # more processes than before
             self.order = kept["order"]
             take_up_window(self.trainer, kept)
 
@@ -112,7 +126,9 @@ class TrainingLog(TrainerCallback):
         if control.should_save:
             check_weights(trainable_state(rest["model"]), f"step {state.global_step}")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any
+    ) -> None:
         for kind, held_out in held_out_losses(logs or {}).items():
             self.note_held_out(kind, held_out, state.global_step)
         if not logs or "loss" not in logs:
@@ -135,8 +151,12 @@ class TrainingLog(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         folder = Path(args.output_dir)
-        order = torch.get_rng_state() if float(state.epoch).is_integer() else self.order  # of the epoch to go on in
-        write_state(own_file(folder / f"checkpoint-{state.global_step}"), {"order": order, **window(self.trainer)})
+        order = (
+            torch.get_rng_state() if float(state.epoch).is_integer() else self.order
+        )  # of the epoch to go on in
+        write_state(
+            own_file(folder / f"checkpoint-{state.global_step}"), {"order": order, **window(self.trainer)}
+        )
         # Each process writes its own file and RNG state; the seal comes after all of them.
         args.distributed_state.wait_for_everyone()
         if state.is_world_process_zero:
@@ -159,7 +179,9 @@ def own_file(checkpoint: Path, process: int | None = None) -> Path:
 
 
 def window(trainer: Any) -> dict[str, Any]:
-    """What is summed up since the last log line: the running loss, all of it before, that line's step, SFTTrainer's measures."""
+    """What is summed up since the last log line: the running loss, all of it before, that line's step,
+    SFTTrainer's measures.
+    """
     return {
         "loss": trainer._tr_loss.item(),
         "total_loss": trainer._total_loss_scalar,
@@ -183,7 +205,8 @@ def check_number(name: str, number: float, step: int, advice: str) -> None:
 
 
 def whole_weights(trainer: Trainer) -> dict[str, Any] | None:
-    """Name -> tensor of a model that FSDP holds in parts, on the first process; None where each process has it whole.
+    """Name -> tensor of a model that FSDP holds in parts, on the first process; None where each process has
+    it whole.
 
     Every process takes part.
     """

@@ -1,4 +1,6 @@
-"""The whole of a finetuning: the model, a rehearsal of saving, TRL's trainer, and the model saved with its card."""
+"""The whole of a finetuning: the model, a rehearsal of saving, TRL's trainer, and the model saved with its
+card.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,19 @@ def finetune(
     rejected: list[Rejected],
     cautions: list[str],
 ) -> None:
-    """Train the base model on the rows that are not held out, and save it. `cautions`: of the targets, said at the end."""
+    """Train the base model on the rows that are not held out, and save it. `cautions`: of the targets, said
+    at the end.
+    """
     train = [row for row in rows if not row.held_out]
     data = packed_dataset(train, options.max_length, options.seed) if options.packing else dataset_of(train)
     model = open_model(options, tokenizer)
     if not artifact.begun:
         saves = 1 + steps_of(len(data), options) // options.save_steps
-        main_first(lambda: rehearse_saving(model, tokenizer, options.out, artifact.checkpoints, saves, learned_bytes(model)))
+        main_first(
+            lambda: rehearse_saving(
+                model, tokenizer, options.out, artifact.checkpoints, saves, learned_bytes(model)
+            )
+        )
     artifact.start()
     if rejected and is_main():
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
@@ -76,4 +84,7 @@ def finetune(
 def by_kind(rows: list[TokenRow]) -> dict[str, Any]:
     """The held-out rows of each kind as a dataset."""
     held_out = [row for row in rows if row.held_out]
-    return {kind: dataset_of([row for row in held_out if row.kind == kind]) for kind in sorted({row.kind for row in held_out})}
+    return {
+        kind: dataset_of([row for row in held_out if row.kind == kind])
+        for kind in sorted({row.kind for row in held_out})
+    }

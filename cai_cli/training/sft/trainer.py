@@ -1,4 +1,6 @@
-"""TRL's SFTTrainer on rows that are tokenised, masked and perhaps packed already; full weights, LoRA or QLoRA."""
+"""TRL's SFTTrainer on rows that are tokenised, masked and perhaps packed already; full weights, LoRA or
+QLoRA.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     from cai_cli.training.sft.settings import Options
 
 PROBE_TOKENS = 12
-SAME_LOSS = 2e-2  # share of a loss that lower precision may change it by; an unknown scale changes it by much more
-ISOLATED = 1e-3  # largest change of a log-probability by what is packed in front; a leak changes them by much more
+# Share of a loss that lower precision may change it by; an unknown scale changes it by much more
+SAME_LOSS = 2e-2
+# Largest change of a log-probability by what is packed in front; a leak changes them by much more
+ISOLATED = 1e-3
 
 
 class CheckedTrainer(SFTTrainer):
@@ -43,7 +47,13 @@ class CheckedTrainer(SFTTrainer):
 def open_model(options: Options, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model to train, with its adapters, checked for packing."""
     transformers.set_seed(options.seed)
-    model = load_lm(options.model, options.device, training_dtype(options.dtype), tokenizer=tokenizer, quantize=options.quantize)
+    model = load_lm(
+        options.model,
+        options.device,
+        training_dtype(options.dtype),
+        tokenizer=tokenizer,
+        quantize=options.quantize,
+    )
     settle_configs(model, tokenizer)
     if options.packing:
         check_isolation(model, options.model)
@@ -94,9 +104,15 @@ def make_trainer(
         dataloader_pin_memory=model.device.type == "cuda",
         ddp_find_unused_parameters=False,
     )
-    before = {name: weight.clone() for name, weight in trainable_state(model).items()} if options.quantize else {}
+    before = (
+        {name: weight.clone() for name, weight in trainable_state(model).items()} if options.quantize else {}
+    )
     trainer = CheckedTrainer(
-        model=model, args=config, train_dataset=train, eval_dataset=held_out or None, processing_class=tokenizer
+        model=model,
+        args=config,
+        train_dataset=train,
+        eval_dataset=held_out or None,
+        processing_class=tokenizer,
     )
     if before:  # TRL rounds QLoRA's adapters to bfloat16, where small steps vanish
         for weight in model.parameters():
@@ -110,12 +126,16 @@ def make_trainer(
 def check_loss(model: Any, name: str) -> None:
     """Raise UserError where TRL's loss is not the cross-entropy of the model's own logits.
 
-    TRL applies the output layer to the backbone's states in pieces, and what an architecture does to logits after it (scaling,
-    capping) only where it knows its name.
+    TRL applies the output layer to the backbone's states in pieces, and what an architecture does to logits
+    after it (scaling, capping) only where it knows its name.
     """
     import torch
 
-    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] * 7 % model.get_input_embeddings().num_embeddings
+    ids = (
+        torch.arange(PROBE_TOKENS, device=model.device)[None]
+        * 7
+        % model.get_input_embeddings().num_embeddings
+    )
     row = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     training = model.training
     model.eval()
@@ -125,19 +145,24 @@ def check_loss(model: Any, name: str) -> None:
             theirs = model(**row, labels=ids, fused_lm_head=True).loss.item()
     except (AttributeError, TypeError, ValueError) as error:
         hint = "TRL, which trains it, does not know its parts: take another architecture"
-        raise UserError(f"--model {name} ({type(model).__name__}): has no loss to train on: {first_line(error)}", hint) from None
+        raise UserError(
+            f"--model {name} ({type(model).__name__}): has no loss to train on: {first_line(error)}", hint
+        ) from None
     finally:
         model.train(training)
     if not abs(ours - theirs) <= SAME_LOSS * max(1.0, abs(ours)) and math.isfinite(ours):
         told = f"--model {name} ({type(model).__name__}): TRL's loss is {theirs:.4g} where its logits give {ours:.4g}"
-        raise UserError(told, "TRL, which trains it, does not know what it does to its logits: take another architecture")
+        raise UserError(
+            told, "TRL, which trains it, does not know what it does to its logits: take another architecture"
+        )
 
 
 def check_isolation(model: Any, name: str) -> None:
     """Raise UserError where a packed row's log-probabilities change with the row in front of it.
 
-    Rows are told apart by position_ids alone, without a mask or a cache, which depends on the attention implementation and is
-    nothing that an architecture promises: recurrent layers and some attention kernels look past the border.
+    Rows are told apart by position_ids alone, without a mask or a cache, which depends on the attention
+    implementation and is nothing that an architecture promises: recurrent layers and some attention kernels
+    look past the border.
     """
     import torch
 
@@ -157,4 +182,7 @@ def check_isolation(model: Any, name: str) -> None:
     if change > ISOLATED:
         attention = getattr(model.config, "_attn_implementation", "its attention")
         hint = "leave --packing out, or take a model whose attention keeps packed rows apart"
-        raise UserError(f"--packing: {name} ({type(model).__name__}, {attention}) sees past the border of packed rows", hint)
+        raise UserError(
+            f"--packing: {name} ({type(model).__name__}, {attention}) sees past the border of packed rows",
+            hint,
+        )

@@ -1,4 +1,6 @@
-"""Token rewards, GAE, whitening and KL: hand-worked numbers, a plain-Python version on random batches, padding that is inert."""
+"""Token rewards, GAE, whitening and KL: hand-worked numbers, a plain-Python version on random batches,
+padding that is inert.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ import pytest
 import torch
 from ragged import mask_of, pad, random_rows
 
-from cai_cli.training.ppo.advantages import KLController, generalised_advantages, sequence_kl, token_rewards, whiten
+from cai_cli.training.ppo.advantages import (
+    KLController,
+    generalised_advantages,
+    sequence_kl,
+    token_rewards,
+    whiten,
+)
 
 ONE_ROW = torch.ones(1, 3)
 
@@ -70,7 +78,9 @@ def test_advantages_on_random_padded_batches(seed, gamma, lam):
     lengths = [rng.randint(1, 12) for _ in range(7)]
     rewards, values = random_rows(rng, lengths), random_rows(rng, lengths)
     padded_rewards = pad(rewards, 12, filler=0.0)  # token_rewards leaves zeros there
-    advantages, returns = generalised_advantages(padded_rewards, pad(values, 12), mask_of(lengths, 12), gamma, lam)
+    advantages, returns = generalised_advantages(
+        padded_rewards, pad(values, 12), mask_of(lengths, 12), gamma, lam
+    )
     for n, length in enumerate(lengths):
         expected = plain_advantages(rewards[n], values[n], gamma, lam)
         assert advantages[n].tolist() == pytest.approx(expected + [0.0] * (12 - length), abs=1e-5)

@@ -12,17 +12,24 @@ from cai_cli.training.ppo.best import Best, Guard, error_of_difference
 from cai_cli.training.ppo.measures import Episode, correlation, held_out_row, mean_rows
 
 
-def episodes(score: float, gold: float | None = None, kl: float = 0.0, spread: float = 0.1, count: int = 50) -> list[Episode]:
+def episodes(
+    score: float, gold: float | None = None, kl: float = 0.0, spread: float = 0.1, count: int = 50
+) -> list[Episode]:
     """Scores with the given mean and, for the gold ones, a spread of ± `spread`."""
     return [
-        Episode(f"p{n}", None, "text", 5, "stop", score, kl, None if gold is None else gold + spread * (-1) ** n)
+        Episode(
+            f"p{n}", None, "text", 5, "stop", score, kl, None if gold is None else gold + spread * (-1) ** n
+        )
         for n in range(count)
     ]
 
 
 def test_the_best_is_the_highest_score_within_the_budget():
     best = Best()
-    taken = [best.offer(step, episodes(score, kl=kl), 4.0) for step, score, kl in ((0, 1, 0), (5, 3, 5), (10, 2, 3), (15, 2, 1))]
+    taken = [
+        best.offer(step, episodes(score, kl=kl), 4.0)
+        for step, score, kl in ((0, 1, 0), (5, 3, 5), (10, 2, 3), (15, 2, 1))
+    ]
     assert taken == [True, False, True, False]
     assert (best.step, best.score) == (10, 2)
 
@@ -53,7 +60,9 @@ def test_the_guard_stops_where_gold_falls_while_the_score_rises():
 )
 def test_the_guard_lets_go_on(points):
     guard = Guard()
-    assert [guard.watch(n, episodes(score, gold)) for n, (score, gold) in enumerate(points)] == [None] * len(points)
+    assert [guard.watch(n, episodes(score, gold)) for n, (score, gold) in enumerate(points)] == [None] * len(
+        points
+    )
 
 
 def noisy(
@@ -62,17 +71,23 @@ def noisy(
     """Prompts whose gold scores differ by ± `spread`, and replies to the same one by `noise` besides."""
     rng = Random(seed)
     golds = [gold + spread * (-1) ** n + rng.gauss(0, noise) for n in range(count)]
-    return [Episode(f"{prompts}{n}", None, "text", 5, "stop", score, 0.0, gold) for n, gold in enumerate(golds)]
+    return [
+        Episode(f"{prompts}{n}", None, "text", 5, "stop", score, 0.0, gold) for n, gold in enumerate(golds)
+    ]
 
 
 @pytest.mark.parametrize(
     ("fall", "prompts", "stops"), [(0.1, "p", True), (0.02, "p", False), (0.1, "q", False), (1.0, "q", True)]
 )
 def test_a_fall_is_held_against_its_standard_error(fall, prompts, stops):
-    """Of the pairs where the prompts are the same: 0.014 sqrt(2); of both means where they are not: 0.14 sqrt(2)."""
+    """Of the pairs where the prompts are the same: 0.014 sqrt(2); of both means where they are not: 0.14
+    sqrt(2).
+    """
     guard = Guard()
     assert guard.watch(0, noisy(0, 2.0, spread=2, noise=0.2, seed=0)) is None
-    told = [guard.watch(n, noisy(n, 2.0 - fall, spread=2, noise=0.2, seed=n, prompts=prompts)) for n in (1, 2)]
+    told = [
+        guard.watch(n, noisy(n, 2.0 - fall, spread=2, noise=0.2, seed=n, prompts=prompts)) for n in (1, 2)
+    ]
     assert (told[1] is not None) == stops
 
 
@@ -99,7 +114,12 @@ def test_measures_by_hand():
         Episode("b", "helpful", "Sure.", 4, "length", 3.0, 1.5),
     ]
     row = held_out_row(some)
-    assert row["eval_score"] == 2 and row["eval_kl"] == 1 and row["eval_length"] == 3 and row["eval_missing_eos"] == 0.5
+    assert (
+        row["eval_score"] == 2
+        and row["eval_kl"] == 1
+        and row["eval_length"] == 3
+        and row["eval_missing_eos"] == 0.5
+    )
     assert row["eval_score_length"] == pytest.approx(1.0)
     assert row["eval_refusals_helpful"] == 0.5 and "eval_refusals" not in row
     assert held_out_row(episodes(1.0))["eval_refusals"] == 0.0

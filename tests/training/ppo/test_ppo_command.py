@@ -69,14 +69,27 @@ def test_a_pm_that_reads_other_ids_is_refused(cai, folder, tmp_path, name):
         tokenizer.save_pretrained(target)
 
     pm = copy_with(folder, tmp_path / "pm", "pm", change)
-    words = ("ppo", "--model", folder / "lm", "--pm", pm, "--prompts", folder / "prompts.jsonl", "--out", tmp_path / "out")
+    words = (
+        "ppo",
+        "--model",
+        folder / "lm",
+        "--pm",
+        pm,
+        "--prompts",
+        folder / "prompts.jsonl",
+        "--out",
+        tmp_path / "out",
+    )
     mistake(cai(*words), f"--pm {pm}: its {name} is not that of --model {folder / 'lm'}")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_gold_pm_of_another_vocabulary_and_template_gets_the_text_anew(folder, options, tmp_path):
     other = make_model(
-        tmp_path / "other", "qwen2", "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}", 5
+        tmp_path / "other",
+        "qwen2",
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}",
+        5,
     )
     gold = make_pm(other, tmp_path / "gold", 3)
     settings = options(gold_pm=str(gold), steps=1)
@@ -113,17 +126,29 @@ def test_a_template_with_several_stop_ids(folder, options, tmp_path):
 
 def test_prompts_longer_than_the_context_are_put_aside_by_name(folder, options, tmp_path):
     prompts = tmp_path / "p.jsonl"
-    rows = [{"id": "long", "prompt": "word " * 5000}, {"id": "short", "prompt": "Hi"}, {"id": "other", "prompt": "Hello"}]
+    rows = [
+        {"id": "long", "prompt": "word " * 5000},
+        {"id": "short", "prompt": "Hi"},
+        {"id": "other", "prompt": "Hello"},
+    ]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = options(prompts=prompts)
     ppo.run(settings)
     [rejected] = [json.loads(line) for line in (settings.out / "rejects.jsonl").read_text().splitlines()]
-    assert rejected["id"] == "long" and rejected["reason"] == "prompt_too_long" and "tokens" in rejected["detail"]
+    assert (
+        rejected["id"] == "long"
+        and rejected["reason"] == "prompt_too_long"
+        and "tokens" in rejected["detail"]
+    )
     assert facts(settings)["counts"] == {"in": 3, "rejected": {"prompt_too_long": 1}}
     prompts.write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(RunError, match=r"none of its prompts can be used \(prompt_too_long 1\)"):
         ppo.run(options(prompts=prompts, if_changed="restart"))
-    prompts.write_text("".join(json.dumps({**rows[0], "id": f"long{n}"}) + "\n" for n in range(3)) + json.dumps(rows[1]) + "\n")
+    prompts.write_text(
+        "".join(json.dumps({**rows[0], "id": f"long{n}"}) + "\n" for n in range(3))
+        + json.dumps(rows[1])
+        + "\n"
+    )
     with pytest.raises(RunError, match="3 of 4 prompts cannot be used"):
         ppo.run(options(prompts=prompts, if_changed="restart"))
     ppo.run(options(prompts=prompts, if_changed="restart", max_reject_rate=0.9))
@@ -167,14 +192,18 @@ def test_empty_replies_and_replies_that_never_end(folder, options, tmp_path, end
 
 def test_a_kl_that_runs_away_stops_with_the_last_good_policy(folder, options):
     """The policy after the last checkpoint whose own rollout passed, not the one that ran away."""
-    settings = options(steps=12, save_steps=1, learning_rate=0.02, kl_coef=0.0, max_kl=2.0, lr_scheduler_type="constant")
+    settings = options(
+        steps=12, save_steps=1, learning_rate=0.02, kl_coef=0.0, max_kl=2.0, lr_scheduler_type="constant"
+    )
     ppo.run(settings)
     told = facts(settings)
     assert "is above --max-kl 2" in told["stopped"]
     assert 0 < told["saved_step"] == told["steps_done"] - 1 < 11
     rows = metrics(settings)
     assert all(row["kl"] <= 2.0 for row in rows) and rows[-1]["step"] == told["steps_done"]
-    moved = load_lm(str(settings.out), "cpu").lm_head.weight - load_lm(str(folder / "lm"), "cpu").lm_head.weight
+    moved = (
+        load_lm(str(settings.out), "cpu").lm_head.weight - load_lm(str(folder / "lm"), "cpu").lm_head.weight
+    )
     assert moved.abs().max() > 0
 
 
@@ -199,7 +228,9 @@ def test_the_gold_guard_stops_and_saves_the_best(folder, options, monkeypatch):
     )
     words = lambda text: float(len(text.split(" ")))  # noqa: E731
     monkeypatch.setattr(Critic, "score", lambda self, completions: [words(c.text) for c in completions])
-    monkeypatch.setattr(Trainer, "gold_scores", lambda self, prompts, completions: [-words(c.text) for c in completions])
+    monkeypatch.setattr(
+        Trainer, "gold_scores", lambda self, prompts, completions: [-words(c.text) for c in completions]
+    )
     ppo.run(settings)
     told = facts(settings)
     assert "the gold score fell" in told["stopped"] and told["steps_done"] < 40
@@ -214,7 +245,10 @@ def test_the_gold_guard_stops_and_saves_the_best(folder, options, monkeypatch):
     [
         ({"rollout_batch_size": 10, "num_mini_batches": 4}, "10 is not divisible by --num-mini-batches 4"),
         ({"target_kl": 0.0}, "--target-kl 0"),
-        ({"steps": 4, "critic_warmup_steps": 4}, "--critic-warmup-steps 4: of --steps 4 none is left for the policy"),
+        (
+            {"steps": 4, "critic_warmup_steps": 4},
+            "--critic-warmup-steps 4: of --steps 4 none is left for the policy",
+        ),
         ({"lora": True, "lora_dropout": 0.1}, "--lora-dropout 0.1"),
         ({"lora": True, "frozen_dtype": "bfloat16"}, "--frozen-dtype"),
         ({"report_to": ["nix"]}, "--report-to nix: unknown"),

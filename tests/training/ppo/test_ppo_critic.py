@@ -1,4 +1,6 @@
-"""`cai ppo --value-device`: a critic in a process of its own. Its numbers: test_ppo_options.py; kills: test_trainer_resume.py."""
+"""`cai ppo --value-device`: a critic in a process of its own. Its numbers: test_ppo_options.py; kills:
+test_trainer_resume.py.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,17 @@ def children(process: int) -> dict[int, str]:
 def start(files, out: Path) -> subprocess.Popen:
     model, pm, prompts = files
     flags = f"--model {model} --pm {pm} --prompts {prompts} --out {out} --steps 10000 --rollout-batch-size 8 --max-new-tokens 6"
-    command = [sys.executable, "-m", "cai_cli", "ppo", *flags.split(), "--device", "cpu", "--value-device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "cai_cli",
+        "ppo",
+        *flags.split(),
+        "--device",
+        "cpu",
+        "--value-device",
+        "cpu",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not ((metrics := out / "metrics.jsonl").exists() and metrics.stat().st_size):
@@ -82,14 +94,18 @@ def test_a_critic_that_dies_ends_the_run_in_one_line(files, tmp_path):
     os.kill(critic_of(process), signal.SIGKILL)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 1
-    assert said.splitlines()[-1].startswith("error: the process of --value-device has died — look for a lack of memory")
+    assert said.splitlines()[-1].startswith(
+        "error: the process of --value-device has died — look for a lack of memory"
+    )
     assert "Traceback" not in said
 
 
 def test_what_the_critic_cannot_do_is_said_as_here(files, tmp_path):
     """Errors come from the other process as they are, with the next step."""
     model, _, prompts = files
-    critic = CriticProcess(options_for(model, tmp_path / "nothing", prompts, tmp_path / "out", value_device="cpu"), 64)
+    critic = CriticProcess(
+        options_for(model, tmp_path / "nothing", prompts, tmp_path / "out", value_device="cpu"), 64
+    )
     with closing(critic), pytest.raises(UserError, match="nothing: no such directory"):
         critic.call("score", [])()
 

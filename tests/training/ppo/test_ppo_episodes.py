@@ -47,7 +47,9 @@ def test_a_batch_equals_each_row_alone(models, attention, temperature, monkeypat
     sampled = sampled_logprobs(completions, episodes)
     for batch_size in (1, 4, 64):
         with where_it_can(policy), where_it_can(pm):
-            logprobs = over_episodes(episodes, lambda part: logprobs_of(policy, part, temperature), batch_size)
+            logprobs = over_episodes(
+                episodes, lambda part: logprobs_of(policy, part, temperature), batch_size
+            )
             values = over_episodes(episodes, lambda part: values_of(pm, part), batch_size)
         for n, completion in enumerate(completions):
             ids = torch.tensor([completion.prompt_ids + completion.token_ids])
@@ -134,7 +136,9 @@ def test_rows_are_packed_only_where_attention_reaches_all_of_them(window):
     from transformers import MistralConfig, MistralForCausalLM
 
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = MistralForCausalLM(MistralConfig(vocab_size=99, num_key_value_heads=1, sliding_window=window, **sizes)).eval()
+    model = MistralForCausalLM(
+        MistralConfig(vocab_size=99, num_key_value_heads=1, sliding_window=window, **sizes)
+    ).eval()
     assert can_pack(model, 64) == (window != 16)
     assert model.config._attn_implementation == "sdpa"
 
@@ -143,7 +147,13 @@ def test_an_architecture_that_caps_its_logits_is_read_through_its_own_head():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
     config = Gemma2Config(vocab_size=400, num_key_value_heads=1, final_logit_softcapping=0.5, **sizes)
     model = Gemma2ForCausalLM(config).eval()
     torch.nn.init.normal_(model.lm_head.weight)
@@ -153,7 +163,9 @@ def test_an_architecture_that_caps_its_logits_is_read_through_its_own_head():
     with torch.no_grad():
         got = logprobs_of(model, episodes)[0]
         logits = model(episodes.ids).logits[0, len(completion.prompt_ids) - 1 : -1]
-    expected = torch.log_softmax(logits, -1).gather(-1, torch.tensor(completion.token_ids)[:, None]).squeeze(-1)
+    expected = (
+        torch.log_softmax(logits, -1).gather(-1, torch.tensor(completion.token_ids)[:, None]).squeeze(-1)
+    )
     assert torch.allclose(got, expected, atol=1e-5)
 
 
@@ -184,7 +196,9 @@ def test_the_score_lands_on_the_last_generated_token():
 
 def test_derivative_of_a_tokens_log_probability():
     """Equal to small differences, and to autograd's of PyTorch's own."""
-    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    logits = torch.randn(
+        4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).requires_grad_()
     tokens, weight = torch.tensor([0, 3, 6, 3]), torch.tensor([1.0, -2.0, 0.0, 0.5], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda z: LogProbability.apply(z, tokens), (logits,))
     (LogProbability.apply(logits, tokens) * weight).sum().backward()

@@ -1,4 +1,6 @@
-"""The two pairs of models: with adapters one backbone each, which switched off is the frozen model; what is saved loads."""
+"""The two pairs of models: with adapters one backbone each, which switched off is the frozen model; what is
+saved loads.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def nudge(pair) -> None:
 
 
 @pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_CLS"])
-@pytest.mark.parametrize("changes", [{}, {"lora": True, "lora_r": 4}, {"lora": True, "lora_r": 4, "quantize": "4bit"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora": True, "lora_r": 4}, {"lora": True, "lora_r": 4, "quantize": "4bit"}]
+)
 def test_learner_and_frozen_start_alike_and_only_one_learns(files, episodes, tmp_path, task, changes):
     options = options_for(*files, tmp_path, **changes)
     pair = load_pair(options, task, load_tokenizer(str(files[0])), 64)
@@ -89,7 +93,12 @@ def test_attention_is_eager_where_rows_are_short_on_a_cpu(files, tmp_path):
 @pytest.mark.parametrize("lora", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(files, episodes, tmp_path, lora):
     found = []
-    once = {"num_ppo_epochs": 1, "num_mini_batches": 1, "per_device_train_batch_size": 4, "max_grad_norm": 0.0}
+    once = {
+        "num_ppo_epochs": 1,
+        "num_mini_batches": 1,
+        "per_device_train_batch_size": 4,
+        "max_grad_norm": 0.0,
+    }
     advantages = torch.randn(episodes.mask.shape, generator=torch.Generator().manual_seed(0)) * episodes.mask
     for checkpointing in (False, True):
         options = options_for(*files, tmp_path, lora=lora, gradient_checkpointing=checkpointing, **once)
@@ -101,7 +110,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(files, episodes, tmp_pa
             assert layer.training == checkpointing and not layer.mlp.training
         assert not layer.training
         for pair, kind in zip(pairs, (PolicyLearner, ValueLearner), strict=True):
-            stats = kind(options, pair, 1e-3, 10).improve(episodes, torch.zeros_like(advantages), advantages, 6, 0)
+            stats = kind(options, pair, 1e-3, 10).improve(
+                episodes, torch.zeros_like(advantages), advantages, 6, 0
+            )
             assert stats[f"{kind.name}_grad_norm"] > 0
         found.append(torch.cat([w.detach().flatten() for pair in pairs for w in pair.parameters()]))
     assert torch.allclose(*found, atol=1e-6)

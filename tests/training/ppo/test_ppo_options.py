@@ -38,7 +38,14 @@ class Outcome:
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ppo")
     model, pm = make_pair(folder)
-    facts = {"stage": "train-pm", "options": {}, "inputs": [], "models": [], "score_mean": 5.0, "score_deviation": 2.0}
+    facts = {
+        "stage": "train-pm",
+        "options": {},
+        "inputs": [],
+        "models": [],
+        "score_mean": 5.0,
+        "score_deviation": 2.0,
+    }
     (pm / "cai.json").write_text(json.dumps(facts))
     make_pm(model, folder / "gold", seed=7)
     (folder / "other-lm").mkdir()
@@ -89,20 +96,34 @@ CHANGES = {
     "num_mini_batches": ({"num_mini_batches": 1}, differs),
     "per_device_train_batch_size": (
         {"per_device_train_batch_size": 1},
-        lambda base, other: other.steps[0]["policy_loss"] == pytest.approx(base.steps[0]["policy_loss"], abs=1e-4),
+        lambda base, other: (
+            other.steps[0]["policy_loss"] == pytest.approx(base.steps[0]["policy_loss"], abs=1e-4)
+        ),
     ),
     "learning_rate": ({"learning_rate": 1e-4}, differs),
     "value_learning_rate": ({"value_learning_rate": 0.1}, later("value_loss")),
     "lr_scheduler_type": ({"lr_scheduler_type": "constant"}, gone_to(1e-3, "learning_rate", 1)),
-    "warmup_steps": ({"warmup_steps": 1}, lambda b, o: o.steps[0]["learning_rate"] == 0 < b.steps[0]["learning_rate"]),
+    "warmup_steps": (
+        {"warmup_steps": 1},
+        lambda b, o: o.steps[0]["learning_rate"] == 0 < b.steps[0]["learning_rate"],
+    ),
     "critic_warmup_steps": (
         {"critic_warmup_steps": 1},
         lambda b, o: "policy_loss" not in o.steps[0] and "policy_loss" in o.steps[1],
     ),
     "max_grad_norm": ({"max_grad_norm": 1e-4}, differs),
-    "clip_range": ({"clip_range": 1e-5}, lambda b, o: o.steps[0]["policy_clipped"] > b.steps[0]["policy_clipped"]),
-    "value_clip_range": ({"value_clip_range": 1e-5}, lambda b, o: o.steps[0]["value_clipped"] > b.steps[0]["value_clipped"]),
-    "value_coef": ({"value_coef": 1.0}, lambda b, o: o.steps[0]["value_grad_norm"] > 5 * b.steps[0]["value_grad_norm"]),
+    "clip_range": (
+        {"clip_range": 1e-5},
+        lambda b, o: o.steps[0]["policy_clipped"] > b.steps[0]["policy_clipped"],
+    ),
+    "value_clip_range": (
+        {"value_clip_range": 1e-5},
+        lambda b, o: o.steps[0]["value_clipped"] > b.steps[0]["value_clipped"],
+    ),
+    "value_coef": (
+        {"value_coef": 1.0},
+        lambda b, o: o.steps[0]["value_grad_norm"] > 5 * b.steps[0]["value_grad_norm"],
+    ),
     "gamma": ({"gamma": 0.5}, changed("explained_variance")),
     "lam": ({"lam": 0.1}, changed("explained_variance")),
     "kl_coef": ({"kl_coef": 10.0}, lambda b, o: differs(b, o) and o.steps[0]["kl_coef"] == 10),
@@ -113,10 +134,16 @@ CHANGES = {
         {"normalise_scores": True, "missing_eos_penalty": 0.0},
         lambda b, o: o.steps[0]["reward"] == pytest.approx((o.steps[0]["score"] - 5) / 2, abs=1e-5),
     ),
-    "score_clip": ({"score_clip": 0.01, "missing_eos_penalty": 0.0}, lambda b, o: abs(o.steps[0]["reward"]) <= 0.01),
+    "score_clip": (
+        {"score_clip": 0.01, "missing_eos_penalty": 0.0},
+        lambda b, o: abs(o.steps[0]["reward"]) <= 0.01,
+    ),
     "missing_eos_penalty": (
         {"missing_eos_penalty": 3.0},
-        lambda b, o: b.steps[0]["reward"] - o.steps[0]["reward"] == pytest.approx(2 * b.steps[0]["missing_eos"], abs=1e-5),
+        lambda b, o: (
+            b.steps[0]["reward"] - o.steps[0]["reward"]
+            == pytest.approx(2 * b.steps[0]["missing_eos"], abs=1e-5)
+        ),
     ),
     "whiten_rewards": ({"whiten_rewards": True}, changed("value_loss")),
     "eval_steps": (
@@ -125,9 +152,15 @@ CHANGES = {
     ),
     "eval_prompts": (
         {"eval_prompts": "held"},
-        lambda b, o: [row["step"] for row in o.rows() if "eval_score" in row] == [0, 2] and "eval_kl" in o.facts["evaluation"],
+        lambda b, o: (
+            [row["step"] for row in o.rows() if "eval_score" in row] == [0, 2]
+            and "eval_kl" in o.facts["evaluation"]
+        ),
     ),
-    "save_steps": ({**RUNS_AWAY, "max_kl": 0.3}, lambda b, o: o.facts["saved_step"] == o.facts["steps_done"] - 1),
+    "save_steps": (
+        {**RUNS_AWAY, "max_kl": 0.3},
+        lambda b, o: o.facts["saved_step"] == o.facts["steps_done"] - 1,
+    ),
     "sample_steps": (
         {"sample_steps": 1},
         lambda b, o: (
@@ -151,11 +184,16 @@ CHANGES = {
     "quantize": ({"lora": True, "quantize": "8bit"}, changed("kl", 1), {"lora": True}),
     "save_adapter": (
         {"lora": True, "save_adapter": True},
-        lambda b, o: (o.folder / "adapter").is_dir() and not (b.folder / "adapter").exists() and o.weights == b.weights,
+        lambda b, o: (
+            (o.folder / "adapter").is_dir() and not (b.folder / "adapter").exists() and o.weights == b.weights
+        ),
         {"lora": True},
     ),
     "bf16": ({"bf16": True}, lambda b, o: "logprob_gap" in o.steps[0] and "logprob_gap" not in b.steps[0]),
-    "dtype": ({"dtype": "bfloat16"}, lambda b, o: o.facts["dtype"] == "bfloat16" and "logprob_gap" in o.steps[0]),
+    "dtype": (
+        {"dtype": "bfloat16"},
+        lambda b, o: o.facts["dtype"] == "bfloat16" and "logprob_gap" in o.steps[0],
+    ),
     "frozen_dtype": ({"frozen_dtype": "bfloat16"}, changed("kl")),
     "attn_implementation": (
         {"attn_implementation": "sdpa"},
@@ -167,14 +205,19 @@ CHANGES = {
     ),
     "max_new_tokens": ({"max_new_tokens": 3}, lambda b, o: o.steps[0]["length"] <= 3 < b.steps[0]["length"]),
     "temperature": ({"temperature": 0.2}, changed("score")),
-    "batch_size": ({"batch_size": 3}, lambda b, o: o.steps[0]["score"] == pytest.approx(b.steps[0]["score"], abs=1e-4)),
+    "batch_size": (
+        {"batch_size": 3},
+        lambda b, o: o.steps[0]["score"] == pytest.approx(b.steps[0]["score"], abs=1e-4),
+    ),
     "device": ({"device": "auto"}, lambda b, o: o.facts["device"].split(":")[0] in ("cpu", "cuda")),
     "value_device": (  # with a thread each, as here, the same numbers
         {"value_device": "cpu"},
         lambda b, o: (
             o.weights == b.weights
             and o.rows() == b.rows()
-            and [set(other) - set(row) for row, other in zip(b.rows("timings"), o.rows("timings"), strict=True)]
+            and [
+                set(other) - set(row) for row, other in zip(b.rows("timings"), o.rows("timings"), strict=True)
+            ]
             == [{"critic_peak_mb"}] * 2
         ),
     ),
@@ -195,5 +238,7 @@ def test_every_flag_is_here():
 def test_a_flag_changes_what_it_says(run, files, name):
     settings, holds, *base = CHANGES[name]
     places = {"held": [str(files[3])], "gold": str(files[1].parent / "gold")}
-    settings = {key: places.get(value, value) if isinstance(value, str) else value for key, value in settings.items()}
+    settings = {
+        key: places.get(value, value) if isinstance(value, str) else value for key, value in settings.items()
+    }
     assert holds(run(**(base[0] if base else {})), run(**settings))

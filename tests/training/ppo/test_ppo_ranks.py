@@ -29,12 +29,18 @@ def folder(tmp_path_factory) -> Path:
 
 
 def command(out: str, processes: int) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        if processes > 1
+        else []
+    )
     return [sys.executable, *launcher, "-m", "cai_cli", *FLAGS.split(), "--out", out]
 
 
 def run(folder: Path, out: str, processes: int) -> str:
-    done = subprocess.run(command(out, processes), cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        command(out, processes), cwd=folder, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     return done.stderr

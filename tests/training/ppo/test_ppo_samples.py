@@ -21,7 +21,9 @@ def run(cai: Cai, tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_pair(folder)
     write_prompts(folder / "prompts.jsonl", 4)
     words = "ppo --model lm --pm pm --prompts prompts.jsonl --steps 4 --rollout-batch-size 8 --max-new-tokens 6 --sample-steps 1"
-    done = cai(*words.split(), "--eval-prompts", "prompts.jsonl", "--eval-steps", 2, "--out", "rl-cai", cwd=folder)
+    done = cai(
+        *words.split(), "--eval-prompts", "prompts.jsonl", "--eval-steps", 2, "--out", "rl-cai", cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -36,7 +38,9 @@ def test_they_are_samples_with_ids_of_their_own(run: Path) -> None:
     rejects = run / "rl-cai/samples.rejects.jsonl"
     assert not rejects.exists() or rejects.read_text()
     prompts = {sample.id.rsplit("/", 1)[0]: sample.prompt for sample in samples}
-    assert len(prompts) == 4 and all(prompts[sample.id.rsplit("/", 1)[0]] == sample.prompt for sample in samples)
+    assert len(prompts) == 4 and all(
+        prompts[sample.id.rsplit("/", 1)[0]] == sample.prompt for sample in samples
+    )
 
 
 def test_stages_that_take_replies_read_them(cai: Cai, run: Path) -> None:
@@ -58,7 +62,15 @@ def test_a_reply_without_a_text_is_a_reject_and_two_replies_to_one_prompt_are_to
     def episode(text: str, gold: float | None = None) -> Episode:
         return Episode("p", None, text, 3, "stop", 0.5, 0.25, gold)
 
-    rows, rejects = sample_rows(7, [episode("Mix."), episode(" \n"), episode("Knead.", 2.0), episode("Over.")], {"p": TURNS}, 3)
-    assert [row["id"] for row in rows] == ["p/7.0", "p/7.2"] and rows[1]["gold_score"] == 2.0 and "gold_score" not in rows[0]
+    rows, rejects = sample_rows(
+        7, [episode("Mix."), episode(" \n"), episode("Knead.", 2.0), episode("Over.")], {"p": TURNS}, 3
+    )
+    assert (
+        [row["id"] for row in rows] == ["p/7.0", "p/7.2"]
+        and rows[1]["gold_score"] == 2.0
+        and "gold_score" not in rows[0]
+    )
     assert rows[0]["completion"] == [{"role": "assistant", "content": "Mix."}]
-    assert [(row["id"], row["reason"], row["step"], row["row"]["score"]) for row in rejects] == [("p/7.1", "empty", 7, 0.5)]
+    assert [(row["id"], row["reason"], row["step"], row["row"]["score"]) for row in rejects] == [
+        ("p/7.1", "empty", 7, 0.5)
+    ]

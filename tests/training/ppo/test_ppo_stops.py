@@ -1,4 +1,6 @@
-"""PPO told to stop: what it goes on from has not been checked yet, and so must never be taken for the last good policy."""
+"""PPO told to stop: what it goes on from has not been checked yet, and so must never be taken for the last
+good policy.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ from cai_cli.training.ppo.best import Best
 from cai_cli.training.ppo.run_state import RunState
 from cai_cli.training.ppo.trainer import Trainer
 
-RUNS_AWAY = {"steps": 12, "save_steps": 2, "learning_rate": 0.02, "kl_coef": 0.0, "lr_scheduler_type": "constant"}
+RUNS_AWAY = {
+    "steps": 12,
+    "save_steps": 2,
+    "learning_rate": 0.02,
+    "kl_coef": 0.0,
+    "lr_scheduler_type": "constant",
+}
 FILES = ("model.safetensors", "metrics.jsonl", "samples.jsonl")
 
 
@@ -48,7 +56,9 @@ def make(folder: Path, out: Path, **changes):
 
 
 def run_until_stopped(options, monkeypatch, steps: set[int]) -> int:
-    """Run with a SIGTERM in the update of each of these steps, again and again to the end; returns how often it was stopped."""
+    """Run with a SIGTERM in the update of each of these steps, again and again to the end; returns how often
+    it was stopped.
+    """
     learn, sent, stops = Trainer.learn, set[int](), 0
 
     def and_be_told(self, number, rollout, clock):
@@ -74,8 +84,12 @@ def facts(out: Path) -> dict:
 
 
 @pytest.mark.parametrize("changes", [{}, {"eval": 1}, {"best": 1}])
-def test_a_kl_that_runs_away_ends_with_the_same_policy_wherever_the_run_was_stopped(folder, tmp_path, monkeypatch, changes):
-    """Between the last checked checkpoint and the runaway every step is stopped at once: the same checked one is saved."""
+def test_a_kl_that_runs_away_ends_with_the_same_policy_wherever_the_run_was_stopped(
+    folder, tmp_path, monkeypatch, changes
+):
+    """Between the last checked checkpoint and the runaway every step is stopped at once: the same checked one
+    is saved.
+    """
     flags = {}
     if changes:
         flags = {"eval_prompts": [str(folder / "prompts.jsonl")], "eval_steps": 3}
@@ -125,7 +139,9 @@ def test_a_stop_before_anything_is_checked_saves_no_policy_that_ran_away(folder,
 
 
 def test_a_damaged_last_good_policy_is_come_to_again(folder, tmp_path, monkeypatch, capsys):
-    """The run goes on from before it, though a newer checkpoint is whole: where the KL runs away that one has nothing to save."""
+    """The run goes on from before it, though a newer checkpoint is whole: where the KL runs away that one has
+    nothing to save.
+    """
     ppo.run(make(folder, tmp_path / "whole", save_steps=1))
     told = facts(tmp_path / "whole")
     assert told["saved_step"] > 1
@@ -137,7 +153,9 @@ def test_a_damaged_last_good_policy_is_come_to_again(folder, tmp_path, monkeypat
     capsys.readouterr()
     ppo.run(options)
     said = capsys.readouterr().err
-    assert said.count(f"{good.name}/state.pt: is damaged") == 1 and f"from step {told['saved_step'] - 1}" in said
+    assert (
+        said.count(f"{good.name}/state.pt: is damaged") == 1 and f"from step {told['saved_step'] - 1}" in said
+    )
     for file in FILES:
         assert (options.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
@@ -164,8 +182,15 @@ def test_a_last_good_policy_damaged_while_the_run_goes_on_is_an_error(folder, tm
 
 @pytest.mark.parametrize("method", ["load", "evaluate", "save_critic", "save_policy"])
 def test_a_stop_at_any_other_time_does_no_harm(folder, tmp_path, monkeypatch, method):
-    """While a checkpoint is loaded, held-out prompts are sampled, a checkpoint or the model is saved: half of it done."""
-    flags = {"eval_prompts": [str(folder / "prompts.jsonl")], "eval_steps": 3, "steps": 5, "learning_rate": 1e-3}
+    """While a checkpoint is loaded, held-out prompts are sampled, a checkpoint or the model is saved: half of
+    it done.
+    """
+    flags = {
+        "eval_prompts": [str(folder / "prompts.jsonl")],
+        "eval_steps": 3,
+        "steps": 5,
+        "learning_rate": 1e-3,
+    }
     ppo.run(make(folder, tmp_path / "whole", **flags))
     options, done = make(folder, tmp_path / "out", **flags), getattr(Trainer, method)
     if method == "load":
@@ -187,11 +212,20 @@ def test_a_stop_at_any_other_time_does_no_harm(folder, tmp_path, monkeypatch, me
         assert (options.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
-BEST = {"max_kl": 50.0, "load_best_model_at_end": True, "eval_steps": 1, "save_steps": 2, "steps": 6, "learning_rate": 1e-3}
+BEST = {
+    "max_kl": 50.0,
+    "load_best_model_at_end": True,
+    "eval_steps": 1,
+    "save_steps": 2,
+    "steps": 6,
+    "learning_rate": 1e-3,
+}
 
 
 def test_no_more_policies_pile_up_than_there_is_room_for(folder, tmp_path, monkeypatch):
-    """Each measurement better than the one before, and a checkpoint only at the end of many: two of the best ones at most."""
+    """Each measurement better than the one before, and a checkpoint only at the end of many: two of the best
+    ones at most.
+    """
     counts, save, offered = [], run_state.save_weights, Best.offer
 
     def counted(target, *state):
@@ -199,8 +233,16 @@ def test_no_more_policies_pile_up_than_there_is_room_for(folder, tmp_path, monke
         counts.append({name: len(checkpoints(target.parent, name)) for name in ("best", "step")})
 
     monkeypatch.setattr(run_state, "save_weights", counted)
-    monkeypatch.setattr(Best, "offer", lambda self, step, episodes, budget: offered(replace_score(self), step, episodes, 1e9))
-    flags = {**BEST, "max_kl": 1e9, "eval_prompts": [str(folder / "prompts.jsonl")], "save_steps": 4, "steps": 10}
+    monkeypatch.setattr(
+        Best, "offer", lambda self, step, episodes, budget: offered(replace_score(self), step, episodes, 1e9)
+    )
+    flags = {
+        **BEST,
+        "max_kl": 1e9,
+        "eval_prompts": [str(folder / "prompts.jsonl")],
+        "save_steps": 4,
+        "steps": 10,
+    }
     ppo.run(make(folder, tmp_path / "out", **flags))
     assert len(counts) == 11 and max(count["best"] - count["step"] for count in counts) == 2
     assert facts(tmp_path / "out")["best_step"] == 10
@@ -236,7 +278,9 @@ def test_warnings_outlast_a_stop_after_the_last_step(folder, tmp_path, monkeypat
 
 
 def test_each_kept_checkpoint_has_its_best_policy(folder, tmp_path, monkeypatch, capsys):
-    """The best one damaged: passed over for the checkpoint before it, where it is measured again; with none before an error."""
+    """The best one damaged: passed over for the checkpoint before it, where it is measured again; with none
+    before an error.
+    """
     flags = {**BEST, "eval_prompts": [str(folder / "prompts.jsonl")]}
     ppo.run(make(folder, tmp_path / "whole", **flags))
     options = make(folder, tmp_path / "out", **flags)

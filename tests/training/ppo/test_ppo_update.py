@@ -1,4 +1,6 @@
-"""The trainer's steps: known optima are found, a heavy KL penalty holds the policy, what is not sound stops before the step."""
+"""The trainer's steps: known optima are found, a heavy KL penalty holds the policy, what is not sound stops
+before the step.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def make_trainer(files, tmp_path, score=None, **changes) -> Trainer:
     """A trainer whose preference model is the function `score(token_ids)` where one is given."""
     trainer = Trainer(options_for(*files, tmp_path / "out", **changes), 64)
     if score is not None:
-        trainer.critic.critic.score = lambda completions: [score(completion.token_ids) for completion in completions]
+        trainer.critic.critic.score = lambda completions: [
+            score(completion.token_ids) for completion in completions
+        ]
     return trainer
 
 
@@ -56,18 +60,31 @@ def weights_of(*learners: Learner) -> torch.Tensor:
     return torch.cat([w.detach().flatten() for learner in learners for w in learner.parameters])
 
 
-FAST = {"rollout_batch_size": 64, "learning_rate": 3e-3, "lr_scheduler_type": "constant", "missing_eos_penalty": 0.0}
+FAST = {
+    "rollout_batch_size": 64,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "constant",
+    "missing_eos_penalty": 0.0,
+}
 
 
 # Known optima
 
 
 def test_a_two_armed_bandit_ends_in_the_gibbs_distribution(files, tmp_path):
-    """One token, reward ±1 by its parity: under a KL penalty β the optimum is π(arm) ∝ π_ref(arm) e^(reward/β)."""
+    """One token, reward ±1 by its parity: under a KL penalty β the optimum is π(arm) ∝ π_ref(arm)
+    e^(reward/β).
+    """
     arm = lambda ids: 1.0 if ids[0] % 2 else -1.0  # noqa: E731
     beta, total = 1.0, 45
     trainer = make_trainer(
-        files, tmp_path, arm, steps=total, max_new_tokens=1, kl_coef=beta, **{**FAST, "rollout_batch_size": 128}
+        files,
+        tmp_path,
+        arm,
+        steps=total,
+        max_new_tokens=1,
+        kl_coef=beta,
+        **{**FAST, "rollout_batch_size": 128},
     )
     history = steps(trainer, files, total)
     start = (sum(score for score, _ in history[:1]) + 1) / 2
@@ -102,7 +119,9 @@ def test_under_a_heavy_kl_penalty_the_policy_stays(files, tmp_path):
 
 
 def test_the_value_learns_alone_while_it_warms_up(files, tmp_path):
-    trainer = make_trainer(files, tmp_path, lambda ids: 3.0, steps=12, kl_coef=0.0, critic_warmup_steps=8, **FAST)
+    trainer = make_trainer(
+        files, tmp_path, lambda ids: 3.0, steps=12, kl_coef=0.0, critic_warmup_steps=8, **FAST
+    )
     before = [weight.clone() for weight in trainer.policy.parameters()]
     prompts = read_prompts([str(files[2])])[:8]
     fits = []
@@ -136,7 +155,9 @@ def test_the_pm_reads_the_reply_closed_by_eos_and_a_cut_one_pays(files, tmp_path
 
 def rolled(files, tmp_path, **changes):
     """A trainer, its rollout, and something random to learn from it: advantages, returns."""
-    trainer = make_trainer(files, tmp_path, say_this(77), rollout_batch_size=24, num_ppo_epochs=1, num_mini_batches=1, **changes)
+    trainer = make_trainer(
+        files, tmp_path, say_this(77), rollout_batch_size=24, num_ppo_epochs=1, num_mini_batches=1, **changes
+    )
     rollout = trainer.rollout(0, (read_prompts([str(files[2])]) * 2), Clock())
     generator = torch.Generator().manual_seed(0)
     shape = rollout.episodes.mask.shape
@@ -147,7 +168,9 @@ def rolled(files, tmp_path, **changes):
 def improve(trainer, rollout, advantages, returns) -> dict[str, float]:
     policy, value = learners_of(trainer)
     batch = (rollout.episodes, rollout.logprobs, advantages, len(rollout.table), 0)
-    return policy.improve(*batch) | value.improve(rollout.episodes, rollout.values, returns, len(rollout.table), 0)
+    return policy.improve(*batch) | value.improve(
+        rollout.episodes, rollout.values, returns, len(rollout.table), 0
+    )
 
 
 @pytest.mark.parametrize("microbatch", [1, 7, 32])
@@ -173,7 +196,14 @@ def test_micro_batches_change_nothing_but_rounding(files, tmp_path):
         found.append((improve(trainer, *batch), weights_of(*learners_of(trainer))))
     for stats, weights in found[1:]:
         assert torch.allclose(weights, found[0][1], atol=1e-5)
-        for name in ("policy_loss", "value_loss", "policy_grad_norm", "value_grad_norm", "value_clipped", "update_kl"):
+        for name in (
+            "policy_loss",
+            "value_loss",
+            "policy_grad_norm",
+            "value_grad_norm",
+            "value_clipped",
+            "update_kl",
+        ):
             assert stats[name] == pytest.approx(found[0][0][name], abs=1e-4), name
 
 
@@ -229,17 +259,26 @@ def test_in_mixed_precision_old_log_probabilities_are_those_of_the_trained_pass(
     assert row["first_log_ratio"] < 0.02
 
 
-WHOLE = {"rollout_batch_size": 12, "per_device_train_batch_size": 12, "num_mini_batches": 1, "num_ppo_epochs": 2}
+WHOLE = {
+    "rollout_batch_size": 12,
+    "per_device_train_batch_size": 12,
+    "num_mini_batches": 1,
+    "num_ppo_epochs": 2,
+}
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_one_micro_batch_takes_over_the_passes_of_the_scoring(files, tmp_path, monkeypatch, bf16, checkpointing):
+def test_one_micro_batch_takes_over_the_passes_of_the_scoring(
+    files, tmp_path, monkeypatch, bf16, checkpointing
+):
     """The values', and the log-probabilities' where they are computed again: the same weights as without."""
     calls = []
     for name in ("response_values", "response_logprobs"):
         whole = getattr(learner_module, name)
-        monkeypatch.setattr(learner_module, name, lambda *args, name=name, whole=whole: (calls.append(name), whole(*args))[1])
+        monkeypatch.setattr(
+            learner_module, name, lambda *args, name=name, whole=whole: (calls.append(name), whole(*args))[1]
+        )
     weights, stats = [], []
     for kept in (True, False):
         trainer = make_trainer(files, tmp_path, bf16=bf16, gradient_checkpointing=checkpointing, **WHOLE)

@@ -1,4 +1,6 @@
-"""The preference model's loop: TRL's loss where labels are hard, soft labels, weights, order of the data, what is measured."""
+"""The preference model's loop: TRL's loss where labels are hard, soft labels, weights, order of the data,
+what is measured.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +46,21 @@ def test_hard_labels_give_trls_loss(pm, path, tmp_path):
 
     pairs = random_pairs(9, probability=1.0)
     rows = [{"chosen_ids": pair.chosen, "rejected_ids": pair.rejected} for pair in pairs]
-    config = RewardConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_length=None, disable_dropout=True)
+    config = RewardConfig(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", max_length=None, disable_dropout=True
+    )
     trainer = RewardTrainer(
-        model=pm, args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=load_tokenizer(str(path))
+        model=pm,
+        args=config,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=load_tokenizer(str(path)),
     )
     inputs = trainer.data_collator(rows)
     trainer.compute_loss(pm, inputs).backward()
     theirs = trainer.compute_loss(pm, inputs).item()
-    gradients = {name: weight.grad.clone() for name, weight in pm.named_parameters() if weight.grad is not None}
+    gradients = {
+        name: weight.grad.clone() for name, weight in pm.named_parameters() if weight.grad is not None
+    }
     pm.zero_grad()
     ours = batch_losses(pm, pairs, PAD)[0] / len(pairs)
     ours.backward()
@@ -62,12 +71,17 @@ def test_hard_labels_give_trls_loss(pm, path, tmp_path):
 
 
 def test_batch_loss_is_the_weighted_sum_over_pairs(pm):
-    pairs = [replace(pair, weight=weight) for pair, weight in zip(random_pairs(4), (1.0, 0.5, 2.0, 0.0), strict=True)]
+    pairs = [
+        replace(pair, weight=weight)
+        for pair, weight in zip(random_pairs(4), (1.0, 0.5, 2.0, 0.0), strict=True)
+    ]
     expected = 0.0
     for pair in pairs:
         high, low = score_all(pm, [pair.chosen, pair.rejected], PAD, 1)
         log_sigmoid = -math.log1p(math.exp(low - high)), -math.log1p(math.exp(high - low))
-        expected -= pair.weight * (pair.probability * log_sigmoid[0] + (1 - pair.probability) * log_sigmoid[1])
+        expected -= pair.weight * (
+            pair.probability * log_sigmoid[0] + (1 - pair.probability) * log_sigmoid[1]
+        )
     assert batch_losses(pm, pairs, PAD)[0].item() == pytest.approx(expected, abs=1e-5)
 
 
@@ -77,9 +91,16 @@ def test_accumulated_batches_are_one_batch(pm, path, tmp_path):
     for size, passes in ((8, 1), (2, 4)):
         model = load_pm(str(path), "cpu")
         reset_head(model, 0)
-        settings = options(per_device_train_batch_size=size, gradient_accumulation_steps=passes, learning_rate=1e-4)
+        settings = options(
+            per_device_train_batch_size=size, gradient_accumulation_steps=passes, learning_rate=1e-4
+        )
         fit_pairwise(model, random_pairs(8), [], settings, tmp_path / str(size), PAD)
-        results.append((json.loads((tmp_path / str(size) / "metrics.jsonl").read_text()), model.score.weight.detach().clone()))
+        results.append(
+            (
+                json.loads((tmp_path / str(size) / "metrics.jsonl").read_text()),
+                model.score.weight.detach().clone(),
+            )
+        )
     assert results[0][0]["loss"] == pytest.approx(results[1][0]["loss"], abs=1e-5)
     assert results[0][0]["grad_norm"] == pytest.approx(results[1][0]["grad_norm"], rel=1e-4)
     assert torch.allclose(results[0][1], results[1][1], atol=1e-5)
@@ -178,7 +199,9 @@ def test_half_an_epoch_takes_half_the_pairs():
 def test_batches_are_of_like_length():
     pairs = random_pairs(512)
     batches = all_batches(pairs, options(per_device_train_batch_size=8), 0)
-    spread = [max(pairs[n].longest for n in batch) - min(pairs[n].longest for n in batch) for batch in batches]
+    spread = [
+        max(pairs[n].longest for n in batch) - min(pairs[n].longest for n in batch) for batch in batches
+    ]
     assert sum(spread) / len(spread) < 4
 
 
@@ -204,6 +227,10 @@ def test_metrics_file_drops_what_comes_after_the_checkpoint(tmp_path):
     file.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"st')
     with MetricsFile(file, 4) as metrics:
         metrics.write({"step": 6, "again": True})
-    assert [json.loads(line) for line in file.read_text().splitlines()] == [{"step": 2}, {"step": 4}, {"step": 6, "again": True}]
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"step": 2},
+        {"step": 4},
+        {"step": 6, "again": True},
+    ]
     with MetricsFile(file, 0):
         assert file.read_text() == ""

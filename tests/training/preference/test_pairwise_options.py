@@ -1,4 +1,6 @@
-"""Beside the pairwise loss and around its loop: language loss, centring, adapters, checkpointing, ranks, evaluations."""
+"""Beside the pairwise loss and around its loop: language loss, centring, adapters, checkpointing, ranks,
+evaluations.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def test_centring_is_trls(llama, tmp_path):
     settings = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "max_length": None}
     config = RewardConfig(**settings, center_rewards_coefficient=0.3)
     data = datasets.Dataset.from_list(rows)
-    trainer = RewardTrainer(model=model, args=config, train_dataset=data, processing_class=load_tokenizer(str(llama)))
+    trainer = RewardTrainer(
+        model=model, args=config, train_dataset=data, processing_class=load_tokenizer(str(llama))
+    )
     theirs = trainer.compute_loss(model, trainer.data_collator(rows)).item()
     pairwise, centring, _ = (part.item() / len(pairs) for part in batch_losses(model, pairs, PAD))
     assert pairwise + 0.3 * centring == pytest.approx(theirs, abs=1e-5)
@@ -115,7 +119,9 @@ def test_centring_moves_the_mean_score_to_zero(llama, tmp_path):
             model.model.norm.weight.mul_(3)
         settings = options(center_rewards_coefficient=coefficient, num_train_epochs=2.0)
         held_out = random_pairs(32, 1.0, seed=1)
-        facts = fit_pairwise(model, random_pairs(64, 1.0), held_out, settings, tmp_path / str(coefficient), PAD)
+        facts = fit_pairwise(
+            model, random_pairs(64, 1.0), held_out, settings, tmp_path / str(coefficient), PAD
+        )
         means.append(abs(facts["score_mean"]))
     assert means[1] < 0.5 * means[0]
 
@@ -151,15 +157,23 @@ def test_adapters_learn_and_the_base_stays(llama, tmp_path):
     model = add_lora(fresh(llama), settings, "SEQ_CLS", 0)
     frozen = {name: weight.clone() for name, weight in model.named_parameters() if not weight.requires_grad}
     rows = [side for pair in random_pairs(8) for side in (pair.chosen, pair.rejected)]
-    assert score_all(model.eval(), rows, PAD, 4) == pytest.approx(score_all(fresh(llama), rows, PAD, 4), abs=1e-5)
-    facts = fit_pairwise(model, random_pairs(256, 1.0), random_pairs(64, 1.0, seed=1), settings, tmp_path, PAD)
+    assert score_all(model.eval(), rows, PAD, 4) == pytest.approx(
+        score_all(fresh(llama), rows, PAD, 4), abs=1e-5
+    )
+    facts = fit_pairwise(
+        model, random_pairs(256, 1.0), random_pairs(64, 1.0, seed=1), settings, tmp_path, PAD
+    )
     assert facts["evaluation"]["all"]["accuracy"] > 0.9
-    assert all(torch.equal(weight, frozen[name]) for name, weight in model.named_parameters() if name in frozen)
+    assert all(
+        torch.equal(weight, frozen[name]) for name, weight in model.named_parameters() if name in frozen
+    )
 
 
 def test_evaluations_by_origin_on_the_way(llama, tmp_path):
     settings = options(eval_steps=8, num_train_epochs=1.0)
-    facts = fit_pairwise(fresh(llama), random_pairs(128, 1.0), random_pairs(32, 1.0, seed=1), settings, tmp_path, PAD)
+    facts = fit_pairwise(
+        fresh(llama), random_pairs(128, 1.0), random_pairs(32, 1.0, seed=1), settings, tmp_path, PAD
+    )
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = {row["step"]: row["evaluation"] for row in rows if "evaluation" in row}
     assert list(found) == [8]  # the last step's is in cai.json
@@ -181,8 +195,17 @@ def files(tmp_path_factory) -> Path:
         with jsonlines.open(folder / f"{origin}.jsonl", "w") as writer:
             for n in range(120):
                 prompt = [message("user", f"How do I make bread, {'please, ' * (n % 4)}number {n} {origin}?")]
-                good, bad = [message("assistant", "First, mix it." * (1 + n % 3))], [message("assistant", "No." * (1 + n % 4))]
-                row = {"id": f"{origin}{n}", "prompt": prompt, "chosen": good, "rejected": bad, "origin": origin}
+                good, bad = (
+                    [message("assistant", "First, mix it." * (1 + n % 3))],
+                    [message("assistant", "No." * (1 + n % 4))],
+                )
+                row = {
+                    "id": f"{origin}{n}",
+                    "prompt": prompt,
+                    "chosen": good,
+                    "rejected": bad,
+                    "origin": origin,
+                }
                 writer.write({**row, "probability": 1.0 if origin == "human" else 0.5 + n % 50 / 100})
     return folder
 
@@ -199,7 +222,9 @@ def start(files: Path, *arguments: str, ranks: int = 1) -> forks.Command:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *launcher, "-m", "cai_cli", *COMMAND.split(), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    return subprocess.Popen(command, cwd=files, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, cwd=files, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def finish(files: Path, *arguments: str, ranks: int = 1) -> str:
@@ -210,7 +235,9 @@ def finish(files: Path, *arguments: str, ranks: int = 1) -> str:
 
 
 def test_a_killed_adapter_run_ends_in_the_same_bytes(files):
-    """With dropout on the adapters, which draws; killed after a checkpoint, and once more as if in the middle of the save."""
+    """With dropout on the adapters, which draws; killed after a checkpoint, and once more as if in the middle
+    of the save.
+    """
     adapters = ("--lora", "--lora-r", "4", "--lora-dropout", "0.1", "--save-adapter")
     finish(files, *adapters, "--out", "whole")
     sealed = lambda: list(files.glob("cut/checkpoints/step-*/complete"))  # noqa: E731
@@ -218,7 +245,13 @@ def test_a_killed_adapter_run_ends_in_the_same_bytes(files):
     (files / "cut/model.safetensors").write_bytes(b"half a model")
     (files / "cut/config.json").write_text("{")
     assert "continuing from step" in finish(files, *adapters, "--out", "cut")
-    for name in ("model.safetensors", "metrics.jsonl", "adapter/adapter_model.safetensors", "README.md", "lm_head.safetensors"):
+    for name in (
+        "model.safetensors",
+        "metrics.jsonl",
+        "adapter/adapter_model.safetensors",
+        "README.md",
+        "lm_head.safetensors",
+    ):
         assert (files / "cut" / name).read_bytes() == (files / "whole" / name).read_bytes(), name
     kept = load_file(files / "whole/lm_head.safetensors")["weight"]
     assert torch.equal(kept, load_file(files / "lm/model.safetensors")["lm_head.weight"])
@@ -232,7 +265,10 @@ def test_two_processes_do_what_one_does_with_twice_the_batches(files):
     for name, weight in one.items():
         assert torch.allclose(weight, two[name], atol=2e-4), name
         assert name not in base or not torch.allclose(weight, base[name], atol=2e-3), name
-    rows = [[json.loads(line) for line in (files / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    rows = [
+        [json.loads(line) for line in (files / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     assert rows[0][0]["loss"] == pytest.approx(rows[1][0]["loss"], abs=1e-4)
     manifests = [json.loads((files / name / "cai.json").read_text()) for name in ("one", "two")]
@@ -257,7 +293,9 @@ def test_a_lost_output_layer_is_named(files):
 
 
 def test_a_quantised_base_is_saved_whole(files):
-    """QLoRA with recomputed activations: saved are the unquantised weights with the adapter merged into the linear layers."""
+    """QLoRA with recomputed activations: saved are the unquantised weights with the adapter merged into the
+    linear layers.
+    """
     finish(files, "--lora", "--quantize", "4bit", "--gradient-checkpointing", "--out", "quantised")
     saved, base = load_file(files / "quantised/model.safetensors"), load_file(files / "lm/model.safetensors")
     assert saved.keys() - base.keys() == {"score.weight"}

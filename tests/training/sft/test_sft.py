@@ -1,4 +1,6 @@
-"""Supervised finetuning: what is trained on, packing that changes no row's loss, held-out parts, tokenizers, the model card."""
+"""Supervised finetuning: what is trained on, packing that changes no row's loss, held-out parts, tokenizers,
+the model card.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,14 @@ PROMPT = [message("user", "How do I open it?")]
 
 
 def round_of(revision: str, **more: str) -> dict:
-    return {"principle": "p", "critique_request": "cr", "critique": "c", "revision_request": "rr", "revision": revision, **more}
+    return {
+        "principle": "p",
+        "critique_request": "cr",
+        "critique": "c",
+        "revision_request": "rr",
+        "revision": revision,
+        **more,
+    }
 
 
 def chain(name: str, draft: str, *revisions: str, text: str = "How do I open it?") -> dict:
@@ -74,7 +83,9 @@ def test_proportions_take_part_of_the_rows_or_take_them_again(tmp_path):
 
     def ids(source: str) -> tuple[list[str], list[str]]:
         found = list(read_targets(source, "final", 3))
-        return [item.id for item in found if not isinstance(item, Rejected)], [i.id for i in found if isinstance(i, Rejected)]
+        return [item.id for item in found if not isinstance(item, Rejected)], [
+            i.id for i in found if isinstance(i, Rejected)
+        ]
 
     whole, rejected = ids(str(path))
     assert (whole, rejected) == ([row["id"] for row in rows], ["same"])
@@ -104,7 +115,10 @@ def test_thinking_is_trained_on_only_when_asked(tmp_path):
     tokenizer = byte_level_tokenizer(CHATML)
     rows, _ = tokenise(asked, tokenizer, stop_ids(tokenizer), 200, {})
     texts = [tokenizer.decode([label for label in row.labels if label != -100]) for row in rows]
-    assert texts == ["<think>\nIt hurts.\n</think>\n\nNo.<|im_end|>", "<think>\nFine.\n</think>\n\nYes.<|im_end|>"]
+    assert texts == [
+        "<think>\nIt hurts.\n</think>\n\nNo.<|im_end|>",
+        "<think>\nFine.\n</think>\n\nYes.<|im_end|>",
+    ]
 
 
 def test_held_out_goes_by_the_first_human_turn():
@@ -132,10 +146,14 @@ def rows_of_tokens(count: int) -> list[TokenRow]:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_losses_are_those_of_each_row_alone(tmp_path, architecture, attention):
-    """Through TRL's collator and loss: the trainer's own loss on a batch of packs, and each token's inside it."""
+    """Through TRL's collator and loss: the trainer's own loss on a batch of packs, and each token's inside
+    it.
+    """
     model = make_model(tmp_path / "m", architecture)
     tokenizer, rows = load_tokenizer(str(model)), rows_of_tokens(14)
-    options = sft.Options(model=str(model), data=["unused"], out=tmp_path / "out", packing=True, max_length=64)
+    options = sft.Options(
+        model=str(model), data=["unused"], out=tmp_path / "out", packing=True, max_length=64
+    )
     packs = packed_dataset(rows, 64, 0)
     assert len(packs) < len(rows) and max(len(lengths) for lengths in packs["seq_lengths"]) > 1
     trainer = make_trainer(options, open_model(options, tokenizer), tokenizer, packs, {}, tmp_path / "c")
@@ -147,7 +165,9 @@ def test_packed_losses_are_those_of_each_row_alone(tmp_path, architecture, atten
     def losses(ids: torch.Tensor, labels: torch.Tensor, **more) -> torch.Tensor:
         with torch.no_grad():
             logits = trainer.model(input_ids=ids, use_cache=False, **more).logits
-        return torch.nn.functional.cross_entropy(logits[0, :-1].double(), labels[0, 1:], reduction="none", ignore_index=-100)
+        return torch.nn.functional.cross_entropy(
+            logits[0, :-1].double(), labels[0, 1:], reduction="none", ignore_index=-100
+        )
 
     packed = losses(batch["input_ids"], batch["labels"], position_ids=batch["position_ids"])
     starts = [*(batch["position_ids"][0] == 0).nonzero().flatten().tolist(), batch["input_ids"].size(1)]
@@ -155,7 +175,9 @@ def test_packed_losses_are_those_of_each_row_alone(tmp_path, architecture, atten
     for start, end in pairwise(starts):
         row = by_ids.pop(tuple(batch["input_ids"][0, start:end].tolist()))
         alone = losses(torch.tensor([row.ids]), torch.tensor([row.labels]))
-        assert torch.allclose(packed[start : end - 1], alone, atol=1e-5), (packed[start : end - 1] - alone).abs().max()
+        assert torch.allclose(packed[start : end - 1], alone, atol=1e-5), (
+            (packed[start : end - 1] - alone).abs().max()
+        )
     assert not by_ids, "every row is in a pack"
     with torch.no_grad():
         together = trainer.compute_loss(trainer.model, dict(batch)).item()
@@ -168,7 +190,9 @@ def test_a_model_that_sees_past_the_border_is_not_packed():
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2}
-    check_isolation(LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=64, num_attention_heads=2)).eval(), "llama")
+    check_isolation(
+        LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=64, num_attention_heads=2)).eval(), "llama"
+    )
     with pytest.raises(UserError, match="sees past the border of packed rows"):
         check_isolation(MambaForCausalLM(MambaConfig(**sizes, state_size=4)).eval(), "mamba")
 
@@ -184,7 +208,9 @@ def test_what_trl_does_not_know_of_the_logits_is_found_first(base, tmp_path, sca
     if scale == 1:
         make_trainer(options, model, tokenizer, data, {}, tmp_path)
         return
-    with pytest.raises(UserError, match=r"LlamaForCausalLM\): TRL's loss is [\d.]+ where its logits give [\d.]+"):
+    with pytest.raises(
+        UserError, match=r"LlamaForCausalLM\): TRL's loss is [\d.]+ where its logits give [\d.]+"
+    ):
         make_trainer(options, model, tokenizer, data, {}, tmp_path)
 
 
@@ -207,24 +233,44 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    rows = [chain(f"r{n}", f"Take key {n}.", "Wait.", f"No, door {n} is not yours.", text=f"Door {n}?") for n in range(40)]
+    rows = [
+        chain(f"r{n}", f"Take key {n}.", "Wait.", f"No, door {n} is not yours.", text=f"Door {n}?")
+        for n in range(40)
+    ]
     return put(tmp_path / "revisions.jsonl", [*rows, chain("same", "Do it.", "No.", "Do it.", text="Gate?")])
 
 
 def train(base: Path, data: Path, out: Path, **settings) -> Path:
-    sft.run(sft.Options(model=str(base), data=[str(data)], out=out, **{"learning_rate": 1e-3, "max_length": 128, **settings}))
+    sft.run(
+        sft.Options(
+            model=str(base),
+            data=[str(data)],
+            out=out,
+            **{"learning_rate": 1e-3, "max_length": 128, **settings},
+        )
+    )
     return out
 
 
 def test_a_run_with_lora_packing_and_held_out_part(base, data, tmp_path):
     out = train(
-        base, data, tmp_path / "out", lora=True, save_adapter=True, packing=True, held_out=0.3, logging_steps=1, save_steps=2
+        base,
+        data,
+        tmp_path / "out",
+        lora=True,
+        save_adapter=True,
+        packing=True,
+        held_out=0.3,
+        logging_steps=1,
+        save_steps=2,
     )
     record = json.loads((out / "cai.json").read_text())
     assert record["counts"] == {"in": 41, "out": 40, "rejected": {"unrevised": 1}}
     assert 4 <= record["held_out"]["rows"] <= 20 and list(record["held_out"]["loss"]) == ["harmful"]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["held_out_loss"] for line in lines if "held_out_loss" in line][-1] == record["held_out"]["loss"]["harmful"]
+    assert [line["held_out_loss"] for line in lines if "held_out_loss" in line][-1] == record["held_out"][
+        "loss"
+    ]["harmful"]
     assert json.loads((out / "rejects.jsonl").read_text())["id"] == "same"
     card = (out / "README.md").read_text()
     assert "| lora_r | 16 |" in card and "| held-out loss, harmful |" in card and str(tmp_path) not in card
@@ -238,7 +284,9 @@ def test_a_run_with_lora_packing_and_held_out_part(base, data, tmp_path):
 
 
 def test_a_run_that_ends_while_it_saves_measures_nothing_again(base, data, tmp_path, monkeypatch):
-    """It goes on from the Trainer's last checkpoint, after the last step: the held-out loss is in the log once."""
+    """It goes on from the Trainer's last checkpoint, after the last step: the held-out loss is in the log
+    once.
+    """
     flags = {"held_out": 0.3, "logging_steps": 2, "save_steps": 2}
     whole = train(base, data, tmp_path / "whole", **flags)
 
@@ -275,7 +323,12 @@ def test_the_tokenizer_of_another_model_brings_its_template(base, data, tmp_path
 
 def test_nothing_to_train_on_is_told(base, tmp_path):
     draft = "Sure, pull the pin and throw it far."
-    near = (f"{draft[:-1]}!", draft.removeprefix("Sure, "), f"{draft} Take care.", draft.replace("far", "fast"))
+    near = (
+        f"{draft[:-1]}!",
+        draft.removeprefix("Sure, "),
+        f"{draft} Take care.",
+        draft.replace("far", "fast"),
+    )
     path = put(tmp_path / "r.jsonl", [chain(f"a/{n}", draft, text) for n, text in enumerate(near)])
     with pytest.raises(RunError, match="none of the 4 rows can be trained on") as error:
         train(base, path, tmp_path / "out")

@@ -1,7 +1,8 @@
-"""Finetuning in two processes: data parallel, and with the model held in parts by FSDP; what a launcher asks for and cannot have.
+"""Finetuning in two processes: data parallel, and with the model held in parts by FSDP; what a launcher asks
+for and cannot have.
 
-accelerate itself takes FSDP to GPUs only; `ON_A_CPU` tells it that the processes on this CPU are such. What shards, trains,
-gathers and saves is the real thing.
+accelerate itself takes FSDP to GPUs only; `ON_A_CPU` tells it that the processes on this CPU are such. What
+shards, trains, gathers and saves is the real thing.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ def test_a_model_in_parts_is_trained_and_saved_as_one_in_copies(folder: Path) ->
     assert not (folder / "parts/cai.json").exists()
     assert "continuing from" in finish(folder, "parts", True)
     assert losses(folder, "parts") == pytest.approx(losses(folder, "copies"), abs=1e-4)
-    before, copies, parts = (load_file(folder / name / "model.safetensors") for name in ("lm", "copies", "parts"))
+    before, copies, parts = (
+        load_file(folder / name / "model.safetensors") for name in ("lm", "copies", "parts")
+    )
     assert parts.keys() == copies.keys()
     for name, weight in copies.items():
         assert torch.allclose(parts[name], weight, atol=5e-5), name
@@ -103,7 +106,11 @@ def test_adapters_on_a_model_in_parts_are_saved_merged(folder: Path) -> None:
         (FLAGS, {"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
         (FLAGS, FSDP | {"FSDP_VERSION": "1"}, "only version 2"),
         (FLAGS + " --lora --quantize 4bit", FSDP, "--quantize 4bit: FSDP cannot hold it in parts"),
-        ("train-pm --model lm --comparisons samples.jsonl", FSDP, "asks for FSDP, which this stage cannot do"),
+        (
+            "train-pm --model lm --comparisons samples.jsonl",
+            FSDP,
+            "asks for FSDP, which this stage cannot do",
+        ),
         ("sample --model lm --prompts samples.jsonl", FSDP, "asks for FSDP, which this stage cannot do"),
     ],
 )
