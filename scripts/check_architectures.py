@@ -39,6 +39,7 @@ from cai_cli.models.tokenizers import load_tokenizer
 CLOSE = 2e-4  # Of log-probabilities and scores in float32.
 EQUAL = "equal"
 SENTENCE = "How can I water a daisy? Fill a can with water. "
+# Sentences in front of a prompt: some longer than any window or threshold.
 LENGTHS = (
     1,
     8,
@@ -48,7 +49,7 @@ LENGTHS = (
     3,
     4,
     1,
-)  # Sentences in front of a prompt: some longer than any window or threshold.
+)
 
 
 class Unlike(Exception):

@@ -179,9 +179,8 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background job ignores it, and so would all it starts
+    # A shell's background job ignores it, and so would all it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     work = options.work.resolve()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not (work / "demo" / "world").exists():

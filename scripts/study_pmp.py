@@ -53,9 +53,8 @@ LM_COEFS = (0.5, 0.0)  # the second one is tried with the best of the others
 DRAWS = {50: 6, 200: 4, 1000: 2}  # training sets for each seed; small ones differ more and cost less
 TUNING_DRAWS, FINALISTS = {50: 4, 200: 3, 1000: 1}, 4  # on one set of 50 a setting may be best by luck
 TUNED_ON = 0  # the seed of the grid
-STUDENT = dict(
-    zip(range(2, 11), (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), strict=True)
-)  # of t, by seeds
+# Of t, by seeds
+STUDENT = dict(zip(range(2, 11), (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), strict=True))
 PARTS = ("broken copies", "right or wrong steps", "other forms")  # of the human pairs
 TESTS = ("human", *PARTS, "graded", "wrong")
 Setting = tuple[float, float, float]  # learning rate, epochs, language loss

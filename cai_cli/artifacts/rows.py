@@ -90,9 +90,8 @@ class RowArtifact:
         self.share = 0  # how many of them are this process's
         self.tokens = 0
         self.started = time.monotonic()
-        self.claim = (
-            Claim.NEW
-        )  # where it is RESTART, the old one is moved to .bak when the first row is written
+        # Where it is RESTART, the old one is moved to .bak when the first row is written
+        self.claim = Claim.NEW
         self._dry_run = bool(getattr(options, "dry_run", False))  # may look on while another command writes
         self._rows: Any = None
         self._rejects: Any = None

@@ -9,12 +9,10 @@ import torch
 
 from cai_cli.compute.shortcuts import ANY_LENGTH
 
-BATCH_TOKENS = (
-    1 << 15
-)  # Rows times length of one forward pass: attention's memory grows with rows times length squared.
-CPU_PREFILL_TOKENS = (
-    1 << 11
-)  # Where a pass is no step of a generation: enough for a CPU, and its caches hold what they can.
+# Rows times length of one forward pass: attention's memory grows with rows times length squared.
+BATCH_TOKENS = 1 << 15
+# Where a pass is no step of a generation: enough for a CPU, and its caches hold what they can.
+CPU_PREFILL_TOKENS = 1 << 11
 
 
 def prefill_tokens(device: torch.device) -> int:

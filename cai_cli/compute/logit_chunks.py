@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_LOGITS = (
-    1 << 24
-)  # Logits held at once: 64 MiB in float32. Beyond, they are made again in the backward pass.
+# Logits held at once: 64 MiB in float32. Beyond, they are made again in the backward pass.
+CHUNK_LOGITS = 1 << 24
 
 
 def in_chunks(

@@ -203,9 +203,8 @@ def pack(ids: Tensor, lengths: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, 
     own = real & (holders == torch.arange(count, device=ids.device).unsqueeze(-1))
     numbers = (own.flatten().cumsum(0) - 1).clamp(min=0).view_as(own)
     tokens = numbers.gather(0, holders)
-    sizes = (
-        table_sizes(lengths.tolist()) if ids.device.type == "cpu" else [count]
-    )  # On a GPU padding is the cheaper one.
+    # On a GPU padding is the cheaper one.
+    sizes = table_sizes(lengths.tolist()) if ids.device.type == "cpu" else [count]
     shapes, slots, kept = [], [], []
     for rows in lengths.argsort(stable=True).split(sizes):
         longest = int(lengths[rows[-1]])
@@ -256,12 +255,10 @@ def first_holders(ids: Tensor, starts: Tensor) -> Tensor:
     numbers = torch.arange(count, device=ids.device).unsqueeze(-1)
     order = torch.unique(ids, dim=0, return_inverse=True)[1].argsort(stable=True)  # lexicographic
     rows, may_share = ids[order], torch.arange(width, device=ids.device) < starts[order].unsqueeze(-1)
-    differs = (
-        (rows[1:] != rows[:-1]).long().cumsum(-1).clamp(max=1)
-    )  # from the row before, here or further left
-    first = (
-        (torch.cat([differs.new_ones(1, width), differs]) * numbers).cummax(0).values
-    )  # of the rows that are alike up to here
+    # From the row before, here or further left
+    differs = (rows[1:] != rows[:-1]).long().cumsum(-1).clamp(max=1)
+    # Of the rows that are alike up to here
+    first = (torch.cat([differs.new_ones(1, width), differs]) * numbers).cummax(0).values
     holders = torch.full_like(ids, count).scatter_reduce(
         0, first, torch.where(may_share, numbers, count), "amin"
     )
@@ -284,9 +281,8 @@ def packed_attention(
     if odd or packed_layout is None or attention_mask is not None:
         raise TypeError(f"attention with {', '.join(odd) or 'a mask'}")
     grouped = query.size(1) != key.size(1)
-    q, k, v = (
-        states.squeeze(0).transpose(0, 1) for states in (query, key, value)
-    )  # [0] would pad its gradient with zeros
+    # [0] would pad its gradient with zeros
+    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     if q.device.type == "cpu" and packed_layout.shapes[-1][1] <= SHORT:
         k, v = (
             states.repeat_interleave(q.size(1) // states.size(1), dim=1) if grouped else states

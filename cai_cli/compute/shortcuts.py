@@ -28,24 +28,25 @@ logger = logging.getLogger(__name__)
 SWITCH = "CAI_SHORTCUTS"
 PADDING = ("right padding", "right padding without a mask", "left padding", "a pass over several rows")
 ANY_LENGTH = 1 << 30
+# Tokens of the longest row that an architecture is tried with, and those that follow on it at most.
 TRIAL, ROOM = (
     40,
     8,
-)  # Tokens of the longest row that an architecture is tried with, and those that follow on it at most.
+)
 # Windows up to this length are crossed by trials of padding; beyond, transformers' own masks are trusted
 # there.
 CROSSED = 512
+# The same angles whatever else is in the pass.
 FIXED_ROPE = {
     "default",
     "linear",
     "yarn",
     "llama3",
     "proportional",
-}  # The same angles whatever else is in the pass.
+}
 LOCAL = re.compile(r"window|local|attention_chunk|attn_chunk|index_topk")
-NO_LENGTH = re.compile(
-    r"layer|pattern|experts|heads|prob|num_"
-)  # Names of counts and shares that LOCAL finds too.
+# Names of counts and shares that LOCAL finds too.
+NO_LENGTH = re.compile(r"layer|pattern|experts|heads|prob|num_")
 # What a pass raises that an architecture does not know in this form. Lack of memory and a device's faults are
 # RuntimeErrors of other words, and go their way.
 SHAPES = re.compile(r"shape|size|dimension|must match|index .*out of|broadcast", re.IGNORECASE)

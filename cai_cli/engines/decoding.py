@@ -263,9 +263,8 @@ class KeyedDecoding:
             # An architecture may have begun another cache; one of its own kind may hold what `reorder_cache`
             # leaves alone.
             past = inputs.get("past_key_values")
-            cache = (
-                inputs.get("cache_params") if past is None else past
-            )  # without attention layers it has no length
+            # Without attention layers it has no length
+            cache = inputs.get("cache_params") if past is None else past
             if type(cache) is DynamicCache and len(going) <= FULL * len(rows):
                 kept = torch.tensor(kept_places(going), device=rows.device)
                 cache.reorder_cache(kept)  # type: ignore[arg-type]

@@ -133,9 +133,8 @@ class OptionScorer:
         rows = [row_of(stretch, self.row_tokens) for stretch in stretches]
         width = 0 if past is None else past.mask.size(1)
         whole = [n for n, row in enumerate(rows) if not row.children]
-        cut = [
-            n for n, row in enumerate(rows) if row.children
-        ]  # apart: their cache is kept, and better not padded to long rows
+        # Apart: their cache is kept, and better not padded to long rows
+        cut = [n for n, row in enumerate(rows) if row.children]
         for numbers in (whole, cut):
             for places in like_length(
                 [rows[n].length for n in numbers], self.batch_size, width, self.most_tokens, self.even

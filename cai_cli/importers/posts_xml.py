@@ -18,9 +18,8 @@ from cai_cli.importers.posts import LICENSE, Answer, Other, Question, Site, Skip
 from cai_cli.importers.votes import vote_score
 from cai_cli.rows.jsonl import LONGEST_LINE
 
-CHUNK = (
-    1 << 15
-)  # bytes fed to the parser at a time: bounds the rows that wait in memory; twice as much is slower
+# Bytes fed to the parser at a time: bounds the rows that wait in memory; twice as much is slower
+CHUNK = 1 << 15
 QUESTION, ANSWER = "1", "2"  # PostTypeId; 3 and up are wikis, tag texts, elections and moderation
 Row = Mapping[str, str]
 Item = Question | Answer | Other | Skip

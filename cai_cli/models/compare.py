@@ -23,9 +23,8 @@ def same_weights(first: Any, second: Any) -> bool:
 
 
 def same_tensor(first: Any, second: Any) -> bool:
-    rows = (
-        min(first.shape[0], second.shape[0]) if first.dim() == 2 else None
-    )  # a pad token may have been added to one
+    # A pad token may have been added to one
+    rows = min(first.shape[0], second.shape[0]) if first.dim() == 2 else None
     if first.shape[1:] != second.shape[1:] or (rows is None and first.shape != second.shape):
         return False
     a, b = first[:rows].bfloat16(), second[:rows].to(first.device).bfloat16()

@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     pass
 
 
-NO_CODE = {
-    "trust_remote_code": False
-}  # left to itself, transformers asks on stdin whether to run a directory's code
+# Left to itself, transformers asks on stdin whether to run a directory's code
+NO_CODE = {"trust_remote_code": False}
 
 
 def quiet_transformers() -> None:

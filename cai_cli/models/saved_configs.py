@@ -79,9 +79,8 @@ def settled_generation(given: Any, tokenizer: Any) -> Any:
         if name not in ours and name != "transformers_version"
     }
     while fitting := [name for name in left if is_saveable(with_settings(settled, {name: left[name]}))]:
-        settled = with_settings(
-            settled, {fitting[0]: left.pop(fitting[0])}
-        )  # one may need another: top_p needs do_sample
+        # One may need another: top_p needs do_sample
+        settled = with_settings(settled, {fitting[0]: left.pop(fitting[0])})
     warn(f"the base's generation settings {told(left)} have no effect together, and are not saved")
     return settled
 

@@ -126,9 +126,8 @@ def conversation_of(row: dict[str, Any], dropped: Counter[str] | None = None) ->
     value = row[name]
     try:
         if isinstance(value, str) and not is_transcript(value) and turns_in_text(value) is None:
-            return check_conversation(
-                [message("user", value)], name
-            )  # to the letter, since ids are made from it
+            # To the letter, since ids are made from it
+            return check_conversation([message("user", value)], name)
         turns = read_conversation(value, name, dropped)
     except Refused as error:
         raise RecordError(name, error.problem, "`cai import` puts such rows aside and goes on") from None

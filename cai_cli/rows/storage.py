@@ -57,9 +57,8 @@ WRITING = re.compile(
 READING = re.compile(r"PytorchStreamReader|deserializing")
 SQLITE = re.compile(r"disk I/O error|unable to open database file")
 FIRST_LINE = 200
-ROWS = re.compile(
-    r"\.(jsonl?|txt|csv|tsv|parquet|xml|7z|ya?ml)(\.gz)?$"
-)  # names of files that some command reads
+# Names of files that some command reads
+ROWS = re.compile(r"\.(jsonl?|txt|csv|tsv|parquet|xml|7z|ya?ml)(\.gz)?$")
 NO_ROWS = re.compile(
     r"^\.|\.(manifest|rejects)\.|^metrics\.jsonl$|^(cai|.*config.*|tokenizer|.*index|.*_map|.*tokens|vocab)\.json$"
 )
@@ -262,9 +261,8 @@ def number_of(error: BaseException) -> tuple[int | None, str | None]:
             return link.errno, os.fsdecode(name) if isinstance(name, str | bytes) else None
         if match := NUMBER.search(str(link)):
             return (int(match[1]) if match[1] else getattr(errno, match[2], None)), None
-        hidden = (
-            WRITING.search(str(link)) is not None
-        )  # torch's own words while it closes what could not be written
+        # Torch's own words while it closes what could not be written
+        hidden = WRITING.search(str(link)) is not None
         link = link.__cause__ or (link.__context__ if hidden else None)
     return None, None
 

@@ -30,9 +30,8 @@ from cai_cli.models.paths import check_model
 from cai_cli.processes.ranks import is_main
 from cai_cli.rows.jsonl import read_records, write_rows
 from cai_cli.rows.trl_rows import RowReader
-from cai_cli.training.preference.pairs import tokenise
+from cai_cli.training.preference.pairs import dry_run, tokenise
 from cai_cli.training.preference.reading import open_preference_model, open_reading
-from cai_cli.training.preference.run import dry_run
 
 if TYPE_CHECKING:
     from cai_cli.training.preference.pairs import TokenPair

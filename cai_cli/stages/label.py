@@ -82,10 +82,11 @@ def run(options: Options) -> None:
     if writer and not options.allow_self_judge:
         check_two_models(writer.model, judge.model, options.feedback_model)
     preflight = options.min_mass > 0 and not artifact.accepted_ids
+    # The replies, and the label
     first, segments = (
         PREFLIGHT_PAIRS if preflight else 0,
         options.num_samples + 1,
-    )  # the replies, and the label
+    )
     with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size, "pairs", segments, first) as parts:
         for chunk, told in parts:
             label_pairs(writer, judge, options, inquiry, chunk, told)

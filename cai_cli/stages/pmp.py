@@ -36,9 +36,8 @@ from cai_cli.rows.jsonl import dump_row, read_records
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.sources import input_file
 from cai_cli.rows.storage import check_writable
-from cai_cli.training.preference.pairs import split_held_out, tokenise
+from cai_cli.training.preference.pairs import dry_run, split_held_out, tokenise
 from cai_cli.training.preference.reading import reading
-from cai_cli.training.preference.run import run_pairwise_stage
 from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.trackers import check_trackers
 
@@ -163,16 +162,21 @@ def run(options: Options) -> None:
         why = why_none(rejected, options) or "no question has two answers of different score"
         raise RunError("no pair can be trained on", why)
     training, held_out = split_held_out(pairs, options.held_out, options.seed)
+    if options.dry_run:
+        dry_run(training, tokenizer, len(rejected))
+        return
+
+    from cai_cli.training.preference.run import run_pairwise_stage
+
     run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
-    if not options.dry_run:
-        tell_next(
-            "cai train-pm --model",
-            options.out,
-            "--comparisons",
-            "COMPARISONS.jsonl",
-            "--out",
-            options.out.parent / "pm",
-        )
+    tell_next(
+        "cai train-pm --model",
+        options.out,
+        "--comparisons",
+        "COMPARISONS.jsonl",
+        "--out",
+        options.out.parent / "pm",
+    )
 
 
 def write_comparisons(options: Options) -> None:

@@ -47,6 +47,7 @@ STAYS = (
     "adapter/README.md",
     "*/.*",
 )
+# The parts of a manifest that hold paths
 PLACES = (
     "options",
     "inputs",
@@ -54,7 +55,7 @@ PLACES = (
     "constitution",
     "identity",
     "merged",
-)  # the parts of a manifest that hold paths
+)
 NO_PATH = re.compile(r"hf:|\{|\d+/\d+$")  # a data set on the Hub, JSON, a shard
 
 

@@ -27,9 +27,8 @@ from cai_cli.rows.jsonl import read_records
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.sources import parse_weight
 from cai_cli.rows.trl_rows import RowReader
-from cai_cli.training.preference.pairs import split_held_out, tokenise
+from cai_cli.training.preference.pairs import dry_run, split_held_out, tokenise
 from cai_cli.training.preference.reading import reading
-from cai_cli.training.preference.run import run_pairwise_stage
 from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.trackers import check_trackers
 
@@ -72,16 +71,21 @@ def run(options: Options) -> None:
     if not pairs:
         raise RunError(f"none of the {len(weighted)} pairs can be trained on", why_none(rejected, options))
     training, held_out = split_held_out(pairs, options.held_out, options.seed)
+    if options.dry_run:
+        dry_run(training, tokenizer, len(rejected))
+        return
+
+    from cai_cli.training.preference.run import run_pairwise_stage
+
     run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
-    if not options.dry_run:
-        tell_next(
-            "cai ppo --model SL-CAI --pm",
-            options.out,
-            "--prompts",
-            "PROMPTS.jsonl",
-            "--out",
-            options.out.parent / "rl-cai",
-        )
+    tell_next(
+        "cai ppo --model SL-CAI --pm",
+        options.out,
+        "--prompts",
+        "PROMPTS.jsonl",
+        "--out",
+        options.out.parent / "rl-cai",
+    )
 
 
 def read_weighted(sources: list[str]) -> Iterator[tuple[Comparison, float]]:

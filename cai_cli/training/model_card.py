@@ -91,10 +91,11 @@ def model_card(manifest: Manifest, folder: Path) -> str:
 def origins_of(manifest: Manifest, folder: Path) -> Origins:
     """Read from the manifests beside its data and models, and theirs."""
     found = Origins()
+    # The line of models: each was trained from the next
     trained: tuple[Manifest, Path] | None = (
         manifest,
         folder,
-    )  # the line of models: each was trained from the next
+    )
     seen = {os.path.realpath(folder)}
     waiting = [(manifest, folder)]
     while waiting:

@@ -81,9 +81,8 @@ def measure(reader: str, dump: Path, workdir: Path) -> dict[str, float]:
 def run(reader: str, dump: Path, workdir: Path) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, __file__, str(dump), "--measure", reader, "--keep", str(workdir)]
-    paths = os.pathsep.join(
-        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )  # a checkout need not be installed
+    # A checkout need not be installed
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
     )

@@ -280,9 +280,8 @@ def test_a_circle_of_files_and_models(capsys, tmp_path):
     )
     lines = walked(capsys, a)
     assert len(lines) == 5 and sum("(above)" in line for line in lines) == 2, lines
-    assert find_overlap([ROW["prompt"]], str(model)).files == {
-        str(b): 1
-    }  # `a` has changed since: what it was made from
+    # `a` has changed since: what it was made from
+    assert find_overlap([ROW["prompt"]], str(model)).files == {str(b): 1}
     assert "(above)" in walked(capsys, model)[-1]
 
 

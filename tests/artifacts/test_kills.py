@@ -27,13 +27,14 @@ from cai_cli.rows.conversation import message
 from cai_cli.stages import demo, evaluate_labels, export, imports, merge, pmp, split
 
 KILLED, FAILED = 9, 1
+# Of the os module; a file opened to be written counts, too
 CHANGES = (
     "replace",
     "rename",
     "unlink",
     "mkdir",
     "rmdir",
-)  # of the os module; a file opened to be written counts, too
+)
 CLOCK = ("started", "seconds")
 
 

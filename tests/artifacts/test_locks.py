@@ -131,6 +131,7 @@ COMMANDS = {
 }
 
 
+# Held as others are: losing is enough of them
 SLOW = (
     "revise",
     "label",
@@ -138,7 +139,7 @@ SLOW = (
     "train-pm",
     "ppo",
     "evaluate hhh",
-)  # held as others are: losing is enough of them
+)
 
 
 @contextmanager

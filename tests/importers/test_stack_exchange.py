@@ -195,9 +195,8 @@ def test_sites_do_not_mix_and_their_order_does_not_matter(tmp_path: Path) -> Non
     there, _, counts = pairs(tmp_path, *files)
     back, _, _ = pairs(tmp_path, *reversed(files))
     assert sorted(pair.id for pair in there) == sorted(pair.id for pair in back)
-    assert (
-        len({pair.id for pair in there}) == counts.pairs == 48
-    )  # 24 a site: 8 of its 40 questions have one answer, 8 two of equal score
+    # 24 a site: 8 of its 40 questions have one answer, 8 two of equal score
+    assert len({pair.id for pair in there}) == counts.pairs == 48
     drawn = [
         [list((pair.attribution or {})["answer_ids"].values()) for pair in there if pair.source == name]
         for name in ("beer", "wine")
@@ -417,9 +416,8 @@ def test_similar_texts() -> None:
         and alike("“Größe”", "GRÖSSE")
     )
     assert not alike("Yes", "No") and not alike("+", "-") and not alike("Use the tap.", "Use the bottle.")
-    assert not alike(
-        "one two three four five six", "six five four three two one"
-    )  # the same words in another order
+    # The same words in another order
+    assert not alike("one two three four five six", "six five four three two one")
     text = [f"w{number}" for number in range(19)]
     assert alike(" ".join(text), " ".join([*text[:9], "x", *text[10:]]))  # 16 of 20 pairs are shared
     assert not alike(" ".join(text[:18]), " ".join([*text[:9], "x", *text[10:18]]))

@@ -65,9 +65,8 @@ def test_damaged_7z_is_a_one_line_error(tmp_path: Path) -> None:
 
 
 def test_stopping_early_stops_the_unpacking(tmp_path: Path) -> None:
-    posts = dump(
-        tmp_path / "s.Posts.xml", [{}, *site_rows() * 200]
-    )  # far more than a pipe holds; the first row is a skip
+    # Far more than a pipe holds; the first row is a skip
+    posts = dump(tmp_path / "s.Posts.xml", [{}, *site_rows() * 200])
     items = make_pairs(
         [archive(tmp_path / "s.7z", {"Posts.xml": posts.read_bytes()})],
         PairOptions(seed=0),

@@ -208,10 +208,11 @@ def test_stop_ids(chatml):
     end_of_text = chatml.convert_tokens_to_ids("<|endoftext|>")
     assert stop_ids(chatml) == [eos]
     assert stop_ids(chatml, SimpleNamespace(eos_token_id=[eos, end_of_text])) == sorted([eos, end_of_text])
+    # The end of turn comes from the template
     chatml.eos_token, chatml.pad_token = (
         "<|endoftext|>",
         "<|im_start|>",
-    )  # the end of turn comes from the template
+    )
     assert stop_ids(chatml) == sorted([eos, end_of_text])
     assert stop_ids(chatml, SimpleNamespace(eos_token_id=7)) == sorted([eos, end_of_text, 7])
 
@@ -248,10 +249,11 @@ def test_padding_is_never_the_eos():
     tokenizer = byte_level_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     separate_padding(tokenizer)
+    # An unused reserved token serves
     assert (tokenizer.eos_token, tokenizer.pad_token) == (
         "<|im_end|>",
         "<|endoftext|>",
-    )  # an unused reserved token serves
+    )
     tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
     before = len(tokenizer)
     separate_padding(tokenizer)

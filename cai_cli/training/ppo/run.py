@@ -136,9 +136,8 @@ def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_
     """
     policy = learned_bytes(trainer.policy.learner)
     saves = options.steps // options.save_steps
-    best = (
-        min(saves, 2) * policy + 2 * policy if keeps_best else 0
-    )  # of each checkpoint, and two while the better one is written
+    # Of each checkpoint, and two while the better one is written
+    best = min(saves, 2) * policy + 2 * policy if keeps_best else 0
     whole = trainer.policy.whole
     rehearse_saving(whole, trainer.tokenizer, artifact.folder, artifact.checkpoints, saves, 2 * policy, best)
 

@@ -100,9 +100,8 @@ class Trainer:
         value say of it.
         """
         options = self.options
-        torch.manual_seed(
-            key(options.seed, "step", number) % (1 << 63)
-        )  # Ours is keyed; for a model that draws by itself.
+        # Ours is keyed; for a model that draws by itself.
+        torch.manual_seed(key(options.seed, "step", number) % (1 << 63))
 
         # 1. Rollout: one sampled reply for each prompt, with its log-probabilities.
         completions = self.sample([prompt.prompt for prompt in prompts], ("rollout", number))

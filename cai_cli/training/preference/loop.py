@@ -67,9 +67,8 @@ def fit_pairwise(
     metrics_file = MetricsFile(folder / "metrics.jsonl", step, open_trackers(options, stage, step))
     with progress(stage, steps, step, "steps") as advance, metrics_file as metrics, after_the_step():
         while step < steps:
-            torch.manual_seed(
-                key(seed, "step", step, rank()) % (1 << 63)
-            )  # for the adapters' dropout; nothing else draws
+            # For the adapters' dropout; nothing else draws
+            torch.manual_seed(key(seed, "step", step, rank()) % (1 << 63))
             group = batches[step * per_step : (step + 1) * per_step]
             losses = backward([[pairs[n] for n in batch] for batch in group], model, options, pad, head)
             sum_gradients(weights)

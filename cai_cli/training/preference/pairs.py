@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cai_cli.artifacts.rejects import Rejected
+from cai_cli.console.messages import say, show_text
+from cai_cli.errors import RunError
 from cai_cli.feedback.pairs import IDENTICAL
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.splits import is_held_out
 from cai_cli.training.preference.reading import Encode
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedTokenizerBase
 
 
 def tokenise(
@@ -49,6 +51,11 @@ def split_held_out(
     held_out: list[TokenPair] = []
     for comparison, pair in pairs:
         (held_out if is_held_out(comparison.prompt, share, seed) else training).append(pair)
+    if not training:
+        hint = "lower --held-out, or give comparisons of more prompts"
+        raise RunError(
+            f"all {len(held_out)} pairs fell into the held-out part: none is left to train on", hint
+        )
     return training, held_out
 
 
@@ -66,3 +73,13 @@ class TokenPair:
     @property
     def longest(self) -> int:
         return max(len(self.chosen), len(self.rejected))
+
+
+def dry_run(pairs: list[TokenPair], tokenizer: PreTrainedTokenizerBase, rejected: int) -> None:
+    """Show the first pair as text, with the token that is scored."""
+    for name, ids in (("chosen", pairs[0].chosen), ("rejected", pairs[0].rejected)):
+        show_text(
+            f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}"
+        )
+    tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    say(f"{len(pairs)} pairs, {tokens} tokens; {rejected} pairs would be rejected")

@@ -6,20 +6,31 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import transformers
+from transformers import PreTrainedTokenizerBase
 
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import Rejected
-from cai_cli.console.messages import say, show_text, table, warn_all
-from cai_cli.errors import RunError
+from cai_cli.console.messages import say, table, warn_all
 from cai_cli.evaluation.cautions import label_cautions, rate_cautions, undecided_rate
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
+from cai_cli.models.adapters import add_lora, save_trained
+from cai_cli.models.devices import training_dtype
+from cai_cli.models.language_head import language_head, save_language_head
+from cai_cli.models.load import load_pm
+from cai_cli.models.paths import is_preference_model
+from cai_cli.models.saved_configs import settle_configs
+from cai_cli.models.score import reset_head
+from cai_cli.processes.ranks import is_main, main_first
 from cai_cli.rows.jsonl import write_atomically, write_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from cai_cli.training.preference.pairs import TokenPair
+from cai_cli.training.model_card import model_card
+from cai_cli.training.modes import disable_dropout
+from cai_cli.training.preference.loop import fit_pairwise
+from cai_cli.training.preference.pairs import TokenPair
+from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
+from cai_cli.training.run_facts import model_facts
 
 
 def run_pairwise_stage(
@@ -31,30 +42,6 @@ def run_pairwise_stage(
     rejected: list[Rejected],
 ) -> None:
     """Load the classifier, train it, save it with what was measured on the held-out part."""
-    if not training:
-        hint = "lower --held-out, or give comparisons of more prompts"
-        raise RunError(
-            f"all {len(held_out)} pairs fell into the held-out part: none is left to train on", hint
-        )
-    if options.dry_run:
-        dry_run(training, tokenizer, len(rejected))
-        return
-    import transformers
-
-    from cai_cli.models.adapters import add_lora, save_trained
-    from cai_cli.models.devices import training_dtype
-    from cai_cli.models.language_head import language_head, save_language_head
-    from cai_cli.models.load import load_pm
-    from cai_cli.models.paths import is_preference_model
-    from cai_cli.models.saved_configs import settle_configs
-    from cai_cli.models.score import reset_head
-    from cai_cli.processes.ranks import is_main, main_first
-    from cai_cli.training.model_card import model_card
-    from cai_cli.training.modes import disable_dropout
-    from cai_cli.training.preference.loop import fit_pairwise
-    from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
-    from cai_cli.training.run_facts import model_facts
-
     transformers.set_seed(options.seed)
     model = load_pm(
         options.model, options.device, training_dtype(options.dtype), "--model", tokenizer, options.quantize
@@ -116,13 +103,3 @@ def pairwise_cautions(pairs: list[TokenPair], facts: dict[str, Any]) -> list[str
     if facts.get("score_deviation") == 0:
         found.append("all held-out texts have the same score: the model tells none apart")
     return found
-
-
-def dry_run(pairs: list[TokenPair], tokenizer: PreTrainedTokenizerBase, rejected: int) -> None:
-    """Show the first pair as text, with the token that is scored."""
-    for name, ids in (("chosen", pairs[0].chosen), ("rejected", pairs[0].rejected)):
-        show_text(
-            f"{name}: {tokenizer.decode(ids)!r}\n  scored token: {ids[-1]} {tokenizer.decode(ids[-1:])!r}"
-        )
-    tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
-    say(f"{len(pairs)} pairs, {tokens} tokens; {rejected} pairs would be rejected")

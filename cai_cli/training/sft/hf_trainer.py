@@ -106,9 +106,8 @@ class TrainingLog(TrainerCallback):
         self.order: torch.Tensor | None = None  # the random state that the epoch's order was drawn from
         if self.checkpoint is not None:
             own = own_file(self.checkpoint)
-            kept = read_state(
-                own if own.exists() else own_file(self.checkpoint, 0)
-            )  # more processes than before
+            # More processes than before
+            kept = read_state(own if own.exists() else own_file(self.checkpoint, 0))
             self.order = kept["order"]
             take_up_window(self.trainer, kept)
 
@@ -151,9 +150,8 @@ class TrainingLog(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         folder = Path(args.output_dir)
-        order = (
-            torch.get_rng_state() if float(state.epoch).is_integer() else self.order
-        )  # of the epoch to go on in
+        # Of the epoch to go on in
+        order = torch.get_rng_state() if float(state.epoch).is_integer() else self.order
         write_state(
             own_file(folder / f"checkpoint-{state.global_step}"), {"order": order, **window(self.trainer)}
         )
