@@ -1,6 +1,4 @@
-"""What the model stages import, in one place: a process forked after it starts at once (see
-`stages/demo.py`).
-"""
+"""What the model stages import, in one place: a process forked after it starts at once (`stages/demo.py`)."""
 
 from cai_cli.processes.interruption import while_parent_lives
 
@@ -11,9 +9,9 @@ with while_parent_lives():
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
     from trl.trainer.sft_trainer import SFTTrainer
 
-    import cai_cli.training.ppo.trainer
-    import cai_cli.training.preference.loop
-    import cai_cli.training.sft.hf_trainer
+    import cai_cli.training.ppo.run
+    import cai_cli.training.preference.run
+    import cai_cli.training.sft.run
 
 __all__ = [
     "AutoModelForCausalLM",
