@@ -1,6 +1,7 @@
 # `make pipeline ARGS=scripts/h200_7b.mk`: a 7B model on one GPU of 80 GB or more. Put your own models and data here.
 # Full fine-tuning holds 16 bytes a weight, 112 GB, and its optimiser's temporaries come on top: so LoRA in all trainers.
-# The settings are those of scripts/configs/one-gpu, which says what each needs.
+# The settings are those of scripts/configs/one-gpu, which says what each needs, but for its held-out parts and evaluations: add
+# `--held-out 0.01` to SFT and `--eval-prompts FILE --load-best-model-at-end` to PPO where you want them.
 RUN = runs/7b
 MODEL = path/to/helpful-only-7b
 BASE = path/to/base-7b

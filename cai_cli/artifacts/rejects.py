@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.artifacts.places import manifest_path
-from cai_cli.console.options import FLAG, Part, flag_name, parts_of
+from cai_cli.console.options import FLAG, Part, flag_name, flags_read, parts_of
 from cai_cli.errors import RunError
 from cai_cli.prompting.hygiene import advice
 from cai_cli.rows.jsonl import Row
@@ -62,12 +62,18 @@ def why_none(rejected: Iterable[Rejected], options: Any) -> str:
     rejected.
     """
     reasons = Counter(item.reason for item in rejected)
-    step = advice(reasons.most_common(1)[0][0], map(flag_name, parts_of(options))) if reasons else ""
+    step = advice(reasons.most_common(1)[0][0], flags_read(options)) if reasons else ""
     return "; ".join(filter(None, (reasons_text(reasons), step)))
 
 
 def reasons_text(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+
+
+def rejected_told(rejected: list[Rejected], unit: str, file: Path) -> str:
+    """A line of what was put aside before a run, and why."""
+    reasons = reasons_text(Counter(item.reason for item in rejected))
+    return f"{len(rejected)} {unit} rejected into {file} ({reasons})"
 
 
 def check_rejects(
@@ -82,7 +88,7 @@ def check_rejects(
         raise RunError(f"{out}: there was nothing to work on", "the inputs hold no rows")
     if accepted and rejected / (accepted + rejected) <= most:
         return
-    step = advice(reasons.most_common(1)[0][0], map(flag_name, parts_of(options)))
+    step = advice(reasons.most_common(1)[0][0], flags_read(options))
     hints = [step] if rejects is None or not step else [f"{step}, with --if-changed restart"]
     hints += [] if rejects is None else [f"look at {rejects}; what is done is kept"]
     hints += [f"--max-reject-rate raises the bar (now {most:g})"] if accepted else []

@@ -226,7 +226,7 @@ def plain_lines(name: str, total: int, done: int, unit: str) -> Iterator[Callabl
         now = time.monotonic()
         if now - last >= PLAIN_SECONDS or position >= total:
             rate = (position - done) / max(now - start, 1e-9)
-            eta = (total - position) / rate if rate else 0
+            eta = max(0.0, (total - position) / rate) if rate else 0
             told = f"{int(position)}/{total} {unit}".rstrip()
             say(
                 f"{name}: {told}, {rate:.3g} {unit}/s, {eta:.0f} s left{', ' + note if note else ''}".replace(

@@ -92,12 +92,26 @@ def flag_name(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
-def check_needs(options: Any, given: Collection[str]) -> None:
-    """Raise UserError for an option among those `given` that nothing reads, since what would read it is off."""
-    needs = {
+def needs_of(options: Any) -> dict[str, tuple[str, ...]]:
+    """Option -> those of which one has to be on for anything to read it."""
+    return {
         name: others for kind in type(options).__mro__ for name, others in vars(kind).get("NEEDS", {}).items()
     }
-    for name, others in needs.items():
+
+
+def flags_read(options: Any) -> list[str]:
+    """The command's flags, without those that nothing reads as the others are: what advice may name."""
+    off = {
+        name
+        for name, others in needs_of(options).items()
+        if not any(getattr(options, other) for other in others)
+    }
+    return [flag_name(name) for name in parts_of(options) if name not in off]
+
+
+def check_needs(options: Any, given: Collection[str]) -> None:
+    """Raise UserError for an option among those `given` that nothing reads, since what would read it is off."""
+    for name, others in needs_of(options).items():
         value = getattr(options, name)
         off = name not in given or value is None or value is False
         if off or any(getattr(options, other) for other in others):

@@ -51,6 +51,7 @@ FLAGS = {
     "--prompts": "data dataset dataset-name train-file input inputs input-file file prompt prompt-file train-data i questions",
     "--data": "dataset dataset-name train-file input inputs input-file file train-data training-data i samples revisions prompts",
     "--comparisons": "data dataset dataset-name train-file input inputs input-file file train-data preferences pairs i",
+    "--max-pairs": "limit max-samples max-examples max-rows",
     "--posts": "data dataset input input-file file dump i",
     "--eval-prompts": "eval-data eval-file eval-dataset validation-file test-prompts validation-prompts",
     "--pairs": "samples responses replies completions comparisons",

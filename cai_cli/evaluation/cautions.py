@@ -63,7 +63,8 @@ def rate_cautions(learning_rate: float, warmup_steps: int, steps: int) -> list[s
     if learning_rate == 0:
         return ["--learning-rate 0: nothing was learned"]
     if warmup_steps >= steps:
-        return [f"--warmup-steps {warmup_steps} of {steps} steps: the learning rate never came to its peak"]
+        told = f"--warmup-steps {warmup_steps} of {steps} steps: the learning rate never came to its peak"
+        return [f"{told}; lower it, or take fewer rows a step"]
     return []
 
 

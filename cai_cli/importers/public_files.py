@@ -240,7 +240,7 @@ def check_columns(path: Path, items: Iterable[Item], names: Iterable[str]) -> It
                     hint = (
                         f"did you mean {near[0]!r}?"
                         if near
-                        else f"the file has {', '.join(item[1]) or 'none'}"
+                        else f"the file has {', '.join(item[1]) or 'none'}: say which, as in --columns {name}=COLUMN"
                     )
                     if kind and not near:
                         hint = f"{hint}, as rows of {kind.name}; {kind.advice}"

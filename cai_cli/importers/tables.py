@@ -215,28 +215,51 @@ def kind_of(row: Row, columns: Columns, default: str | None) -> str | None:
     return str(value)
 
 
-def rows(asked: Asked, *needed: str) -> Iterator[Item]:
-    """The rows of a file that has the columns which were asked for, and those that are needed besides."""
-    named = [item.partition("=")[2].strip() for item in (asked.columns or "").split(",") if item.strip()]
+READ = {
+    "prompts": ("prompt", "chosen", "id", "kind"),
+    "samples": ("prompt", "completion", "id", "kind"),
+    "comparisons": (
+        "prompt",
+        "chosen",
+        "rejected",
+        "id",
+        "kind",
+        "probability",
+        "score_chosen",
+        "score_rejected",
+    ),
+}
+
+
+def rows(asked: Asked, to: str, *needed: str) -> Iterator[Item]:
+    """The rows of a file that has the columns which were asked for, and those that are needed besides.
+
+    Raises UserError for a column that was named and is not read.
+    """
+    pairs = [item.partition("=") for item in (asked.columns or "").split(",") if item.strip()]
+    if lost := next((name.strip() for name, _, _ in pairs if name.strip() not in READ[to]), None):
+        others = " or ".join(f"--to {other}" for other in READ if lost in READ[other])
+        raise UserError(f"--columns {lost}=...: {to} have no place for it", f"leave it out, or pass {others}")
+    named = [column.strip() for _, _, column in pairs]
     return check_columns(asked.path, read_public_rows(asked.path), [*named, *needed])
 
 
 def prompts_asked(asked: Asked) -> Iterator[Prompt | Reject]:
     columns = parse_columns(asked.columns)
-    items = rows(asked, columns.prompt or columns.chosen)
+    items = rows(asked, "prompts", columns.prompt or columns.chosen)
     how = {"kind": asked.kind, **asked.source}
     return import_prompts(items, columns, every_turn=asked.every_turn, **how, dropped=asked.dropped)
 
 
 def samples_asked(asked: Asked) -> Iterator[Sample | Reject]:
     columns = parse_columns(asked.columns)
-    items = rows(asked, columns.prompt or columns.completion)
+    items = rows(asked, "samples", columns.prompt or columns.completion)
     return import_samples(items, columns, kind=asked.kind, dropped=asked.dropped)
 
 
 def comparisons_asked(asked: Asked) -> Iterator[Comparison | Reject]:
     columns = parse_columns(asked.columns)
-    items = rows(asked, columns.chosen, columns.rejected)
+    items = rows(asked, "comparisons", columns.chosen, columns.rejected)
     return import_comparisons(items, columns, kind=asked.kind, **asked.source, dropped=asked.dropped)
 
 

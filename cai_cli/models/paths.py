@@ -81,7 +81,8 @@ def check_place(path: str, flag: str) -> None:
             raise UserError(f"{flag} {path}: is not a model directory", hint)
         if not holds_model(folder):
             raise UserError(
-                f"{flag} {path}: is not a model directory", f"no config.json in it{what_else(folder)}"
+                f"{flag} {path}: is not a model directory",
+                f"no config.json in it{what_else(folder) or ': name what a trainer or `save_pretrained` wrote'}",
             )
         return
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or path.endswith("/"):

@@ -13,6 +13,7 @@ in no accuracy.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import typer
 
 from cai_cli.artifacts.chunks import chunks
+from cai_cli.artifacts.rejects import reasons_text
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.console.messages import progress, say, show_text, table
 from cai_cli.console.options import (
@@ -140,10 +142,9 @@ def run(options: Options) -> None:
     measured = {Path(name).name: measure(group) for name, group in groups.items()}
     whole = measure(items)
     if not whole["scored"]:
-        raise RunError(
-            f"none of the {len(items)} items could be asked: {whole['skipped']}",
-            "take a model with a longer context",
-        )
+        fewer = "give fewer --few-shot, or " if options.few_shot != NONE else ""
+        told = f"none of the {len(items)} items could be asked ({reasons_text(Counter(whole['skipped']))})"
+        raise RunError(told, f"{fewer}take a model with a longer context")
     results.start()
     draw(results.picture, options, groups, whole)
     rows = [item.to_row() for item in items]
@@ -155,6 +156,8 @@ def run(options: Options) -> None:
         **facts,
     )
     show(measured, whole)
+    if whole["skipped"]:
+        say(f"not asked, and counted in {options.out}: {reasons_text(Counter(whole['skipped']))}")
     if overlap.prompts:  # files without transcripts hold no prompts to compare
         tell_overlap(overlap, model)
 

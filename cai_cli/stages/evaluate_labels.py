@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import typer
 
 from cai_cli.artifacts.results import ResultsFile
-from cai_cli.console.messages import say, table
+from cai_cli.console.messages import say, table, warn
 from cai_cli.console.options import INPUT, OutputOptions
-from cai_cli.errors import RecordError, RunError
+from cai_cli.errors import RecordError, RunError, UserError
 from cai_cli.evaluation.agreement import SharedPair, by_confidence, by_kind, measure, shared_pairs
 from cai_cli.evaluation.calibration import reliability_bins
 from cai_cli.feedback.pairs import comparisons_of_file
@@ -42,7 +42,9 @@ def run(options: Options) -> None:
     results = ResultsFile("evaluate labels", options)
     if results.done:
         return
-    pairs, counts = shared_pairs(comparisons(options.ai), comparisons(options.human))
+    ours, theirs = list(comparisons(options.ai)), list(comparisons(options.human))
+    check_origins(options, ours, theirs)
+    pairs, counts = shared_pairs(ours, theirs)
     if options.dry_run:
         say(f"{counts['shared']} pairs are in both files")
         return
@@ -65,6 +67,15 @@ def run(options: Options) -> None:
     )
     for name in ("by_confidence", "by_kind"):
         show(name.replace("_", " "), {"all": whole, **facts[name]})
+
+
+def check_origins(options: Options, ours: list[Comparison], theirs: list[Comparison]) -> None:
+    """Raise UserError where no AI has labelled the first file; warn where one has labelled all of the second."""
+    if ours and not any(comparison.origin == "ai" for comparison in ours):
+        told = f"{options.ai}: none of its {len(ours)} comparisons is an AI's label"
+        raise UserError(told, "the AI's file comes first, then the people's")
+    if theirs and all(comparison.origin == "ai" for comparison in theirs):
+        warn(f"{options.human}: all of it is an AI's labels, too: two judges are compared")
 
 
 def comparisons(path: Path) -> Iterator[Comparison]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from cai_cli.artifacts.rejects import Rejected, reasons_text
+from cai_cli.artifacts.rejects import Rejected, reasons_text, rejected_told
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.console.messages import progress, say, table
 from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, Needs, flag
@@ -109,7 +109,7 @@ def run(options: Options) -> None:
     if results and rejected:
         rejects = results.out.with_suffix(".rejects.jsonl")
         write_rows(rejects, [item.to_row() for item in rejected])
-        say(f"{len(rejected)} pairs rejected into {rejects}")
+        say(rejected_told(rejected, "pairs", rejects))
     groups = split_groups(judged)
     matched = {name: length_matched(items) for name, items in groups.items() if is_series(name)}
     bins = {name: confidence_bins(groups[name]) for name in matched}

@@ -26,7 +26,7 @@ from cai_cli.artifacts.rejects import Rejected
 from cai_cli.artifacts.results import FileArtifact
 from cai_cli.artifacts.rows import RowArtifact
 from cai_cli.artifacts.split_files import SplitFolder
-from cai_cli.console.messages import say, show_text, tell_dropped
+from cai_cli.console.messages import say, show_text, tell_dropped, warn
 from cai_cli.console.options import INPUT, RowOptions, flag
 from cai_cli.errors import UserError
 from cai_cli.importers.formats import Asked
@@ -203,6 +203,10 @@ def import_paper_constitution(options: Options) -> None:
         show_text(text, end="")
         return
     count = text.count("\n- id:")
+    if options.comparisons is None:
+        warn(
+            f"no --comparisons: `label` will ask the same general question under each of the {count} principles"
+        )
     artifact.start()
     artifact.write(text, {"in": count, "out": count, "rejected": {}})
     say(f"{options.out}: {count} principles")

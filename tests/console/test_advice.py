@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from conftest import Cai
 
 import cai_cli
 from cai_cli.artifacts.rejects import Rejected, is_begun, why_none, with_restart
-from cai_cli.console.options import FLAG, flag_name, parts_of
+from cai_cli.console.options import FLAG, flag_name, flags_read, parts_of
 from cai_cli.prompting.hygiene import ADVICE, advice
 from cai_cli.rows.conversation import message
 from cai_cli.stages import imports, label, ppo, revise, sample, sft, train_pm
@@ -174,3 +175,22 @@ def test_a_failed_run_with_what_it_advises_is_not_refused(cai: Cai, data, llama,
     followed = advised.split() if stage == "sample" else [advised, "1e-5"]
     again = cai(*typed, *followed, *RESTART.split())
     assert again.returncode == 0 and out.exists(), again.stderr
+
+
+def test_advice_leaves_out_what_nothing_reads(tmp_path):
+    """Rationales are written with --cot alone, and replies to --prompts."""
+    given = {"feedback_model": "judge", "out": tmp_path / "x.jsonl"}
+    plain = label.Options(prompts=["x"], model="lm", **given)
+    told = {
+        name: advice("truncated", flags_read(options))
+        for name, options in (
+            ("plain", plain),
+            ("cot", replace(plain, cot=True)),
+            ("pairs", label.Options(pairs=["x"], cot=True, **given)),
+        )
+    }
+    assert told == {
+        "plain": "raise --max-new-tokens, or pass --on-truncated keep",
+        "cot": "raise --max-new-tokens, or raise --rationale-tokens, or pass --on-truncated keep",
+        "pairs": "raise --rationale-tokens, or pass --on-truncated keep",
+    }

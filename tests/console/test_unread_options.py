@@ -179,7 +179,9 @@ def test_pairs_of_one_text_are_rejected_by_name(cai: Cai, llama, tmp_path):
     assert [
         json.loads(line)["id"] for line in (tmp_path / "pm" / "rejects.jsonl").read_text().splitlines()
     ] == ["0", "4"]
-    assert manifest["warnings"] == ["--warmup-steps 9 of 1 steps: the learning rate never came to its peak"]
+    assert manifest["warnings"] == [
+        "--warmup-steps 9 of 1 steps: the learning rate never came to its peak; lower it, or take fewer rows a step"
+    ]
     assert "never came to its peak" in done.stderr
 
 

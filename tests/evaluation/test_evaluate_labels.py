@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from conftest import mistake
 
 from cai_cli.evaluation.agreement import SharedPair, by_confidence, measure, shared_pairs
 from cai_cli.rows.conversation import message
@@ -117,3 +118,17 @@ def test_nothing_shared_is_a_failure(cai, tmp_path):
         and "no pair that both have decided" in done.stderr
         and not (tmp_path / "o.json").exists()
     )
+
+
+def test_the_files_are_not_taken_for_one_another(cai, tmp_path):
+    """The AI's labels come first: two files of people, or swapped ones, are a mistake; two of AIs are told."""
+    for name, origin in (("ai", "ai"), ("human", "human")):
+        rows = [{**comparison(str(n), f"a{n}", "b", 0.8).to_row(), "origin": origin} for n in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for files in (("human.jsonl", "ai.jsonl"), ("human.jsonl", "human.jsonl")):
+        done = cai("evaluate", "labels", *files, "--out", "x.json", cwd=tmp_path)
+        mistake(done, "human.jsonl: none of its 3 comparisons is an AI's label", "the AI's file comes first")
+    done = cai("evaluate", "labels", "ai.jsonl", "ai.jsonl", "--out", "x.json", cwd=tmp_path)
+    assert done.returncode == 0 and "two judges are compared" in done.stderr
+    done = cai("evaluate", "labels", "ai.jsonl", "human.jsonl", "--out", "y.json", cwd=tmp_path)
+    assert done.returncode == 0 and "warning" not in done.stderr

@@ -166,3 +166,49 @@ def test_kind_and_source_are_kept_or_refused(cai: Cai, tmp_path: Path) -> None:
     assert [(row["kind"], row["source"], row["origin"]) for row in rows(tmp_path / "pairs.jsonl")] == [
         ("harmful", "mine", "ai")
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "to", "told"),
+    [
+        ("prompt=q,completion=a", "prompts", "--columns completion=...: prompts have no place for it"),
+        ("prompt=q,rejected=a", "samples", "--columns rejected=...: samples have no place for it"),
+        (
+            "prompt=q,probability=a,completion=a",
+            "comparisons",
+            "--columns completion=...: comparisons have no",
+        ),
+    ],
+)
+def test_a_column_that_is_named_is_read(cai: Cai, tmp_path: Path, columns: str, to: str, told: str) -> None:
+    (tmp_path / "x.csv").write_text("q,a\nWhy?,Because.\n")
+    words = ("import", "table", "x.csv", "--columns", columns, "--to", to, "--out", "x.jsonl")
+    mistake(cai(*words, cwd=tmp_path), told, "or pass --to ")
+    done = cai(
+        "import",
+        "table",
+        "x.csv",
+        "--columns",
+        "prompt=q,completion=a",
+        "--to",
+        "samples",
+        "--out",
+        "x.jsonl",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_constitution_without_its_comparisons_is_told(cai: Cai, tmp_path: Path) -> None:
+    value = {
+        "prompt": ["\n\nCritiqueRequest: Why?\n\nCritique:"],
+        "edit_request": "\n\nRevisionRequest: Mend it.\n\nRevision:",
+    }
+    (tmp_path / "c.json").write_text(json.dumps({"a": value}))
+    (tmp_path / "r.json").write_text(json.dumps(["\nWhich is better?\n\nOptions:"]))
+    done = cai("import", "paper-constitution", "c.json", "--out", "c.yaml", cwd=tmp_path)
+    assert "warning: no --comparisons: `label` will ask the same general question" in done.stderr
+    done = cai(
+        "import", "paper-constitution", "c.json", "--comparisons", "r.json", "--out", "d.yaml", cwd=tmp_path
+    )
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import Rejected
+from cai_cli.artifacts.rejects import Rejected, rejected_told
 from cai_cli.console.messages import say, table, warn, warn_all
 from cai_cli.engines.base import LENGTH
 from cai_cli.evaluation.cautions import rate_cautions, reply_cautions
@@ -62,7 +62,7 @@ def optimise(
         )
     if rejected and is_main():
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
-        say(f"{len(rejected)} prompts rejected into {options.out / 'rejects.jsonl'}")
+        say(rejected_told(rejected, "prompts", options.out / "rejects.jsonl"))
     state.resume()
     with closing(trainer), RunLog(options, artifact.folder, state.step) as log, after_the_step():
         loop(options, trainer, state, log, schedule, eval_prompts)

@@ -12,7 +12,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import Rejected
+from cai_cli.artifacts.rejects import Rejected, rejected_told
 from cai_cli.console.messages import say, table, warn_all
 from cai_cli.evaluation.cautions import label_cautions, rate_cautions, undecided_rate
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
@@ -64,7 +64,7 @@ def run_pairwise_stage(
     if rejected:
         if is_main():
             write_rows(artifact.folder / "rejects.jsonl", [item.to_row() for item in rejected])
-        say(f"{len(rejected)} pairs rejected into {artifact.folder / 'rejects.jsonl'}")
+        say(rejected_told(rejected, "pairs", artifact.folder / "rejects.jsonl"))
     say(f"{artifact.manifest['stage']}: {len(training)} pairs, {len(held_out)} held out")
     facts = fit_pairwise(
         model,

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import Rejected
+from cai_cli.artifacts.rejects import Rejected, rejected_told
 from cai_cli.console.messages import say, warn_all
 from cai_cli.evaluation.cautions import rate_cautions
 from cai_cli.models.adapters import save_trained
@@ -51,7 +51,7 @@ def finetune(
     artifact.start()
     if rejected and is_main():
         write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
-        say(f"{len(rejected)} rows rejected into {options.out / 'rejects.jsonl'}")
+        say(rejected_told(rejected, "rows", options.out / "rejects.jsonl"))
     trainer = make_trainer(options, model, tokenizer, data, by_kind(rows), artifact.checkpoints)
     checkpoint = newest_whole(artifact.checkpoints, "checkpoint")
     packs = f" in {len(data)} packs" if options.packing else ""
