@@ -100,7 +100,7 @@ def show(manifest: dict[str, Any]) -> None:
         "mean\nlength",
         "un-\nchanged",
         "draft\nkept",
-        "90 %\nbelow",
+        "90 % keep\nless than",
         "refusal\nphrase",
         "repeated\nphrase",
         "looping",

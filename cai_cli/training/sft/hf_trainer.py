@@ -81,15 +81,12 @@ class TrainingLog(TrainerCallback):
         return dict(self.held_out)
 
     def mean_loss(self, trainer: Trainer) -> float:
-        """Mean of the logged losses, those before a resume too; of all losses where the run was too short to
-        log one.
-        """
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        return (
-            sum(losses) / len(losses)
-            if losses
-            else trainer._total_loss_scalar / max(trainer.state.global_step, 1)
-        )
+        """Mean of the losses of all steps, those before a resume too: of the logged means, each by its steps."""
+        total, last = 0.0, 0
+        for entry in trainer.state.log_history:
+            if "loss" in entry:
+                total, last = total + entry["loss"] * (entry["step"] - last), entry["step"]
+        return total / max(last, 1)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.advance = self.opened.enter_context(
@@ -122,6 +119,8 @@ class TrainingLog(TrainerCallback):
         self.last = state.global_step
         if told_to_stop(args.device):
             self.stopping = control.should_save = True
+        if state.global_step == state.max_steps:
+            control.should_log = True  # what is left of the last window: a short run has no other line
         if control.should_save:
             check_weights(trainable_state(rest["model"]), f"step {state.global_step}")
 
