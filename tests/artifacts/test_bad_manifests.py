@@ -352,7 +352,7 @@ def mutate(value: Any, chance: random.Random) -> Any:
 
 def test_any_shape_is_read_or_refused(made, copy, capsys):
     """A few hundred spoilt manifests through all that reads them: nothing but errors of ours."""
-    from cai_cli.artifacts.identity import check_same
+    from cai_cli.artifacts.claims import claim
     from cai_cli.artifacts.manifest import begin_manifest
     from cai_cli.stages import merge, split
 
@@ -379,7 +379,7 @@ def test_any_shape_is_read_or_refused(made, copy, capsys):
     readers: list[Callable[[], object]] = [
         lambda: lineage.run(lineage.Options(artifact=artifact)),
         lambda: find_overlap([ROW["prompt"]], str(artifact)),
-        lambda: check_same(read_manifest(place) or {}, now, options),
+        lambda: claim(options, now, read_manifest(place) or {}, artifact, finished=lambda _: False),
         lambda: merge.run(merging),
     ]
     refused = 0

@@ -205,7 +205,7 @@ def test_a_constitution_without_its_comparisons_is_told(cai: Cai, tmp_path: Path
         "edit_request": "\n\nRevisionRequest: Mend it.\n\nRevision:",
     }
     (tmp_path / "c.json").write_text(json.dumps({"a": value}))
-    (tmp_path / "r.json").write_text(json.dumps(["\nWhich is better?\n\nOptions:"]))
+    (tmp_path / "r.json").write_text(json.dumps(["\nWhich is better? Options:"]))
     done = cai("import", "paper-constitution", "c.json", "--out", "c.yaml", cwd=tmp_path)
     assert "warning: no --comparisons: `label` will ask the same general question" in done.stderr
     done = cai(

@@ -294,7 +294,7 @@ def test_a_run_that_ends_while_it_saves_measures_nothing_again(base, data, tmp_p
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cai_cli.models.adapters.save_trained", fail)
+        patch.setattr("cai_cli.training.sft.run.save_trained", fail)
         with pytest.raises(OSError, match="the disk is full"):
             train(base, data, tmp_path / "cut", **flags)
     cut = train(base, data, tmp_path / "cut", **flags)
