@@ -82,7 +82,7 @@ class TrainingLog(TrainerCallback):
 
     def mean_loss(self, trainer: Trainer) -> float:
         """Mean of the losses of all steps, those before a resume too: of the logged means, each by its steps."""
-        total, last = 0.0, 0
+        total, last = 0.0, 0.0
         for entry in trainer.state.log_history:
             if "loss" in entry:
                 total, last = total + entry["loss"] * (entry["step"] - last), entry["step"]
