@@ -23,7 +23,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
-LEFT = ("PYTEST_CURRENT_TEST",)  # variables that commands may differ in
+# Variables that commands may differ in: they are read when they are needed.
+LEFT = ("PYTEST_CURRENT_TEST", "CAI_SHORTCUTS")
 PYTHON = (sys.executable, "-m", "cai_cli")
 
 
@@ -57,7 +58,12 @@ class Forked:
         self.returncode: int | None = None
         self.streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - read when the command has ended
         self.line, theirs = socket.socketpair()
-        request = json.dumps([words, str(cwd or Path.cwd()), os.environ.get(LEFT[0])]).encode() + b"\n"
+        request = (
+            json.dumps(
+                [words, str(cwd or Path.cwd()), {name: os.environ.get(name) for name in LEFT}]
+            ).encode()
+            + b"\n"
+        )
         socket.send_fds(
             server()[0], [request], [theirs.fileno(), *(stream.fileno() for stream in self.streams)]
         )
@@ -134,24 +140,26 @@ def serve() -> None:
             os.close(descriptor)
 
 
-def watch(line: int, out: int, err: int, words: list[str], cwd: str, test: str | None) -> None:
+def watch(line: int, out: int, err: int, words: list[str], cwd: str, left: dict[str, str | None]) -> None:
     """Fork the command, and tell its pid and how it ended."""
     pid = os.fork()
     if not pid:
         os.close(line)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        command(words, cwd, test)
+        command(words, cwd, left)
     os.write(line, b"%d\n" % pid)
     os.write(line, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     os._exit(0)
 
 
-def command(words: list[str], cwd: str, test: str | None) -> None:
+def command(words: list[str], cwd: str, left: dict[str, str | None]) -> None:
     """Be `python -m cai_cli WORDS`."""
     os.chdir(cwd)
-    if test is not None:
-        os.environ[LEFT[0]] = test
+    for name, value in left.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     import cai_cli.__main__
 
     sys.argv = [cai_cli.__main__.__file__, *words]
