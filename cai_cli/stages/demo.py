@@ -181,6 +181,8 @@ def run_cli(words: list[str]) -> None:
     end_with_parent()
     os.environ[NEXT_STEPS] = "0"
     sys.argv = ["cai", *words]
+    # The `cai` script has imported it as a module, which runpy would warn of.
+    sys.modules.pop("cai_cli.__main__", None)
     with one_line(told=False):
         runpy.run_module("cai_cli", run_name="__main__")
 

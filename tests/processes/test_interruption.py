@@ -248,3 +248,17 @@ def test_the_demo_takes_its_stage_with_it(tmp_path, number, group) -> None:
     else:
         assert process.returncode == 128 + sent
         assert errors(said) == [f"error: {WORDS[sent]} — {CONTINUES}"]
+
+
+@needs_proc
+def test_the_script_runs_the_demos_stages_without_a_word_of_pythons(tmp_path) -> None:
+    """It has imported as a module what each stage runs as a program; as installers write it."""
+    script = tmp_path / "cai"
+    script.write_text("from cai_cli.__main__ import main\nif __name__ == '__main__':\n    main()\n")
+    out = tmp_path / "demo"
+    pipe = subprocess.PIPE
+    words = [sys.executable, script, "demo", "--out", out]
+    begin = lambda: subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, start_new_session=True)  # noqa: E731
+    process, said = catch(begin, out, lambda: (out / "revisions.jsonl.partial").exists(), signal.SIGTERM)
+    assert process.returncode == 143 and all_gone(process.pid)
+    assert "Warning" not in said and "<frozen" not in said, said
