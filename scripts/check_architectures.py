@@ -40,16 +40,7 @@ CLOSE = 2e-4  # Of log-probabilities and scores in float32.
 EQUAL = "equal"
 SENTENCE = "How can I water a daisy? Fill a can with water. "
 # Sentences in front of a prompt: some longer than any window or threshold.
-LENGTHS = (
-    1,
-    8,
-    2,
-    5,
-    1,
-    3,
-    4,
-    1,
-)
+LENGTHS = (1, 8, 2, 5, 1, 3, 4, 1)
 
 
 class Unlike(Exception):

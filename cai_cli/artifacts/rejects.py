@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.artifacts.places import manifest_path
+from cai_cli.console.messages import say
 from cai_cli.console.options import FLAG, Part, flag_name, flags_read, parts_of
 from cai_cli.errors import RunError
+from cai_cli.processes.ranks import is_main
 from cai_cli.prompting.hygiene import advice
-from cai_cli.rows.jsonl import Row
+from cai_cli.rows.jsonl import Row, write_rows
 from cai_cli.rows.storage import is_input
 
 RESTART = "then --if-changed restart starts afresh, and moves what there is to .bak"
@@ -70,10 +72,17 @@ def reasons_text(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
 
 
-def rejected_told(rejected: list[Rejected], unit: str, file: Path) -> str:
-    """A line of what was put aside before a run, and why."""
-    reasons = reasons_text(Counter(item.reason for item in rejected))
-    return f"{len(rejected)} {unit} rejected into {file} ({reasons})"
+def counted(rejected: Iterable[Rejected]) -> dict[str, int]:
+    """How many there are of each reason, as a manifest keeps it."""
+    return dict(sorted(Counter(item.reason for item in rejected).items()))
+
+
+def put_aside(rejected: list[Rejected], unit: str, file: Path) -> None:
+    """Write what was rejected before a run, if anything was, and say why; the first process does."""
+    if rejected and is_main():
+        write_rows(file, [item.to_row() for item in rejected])
+        reasons = reasons_text(Counter(item.reason for item in rejected))
+        say(f"{len(rejected)} {unit} rejected into {file} ({reasons})")
 
 
 def check_rejects(

@@ -29,21 +29,12 @@ SWITCH = "CAI_SHORTCUTS"
 PADDING = ("right padding", "right padding without a mask", "left padding", "a pass over several rows")
 ANY_LENGTH = 1 << 30
 # Tokens of the longest row that an architecture is tried with, and those that follow on it at most.
-TRIAL, ROOM = (
-    40,
-    8,
-)
+TRIAL, ROOM = 40, 8
 # Windows up to this length are crossed by trials of padding; beyond, transformers' own masks are trusted
 # there.
 CROSSED = 512
 # The same angles whatever else is in the pass.
-FIXED_ROPE = {
-    "default",
-    "linear",
-    "yarn",
-    "llama3",
-    "proportional",
-}
+FIXED_ROPE = {"default", "linear", "yarn", "llama3", "proportional"}
 LOCAL = re.compile(r"window|local|attention_chunk|attn_chunk|index_topk")
 # Names of counts and shares that LOCAL finds too.
 NO_LENGTH = re.compile(r"layer|pattern|experts|heads|prob|num_")
@@ -106,6 +97,8 @@ def shortcuts_of(model: Any) -> Shortcuts:
     trunk = model.base_model
     if trunk not in FOUND:
         found = FOUND[trunk] = Shortcuts(type(model).__name__)
+        if (setting := os.environ.get(SWITCH, "1")) not in ("0", "1"):
+            logger.warning("%s=%s is neither 0 nor 1, and changes nothing", SWITCH, setting)
         text = model.config.get_text_config()
         for length, reason in local_words(text):
             found.sees_all = min(found.sees_all, length)

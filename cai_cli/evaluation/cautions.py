@@ -13,11 +13,7 @@ MOSTLY = 0.9
 UNDECIDED = 0.01  # a label this near 0.5 says nothing of which reply is better
 ALIKE = 1e-6  # spread of scores that rounding may make, relative to their size
 # Of a summary of labels, see `label_cautions`
-CAUTIONED = (
-    "undecided_rate",
-    "same_position_rate",
-    "mean_probability_a",
-)
+CAUTIONED = ("undecided_rate", "same_position_rate", "mean_probability_a")
 LEAST = 4  # fewer than these are alike by chance
 
 

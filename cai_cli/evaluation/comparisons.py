@@ -16,12 +16,7 @@ from typing import Any
 from cai_cli.evaluation.calibration import accuracy, brier, calibration_error, wilson
 
 # Of |ln(chosen tokens / rejected tokens)|; a factor of 1.1, 1.3, 1.6, 2.7
-LENGTH_BINS = (
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-)
+LENGTH_BINS = (0.1, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,10 @@ class Columns:
     score_rejected: str | None = None
 
 
-def parse_columns(text: str | None) -> Columns:
-    """`prompt=question,chosen=better` -> Columns; what is not named keeps its name. Raises UserError."""
+def given_columns(text: str | None) -> dict[str, str]:
+    """`prompt=question,chosen=better` -> our name: theirs. Raises UserError."""
     known = [field.name for field in dataclasses.fields(Columns)]
-    given: dict[str, str | None] = {}
+    given: dict[str, str] = {}
     for item in (text or "").split(","):
         name, equals, column = (piece.strip() for piece in item.partition("="))
         if not item.strip():
@@ -52,11 +52,17 @@ def parse_columns(text: str | None) -> Columns:
                 f"write NAME=COLUMN, with NAME of {', '.join(known)}",
             )
         given[name] = column
+    return given
+
+
+def parse_columns(text: str | None) -> Columns:
+    """What is not named keeps its name. Raises UserError."""
+    given: dict[str, Any] = dict(given_columns(text))
     # chosen and rejected may hold the whole conversations, so a column for the prompt is looked for only
     # where it is named.
     if {"chosen", "rejected"} & given.keys() and "prompt" not in given:
         given["prompt"] = None
-    return Columns(**given)  # type: ignore[arg-type]
+    return Columns(**given)
 
 
 def import_prompts(
@@ -236,12 +242,11 @@ def rows(asked: Asked, to: str, *needed: str) -> Iterator[Item]:
 
     Raises UserError for a column that was named and is not read.
     """
-    pairs = [item.partition("=") for item in (asked.columns or "").split(",") if item.strip()]
-    if lost := next((name.strip() for name, _, _ in pairs if name.strip() not in READ[to]), None):
+    given = given_columns(asked.columns)
+    if lost := next((name for name in given if name not in READ[to]), None):
         others = " or ".join(f"--to {other}" for other in READ if lost in READ[other])
         raise UserError(f"--columns {lost}=...: {to} have no place for it", f"leave it out, or pass {others}")
-    named = [column.strip() for _, _, column in pairs]
-    return check_columns(asked.path, read_public_rows(asked.path), [*named, *needed])
+    return check_columns(asked.path, read_public_rows(asked.path), [*given.values(), *needed])
 
 
 def prompts_asked(asked: Asked) -> Iterator[Prompt | Reject]:

@@ -30,13 +30,7 @@ from cai_cli.rows.hub import why_offline
 Role = Literal["language model", "preference model", "either"]
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", INDEX, ADAPTER_CONFIG)
 # Files of which a tokenizer has one
-TOKENIZERS = (
-    "tokenizer*",
-    "*.model",
-    "vocab.*",
-    "*.tiktoken",
-    "tekken.json",
-)
+TOKENIZERS = ("tokenizer*", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 HEAD_NAMES = ("score", "classifier")  # of a sequence classifier
 PREFERENCE_MODEL = "ForSequenceClassification"
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead", "ForConditionalGeneration")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from cai_cli.artifacts.rejects import Rejected, reasons_text, rejected_told
+from cai_cli.artifacts.rejects import Rejected, counted, put_aside, reasons_text
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.console.messages import progress, say, table
 from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, Needs, flag
@@ -28,7 +28,7 @@ from cai_cli.evaluation.overlap import find_overlap, tell_overlap
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.processes.ranks import is_main
-from cai_cli.rows.jsonl import read_records, write_rows
+from cai_cli.rows.jsonl import read_records
 from cai_cli.rows.trl_rows import RowReader
 from cai_cli.training.preference.pairs import dry_run, tokenise
 from cai_cli.training.preference.reading import open_preference_model, open_reading
@@ -108,8 +108,7 @@ def run(options: Options) -> None:
         results.start()
     if results and rejected:
         rejects = results.out.with_suffix(".rejects.jsonl")
-        write_rows(rejects, [item.to_row() for item in rejected])
-        say(rejected_told(rejected, "pairs", rejects))
+        put_aside(rejected, "pairs", rejects)
     groups = split_groups(judged)
     matched = {name: length_matched(items) for name, items in groups.items() if is_series(name)}
     bins = {name: confidence_bins(groups[name]) for name in matched}
@@ -117,7 +116,7 @@ def run(options: Options) -> None:
     counts = {
         "in": len(comparisons),
         "out": len(pairs),
-        "rejected": dict(Counter(item.reason for item in rejected)),
+        "rejected": counted(rejected),
     }
     measurements: dict[str, Any] = {
         "pm": options.pm,

@@ -48,14 +48,7 @@ STAYS = (
     "*/.*",
 )
 # The parts of a manifest that hold paths
-PLACES = (
-    "options",
-    "inputs",
-    "models",
-    "constitution",
-    "identity",
-    "merged",
-)
+PLACES = ("options", "inputs", "models", "constitution", "identity", "merged")
 NO_PATH = re.compile(r"hf:|\{|\d+/\d+$")  # a data set on the Hub, JSON, a shard
 
 

@@ -28,13 +28,7 @@ from cai_cli.stages import demo, evaluate_labels, export, imports, merge, pmp, s
 
 KILLED, FAILED = 9, 1
 # Of the os module; a file opened to be written counts, too
-CHANGES = (
-    "replace",
-    "rename",
-    "unlink",
-    "mkdir",
-    "rmdir",
-)
+CHANGES = ("replace", "rename", "unlink", "mkdir", "rmdir")
 CLOCK = ("started", "seconds")
 
 

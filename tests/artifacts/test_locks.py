@@ -132,14 +132,7 @@ COMMANDS = {
 
 
 # Held as others are: losing is enough of them
-SLOW = (
-    "revise",
-    "label",
-    "pmp",
-    "train-pm",
-    "ppo",
-    "evaluate hhh",
-)
+SLOW = ("revise", "label", "pmp", "train-pm", "ppo", "evaluate hhh")
 
 
 @contextmanager

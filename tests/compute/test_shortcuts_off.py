@@ -66,26 +66,17 @@ def test_texts_and_labels(helpful, world, tmp_path):
         assert a["probability"] == pytest.approx(b["probability"], abs=1e-4)
 
 
-@pytest.mark.parametrize("trainer", ["ppo", "train-pm"])
-def test_losses(trainer, tmp_path):
+def test_losses(tmp_path):
     world = make_world(tmp_path)
-    flags = (
-        ("--steps", "6", "--eval-steps", "3")
-        if trainer == "ppo"
-        else ("--num-train-epochs", "1", "--lm-coef", "0.5")
-    )
     for off in (False, True):
-        run(*COMMANDS[trainer].split(), *flags, "--out", f"{off}", cwd=world, off=off)
+        flags = ("--steps", "6", "--eval-steps", "3", "--out", f"{off}")
+        run(*COMMANDS["ppo"].split(), *flags, cwd=world, off=off)
     plain, taken = metrics(world / "True"), metrics(world / "False")
     assert len(plain) == len(taken) > 1
     for a, b in zip(plain, taken, strict=True):
         assert a.keys() == b.keys()
         for name in a:
             assert a[name] == pytest.approx(b[name], abs=1e-4, rel=1e-3), name
-    told = shortcuts(world / "True/cai.json")
-    assert all(told[name] == "no: CAI_SHORTCUTS=0" for name in told if name not in PADDING)
-    if trainer == "ppo":
-        assert (
-            told["packed rows"] == "no: CAI_SHORTCUTS=0"
-            and shortcuts(world / "False/cai.json")["packed rows"] == "yes"
-        )
+    told, whole = (shortcuts(world / f"{off}/cai.json") for off in (True, False))
+    assert told["packed rows"] == "no: CAI_SHORTCUTS=0" and whole["packed rows"] == "yes"
+    assert {told[name] for name in told if name not in PADDING} == {"no: CAI_SHORTCUTS=0"}

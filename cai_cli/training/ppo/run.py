@@ -4,12 +4,11 @@ its card.
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import Rejected, rejected_told
+from cai_cli.artifacts.rejects import Rejected, counted, put_aside
 from cai_cli.console.messages import say, table, warn, warn_all
 from cai_cli.engines.base import LENGTH
 from cai_cli.evaluation.cautions import rate_cautions, reply_cautions
@@ -17,7 +16,7 @@ from cai_cli.models.chat import Renderer
 from cai_cli.processes.collective import told_to_stop
 from cai_cli.processes.interruption import Terminated, after_the_step
 from cai_cli.processes.ranks import is_main, main_first
-from cai_cli.rows.jsonl import write_atomically, write_rows
+from cai_cli.rows.jsonl import write_atomically
 from cai_cli.rows.records import Prompt
 from cai_cli.training.model_card import model_card
 from cai_cli.training.ppo.log import RunLog
@@ -60,9 +59,7 @@ def optimise(
         say(
             "no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card"
         )
-    if rejected and is_main():
-        write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
-        say(rejected_told(rejected, "prompts", options.out / "rejects.jsonl"))
+    put_aside(rejected, "prompts", options.out / "rejects.jsonl")
     state.resume()
     with closing(trainer), RunLog(options, artifact.folder, state.step) as log, after_the_step():
         loop(options, trainer, state, log, schedule, eval_prompts)
@@ -70,14 +67,13 @@ def optimise(
         warn(f"{state.stopped.text}: stopping here")
     saved = state.settle()
     report(options, state, artifact.metrics_file, saved)
-    counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     facts = {
         "steps_done": state.step,
         "stopped": state.stopped.text if state.stopped else None,
         "saved_step": saved,
         "best_step": state.best.step if state.best.step >= 0 else None,
         "kl_coef": trainer.kl.coefficient,
-        "counts": {"in": kept + len(rejected), "rejected": counts},
+        "counts": {"in": kept + len(rejected), "rejected": counted(rejected)},
         "evaluation": state.last,
         "warnings": cautions
         + warn_all(

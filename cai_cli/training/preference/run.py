@@ -4,7 +4,6 @@ and saving.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import Rejected, rejected_told
+from cai_cli.artifacts.rejects import Rejected, counted, put_aside
 from cai_cli.console.messages import say, table, warn_all
 from cai_cli.evaluation.cautions import label_cautions, rate_cautions, undecided_rate
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
@@ -23,8 +22,8 @@ from cai_cli.models.load import load_pm
 from cai_cli.models.paths import is_preference_model
 from cai_cli.models.saved_configs import settle_configs
 from cai_cli.models.score import reset_head
-from cai_cli.processes.ranks import is_main, main_first
-from cai_cli.rows.jsonl import write_atomically, write_rows
+from cai_cli.processes.ranks import main_first
+from cai_cli.rows.jsonl import write_atomically
 from cai_cli.training.model_card import model_card
 from cai_cli.training.modes import disable_dropout
 from cai_cli.training.preference.loop import fit_pairwise
@@ -61,10 +60,7 @@ def run_pairwise_stage(
             )
         )
     artifact.start()
-    if rejected:
-        if is_main():
-            write_rows(artifact.folder / "rejects.jsonl", [item.to_row() for item in rejected])
-        say(rejected_told(rejected, "pairs", artifact.folder / "rejects.jsonl"))
+    put_aside(rejected, "pairs", artifact.folder / "rejects.jsonl")
     say(f"{artifact.manifest['stage']}: {len(training)} pairs, {len(held_out)} held out")
     facts = fit_pairwise(
         model,
@@ -76,10 +72,9 @@ def run_pairwise_stage(
         head,
         artifact.manifest["stage"],
     )
-    counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     seen = len(training) + len(held_out)
     facts |= {
-        "counts": {"in": seen + len(rejected), "out": seen, "rejected": counts},
+        "counts": {"in": seen + len(rejected), "out": seen, "rejected": counted(rejected)},
         **model_facts(model, tokenizer),
     }
     rates = rate_cautions(options.learning_rate, options.warmup_steps, facts["steps"])

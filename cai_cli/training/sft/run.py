@@ -4,19 +4,18 @@ card.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import Rejected, rejected_told
+from cai_cli.artifacts.rejects import Rejected, counted, put_aside
 from cai_cli.console.messages import say, warn_all
 from cai_cli.evaluation.cautions import rate_cautions
 from cai_cli.models.adapters import save_trained
-from cai_cli.processes.ranks import is_main, main_first
-from cai_cli.rows.jsonl import write_atomically, write_rows
+from cai_cli.processes.ranks import main_first
+from cai_cli.rows.jsonl import write_atomically
 from cai_cli.training.checkpoints import newest_whole
 from cai_cli.training.model_card import model_card
 from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
@@ -49,9 +48,7 @@ def finetune(
             )
         )
     artifact.start()
-    if rejected and is_main():
-        write_rows(options.out / "rejects.jsonl", [item.to_row() for item in rejected])
-        say(rejected_told(rejected, "rows", options.out / "rejects.jsonl"))
+    put_aside(rejected, "rows", options.out / "rejects.jsonl")
     trainer = make_trainer(options, model, tokenizer, data, by_kind(rows), artifact.checkpoints)
     checkpoint = newest_whole(artifact.checkpoints, "checkpoint")
     packs = f" in {len(data)} packs" if options.packing else ""
@@ -61,10 +58,9 @@ def finetune(
         held_out = log.evaluate(trainer)
         train_loss = log.mean_loss(trainer)
 
-    counts = dict(sorted(Counter(item.reason for item in rejected).items()))
     rates = rate_cautions(options.learning_rate, options.warmup_steps, trainer.state.global_step)
     facts = {
-        "counts": {"in": len(rows) + len(rejected), "out": len(rows), "rejected": counts},
+        "counts": {"in": len(rows) + len(rejected), "out": len(rows), "rejected": counted(rejected)},
         "held_out": {"rows": len(rows) - len(train), "loss": held_out},
         "tokens": sum(len(row.ids) for row in train),
         "train_loss": train_loss,
