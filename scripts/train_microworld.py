@@ -2,8 +2,9 @@
 both]`.
 
 Plain torch on two CPU cores, a few minutes a model; the same seed, steps and machine give the same weights.
-The right answers of helpful-only's multiple-choice questions are the oracle's (cai_cli/microworld/corpus.py),
-on combinations of the train split. `scripts/check_microworld.py` measures what came out.
+The right answers of helpful-only's multiple-choice questions and its revisions are the oracle's
+(cai_cli/microworld/corpus.py), on combinations of the train split and wordings that are not held out.
+`scripts/check_microworld.py` measures what came out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import math
 import time
+from collections import deque
 from pathlib import Path
 from random import Random
 
@@ -22,8 +24,11 @@ from cai_cli.keys import key
 from cai_cli.microworld import CHECKPOINTS, corpus
 from cai_cli.microworld.tokenizer import build_tokenizer
 
-STEPS = {"helpful-only": 850, "base": 600}
-WARMUP_STEPS, DECAY_SHARE = 50, 0.4
+STEPS = {"helpful-only": 1900, "base": 500}
+WARMUP_STEPS, DECAY_SHARE = 50, 0.5
+# The share of the steps with easy comparisons alone, and that after which none is (see `corpus`).
+EASY_UNTIL, HARD_FROM = 0.15, 0.3
+LENGTHS = {"comparison": 3}  # batches of about one length that a step's documents are sorted into
 Batch = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -66,6 +71,11 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * warm * min(1.0, (steps - step) / (DECAY_SHARE * steps))
 
 
+def ease(step: int, steps: int) -> float:
+    """How easy comparisons are: 1 at first, then falling to 0."""
+    return min(1.0, max(0.0, (HARD_FROM * steps - step) / ((HARD_FROM - EASY_UNTIL) * steps)))
+
+
 def encode(document: corpus.Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[float]]:
     """Token ids with a bos in front, and the loss weight of each token."""
     pieces = tokenizer([text for text, _ in document], add_special_tokens=False)["input_ids"]
@@ -76,31 +86,44 @@ def encode(document: corpus.Document, tokenizer: PreTrainedTokenizerFast) -> tup
     return ids, weights
 
 
-def make_batch(rng: Random, tokenizer: PreTrainedTokenizerFast, counts: dict[str, int]) -> Batch:
-    """Padded ids and weights for each sort of document; documents of one sort have about one length."""
+def make_batch(
+    rng: Random, tokenizer: PreTrainedTokenizerFast, counts: dict[str, int], easy: float
+) -> Batch:
+    """Padded ids and weights, a few batches of rows of about one length for each sort of document."""
     batch = []
     for name, count in counts.items():
-        rows = [encode(corpus.MAKERS[name](rng), tokenizer) for _ in range(count)]
-        longest = max(len(ids) for ids, _ in rows)
-        ids = torch.full((count, longest), tokenizer.pad_token_id)
-        weights = torch.zeros(count, longest)
-        for row, (tokens, values) in enumerate(rows):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            weights[row, : len(values)] = torch.tensor(values)
-        batch.append((ids, weights))
+        settings = {"ease": easy} if name == "comparison" else {}
+        rows = [encode(corpus.MAKERS[name](rng, **settings), tokenizer) for _ in range(count)]
+        rows.sort(key=lambda row: len(row[0]))
+        size = -(-count // LENGTHS.get(name, 1))
+        batch += [pad(rows[start : start + size], tokenizer.pad_token_id) for start in range(0, count, size)]
     return batch
 
 
-def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum of weighted token losses; the output layer runs at weighted positions only.
+def pad(rows: list[tuple[list[int], list[float]]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), longest), filler)
+    weights = torch.zeros(len(rows), longest)
+    for row, (tokens, values) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        weights[row, : len(values)] = torch.tensor(values)
+    return ids, weights
+
+
+def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """Sum of weighted token losses, how many letters are right, and of how many; the output layer runs at
+    weighted positions only.
 
     Padding is on the right, so under causal attention no real token sees it and no mask is needed.
     """
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     wanted = weights[:, 1:] > 0
     logits = model.lm_head(hidden[wanted])
-    losses = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="none")
-    return (losses * weights[:, 1:][wanted]).sum()
+    targets, weighted = ids[:, 1:][wanted], weights[:, 1:][wanted]
+    losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    letters = weighted == corpus.LETTER_WEIGHT
+    right = (logits.argmax(-1) == targets)[letters].sum()
+    return (losses * weighted).sum(), int(right), int(letters.sum())
 
 
 def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -110,28 +133,30 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
     model = build_model(tokenizer).train()
     optimizers = build_optimizers(model, peak)
     counts, start, tokens = corpus.batches(which), time.time(), 0
+    seen: deque[tuple[int, int]] = deque(maxlen=50)
     for step in range(steps):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
-        batch = make_batch(Random(key(seed, which, step)), tokenizer, counts)
+        batch = make_batch(Random(key(seed, which, step)), tokenizer, counts, ease(step, steps))
         total = sum(float(weights[:, 1:].sum()) for _, weights in batch)
-        shown = 0.0
+        shown, right, letters = 0.0, 0, 0
         for ids, weights in batch:
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = weighted_loss(model, ids, weights)
+                loss, hits, asked = weighted_loss(model, ids, weights)
             (loss / total).backward()
             shown += float(loss.detach()) / total
+            right, letters = right + hits, letters + asked
             tokens += int((ids != tokenizer.pad_token_id).sum())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        seen.append((right, letters))
         if step % 50 == 0 or step == steps - 1:
-            rate = tokens / (time.time() - start)
-            print(
-                f"{which} step {step} loss {shown:.4f} {rate:.0f} tok/s {time.time() - start:.0f} s",
-                flush=True,
-            )
+            seconds = time.time() - start
+            hits, asked = (sum(column) for column in zip(*seen, strict=True))
+            letter = f" letters {hits / asked:.3f}" if asked else ""
+            print(f"{which} step {step} loss {shown:.4f}{letter} {tokens / seconds:.0f} tok/s {seconds:.0f} s", flush=True)
         if not math.isfinite(shown):
             raise SystemExit(f"{which}: the loss is {shown} at step {step}; lower --learning-rate")
     return model.eval(), tokenizer
@@ -158,8 +183,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: what the shipped checkpoints were trained with")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     for which in CHECKPOINTS if arguments.which == "both" else (arguments.which,):
         start = time.time()
         model, tokenizer = train(

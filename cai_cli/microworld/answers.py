@@ -1,74 +1,154 @@
-"""Answers of every quality to a request, and the critiques of them: the material of the training texts and
-files.
+"""Answers of the micro-world: up to five sentences in a fixed order, each there or not, written and read exactly.
 
-Each function takes the request and a `random.Random`, which the caller seeds by key.
+    [opening] core [reason] [alternative] [closing]
+
+    Thank you for asking. I won't do that. It would let a thief walk in. It is better to call the support desk
+    for the door. Is that all?
+
+The core gives steps (the right three, other ones, or one alone) or declines. Every other sentence goes with
+every core, so that each feature of an answer is one sentence, and a principle can ask for any of them alone.
+`Answer.text` writes and `read` reads back.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from random import Random
 
 from cai_cli.microworld import grammar
-from cai_cli.microworld.grammar import HARMFUL, Request
+from cai_cli.microworld.grammar import Request
 
-# Forms that `answer` can write, by the oracle's names for them.
-FORMS = ("complies", "refuses", "partial", "evasive", "wrong_steps", "wrong_reason")
-
-
-def random_request(kind: str, split: str, rng: Random) -> Request:
-    """A request of one kind with a combination of one split, uniform over the split's combinations."""
-    pairs = [pair for pair in grammar.combinations(split) if grammar.owners_for(kind, pair[0])]
-    action, thing = rng.choice(pairs)
-    return complete_request(action, thing, kind, rng)
-
-
-def complete_request(action: grammar.Action, thing: grammar.Thing, kind: str, rng: Random) -> Request:
-    """Owner, circumstance and way of asking for a combination."""
-    owner = rng.choice(grammar.owners_for(kind, action))
-    return Request(action, thing, owner, rng.choice(grammar.CIRCUMSTANCES), rng.choice(grammar.WAYS))
+OPENINGS = ("Thank you for asking.", "I am glad that you ask.")
+COMPLIANCES = ("First {}, then {}, and last {}.", "Sure, first {}, then {}, and last {}.")
+SINGLES = ("I only know that you can {}.", "I am not sure, but you can {}.")
+REFUSALS = ("I won't do that.", "I can't help with that.", "No, that is not for me.")
+REASONS = ("It would {}.", "The reason is that it would {}.")
+ALTERNATIVES = ("Let me help you {} instead.", "It is better to {}.")
+CLOSINGS = ("Is that all?", "What else do you need?")
+FRAMES = (*OPENINGS, *COMPLIANCES, *SINGLES, *REFUSALS, *REASONS, *ALTERNATIVES, *CLOSINGS)
 
 
-def answer(request: Request, form: str, rng: Random) -> str:
-    """An answer of the given form.
-
-    `over_refusal` is the refusal of what should be answered: mostly with the reason that would be right if
-    the thing were not the asker's own. A benign action has no harm at all, so there it names that of some
-    other action.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an answer says, and in which frames. `steps`: three, one, or none, which is a refusal; `reason` and
+    `alternative` are what fills their sentences, None where there is none.
     """
-    action, thing = request.action, request.thing
-    if form == "over_refusal":
-        form = "refuses" if action.harm and rng.random() < 0.7 else "wrong_reason"
-    if form == "complies":
-        return grammar.compliance(grammar.steps(action, thing), rng.randrange(len(grammar.COMPLIANCES)))
-    if form == "wrong_steps":
-        return wrong_steps(request, rng)
-    if form == "partial":
-        return partial(request, rng)
-    if form == "evasive":
-        return rng.choice(grammar.EVASIONS)
-    frame = rng.randrange(len(grammar.REFUSALS))
-    if form == "refuses" and action.harm:
-        return grammar.refusal(action.harm, grammar.alternative(thing), frame)
-    others = [harm for harm in grammar.harms() if harm != action.harm]
-    return grammar.refusal(rng.choice(others), grammar.alternative(thing), frame)
+
+    steps: tuple[str, ...] = ()
+    reason: str | None = None
+    alternative: str | None = None
+    polite: bool = False
+    question: bool = False
+    frames: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+
+    @property
+    def text(self) -> str:
+        opening, core, reason, alternative, closing = self.frames
+        sentences = []
+        if self.polite:
+            sentences.append(OPENINGS[opening])
+        sentences.append(self.core_frames[core % len(self.core_frames)].format(*self.steps))
+        if self.reason:
+            sentences.append(REASONS[reason].format(self.reason))
+        if self.alternative:
+            sentences.append(ALTERNATIVES[alternative].format(self.alternative))
+        if self.question:
+            sentences.append(CLOSINGS[closing])
+        return " ".join(sentences)
+
+    @property
+    def core_frames(self) -> tuple[str, ...]:
+        return {0: REFUSALS, 1: SINGLES, 3: COMPLIANCES}[len(self.steps)]
+
+    @property
+    def declines(self) -> bool:
+        return not self.steps
+
+    def saying(self, **changes: object) -> Answer:
+        return replace(self, **changes)  # type: ignore[arg-type]
 
 
-def partial(request: Request, rng: Random) -> str:
-    """One right step: with a warning on harmful requests, as an incomplete answer on the others."""
-    step = rng.choice(grammar.steps(request.action, request.thing))
-    if request.kind == HARMFUL:
-        return grammar.partial(request.action.harm, step)
-    return grammar.partial(None, step, rng.randrange(len(grammar.INCOMPLETES)))
+def random_frames(rng: Random) -> tuple[int, int, int, int, int]:
+    counts = (len(OPENINGS), 6, len(REASONS), len(ALTERNATIVES), len(CLOSINGS))
+    opening, core, reason, alternative, closing = (rng.randrange(count) for count in counts)
+    return opening, core, reason, alternative, closing
 
 
-def wrong_steps(request: Request, rng: Random) -> str:
-    """Steps that are not the right ones: anything from a near miss to another action altogether."""
-    right = grammar.steps(request.action, request.thing)
-    makers = (one_wrong_step, wrong_object, wrong_part, swapped_order, other_action)
-    given = right
-    while given == right:
-        given = rng.choice(makers)(request, rng)
-    return grammar.compliance(given, rng.randrange(len(grammar.COMPLIANCES)))
+def either(texts: list[str]) -> str:
+    """A regex that matches any of the texts, longest first so that none hides a longer one."""
+    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+
+
+def framed(name: str, frames: tuple[str, ...], blank: str) -> str:
+    """A regex of the frames, each with its blanks in groups `name_frame_blank`."""
+    found = []
+    for number, frame in enumerate(frames):
+        pieces = frame.split("{}")
+        text = re.escape(pieces[0])
+        for place, piece in enumerate(pieces[1:]):
+            text += f"(?P<{name}_{number}_{place}>{blank})" + re.escape(piece)
+        found.append(f"(?P<{name}_{number}>{text})")
+    return "|".join(found)
+
+
+@lru_cache(maxsize=1)
+def pattern() -> re.Pattern[str]:
+    """All answers of the world, and a few more: any words count as steps here."""
+    steps = "[^.,?]+"
+    core = framed("three", COMPLIANCES, steps), framed("one", SINGLES, steps), framed("none", REFUSALS, "")
+    parts = (
+        rf"(?:(?:{framed('opening', OPENINGS, '')}) )?",
+        rf"(?:{'|'.join(core)})",
+        rf"(?: (?:{framed('reason', REASONS, either(grammar.harms()))}))?",
+        rf"(?: (?:{framed('alternative', ALTERNATIVES, either(sorted(grammar.all_alternatives())))}))?",
+        rf"(?: (?:{framed('closing', CLOSINGS, '')}))?",
+    )
+    return re.compile("".join(parts))
+
+
+@lru_cache(maxsize=1)
+def step_pattern() -> re.Pattern[str]:
+    """Any step of any action with any object and any part."""
+    names = either([thing.name for thing in grammar.things()])
+    parts = either(sorted({thing.part for thing in grammar.things()}))
+    templates = [step for action in grammar.actions() for step in action.steps]
+    escaped = (
+        re.escape(step).replace("<o>", f"(?:{names})").replace("<p>", f"(?:{parts})") for step in templates
+    )
+    return re.compile("|".join(f"(?:{step})" for step in escaped))
+
+
+def read(text: str) -> Answer | None:
+    """The answer that a text is, or None where it is none of this world."""
+    match = pattern().fullmatch(text.strip())
+    if not match:
+        return None
+    found = {name: value for name, value in match.groupdict().items() if value is not None}
+
+    def frame(name: str) -> int:
+        return next((int(key.split("_")[1]) for key in found if key.startswith(f"{name}_")), 0)
+
+    def blanks(name: str) -> tuple[str, ...]:
+        return tuple(found[key] for key in sorted(found) if re.fullmatch(rf"{name}_\d_\d", key))
+
+    steps = blanks("three") or blanks("one")
+    if not all(step_pattern().fullmatch(step) for step in steps):
+        return None
+    core = next(frame(name) for name in ("three", "one", "none") if any(k.startswith(name) for k in found))
+    return Answer(
+        steps=steps,
+        reason=next(iter(blanks("reason")), None),
+        alternative=next(iter(blanks("alternative")), None),
+        polite=any(key.startswith("opening") for key in found),
+        question=any(key.startswith("closing") for key in found),
+        frames=(frame("opening"), core, frame("reason"), frame("alternative"), frame("closing")),
+    )
+
+
+def right_steps(request: Request) -> tuple[str, ...]:
+    return tuple(grammar.steps(request.action, request.thing))
 
 
 def siblings(request: Request) -> tuple[list[grammar.Action], list[grammar.Thing]]:
@@ -86,51 +166,47 @@ def siblings(request: Request) -> tuple[list[grammar.Action], list[grammar.Thing
     ]
 
 
-def one_wrong_step(request: Request, rng: Random) -> list[str]:
-    """A step of another action in place of one."""
-    given = grammar.steps(request.action, request.thing)
-    position = rng.randrange(3)
-    given[position] = grammar.steps(rng.choice(siblings(request)[0]), request.thing)[position]
-    return given
+def wrong_steps(request: Request, rng: Random) -> tuple[str, ...]:
+    """Three steps that are not the right ones: anything from a near miss to another action altogether."""
+    right = list(right_steps(request))
+    actions, things = siblings(request)
+    given = right
+    while given == right:
+        given = list(right)
+        kind = rng.choice(("one_step", "object", "part", "order", "action"))
+        if kind == "one_step":
+            position = rng.randrange(3)
+            given[position] = grammar.steps(rng.choice(actions), request.thing)[position]
+        elif kind == "object":
+            given = grammar.steps(request.action, rng.choice(things))
+        elif kind == "part":
+            thing = grammar.Thing(request.thing.name, rng.choice(things).part, request.thing.category)
+            given = grammar.steps(request.action, thing)
+        elif kind == "order":
+            rng.shuffle(given)
+        else:
+            given = grammar.steps(rng.choice(actions), request.thing)
+    return tuple(given)
 
 
-def wrong_object(request: Request, rng: Random) -> list[str]:
-    """The right steps for another thing."""
-    return grammar.steps(request.action, rng.choice(siblings(request)[1]))
+def wrong_reason(request: Request, rng: Random) -> str:
+    """The harm of some other action."""
+    return rng.choice([harm for harm in grammar.harms() if harm != request.action.harm])
 
 
-def wrong_part(request: Request, rng: Random) -> list[str]:
-    """The right steps with the part of another thing."""
-    part = rng.choice(siblings(request)[1]).part
-    return grammar.steps(request.action, grammar.Thing(request.thing.name, part, request.thing.category))
+def wrong_alternative(request: Request, rng: Random) -> str:
+    """What helps with some other thing."""
+    return grammar.alternative(rng.choice([thing for thing in grammar.things() if thing != request.thing]))
 
 
-def swapped_order(request: Request, rng: Random) -> list[str]:
-    given = grammar.steps(request.action, request.thing)
-    rng.shuffle(given)
-    return given
+def random_request(kind: str, split: str, rng: Random) -> Request:
+    """A request of one kind with a combination of one split, uniform over the split's combinations."""
+    pairs = [pair for pair in grammar.combinations(split) if grammar.owners_for(kind, pair[0])]
+    action, thing = rng.choice(pairs)
+    return complete_request(action, thing, kind, rng)
 
 
-def other_action(request: Request, rng: Random) -> list[str]:
-    """All steps of another action on the same thing."""
-    return grammar.steps(rng.choice(siblings(request)[0]), request.thing)
-
-
-HARMFUL_CRITIQUES = {
-    "complies": "The response shows how to {what}, and it would {harm}.",
-    "partial": "The response warns but still gives a step, and it would {harm}.",
-    "evasive": "The response dodges the question and does not say that it would {harm}.",
-    "wrong_reason": "The response refuses for a wrong reason, because it would {harm}.",
-    "refuses": "The response refuses, gives the reason and offers help, so nothing is harmful.",
-}
-HARMFUL_CRITIQUES["wrong_steps"] = HARMFUL_CRITIQUES["complies"]
-NOTHING_WRONG = "The request is harmless and the response helps, so nothing is wrong."
-DOES_NOT_HELP = "The request is harmless, but the response does not help to {what}."
-
-
-def critique(request: Request, form: str) -> str:
-    """What a good critic says about an answer of this form."""
-    what = f"{request.action.phrase} {request.owner} {request.thing.name}"
-    if request.kind == HARMFUL:
-        return HARMFUL_CRITIQUES[form].format(what=what, harm=request.action.harm)
-    return NOTHING_WRONG if form == "complies" else DOES_NOT_HELP.format(what=what)
+def complete_request(action: grammar.Action, thing: grammar.Thing, kind: str, rng: Random) -> Request:
+    """Owner, circumstance and way of asking for a combination."""
+    owner = rng.choice(grammar.owners_for(kind, action))
+    return Request(action, thing, owner, rng.choice(grammar.CIRCUMSTANCES), rng.choice(grammar.WAYS))

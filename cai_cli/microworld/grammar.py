@@ -1,5 +1,4 @@
-"""The language of the micro-world: what people ask, what can be answered, and which combinations are held
-out.
+"""The language of the micro-world: what people ask, what is true of it, and which combinations are held out.
 
 A request is action x object (each object has one named part) x owner x circumstance x way of asking. The
 words are in `world.yaml`; this file composes them. Nothing here is random: callers choose, by key or by their
@@ -18,7 +17,7 @@ import yaml
 
 HARMFUL, BENIGN, OWN = "harmful", "benign", "dual-own"
 REQUEST_KINDS = (HARMFUL, BENIGN, OWN)
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "audit")
 
 OWNERS_SELF = ("my own", "our own", "my very own")
 OWNERS_OTHER = (
@@ -58,21 +57,6 @@ WAYS = (
     "I need to {}. Where do I start?",
     "Give me the steps to {}.",
     "Please help me to {}.",
-)
-
-COMPLIANCES = ("First {}, then {}, and last {}.", "Sure, first {}, then {}, and last {}.")
-REFUSALS = (
-    "I can't help with that because it would {}. I could help you {} instead.",
-    "I won't do that because it would {}. Let me help you {} instead.",
-    "No, because it would {}. It is better to {}.",
-)
-PARTIALS = ("Careful, it would {}. Still, you can {}.",)
-INCOMPLETES = ("I am not sure, but you can {}.", "I only know that you can {}.")
-EVASIONS = (
-    "Sorry, I can't help with that.",
-    "I would rather not talk about this.",
-    "Let us speak about something else.",
-    "I have no answer to that.",
 )
 
 
@@ -173,15 +157,16 @@ def harms() -> list[str]:
 def split_of(entry: Category, action_index: int, thing_index: int) -> str:
     """The split of one combination.
 
-    Each object has one action held out for test and every second object another one for validation, spread
-    evenly over the actions: a word that is held out in most of its combinations is never learned.
+    Each object has two of its six actions held out: one for test, and one for validation (every second
+    object) or audit (the others), spread evenly over the actions. A word that is held out in most of its
+    combinations is never learned.
     """
     count = len(entry.actions)
     if action_index == thing_index % count:
         return "test"
     shift = 1 if thing_index < len(entry.things) // 2 else 2
-    if thing_index % 2 == 0 and action_index == (thing_index + shift) % count:
-        return "validation"
+    if action_index == (thing_index + shift) % count:
+        return "audit" if thing_index % 2 else "validation"
     return "train"
 
 
@@ -223,14 +208,8 @@ def alternative(thing: Thing) -> str:
     return fill(category(thing.category).alternative, thing)
 
 
-def compliance(three: list[str], frame: int = 0) -> str:
-    return COMPLIANCES[frame].format(*three)
-
-
-def refusal(harm: str, offer: str, frame: int = 0) -> str:
-    return REFUSALS[frame].format(harm, offer)
-
-
-def partial(harm: str | None, step: str, frame: int = 0) -> str:
-    """One step: with a warning where there is a harm to warn of, else plainly incomplete."""
-    return PARTIALS[frame % len(PARTIALS)].format(harm, step) if harm else INCOMPLETES[frame].format(step)
+@lru_cache(maxsize=1)
+def all_alternatives() -> frozenset[str]:
+    """Every category's offer, with any object."""
+    names = [thing.name for thing in things()]
+    return frozenset(entry.alternative.replace("<o>", name) for entry in categories() for name in names)

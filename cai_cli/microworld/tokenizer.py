@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING
 
-from cai_cli.microworld import answers, corpus, grammar
+from cai_cli.microworld import answers, corpus, features, grammar, wordings
 from cai_cli.prompting import prompts
-from cai_cli.prompting.principles import Principle
 from cai_cli.rows.conversation import message
 
 if TYPE_CHECKING:
@@ -35,29 +34,22 @@ def split(text: str) -> list[str]:
 
 
 def frame_texts() -> Iterator[str]:
-    """The fixed texts around requests and answers."""
+    """The fixed texts around requests and answers, and all that principles and critiques say."""
     conversation = [message("user", "How")]
-    for principle in corpus.principles():
-        yield from principle_texts(principle)
-        yield prompts.comparison_prompt(conversation, "First", "First", principle.comparison)
-        yield prompts.revision_prompt(conversation, "First", principle.critique, "The", principle.revision)
+    for kind in wordings.KINDS:
+        for part in wordings.PARTS:
+            yield from wordings.frames(kind, part)
+    yield from (f"x {phrase} and x" for part in wordings.phrases().values() for p in part.values() for phrase in p)
+    yield prompts.comparison_prompt(conversation, "First", "First", "Which")
+    yield prompts.revision_prompt(conversation, "First", "Check", "The", "Rewrite")
     yield prompts.question_answer("How", "First")
     yield from (*corpus.FACTS, *MARKERS, "\n", "\n\n", *" .,?!:;-'\"")
     yield from map(prompts.option, prompts.OPTION_LETTERS)
-    yield from (
-        *grammar.EVASIONS,
-        *grammar.COMPLIANCES,
-        *grammar.REFUSALS,
-        *grammar.PARTIALS,
-        *grammar.INCOMPLETES,
-    )
-    yield from (*answers.HARMFUL_CRITIQUES.values(), answers.NOTHING_WRONG, answers.DOES_NOT_HELP)
+    yield from answers.FRAMES
+    yield from (state + ending for states in features.STATES.values() for state in states for ending in features.ENDINGS)
+    yield features.FINE_REASON
     yield from (*grammar.WAYS, *(f"x {words}" for words in grammar.CIRCUMSTANCES))
     yield from (f"x {words}" for words in grammar.OWNERS_SELF + grammar.OWNERS_OTHER)
-
-
-def principle_texts(principle: Principle) -> tuple[str, ...]:
-    return principle.critique, principle.revision, principle.comparison
 
 
 def content_texts() -> Iterator[str]:
