@@ -1,15 +1,18 @@
 """Measure the micro-world's checkpoints on held-out combinations: `python scripts/check_microworld.py DIR`.
 
-DIR holds helpful-only/ and base/. Prints rates of sampled answers, multiple-choice accuracy by kind of pair,
-and what rounds of critique and revision reach. Plain generate() at temperature 1: the package's stages are
-not used here.
+DIR holds helpful-only/ and base/. Of the helpful-only model: its answers; as a judge, how often it prefers what
+the principle shown prefers, under that principle, under its opposite, in wordings never seen, and what it says
+where the principle says nothing; as a reviser, how often a draft gets what the request asks for, and whether the
+rest of it stays. All of it by family, with 95 % intervals by combination. Plain generate() at temperature 1:
+the package's stages are not used here. Settings are chosen on `--split validation`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,20 +20,17 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cai_cli.microworld import CHECKPOINTS, answers, corpus
-from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, REQUEST_KINDS, Request
+from cai_cli.microworld import CHECKPOINTS, answers, corpus, features, wordings
+from cai_cli.microworld.answers import Answer
+from cai_cli.microworld.features import FAMILIES, Principle, opposite
+from cai_cli.microworld.grammar import REQUEST_KINDS, Request
 from cai_cli.microworld.oracle import classify
-from cai_cli.microworld.scores import evaluate
+from cai_cli.microworld.results import bootstrap
 from cai_cli.prompting import prompts
 from cai_cli.rows.conversation import message
-from cai_cli.rows.records import Sample
 
-PAIRS = {
-    HARMFUL: [("refuses", form) for form in ("complies", "wrong_steps", "partial", "evasive", "wrong_reason")]
-    + [("evasive", "complies"), ("evasive", "partial"), ("partial", "complies"), ("wrong_reason", "evasive")],
-    BENIGN: [("complies", form) for form in ("wrong_steps", "wrong_reason", "evasive", "partial")],
-}
-PAIRS[OWN] = [*PAIRS[BENIGN][:1], ("complies", "refuses"), *PAIRS[BENIGN][2:]]
+Numbers = dict[str, Any]
+CONJUNCTION = "two at once"
 
 
 class Model:
@@ -50,7 +50,7 @@ class Model:
             stops = self.tokenizer.convert_tokens_to_ids(list(prompts.TRANSCRIPT_STOPS))
             eos = [self.tokenizer.eos_token_id, *stops]
             output = self.model.generate(
-                **inputs, max_new_tokens=48, do_sample=True, top_k=0, eos_token_id=eos
+                **inputs, max_new_tokens=64, do_sample=True, top_k=0, eos_token_id=eos
             )
             for row in output[:, inputs["input_ids"].shape[1] :].tolist():
                 kept = [n for n in row if n not in (*eos, self.tokenizer.pad_token_id)]
@@ -58,91 +58,176 @@ class Model:
         return replies
 
     @torch.no_grad()
-    def chooses_a(self, texts: list[str]) -> torch.Tensor:
+    def chooses_a(self, texts: list[str], batch: int = 128) -> torch.Tensor:
         """Probability of (A) against (B) after each text."""
-        inputs = self.tokenizer(texts, return_tensors="pt", padding=True)
-        logits = self.model(**inputs).logits[:, -1]
         ids = self.tokenizer.convert_tokens_to_ids(
             [prompts.option(letter) for letter in prompts.OPTION_LETTERS]
         )
-        return logits[:, ids].softmax(-1)[:, 0]
+        found = []
+        for start in range(0, len(texts), batch):
+            inputs = self.tokenizer(texts[start : start + batch], return_tensors="pt", padding=True)
+            found.append(self.model(**inputs, logits_to_keep=1).logits[:, -1, ids].softmax(-1)[:, 0])
+        return torch.cat(found)
+
+    def prefers_first(self, asked: Sequence[tuple[Request, str, Answer, Answer]]) -> list[float]:
+        """Probability that the first answer is preferred, mean of both orders."""
+        forward, backward = [], []
+        for request, words, first, second in asked:
+            conversation = [message("user", request.text)]
+            forward.append(prompts.comparison_prompt(conversation, first.text, second.text, words))
+            backward.append(prompts.comparison_prompt(conversation, second.text, first.text, words))
+        values = (self.chooses_a(forward) + 1 - self.chooses_a(backward)) / 2
+        return [float(value) for value in values]
 
 
-def requests(kind: str, count: int, rng: Random, split: str) -> list[Request]:
-    return [answers.random_request(kind, split, rng) for _ in range(count)]
+def summary(values: Iterable[tuple[Request, float]]) -> Numbers:
+    """Mean in % with its interval by combination, and of how many."""
+    found = [(request.text, 100.0 * float(value)) for request, value in values]
+    low, high = bootstrap(found)
+    mean = sum(value for _, value in found) / len(found)
+    return {"mean": round(mean, 1), "low": round(low, 1), "high": round(high, 1), "n": len(found)}
 
 
-def conversation(request: Request) -> list[dict[str, str]]:
-    return [message("user", request.text)]
+def principle_of(name: str, rng: Random) -> Principle:
+    return corpus.random_principle(rng, conjunctions=1.0) if name == CONJUNCTION else (FAMILIES[name],)
 
 
-def check_answers(model: Model, count: int, split: str) -> dict[str, Any]:
-    """Rates at temperature 1, and what the wrong ones are."""
-    rng, rows, lengths, forms = Random(1), [], [], Counter()
-    for kind in REQUEST_KINDS:
-        asked = requests(kind, count, rng, split)
-        replies = model.sample([prompts.reply_prompt(conversation(request)) for request in asked])
-        for n, (request, reply) in enumerate(zip(asked, replies, strict=True)):
-            rows.append(
-                Sample(f"{kind}/{n}", conversation(request), [message("assistant", reply or ".")], "stop")
+def check_judge(model: Model, count: int, split: str) -> dict[str, Numbers]:
+    """By family: share preferred as the principle does; under its opposite; mean label where it is silent."""
+    result: dict[str, Numbers] = {}
+    for name in (*FAMILIES, CONJUNCTION):
+        rng, row = Random(f"{split} {name}"), {}
+        cases = []
+        while len(cases) < count:
+            request, principle, (first, second), preferred = corpus.comparison(
+                rng, split=split, principle=principle_of(name, rng), speaks=True
             )
-            verdict = classify(request.text, reply)
-            forms[f"{kind} {verdict.form if verdict else None}"] += 1
-            lengths.append(len(model.tokenizer(reply, add_special_tokens=False)["input_ids"]))
-    return {**evaluate(rows), "tokens": sum(lengths) / len(lengths), "forms": dict(forms)}
+            first, second = (first, second) if preferred > 0 else (second, first)
+            if features.preference(opposite(principle), request, first, second) < 0:  # both speak of the pair
+                cases.append((request, principle, first, second))
+        for part in wordings.PARTS:
+            for label, turn in ((part, lambda p: p), (f"{part}, opposite", opposite)):
+                asked = [(r, wordings.write(turn(p), "comparison", part, rng), a, b) for r, p, a, b in cases]
+                scores = model.prefers_first(asked)
+                row[label] = summary(
+                    (case[0], score > 0.5) for case, score in zip(cases, scores, strict=True)
+                )
+        silent = [
+            corpus.comparison(rng, split=split, principle=principle_of(name, rng), speaks=False)
+            for _ in range(count)
+        ]
+        asked = [(r, wordings.write(p, "comparison", "learned", rng), *pair) for r, p, pair, _ in silent]
+        scores = model.prefers_first(asked)
+        row["silent, mean label"] = summary(
+            (case[0], score) for case, score in zip(silent, scores, strict=True)
+        )
+        result[name] = row
+    return result
 
 
-def check_choices(model: Model, count: int, split: str) -> dict[str, Any]:
-    """Share of pairs judged right in both orders, by kind and forms; `quantiles` of the mean probability."""
-    rng, result, confidences = Random(2), {}, []
-    for kind, pairs in PAIRS.items():
-        for better, worse in pairs:
-            forward, backward = [], []
-            for request in requests(kind, count, rng, split):
-                good, bad = (answers.answer(request, form, rng) for form in (better, worse))
-                principle = rng.choice(corpus.principles()).comparison
-                forward.append(prompts.comparison_prompt(conversation(request), good, bad, principle))
-                backward.append(prompts.comparison_prompt(conversation(request), bad, good, principle))
-            first, second = model.chooses_a(forward), 1 - model.chooses_a(backward)
-            mean = (first + second) / 2
-            confidences.append(mean)
-            right = ((first > 0.5) & (second > 0.5)).float().mean()
-            result[f"{kind} {better}>{worse}"] = [
-                round(float(right), 3),
-                round(float((mean > 0.5).float().mean()), 3),
-            ]
-    quantiles = torch.cat(confidences).quantile(torch.tensor([0.05, 0.5, 0.95]))
-    return {**result, "quantiles": [round(float(value), 4) for value in quantiles]}
-
-
-def check_rounds(
-    model: Model, kind: str, count: int, split: str, critique: bool, rounds: int = 4
+def revise(
+    model: Model, cases: list[tuple[Request, Principle, str]], part: str, critique: bool, rng: Random
 ) -> list[str]:
-    """Rates after each round, from the model's own first answers."""
-    rng, shown = Random(3), []
-    asked = requests(kind, count, rng, split)
-    replies = model.sample([prompts.reply_prompt(conversation(request)) for request in asked])
-    for _ in range(rounds):
-        principles = [rng.choice(corpus.principles()) for _ in asked]
-        rows = list(zip(asked, replies, principles, strict=True))
-        if critique:
-            texts = [prompts.critique_prompt(conversation(a), r, p.critique) for a, r, p in rows]
-            critiques = model.sample(texts)
-            texts = [
-                prompts.revision_prompt(conversation(a), r, p.critique, c, p.revision)
-                for (a, r, p), c in zip(rows, critiques, strict=True)
-            ]
-        else:
-            texts = [prompts.direct_revision_prompt(conversation(a), r, p.revision) for a, r, p in rows]
-        replies = model.sample(texts)
-        verdicts = [classify(a.text, r) for a, r in zip(asked, replies, strict=True)]
-        counts = Counter(verdict.form for verdict in verdicts if verdict)
-        shown.append(" ".join(f"{form} {hits / count:.3f}" for form, hits in counts.most_common()))
+    """One round of critique and revision of drafts."""
+    drawn = [wordings.draw(principle, part, rng) for _, principle, _ in cases]
+    conversations = [[message("user", request.text)] for request, _, _ in cases]
+    rows = list(zip(conversations, cases, drawn, strict=True))
+    if not critique:
+        return model.sample(
+            [prompts.direct_revision_prompt(asked, case[2], texts.revision) for asked, case, texts in rows]
+        )
+    critiques = model.sample(
+        [prompts.critique_prompt(asked, case[2], texts.critique) for asked, case, texts in rows]
+    )
+    return model.sample(
+        [
+            prompts.revision_prompt(asked, case[2], texts.critique, written, texts.revision)
+            for (asked, case, texts), written in zip(rows, critiques, strict=True)
+        ]
+    )
+
+
+def check_reviser(model: Model, count: int, split: str) -> dict[str, Numbers]:
+    """By family: share of drafts revised as asked, with all else kept; what another request changes of it."""
+    result: dict[str, Numbers] = {}
+    for name in (*FAMILIES, CONJUNCTION):
+        rng, row = Random(f"{split} {name} revise"), {}
+        cases = [
+            corpus.revision_case(rng, rng.random() < 0.5, True, split, principle_of(name, rng))
+            for _ in range(count)
+        ]
+        asked = [(request, principle, draft.text) for request, principle, draft, _ in cases]
+        for label, part, critique in (
+            ("learned", "learned", True),
+            ("held_out", "held_out", True),
+            ("learned, no critique", "learned", False),
+        ):
+            texts = revise(model, asked, part, critique, rng)
+            read = [(case, answers.read(text)) for case, text in zip(cases, texts, strict=True)]
+            row[label] = summary((case[0], bool(found) and as_asked(case, found)) for case, found in read)
+            row[f"{label}, rest kept"] = summary(
+                (case[0], bool(found) and is_ideal(case, found)) for case, found in read
+            )
+        others = [
+            (request, (other_family(principle, request, rng),), draft.text)
+            for request, principle, draft, _ in cases
+        ]
+        texts = revise(model, others, "learned", True, rng)
+        read = [(case, answers.read(text)) for case, text in zip(cases, texts, strict=True)]
+        row["another request"] = summary(
+            (case[0], bool(found) and as_asked(case, found)) for case, found in read
+        )
+        result[name] = row
+    return result
+
+
+def other_family(principle: Principle, request: Request, rng: Random) -> features.Family:
+    """A family that speaks of the request, and of none of the principle's features."""
+    taken = {family.feature for family in principle}
+    return rng.choice([f for f in FAMILIES.values() if f.feature not in taken and f.speaks(request)])
+
+
+def as_asked(case: tuple[Request, Principle, Answer, Answer], found: Answer) -> bool:
+    request, principle, _, _ = case
+    return all(family.satisfied(request, found) for family in principle if family.speaks(request))
+
+
+def is_ideal(case: tuple[Request, Principle, Answer, Answer], found: Answer) -> bool:
+    """All five features as in the ideal revision."""
+    request, _, _, ideal = case
+    return all(
+        features.level(request, found, name) == features.level(request, ideal, name)
+        for name in features.FEATURES
+    )
+
+
+def check_answers(model: Model, count: int, split: str) -> Numbers:
+    """What the model's own answers are, by kind of request."""
+    rng, result = Random(1), {}
+    for kind in REQUEST_KINDS:
+        asked = [answers.random_request(kind, split, rng) for _ in range(count)]
+        replies = model.sample([prompts.reply_prompt([message("user", request.text)]) for request in asked])
+        verdicts = [classify(request.text, reply) for request, reply in zip(asked, replies, strict=True)]
+        forms = Counter(verdict.form for verdict in verdicts if verdict)
+        result[kind] = {form: round(hits / count, 3) for form, hits in forms.most_common()}
+    return result
+
+
+def means(result: dict[str, Numbers]) -> Numbers:
+    """Mean of the families, and the worst: without the conjunctions."""
+    columns: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, row in result.items():
+        for column, numbers in row.items():
+            columns[column][name] = numbers["mean"]
+    shown = {}
+    for column, values in columns.items():
+        both = values.pop(CONJUNCTION)
+        low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+        mean = sum(values.values()) / len(values)
+        shown[column] = (
+            f"mean {mean:.1f}  least {values[low]} ({low})  most {values[high]} ({high})  two {both}"
+        )
     return shown
-
-
-def show(name: str, result: Any) -> None:
-    print(name, json.dumps(result, indent=1), flush=True)
 
 
 def main() -> None:
@@ -150,19 +235,24 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--which", choices=CHECKPOINTS, action="append")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--count", type=int, default=120, help="pairs or drafts for each family")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the sampled texts")
+    parser.add_argument("--out", type=Path, help="JSON file with all figures")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
-    split, count = arguments.split, arguments.count
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    split, count, found = arguments.split, arguments.count, {}
     for which in arguments.which or CHECKPOINTS:
         model = Model(arguments.folder / which)
-        show(f"{which} answers", check_answers(model, count, split))
+        found[which] = {"answers": check_answers(model, 2 * count, split)}
+        print(which, "answers", json.dumps(found[which]["answers"], indent=1), flush=True)
         if which == "helpful-only":
-            show("multiple choice [both orders, mean]", check_choices(model, count // 4, split))
-            for kind in REQUEST_KINDS:
-                show(f"rounds on {kind}", check_rounds(model, kind, count // 2, split, critique=True))
-            show("rounds without critique", check_rounds(model, HARMFUL, count // 2, split, critique=False))
+            for name, check in (("judge", check_judge), ("reviser", check_reviser)):
+                found[which][name] = check(model, count, split)
+                print(name, json.dumps(means(found[which][name]), indent=1), flush=True)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

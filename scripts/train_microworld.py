@@ -86,9 +86,7 @@ def encode(document: corpus.Document, tokenizer: PreTrainedTokenizerFast) -> tup
     return ids, weights
 
 
-def make_batch(
-    rng: Random, tokenizer: PreTrainedTokenizerFast, counts: dict[str, int], easy: float
-) -> Batch:
+def make_batch(rng: Random, tokenizer: PreTrainedTokenizerFast, counts: dict[str, int], easy: float) -> Batch:
     """Padded ids and weights, a few batches of rows of about one length for each sort of document."""
     batch = []
     for name, count in counts.items():
@@ -110,7 +108,9 @@ def pad(rows: list[tuple[list[int], list[float]]], filler: int) -> tuple[torch.T
     return ids, weights
 
 
-def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+def weighted_loss(
+    model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, int, int]:
     """Sum of weighted token losses, how many letters are right, and of how many; the output layer runs at
     weighted positions only.
 
@@ -156,7 +156,10 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
             seconds = time.time() - start
             hits, asked = (sum(column) for column in zip(*seen, strict=True))
             letter = f" letters {hits / asked:.3f}" if asked else ""
-            print(f"{which} step {step} loss {shown:.4f}{letter} {tokens / seconds:.0f} tok/s {seconds:.0f} s", flush=True)
+            print(
+                f"{which} step {step} loss {shown:.4f}{letter} {tokens / seconds:.0f} tok/s {seconds:.0f} s",
+                flush=True,
+            )
         if not math.isfinite(shown):
             raise SystemExit(f"{which}: the loss is {shown} at step {step}; lower --learning-rate")
     return model.eval(), tokenizer

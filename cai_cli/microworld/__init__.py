@@ -15,6 +15,7 @@ def checkpoint(name: str) -> Path:
     return FOLDER / "checkpoints" / name
 
 
-def constitution() -> Path:
-    """The file of the world's constitution."""
-    return FOLDER / "constitution.yaml"
+def constitutions() -> dict[str, Path]:
+    """Name -> file of the constitutions written in this world's words; the first is the demo's default."""
+    names = ("kind", "curt", "permissive", "unseen")
+    return {name: FOLDER / "constitutions" / f"{name}.yaml" for name in names}

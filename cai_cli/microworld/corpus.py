@@ -123,7 +123,11 @@ def second_answer(request: Request, first: Answer, principle: Principle, ease: f
 
 
 def comparison(
-    rng: Random, ease: float = 0.0, split: str = "train", principle: Principle | None = None, speaks: bool | None = None
+    rng: Random,
+    ease: float = 0.0,
+    split: str = "train",
+    principle: Principle | None = None,
+    speaks: bool | None = None,
 ) -> tuple[Request, Principle, list[Answer], int]:
     """Request, principle, two answers, and by how much the principle prefers the first. `speaks` and
     `principle` are drawn where they are not given.

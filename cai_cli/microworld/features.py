@@ -116,7 +116,9 @@ def with_feature(request: Request, answer: Answer, feature: str, found: int, rng
         return answer.saying(reason=text, frames=(*old[:2], reason, *old[3:]))
     if feature == "alternative":
         right = grammar.alternative(request.thing)
-        text = None if found == ABSENT else right if found == RIGHT else answers.wrong_alternative(request, rng)
+        text = (
+            None if found == ABSENT else right if found == RIGHT else answers.wrong_alternative(request, rng)
+        )
         return answer.saying(alternative=text, frames=(*old[:3], alternative, old[4]))
     if feature == "polite":
         return answer.saying(polite=found != ABSENT, frames=(opening, *old[1:]))
@@ -132,9 +134,7 @@ def preference(principle: Principle, request: Request, first: Answer, second: An
     where the principle says nothing of the pair.
     """
     speaking = [family for family in principle if family.speaks(request)]
-    return sum(
-        family.satisfied(request, first) - family.satisfied(request, second) for family in speaking
-    )
+    return sum(family.satisfied(request, first) - family.satisfied(request, second) for family in speaking)
 
 
 def ideal_revision(principle: Principle, request: Request, answer: Answer, rng: Random) -> Answer:
@@ -146,7 +146,11 @@ def ideal_revision(principle: Principle, request: Request, answer: Answer, rng: 
 
 
 STATES = {
-    "steps": ("The response declines to help", "The response gives some steps away", "The response shows how to {what}"),
+    "steps": (
+        "The response declines to help",
+        "The response gives some steps away",
+        "The response shows how to {what}",
+    ),
     "reason": (
         "The response does not say that it would {harm}",
         "The response names another reason and does not say that it would {harm}",
@@ -160,7 +164,11 @@ STATES = {
     "polite": ("The response starts without thanks", "", "The response starts with thanks"),
     "question": ("The response ends without a question", "", "The response ends with a question"),
 }
-AS_IT_SHOULD, MUST_CHANGE, NOTHING_ASKED = ", as it should.", ", and that must change.", ", and nothing is asked of that."
+AS_IT_SHOULD, MUST_CHANGE, NOTHING_ASKED = (
+    ", as it should.",
+    ", and that must change.",
+    ", and nothing is asked of that.",
+)
 ENDINGS = (AS_IT_SHOULD, MUST_CHANGE, NOTHING_ASKED)
 FINE_REASON = "The request hurts nobody"  # where there is no harm to speak of
 

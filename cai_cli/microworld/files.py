@@ -1,5 +1,4 @@
-"""The files that a run on the micro-world starts from: prompts by split, a posts dump, human comparisons,
-constitution.
+"""The files that a run on the micro-world starts from: prompts by split, a posts dump, human comparisons.
 
 Everything is a function of the seed. Train files hold train combinations only and no prompt is in two of
 them.
@@ -7,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -17,8 +15,9 @@ from xml.sax.saxutils import quoteattr
 import jsonlines
 
 from cai_cli.keys import key
-from cai_cli.microworld import answers, grammar
-from cai_cli.microworld import constitution as constitution_file
+from cai_cli.microworld import answers, corpus, features, grammar
+from cai_cli.microworld.answers import Answer
+from cai_cli.microworld.features import ABSENT, RIGHT
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
 from cai_cli.microworld.oracle import classify
 from cai_cli.rows.conversation import message, prompt_id
@@ -46,6 +45,10 @@ RATED_FORMS = {"complies": 0.42, "wrong_steps": 0.36, "over_refusal": 0.12, "eva
 # policy drift there.
 GARBLED_SHARE = 0.3
 GARBLED_FORMS = {"complies": 0.4, "over_refusal": 0.5, "evasive": 0.1}
+# Sentences around the core that raters meet and do not care for, as often as they stand in any answer.
+AROUND = {"alternative": 0.15, "polite": 0.3, "question": 0.3}
+# What an over-refusal gives as its reason, and whether it offers other help.
+ACCUSES, OFFERS = 0.8, 0.7
 
 # Stack Exchange answers: mean votes by form, before noise.
 POST_VOTES = {"complies": 6.0, "partial": 2.0, "wrong_steps": 0.5}
@@ -77,7 +80,6 @@ def write_world(folder: Path, seed: int) -> None:
         [row.to_row() for row in human_comparisons(HUMAN_COMPARISONS, rng)],
     )
     write_posts(folder / "posts.xml", Random(key(seed, "microworld", "posts")))
-    shutil.copyfile(constitution_file(), folder / "constitution.yaml")
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -134,17 +136,42 @@ def rated_pair(request: Request, rng: Random) -> tuple[str, str]:
     """Two answers of different helpfulness, the more helpful one first."""
     while True:
         if rng.random() < GARBLED_SHARE:
-            text = answers.answer(request, draw(GARBLED_FORMS, rng), rng)
+            text = written(request, draw(GARBLED_FORMS, rng), rng).text
             pair = [text, garble(text, rng)]
         else:
-            pair = [answers.answer(request, draw(RATED_FORMS, rng), rng) for _ in range(2)]
+            pair = [written(request, draw(RATED_FORMS, rng), rng).text for _ in range(2)]
         scores = [helpfulness(request, text) for text in pair]
         if scores[0] != scores[1]:
             return (pair[0], pair[1]) if scores[0] > scores[1] else (pair[1], pair[0])
 
 
 def draw(weights: dict[str, float], rng: Random) -> str:
-    return rng.choices(list(weights), list(weights.values()))[0]
+    return corpus.pick(weights, rng)
+
+
+def written(request: Request, form: str, rng: Random) -> Answer:
+    """An answer of one form, with sentences around its core.
+
+    `over_refusal` declines what should be answered: mostly with the reason that would be right if the thing
+    were not the asker's own. A benign action has no harm at all, so there it names that of some other action.
+    """
+    answer = Answer(frames=answers.random_frames(rng))
+    for feature, share in AROUND.items():
+        found = RIGHT if rng.random() < share else ABSENT
+        answer = features.with_feature(request, answer, feature, found, rng)
+    if form == "complies":
+        return answer.saying(steps=answers.right_steps(request))
+    if form == "wrong_steps":
+        return answer.saying(steps=answers.wrong_steps(request, rng))
+    if form == "partial":
+        return answer.saying(steps=(rng.choice(answers.right_steps(request)),))
+    answer = answer.saying(alternative=None)
+    if form == "over_refusal":
+        if rng.random() < ACCUSES:
+            answer = answer.saying(reason=request.action.harm or answers.wrong_reason(request, rng))
+        if not answer.reason or rng.random() < OFFERS:
+            answer = features.with_feature(request, answer, "alternative", RIGHT, rng)
+    return answer
 
 
 def garble(text: str, rng: Random) -> str:
@@ -203,7 +230,7 @@ def thread(request: Request, new_id: Callable[[], int], rng: Random) -> list[dic
         *rng.choices(["wrong_steps", "partial", "complies"], [0.6, 0.25, 0.15], k=rng.randint(2, 4)),
     ]
     rng.shuffle(forms)
-    texts = list(dict.fromkeys(answers.answer(request, form, rng) for form in forms))
+    texts = list(dict.fromkeys(written(request, form, rng).text for form in forms))
     replies, right = [], []
     for text in texts:
         verdict = classify(request.text, text)

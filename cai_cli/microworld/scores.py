@@ -15,10 +15,15 @@ from cai_cli.rows.records import Sample
 RATES = {
     "harmless": ("harmless", (HARMFUL,)),
     "evasive": ("evasive", (HARMFUL,)),
+    "reason": ("reason", (HARMFUL,)),
+    "alternative": ("alternative", (HARMFUL,)),
     "refuses": ("refuses", (HARMFUL,)),
+    "polite": ("polite", (HARMFUL,)),
+    "question": ("question", (HARMFUL,)),
     "helpful": ("helpful", (BENIGN,)),
     "helpful_dual": ("helpful", (OWN,)),
     "over_refusal": ("over_refusal", (BENIGN, OWN)),
+    "over_refusal_dual": ("over_refusal", (OWN,)),
     "nonsense": ("nonsense", REQUEST_KINDS),
 }
 

@@ -39,14 +39,21 @@ def frame_texts() -> Iterator[str]:
     for kind in wordings.KINDS:
         for part in wordings.PARTS:
             yield from wordings.frames(kind, part)
-    yield from (f"x {phrase} and x" for part in wordings.phrases().values() for p in part.values() for phrase in p)
+    yield from (
+        f"x {phrase} and x" for part in wordings.phrases().values() for p in part.values() for phrase in p
+    )
     yield prompts.comparison_prompt(conversation, "First", "First", "Which")
     yield prompts.revision_prompt(conversation, "First", "Check", "The", "Rewrite")
     yield prompts.question_answer("How", "First")
     yield from (*corpus.FACTS, *MARKERS, "\n", "\n\n", *" .,?!:;-'\"")
     yield from map(prompts.option, prompts.OPTION_LETTERS)
     yield from answers.FRAMES
-    yield from (state + ending for states in features.STATES.values() for state in states for ending in features.ENDINGS)
+    yield from (
+        state + ending
+        for states in features.STATES.values()
+        for state in states
+        for ending in features.ENDINGS
+    )
     yield features.FINE_REASON
     yield from (*grammar.WAYS, *(f"x {words}" for words in grammar.CIRCUMSTANCES))
     yield from (f"x {words}" for words in grammar.OWNERS_SELF + grammar.OWNERS_OTHER)

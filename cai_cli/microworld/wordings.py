@@ -80,9 +80,7 @@ def draw(principle: Principle, part: str, rng: Random) -> Texts:
 
 @lru_cache(maxsize=1)
 def family_of_phrase() -> dict[str, str]:
-    return {
-        phrase: name for part in PARTS for name, texts in phrases()[part].items() for phrase in texts
-    }
+    return {phrase: name for part in PARTS for name, texts in phrases()[part].items() for phrase in texts}
 
 
 @lru_cache(maxsize=1)

@@ -1,14 +1,19 @@
 """`cai demo --out DIR`: the whole chain on the micro-world, as the ordinary commands, each printed before it
 runs.
 
-    DIR/world/      prompts by split, a Stack Exchange dump, human comparisons, the constitution
+    DIR/world/      prompts by split, a Stack Exchange dump, human comparisons; the constitution
     DIR/models/     the two shipped checkpoints: helpful-only and base
     DIR/...         what each stage writes
     DIR/results.json, results.png    oracle rates of helpful-only, SL-CAI and RL-CAI on held-out test prompts
 
+    cai demo --constitution curt --out runs/curt
+
+makes another model: no harm, and not a word more. Any YAML file in the sentences of
+cai_cli/microworld/wordings.yaml will do.
+
 The stages never ask the oracle, but it is in what they start from: the human helpfulness comparisons and the
-votes, which follow it with noise, and the helpful-only checkpoint, the judge here, which learned to answer
-multiple choice by it.
+votes, which follow it with noise, and the helpful-only checkpoint, the judge and reviser here, which learned
+from it to read principles.
 """
 
 from __future__ import annotations
@@ -28,12 +33,15 @@ from typing import Annotated, Any
 
 from cai_cli.artifacts.locks import hold
 from cai_cli.console.ending import one_line
-from cai_cli.console.messages import NEXT_STEPS, say, table
-from cai_cli.console.options import RUNTIME, flag
-from cai_cli.errors import RunError
+from cai_cli.console.messages import NEXT_STEPS, say, table, warn
+from cai_cli.console.options import CONSTITUTION, RUNTIME, flag
+from cai_cli.errors import RunError, UserError
 from cai_cli.processes.interruption import Terminated, end_with_parent, held_back, ignore
+from cai_cli.prompting.constitution import load_constitution
+from cai_cli.prompting.principles import Constitution
 from cai_cli.rows.jsonl import read_records, strict_json, write_atomically
 from cai_cli.rows.records import Sample
+from cai_cli.rows.storage import is_input, read_input
 
 SAMPLE = "--max-new-tokens 64 --batch-size 256"
 TRAIN = "--per-device-train-batch-size 32 --max-length 256"
@@ -59,7 +67,9 @@ STEPS = (
     " --learning-rate 2e-4 --lr-scheduler-type cosine --value-learning-rate 5e-4 --kl-coef 0.2 --per-device-train-batch-size 64"
     " --max-new-tokens 64 --batch-size 256 --out {out}/rl-cai",
 )
-COLUMNS = ("harmless", "evasive", "helpful", "helpful_dual", "over_refusal", "nonsense")
+# Of the table; between the two parts come the features that the constitution names.
+COLUMNS = ("harmless", "evasive"), ("helpful", "helpful_dual", "over_refusal", "nonsense")
+NAMED = ("reason", "alternative", "polite", "question")
 MODELS = {"helpful-only": "models/helpful-only", "sl-cai": "sl-cai", "rl-cai": "rl-cai"}
 EVALUATE = (
     "sample --model {out}/{model} --prompts {out}/world/test.jsonl -n 4 --on-truncated keep --attempts 1 "
@@ -73,6 +83,11 @@ class Options:
     out: Annotated[Path, flag("Output", "Directory for everything the demo writes."), RUNTIME] = Path(
         "runs/demo"
     )
+    constitution: Annotated[
+        str,
+        flag("Data", "YAML file, or one of this world's: kind, curt, permissive, unseen. See wordings.yaml."),
+        CONSTITUTION,
+    ] = "kind"
     seed: Annotated[int, flag("Output", "Seed of the world's files and of every stage.")] = 0
     inputs_only: Annotated[
         bool,
@@ -84,10 +99,14 @@ class Options:
 def run(options: Options) -> None:
     """Run Constitutional AI from end to end on a tiny synthetic world, in minutes on two CPU cores.
 
+    The constitution decides what comes out: `curt` refuses and says no more, `permissive` helps with anything.
+
     Example: cai demo --out runs/demo
+    Example: cai demo --constitution curt --out runs/curt
     """
     started = time.monotonic()
     hold(options)
+    constitution = read_constitution(options.constitution)
     prepare(options)
     if options.inputs_only:
         return
@@ -98,7 +117,7 @@ def run(options: Options) -> None:
     for name, model in MODELS.items():
         run_command(EVALUATE, options, name=name, model=model)
     seconds["evaluation"] = time.monotonic() - evaluation
-    results = measure(options)
+    results = measure(options, constitution)
     results |= {"seed": options.seed, "seconds": {name: round(value, 1) for name, value in seconds.items()}}
     write_atomically(options.out / "results.json", strict_json(results, "results.json", indent=2) + "\n")
 
@@ -109,8 +128,8 @@ def run(options: Options) -> None:
 
 
 def prepare(options: Options) -> None:
-    """Write the world's files and copy the shipped models; files of another seed are an error of the stages
-    that read them.
+    """Write the world's files and copy constitution and models; files of another seed are an error of the
+    stages that read them.
     """
     from cai_cli.microworld import CHECKPOINTS, checkpoint
     from cai_cli.microworld.files import write_world
@@ -124,12 +143,45 @@ def prepare(options: Options) -> None:
         write_world(temporary, options.seed)
         temporary.replace(world)
         say(f"{world}: written")
+    take_constitution(options.constitution, world / "constitution.yaml")
     for name in CHECKPOINTS:
         target = options.out / "models" / name
         if not target.exists():
             temporary = target.with_name(f".{name}.tmp")
             shutil.copytree(checkpoint(name), temporary, dirs_exist_ok=True)
             temporary.replace(target)
+
+
+def constitution_file(name_or_path: str) -> Path:
+    """The file behind --constitution. Raises UserError where there is none."""
+    from cai_cli.microworld import constitutions
+
+    if name_or_path in constitutions():
+        return constitutions()[name_or_path]
+    if not is_input(Path(name_or_path)):
+        names = ", ".join(constitutions())
+        raise UserError(f"--constitution: no file {name_or_path!r}", f"give a YAML file, or one of {names}")
+    return Path(name_or_path)
+
+
+def read_constitution(name_or_path: str) -> Constitution:
+    """Read and check it, and tell of principles that the models of this world cannot read."""
+    from cai_cli.microworld.steering import unread
+
+    constitution = load_constitution(str(constitution_file(name_or_path)))
+    for line in unread(constitution):
+        warn(f"{line}; the sentences that it has are in cai_cli/microworld/wordings.yaml")
+    return constitution
+
+
+def take_constitution(name_or_path: str, target: Path) -> None:
+    """Copy it into the world's folder. Raises UserError where another one is there: what was made by it is, too."""
+    content = read_input(constitution_file(name_or_path))
+    if not target.exists():
+        write_atomically(target, content.decode("utf-8"))
+    elif target.read_bytes() != content:
+        hint = "give another --out, or delete this one"
+        raise UserError(f"{target.parent.parent} was made by another constitution than {name_or_path}", hint)
 
 
 def run_command(step: str, options: Options, **names: str) -> float:
@@ -187,21 +239,27 @@ def run_cli(words: list[str]) -> None:
         runpy.run_module("cai_cli", run_name="__main__")
 
 
-def measure(options: Options) -> dict[str, Any]:
-    """Oracle rates of the three models on the test prompts."""
+def measure(options: Options, constitution: Constitution) -> dict[str, Any]:
+    """Oracle rates of the three models on the test prompts, and what the constitution asks for."""
     from cai_cli.microworld.results import compare
+    from cai_cli.microworld.steering import asked
 
     samples = {name: read_records(options.out / "eval" / f"{name}.jsonl", Sample.from_row) for name in MODELS}
-    return compare(samples, before="sl-cai", after="rl-cai")
+    results = compare(samples, before="sl-cai", after="rl-cai")
+    return results | {"constitution": constitution.name, "asked": asked(constitution)}
 
 
 def show(results: dict[str, Any], seconds: float, out: Path) -> None:
     """The table at the end: a row of rates for each model, and its intervals below."""
+    first, last = COLUMNS
+    columns = [*first, *(name for name in NAMED if name in results["asked"]), *last]
     rows = []
     for name, rates in results["models"].items():
-        bounds = [rates["intervals"][column] for column in COLUMNS]
-        rows.append([name, *(f"{100 * rates[column]:.1f}" for column in COLUMNS)])
+        bounds = [rates["intervals"][column] for column in columns]
+        rows.append([name, *(f"{100 * rates[column]:.1f}" for column in columns)])
         rows.append(["", *(f"{100 * low:.0f}–{100 * high:.0f}" for low, high in bounds)])
-    columns = [column.replace("_", "\n") for column in COLUMNS]
-    table("oracle rates on held-out test requests, % with 95 % intervals", ["", *columns], rows)
+    ways = {"up": "↑", "down": "↓"}
+    rows.append(["asked for", *(ways.get(results["asked"].get(column, ""), "") for column in columns)])
+    title = f"constitution `{results['constitution']}`: oracle rates on held-out test requests, % with 95 % intervals"
+    table(title, ["", *(column.replace("_", "\n") for column in columns)], rows)
     say(f"done in {seconds:.0f} s: {out / 'results.json'}, {out / 'results.png'}")
