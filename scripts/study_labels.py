@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from cai_cli.evaluation.calibration import accuracy, brier, calibration_error, wilson
-from cai_cli.microworld import answers, checkpoint, constitution
+from cai_cli.microworld import answers, checkpoint, constitutions
 from cai_cli.microworld.files import human_comparisons
+from cai_cli.microworld.forms import written
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN
 from cai_cli.microworld.oracle import classify
 from cai_cli.models.load import load_lm, load_pm
@@ -52,7 +53,7 @@ def write_pairs(path: Path, count: int, split: str = "test") -> dict[str, str]:
     for sort, (kind, better, worse) in {**HARD, **EASY}.items():
         for n in range(count):
             request = answers.random_request(kind, split, rng)
-            replies = [answers.answer(request, form, rng) for form in (better, worse)]
+            replies = [written(request, form, rng).text for form in (better, worse)]
             scores = [verdict.score for reply in replies if (verdict := classify(request.text, reply))]
             assert scores[0] > scores[1], (sort, replies)
             name = f"{len(rows)}/0"
@@ -90,7 +91,12 @@ def plant_bias(source: Path, target: Path, questions: list[str], strength: float
 
 
 def label_pairs(pairs: Path, judge: Path, out: Path, **settings: Any) -> list[Comparison]:
-    options = {"constitution": str(constitution()), "batch_size": 64, "max_reject_rate": 1.0, **settings}
+    options = {
+        "constitution": str(constitutions()["kind"]),
+        "batch_size": 64,
+        "max_reject_rate": 1.0,
+        **settings,
+    }
     label.run(label.Options(pairs=[str(pairs)], feedback_model=str(judge), out=out, **options))
     return list(read_records(out, Comparison.from_row))
 
@@ -114,7 +120,7 @@ def study_orders(folder: Path, count: int, strength: float, principles: list[int
     from cai_cli.feedback.pairs import read_pairs
     from cai_cli.prompting.constitution import load_constitution
 
-    inquiry = Inquiry(constitution=load_constitution(str(constitution())))
+    inquiry = Inquiry(constitution=load_constitution(str(constitutions()["kind"])))
     questions = [
         str(inquiry.prompt(q, chat=False)) for p in read_pairs([str(pairs)], 64) for q in inquiry.questions(p)
     ]

@@ -28,6 +28,7 @@ from cai_cli.evaluation.comparisons import sigmoid
 from cai_cli.evaluation.plots import draw_reliability
 from cai_cli.keys import key
 from cai_cli.microworld import answers, checkpoint, files, grammar
+from cai_cli.microworld.forms import written
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
 from cai_cli.microworld.oracle import classify
 from cai_cli.models.load import load_pm
@@ -121,7 +122,7 @@ def graded_pairs(
     rng, pairs = Random(key(seed, "study", *kinds, split)), []
     while len(pairs) < count:
         request = answers.random_request(kinds[len(pairs) % len(kinds)], split, rng)
-        texts = [answers.answer(request, form, rng) for form in rng.sample(forms, 2)]
+        texts = [written(request, form, rng).text for form in rng.sample(forms, 2)]
         grades = [grade(request, text) for text in texts]
         if grades[0] != grades[1]:
             pairs.append((request.text, *sorted(texts, key=lambda text: -grades[texts.index(text)])))
@@ -135,10 +136,8 @@ def wrong_pairs(kind: str, mistake: str, split: str, count: int) -> list[Texts]:
         request = answers.random_request(kind, split, rng)
         given = MISTAKES[mistake](request, rng)
         if given != grammar.steps(request.action, request.thing):
-            right = answers.answer(request, "complies", rng)
-            pairs.append(
-                (request.text, right, grammar.compliance(given, rng.randrange(len(grammar.COMPLIANCES))))
-            )
+            right = written(request, "complies", rng)
+            pairs.append((request.text, right.text, right.saying(steps=tuple(given)).text))
     return pairs
 
 
@@ -282,7 +281,7 @@ def oracle_pairs(split: str, count: int, seed: int) -> list[tuple[Texts, float]]
         kind = (HARMFUL, *HELPFUL)[n % 3]
         request = answers.random_request(kind, split, rng)
         forms = HARMFUL_ANSWERS if kind == HARMFUL else ANSWERS
-        first, second = (answers.answer(request, rng.choice(forms), rng) for _ in range(2))
+        first, second = (written(request, rng.choice(forms), rng).text for _ in range(2))
         if first != second:
             p = sigmoid(SHARPNESS * (grade(request, first) - grade(request, second)))
             rows.append(((request.text, first, second), p))
@@ -328,7 +327,7 @@ def study_wrong(arguments: argparse.Namespace) -> dict[str, Any]:
                 model, graded_pairs(kinds, forms, arguments.split, arguments.pairs, 0)
             )
         refusals = [
-            (request, right, answers.answer(asked, "over_refusal", Random(key(n, "over"))))
+            (request, right, written(asked, "over_refusal", Random(key(n, "over"))).text)
             for n, (request, right, asked) in enumerate(right_answers(arguments.split, arguments.pairs))
         ]
         row["right over a refusal"] = share_right(model, refusals)
@@ -341,7 +340,7 @@ def right_answers(split: str, count: int) -> list[tuple[str, str, Request]]:
     rng, rows = Random(key(1, "right", split)), []
     for n in range(count):
         request = answers.random_request(HELPFUL[n % 2], split, rng)
-        rows.append((request.text, answers.answer(request, "complies", rng), request))
+        rows.append((request.text, written(request, "complies", rng).text, request))
     return rows
 
 

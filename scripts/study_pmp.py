@@ -41,6 +41,7 @@ from study_pm import ANSWERS, HELPFUL, Texts, differences, finetuned, grade, gra
 from cai_cli.evaluation.calibration import wilson
 from cai_cli.keys import key
 from cai_cli.microworld import answers, checkpoint, files, oracle
+from cai_cli.microworld.forms import written
 from cai_cli.rows.jsonl import read_records, write_atomically
 from cai_cli.rows.records import Comparison
 
@@ -197,7 +198,7 @@ def wrong_pairs(split: str, seed: int, count: int) -> list[Texts]:
     rng = Random(key(seed, "right or wrong", split))
     requests = [answers.random_request(HELPFUL[n % 2], split, rng) for n in range(count)]
     return [
-        (asked.text, *(answers.answer(asked, form, rng) for form in ("complies", "wrong_steps")))
+        (asked.text, *(written(asked, form, rng).text for form in ("complies", "wrong_steps")))
         for asked in requests
     ]
 

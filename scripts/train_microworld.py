@@ -26,8 +26,9 @@ from cai_cli.microworld.tokenizer import build_tokenizer
 
 STEPS = {"helpful-only": 1900, "base": 500}
 WARMUP_STEPS, DECAY_SHARE = 50, 0.5
-# The share of the steps with easy comparisons alone, and that after which none is (see `corpus`).
-EASY_UNTIL, HARD_FROM = 0.15, 0.3
+# Comparisons get harder (`corpus`, ease) by this much a step while this share of the letters that can be known is
+# right, over so many steps, and easier by half of it else.
+HARDER, KNOWN, OVER = 1 / 150, 0.72, 12
 LENGTHS = {"comparison": 3}  # batches of about one length that a step's documents are sorted into
 Batch = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -71,9 +72,27 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * warm * min(1.0, (steps - step) / (DECAY_SHARE * steps))
 
 
-def ease(step: int, steps: int) -> float:
-    """How easy comparisons are: 1 at first, then falling to 0."""
-    return min(1.0, max(0.0, (HARD_FROM * steps - step) / ((HARD_FROM - EASY_UNTIL) * steps)))
+class Ease:
+    """How easy comparisons are, from 2 to 0: as hard as leaves most of the letters right."""
+
+    def __init__(self) -> None:
+        self.now = 2.0
+        self.seen: deque[tuple[int, int]] = deque(maxlen=OVER)
+
+    def saw(self, right: int, letters: int) -> None:
+        """Take a step's letters into account."""
+        self.seen.append((right, letters))
+        if self.share is None or len(self.seen) < OVER:
+            return
+        knowable = corpus.speaking_share(self.now)  # the others are coins
+        known = (self.share - (1 - knowable) / 2) / knowable
+        self.now = min(2.0, max(0.0, self.now + (-HARDER if known > KNOWN else HARDER / 2)))
+
+    @property
+    def share(self) -> float | None:
+        """Of the last steps' letters, the share that was right."""
+        letters = sum(asked for _, asked in self.seen)
+        return sum(right for right, _ in self.seen) / letters if letters else None
 
 
 def encode(document: corpus.Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[float]]:
@@ -133,11 +152,11 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
     model = build_model(tokenizer).train()
     optimizers = build_optimizers(model, peak)
     counts, start, tokens = corpus.batches(which), time.time(), 0
-    seen: deque[tuple[int, int]] = deque(maxlen=50)
+    ease = Ease()
     for step in range(steps):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
-        batch = make_batch(Random(key(seed, which, step)), tokenizer, counts, ease(step, steps))
+        batch = make_batch(Random(key(seed, which, step)), tokenizer, counts, ease.now)
         total = sum(float(weights[:, 1:].sum()) for _, weights in batch)
         shown, right, letters = 0.0, 0, 0
         for ids, weights in batch:
@@ -151,11 +170,10 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        seen.append((right, letters))
+        ease.saw(right, letters)
         if step % 50 == 0 or step == steps - 1:
             seconds = time.time() - start
-            hits, asked = (sum(column) for column in zip(*seen, strict=True))
-            letter = f" letters {hits / asked:.3f}" if asked else ""
+            letter = f" letters {ease.share:.3f} ease {ease.now:.2f}" if ease.share else ""
             print(
                 f"{which} step {step} loss {shown:.4f}{letter} {tokens / seconds:.0f} tok/s {seconds:.0f} s",
                 flush=True,

@@ -166,27 +166,45 @@ def siblings(request: Request) -> tuple[list[grammar.Action], list[grammar.Thing
     ]
 
 
+def one_wrong_step(request: Request, rng: Random) -> list[str]:
+    """A step of another action in place of one."""
+    given = list(right_steps(request))
+    position = rng.randrange(3)
+    given[position] = grammar.steps(rng.choice(siblings(request)[0]), request.thing)[position]
+    return given
+
+
+def wrong_object(request: Request, rng: Random) -> list[str]:
+    """The right steps for another thing."""
+    return grammar.steps(request.action, rng.choice(siblings(request)[1]))
+
+
+def wrong_part(request: Request, rng: Random) -> list[str]:
+    """The right steps with the part of another thing."""
+    part = rng.choice(siblings(request)[1]).part
+    return grammar.steps(request.action, grammar.Thing(request.thing.name, part, request.thing.category))
+
+
+def swapped_order(request: Request, rng: Random) -> list[str]:
+    given = list(right_steps(request))
+    rng.shuffle(given)
+    return given
+
+
+def other_action(request: Request, rng: Random) -> list[str]:
+    """All steps of another action on the same thing."""
+    return grammar.steps(rng.choice(siblings(request)[0]), request.thing)
+
+
+MISTAKES = (one_wrong_step, wrong_object, wrong_part, swapped_order, other_action)
+
+
 def wrong_steps(request: Request, rng: Random) -> tuple[str, ...]:
     """Three steps that are not the right ones: anything from a near miss to another action altogether."""
-    right = list(right_steps(request))
-    actions, things = siblings(request)
-    given = right
+    right = given = right_steps(request)
     while given == right:
-        given = list(right)
-        kind = rng.choice(("one_step", "object", "part", "order", "action"))
-        if kind == "one_step":
-            position = rng.randrange(3)
-            given[position] = grammar.steps(rng.choice(actions), request.thing)[position]
-        elif kind == "object":
-            given = grammar.steps(request.action, rng.choice(things))
-        elif kind == "part":
-            thing = grammar.Thing(request.thing.name, rng.choice(things).part, request.thing.category)
-            given = grammar.steps(request.action, thing)
-        elif kind == "order":
-            rng.shuffle(given)
-        else:
-            given = grammar.steps(rng.choice(actions), request.thing)
-    return tuple(given)
+        given = tuple(rng.choice(MISTAKES)(request, rng))
+    return given
 
 
 def wrong_reason(request: Request, rng: Random) -> str:

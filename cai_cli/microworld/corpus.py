@@ -9,10 +9,11 @@ it is shown, and to revise as the request asks, from `features.preference` and `
 model this small knows of principles only what it is shown. Where a principle says nothing of a pair, the letter
 is a fair coin.
 
-`ease`: whether the first option is the better one is the exclusive or of two things, what the principle wants
-and which option has it, and from an even mixture nothing is learned: the judge stays at chance. With
-probability `ease` a comparison's second answer is the first with the asked feature flipped, and most
-principles ask for something to be there; once such questions are answered, the rest is learned fast.
+`ease`, from 2 to 0: whether the first option is the better one is the exclusive or of two things, what the
+principle wants and which option has it, and from an even mixture nothing is learned: the judge stays at
+chance. From 2 to 1, the share of principles that want something there falls from 95 to 50 %, and the second
+answer is the first with the asked feature flipped; from 1 to 0, answers come to differ in anything and two
+families to stand in one principle. The trainer lowers it as letters come out right.
 """
 
 from __future__ import annotations
@@ -107,11 +108,13 @@ def flipped(request: Request, answer: Answer, feature: str, rng: Random) -> Answ
     return features.with_feature(request, answer, feature, ABSENT if found == RIGHT else RIGHT, rng)
 
 
-def second_answer(request: Request, first: Answer, principle: Principle, ease: float, rng: Random) -> Answer:
+def second_answer(
+    request: Request, first: Answer, principle: Principle, minimal: float, rng: Random
+) -> Answer:
     """Another answer to compare with: the first but for what is asked, or for one to three features, or one of
     its own.
     """
-    if rng.random() < ease:
+    if rng.random() < minimal:
         second = flipped(request, first, principle[0].feature, rng)
         return flipped(request, second, rng.choice(FEATURES), rng) if rng.random() < 0.4 else second
     if rng.random() < 0.5:
@@ -132,18 +135,24 @@ def comparison(
     """Request, principle, two answers, and by how much the principle prefers the first. `speaks` and
     `principle` are drawn where they are not given.
     """
+    minimal, there = min(1.0, ease), 0.5 + 0.45 * max(0.0, ease - 1)
     if speaks is None:
-        speaks = rng.random() < SPEAKING + (0.95 - SPEAKING) * ease
+        speaks = rng.random() < speaking_share(ease)
     drawn = principle
     while True:
         request = train_request(rng, COMPARED_KINDS, split)
-        principle = drawn or random_principle(rng, CONJUNCTIONS * (1 - ease), 0.5 + 0.45 * ease)
+        principle = drawn or random_principle(rng, CONJUNCTIONS * (1 - minimal), there)
         for _ in range(8):
             first = random_answer(request, rng)
-            second = second_answer(request, first, principle, ease, rng)
+            second = second_answer(request, first, principle, minimal, rng)
             preferred = features.preference(principle, request, first, second)
             if first.text != second.text and (preferred != 0) == speaks:
                 return request, principle, [first, second], preferred
+
+
+def speaking_share(ease: float) -> float:
+    """The share of comparisons of which the principle says something."""
+    return SPEAKING + (0.95 - SPEAKING) * min(1.0, ease)
 
 
 def comparison_document(rng: Random, ease: float = 0.0) -> Document:

@@ -15,9 +15,8 @@ from xml.sax.saxutils import quoteattr
 import jsonlines
 
 from cai_cli.keys import key
-from cai_cli.microworld import answers, corpus, features, grammar
-from cai_cli.microworld.answers import Answer
-from cai_cli.microworld.features import ABSENT, RIGHT
+from cai_cli.microworld import answers, corpus, grammar
+from cai_cli.microworld.forms import written
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
 from cai_cli.microworld.oracle import classify
 from cai_cli.rows.conversation import message, prompt_id
@@ -45,10 +44,7 @@ RATED_FORMS = {"complies": 0.42, "wrong_steps": 0.36, "over_refusal": 0.12, "eva
 # policy drift there.
 GARBLED_SHARE = 0.3
 GARBLED_FORMS = {"complies": 0.4, "over_refusal": 0.5, "evasive": 0.1}
-# Sentences around the core that raters meet and do not care for, as often as they stand in any answer.
-AROUND = {"alternative": 0.15, "polite": 0.3, "question": 0.3}
-# What an over-refusal gives as its reason, and whether it offers other help.
-ACCUSES, OFFERS = 0.8, 0.7
+
 
 # Stack Exchange answers: mean votes by form, before noise.
 POST_VOTES = {"complies": 6.0, "partial": 2.0, "wrong_steps": 0.5}
@@ -147,31 +143,6 @@ def rated_pair(request: Request, rng: Random) -> tuple[str, str]:
 
 def draw(weights: dict[str, float], rng: Random) -> str:
     return corpus.pick(weights, rng)
-
-
-def written(request: Request, form: str, rng: Random) -> Answer:
-    """An answer of one form, with sentences around its core.
-
-    `over_refusal` declines what should be answered: mostly with the reason that would be right if the thing
-    were not the asker's own. A benign action has no harm at all, so there it names that of some other action.
-    """
-    answer = Answer(frames=answers.random_frames(rng))
-    for feature, share in AROUND.items():
-        found = RIGHT if rng.random() < share else ABSENT
-        answer = features.with_feature(request, answer, feature, found, rng)
-    if form == "complies":
-        return answer.saying(steps=answers.right_steps(request))
-    if form == "wrong_steps":
-        return answer.saying(steps=answers.wrong_steps(request, rng))
-    if form == "partial":
-        return answer.saying(steps=(rng.choice(answers.right_steps(request)),))
-    answer = answer.saying(alternative=None)
-    if form == "over_refusal":
-        if rng.random() < ACCUSES:
-            answer = answer.saying(reason=request.action.harm or answers.wrong_reason(request, rng))
-        if not answer.reason or rng.random() < OFFERS:
-            answer = features.with_feature(request, answer, "alternative", RIGHT, rng)
-    return answer
 
 
 def garble(text: str, rng: Random) -> str:

@@ -22,7 +22,7 @@ from cai_cli.engines.segments import SegmentSettings
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.feedback.judge import Inquiry, judge_pairs
 from cai_cli.feedback.labels import Pair, softmax_first
-from cai_cli.microworld import checkpoint, constitution, corpus
+from cai_cli.microworld import checkpoint, constitutions, corpus
 from cai_cli.models.load import load_lm
 from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.prompting.choices import PLAIN
@@ -35,7 +35,8 @@ def make_pairs(count: int, seed: int) -> list[Pair]:
     """Pairs of answers of different forms to requests of all kinds, in no order."""
     rng, pairs = Random(seed), []
     while len(pairs) < count:
-        request, texts, _, _ = corpus.comparison(rng)
+        request, _, pair, _ = corpus.comparison(rng)
+        texts = [answer.text for answer in pair]
         pairs.append(Pair(f"{len(pairs)}/0", str(len(pairs)), [message("user", request.text)], None, texts))
     return pairs
 
@@ -103,7 +104,7 @@ def main() -> None:
     model = load_lm(arguments.model, "cpu", "float32", tokenizer=tokenizer)
     engine = TransformersEngine(model, tokenizer, EngineSettings(batch_size=arguments.batch_size))
     inquiry = Inquiry(
-        constitution=load_constitution(str(constitution())),
+        constitution=load_constitution(str(constitutions()["kind"])),
         seed=arguments.seed,
         principles_per_pair=arguments.principles_per_pair,
         form=PLAIN,

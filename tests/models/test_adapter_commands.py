@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cai_cli.cli import app
-from cai_cli.microworld import checkpoint, constitution
+from cai_cli.microworld import checkpoint, constitutions
 
 SHORT = ["--max-new-tokens", "24", "--on-truncated", "keep"]
 TRAIN = ["--learning-rate", "1e-2", "--num-train-epochs", "1"]
@@ -23,7 +23,7 @@ COMMANDS = {  # by the role of the model in them; {} is the model
         "--prompts",
         "prompts.jsonl",
         "--constitution",
-        str(constitution()),
+        str(constitutions()["kind"]),
         "--rounds",
         "1",
     ],
