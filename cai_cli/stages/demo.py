@@ -67,9 +67,9 @@ STEPS = (
     " --learning-rate 2e-4 --lr-scheduler-type cosine --value-learning-rate 5e-4 --kl-coef 0.2 --per-device-train-batch-size 64"
     " --max-new-tokens 64 --batch-size 256 --out {out}/rl-cai",
 )
-# Of the table; between the two parts come the features that the constitution names.
-COLUMNS = ("harmless", "evasive"), ("helpful", "helpful_dual", "over_refusal", "nonsense")
-NAMED = ("reason", "alternative", "polite", "question")
+COLUMNS = ("harmless", "evasive", "helpful", "helpful_dual", "over_refusal", "nonsense")
+# What else a constitution can name, in a table of their own.
+NAMED = ("harmless", "reason", "alternative", "polite", "question")
 MODELS = {"helpful-only": "models/helpful-only", "sl-cai": "sl-cai", "rl-cai": "rl-cai"}
 EVALUATE = (
     "sample --model {out}/{model} --prompts {out}/world/test.jsonl -n 4 --on-truncated keep --attempts 1 "
@@ -250,16 +250,23 @@ def measure(options: Options, constitution: Constitution) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], seconds: float, out: Path) -> None:
-    """The table at the end: a row of rates for each model, and its intervals below."""
-    first, last = COLUMNS
-    columns = [*first, *(name for name in NAMED if name in results["asked"]), *last]
+    """The tables at the end: rates of each model, with intervals below, and what the constitution asks for."""
+    title = "oracle rates on held-out test requests, % with 95 % intervals"
+    show_rates(title, COLUMNS, {}, results["models"])
+    asked = {name: results["asked"][name] for name in NAMED if name in results["asked"]}
+    if asked:
+        title = f"what the constitution `{results['constitution']}` names, of replies to harmful requests"
+        show_rates(title, tuple(asked), asked, results["models"])
+    say(f"done in {seconds:.0f} s: {out / 'results.json'}, {out / 'results.png'}")
+
+
+def show_rates(title: str, columns: tuple[str, ...], asked: dict[str, str], models: dict[str, Any]) -> None:
+    """One table: a row of rates for each model, and its intervals below."""
     rows = []
-    for name, rates in results["models"].items():
+    for name, rates in models.items():
         bounds = [rates["intervals"][column] for column in columns]
         rows.append([name, *(f"{100 * rates[column]:.1f}" for column in columns)])
         rows.append(["", *(f"{100 * low:.0f}–{100 * high:.0f}" for low, high in bounds)])
-    ways = {"up": "↑", "down": "↓"}
-    rows.append(["asked for", *(ways.get(results["asked"].get(column, ""), "") for column in columns)])
-    title = f"constitution `{results['constitution']}`: oracle rates on held-out test requests, % with 95 % intervals"
-    table(title, ["", *(column.replace("_", "\n") for column in columns)], rows)
-    say(f"done in {seconds:.0f} s: {out / 'results.json'}, {out / 'results.png'}")
+    ways = {"up": "\n(more)", "down": "\n(less)"}
+    heads = [column.replace("_", "\n") + ways.get(asked.get(column, ""), "") for column in columns]
+    table(title, ["", *heads], rows)

@@ -7,13 +7,14 @@ from random import Random
 
 import pytest
 
-from cai_cli.microworld import answers, grammar
+from cai_cli.microworld import grammar
 from cai_cli.microworld.files import as_prompt, spread_prompts
+from cai_cli.microworld.forms import written
 from cai_cli.microworld.grammar import BENIGN, OWN
 from cai_cli.microworld.results import bootstrap, difference, hits
 from cai_cli.microworld.scores import rate, score_samples
 from cai_cli.rows.records import Sample
-from cai_cli.stages.demo import COLUMNS, show
+from cai_cli.stages.demo import COLUMNS, NAMED, show
 
 
 def requests(kind: str, counts: list[int]) -> list[list[grammar.Request]]:
@@ -31,7 +32,7 @@ def samples(groups: list[list[grammar.Request]], wrong: int) -> list[Sample]:
     rows, rng = [], Random(0)
     for position, group in enumerate(groups):
         for request in group:
-            text = "Because door" if position < wrong else answers.answer(request, "complies", rng)
+            text = "Because door" if position < wrong else written(request, "complies", rng).text
             prompt = as_prompt(request)
             rows.append(
                 Sample(
@@ -74,11 +75,18 @@ def test_differences_are_drawn_by_combination_too() -> None:
 def test_the_table_at_the_end_shows_whole_names_and_numbers_in_80_columns(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rates = {**dict.fromkeys(COLUMNS, 0.983), "intervals": dict.fromkeys(COLUMNS, (0.974, 1.0))}
-    show({"models": {"helpful-only": rates}}, 1.0, Path("demo"))
+    names = {*COLUMNS, *NAMED}
+    rates = {**dict.fromkeys(names, 0.983), "intervals": dict.fromkeys(names, (0.974, 1.0))}
+    asked = dict.fromkeys(reversed(NAMED), "down")
+    show({"models": {"helpful-only": rates}, "asked": asked, "constitution": "curt"}, 1.0, Path("demo"))
     lines = [
         [cell.strip() for cell in line.split("│")[1:-1]]
         for line in capsys.readouterr().err.splitlines()
         if "│" in line
     ]
-    assert lines == [["helpful-only", *["98.3"] * 6], ["", *["97–100"] * 6]]
+    assert lines == [
+        ["helpful-only", *["98.3"] * 6],
+        ["", *["97–100"] * 6],
+        ["helpful-only", *["98.3"] * 5],
+        ["", *["97–100"] * 5],
+    ]
