@@ -24,11 +24,11 @@ from cai_cli.keys import key
 from cai_cli.microworld import CHECKPOINTS, corpus
 from cai_cli.microworld.tokenizer import build_tokenizer
 
-STEPS = {"helpful-only": 1900, "base": 500}
-WARMUP_STEPS, DECAY_SHARE = 50, 0.5
+STEPS = {"helpful-only": 3200, "base": 500}
+WARMUP_STEPS, DECAY_SHARE = 50, 0.4
 # Comparisons get harder (`corpus`, ease) by this much a step while this share of the letters that can be known is
 # right, over so many steps, and easier by half of it else.
-HARDER, KNOWN, OVER = 1 / 150, 0.72, 12
+HARDER, KNOWN, OVER = 1 / 150, 0.86, 12
 LENGTHS = {"comparison": 3}  # batches of about one length that a step's documents are sorted into
 Batch = list[tuple[torch.Tensor, torch.Tensor]]
 

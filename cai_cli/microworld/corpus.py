@@ -178,8 +178,9 @@ def revision_case(
     while True:
         request = train_request(rng, REVISED_KINDS, split)
         principle = drawn or random_principle(rng)
-        for _ in range(8):
-            draft = helpful_answer(request, rng) if own_draft else random_answer(request, rng)
+        for attempt in range(8):  # of what helpful answers always have, none can be changed
+            own = own_draft and (drawn is None or attempt < 4)
+            draft = helpful_answer(request, rng) if own else random_answer(request, rng)
             revision = features.ideal_revision(principle, request, draft, rng)
             if (revision != draft) == change:
                 return request, principle, draft, revision
@@ -254,7 +255,7 @@ def batches(which: str) -> dict[str, int]:
     """How many documents of each sort make one training step."""
     if which == "base":
         return {"base_chat": 44, "question": 20, "fact": 16}
-    return {"helpful_chat": 8, "revision": 12, "comparison": 40}
+    return {"helpful_chat": 8, "revision": 16, "comparison": 40}
 
 
 MAKERS = {
