@@ -24,12 +24,16 @@ from cai_cli.keys import key
 from cai_cli.microworld import CHECKPOINTS, corpus
 from cai_cli.microworld.tokenizer import build_tokenizer
 
-STEPS = {"helpful-only": 3200, "base": 500}
+STEPS = {"helpful-only": 2400, "base": 500}
 WARMUP_STEPS, DECAY_SHARE = 50, 0.4
+REVISIONS_FIRST = 0.35  # of helpful-only's steps
 # Comparisons get harder (`corpus`, ease) by this much a step while this share of the letters that can be known is
 # right, over so many steps, and easier by half of it else.
-HARDER, KNOWN, OVER = 1 / 150, 0.86, 12
-LENGTHS = {"comparison": 3}  # batches of about one length that a step's documents are sorted into
+HARDER, KNOWN, OVER = 1 / 150, 0.80, 12
+LENGTHS = {
+    "comparison": 3,
+    "revision": 2,
+}  # batches of about one length that a step's documents are sorted into
 Batch = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -151,11 +155,13 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
     tokenizer = build_tokenizer(chat_template=which == "helpful-only")
     model = build_model(tokenizer).train()
     optimizers = build_optimizers(model, peak)
-    counts, start, tokens = corpus.batches(which), time.time(), 0
+    start, tokens = time.time(), 0
     ease = Ease()
     for step in range(steps):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+        first = step < REVISIONS_FIRST * steps
+        counts = corpus.batches(which, first)
         batch = make_batch(Random(key(seed, which, step)), tokenizer, counts, ease.now)
         total = sum(float(weights[:, 1:].sum()) for _, weights in batch)
         shown, right, letters = 0.0, 0, 0
@@ -170,7 +176,8 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        ease.saw(right, letters)
+        if not first:
+            ease.saw(right, letters)
         if step % 50 == 0 or step == steps - 1:
             seconds = time.time() - start
             letter = f" letters {ease.share:.3f} ease {ease.now:.2f}" if ease.share else ""

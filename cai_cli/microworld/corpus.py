@@ -251,11 +251,15 @@ def fact_document(rng: Random) -> Document:
     return [(f"{part} {fact}", 1), (EOS, 1)]
 
 
-def batches(which: str) -> dict[str, int]:
-    """How many documents of each sort make one training step."""
+def batches(which: str, revisions_first: bool = False) -> dict[str, int]:
+    """How many documents of each sort make one training step. What principles mean is learned from revisions,
+    where every word teaches it; judging, where one letter does, comes fast after that and hardly before.
+    """
     if which == "base":
         return {"base_chat": 44, "question": 20, "fact": 16}
-    return {"helpful_chat": 8, "revision": 16, "comparison": 40}
+    if revisions_first:
+        return {"helpful_chat": 10, "revision": 34, "comparison": 8}
+    return {"helpful_chat": 8, "revision": 10, "comparison": 40}
 
 
 MAKERS = {
