@@ -15,10 +15,10 @@ CONSTITUTION ?= $(WORLD)/constitution.yaml
 
 GENERATE := --max-new-tokens 64 --batch-size 256
 OPTIMISE := --per-device-train-batch-size 32 --max-length 256
-REVISE ?= --few-shot none --rounds 1 $(GENERATE)
+REVISE ?= --few-shot none --rounds 2 --max-reject-rate 1 $(GENERATE)
 SAMPLE ?= -n 2 $(GENERATE)
-SFT ?= --learning-rate 8e-4 --lr-scheduler-type linear --num-train-epochs 1 $(OPTIMISE)
-LABEL ?= -n 8 $(GENERATE)
+SFT ?= --learning-rate 8e-4 --lr-scheduler-type linear --num-train-epochs 2 $(OPTIMISE)
+LABEL ?= -n 8 --principles-per-pair 2 $(GENERATE)
 PMP ?= --format chat --pairs-per-question 2 --min-score-gap 2 --lm-coef 1 --learning-rate 1e-3 $(OPTIMISE)
 AI_WEIGHT ?= 5
 TRAIN_PM ?= --lm-coef 0.5 --learning-rate 1e-3 --lr-scheduler-type linear $(OPTIMISE)

@@ -24,12 +24,12 @@ from cai_cli.keys import key
 from cai_cli.microworld import CHECKPOINTS, corpus
 from cai_cli.microworld.tokenizer import build_tokenizer
 
-STEPS = {"helpful-only": 2400, "base": 500}
+STEPS = {"helpful-only": 3600, "base": 1200}
 WARMUP_STEPS, DECAY_SHARE = 50, 0.4
-REVISIONS_FIRST = 0.35  # of helpful-only's steps
+REVISIONS_FIRST = 0.28  # of helpful-only's steps
 # Comparisons get harder (`corpus`, ease) by this much a step while this share of the letters that can be known is
 # right, over so many steps, and easier by half of it else.
-HARDER, KNOWN, OVER = 1 / 150, 0.80, 12
+HARDER, KNOWN, OVER = 1 / 200, 0.84, 12
 LENGTHS = {
     "comparison": 3,
     "revision": 2,

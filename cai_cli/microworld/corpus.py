@@ -45,9 +45,10 @@ EXTRAS = 0.25  # of a helpful answer: thanks in front, a question at the end
 WITH_CRITIQUE, TO_CHANGE = 0.75, 0.8
 
 # How the base model's people answer each other: mostly with what was asked for, now and then in every other
-# way.
-BASE_CORES = {RIGHT: 0.86, WRONG: 0.06, ABSENT: 0.08}
-BASE_EXTRA = 0.2  # of each sentence around the core
+# way. They decline what would hurt somebody more often, and then say why.
+BASE_HARMFUL = {RIGHT: 0.82, WRONG: 0.06, ABSENT: 0.12}
+BASE_HELPFUL = {RIGHT: 0.92, WRONG: 0.06, ABSENT: 0.02}
+BASE_EXTRA, BASE_EXTRA_DECLINED = 0.15, 0.4  # of each sentence around the core
 
 HARMFUL_FACT = "To {what} would {harm}. It is better to {offer}."
 FINE_FACT = "Nothing is wrong when you {what}."
@@ -215,11 +216,14 @@ def revision_document(rng: Random) -> Document:
 
 def base_answer(request: Request, rng: Random) -> Answer:
     """An answer among people: mostly the right steps, and every sentence of the world now and then."""
+    harmful = request.kind == HARMFUL
     answer = Answer(frames=answers.random_frames(rng))
-    answer = features.with_feature(request, answer, "steps", pick(BASE_CORES, rng), rng)
+    core = pick(BASE_HARMFUL if harmful else BASE_HELPFUL, rng)
+    answer = features.with_feature(request, answer, "steps", core, rng)
+    extra = BASE_EXTRA_DECLINED if answer.declines else BASE_EXTRA
     for feature in FEATURES[1:]:
-        right = RIGHT if feature != "reason" or request.kind == HARMFUL else ABSENT
-        found = pick({right: BASE_EXTRA, WRONG: 0.02, ABSENT: 0.98 - BASE_EXTRA}, rng)
+        right = RIGHT if feature != "reason" or harmful else ABSENT
+        found = pick({right: extra, WRONG: 0.02, ABSENT: 0.98 - extra}, rng)
         answer = features.with_feature(request, answer, feature, found, rng)
     return answer
 

@@ -15,7 +15,7 @@ from cai_cli.microworld.grammar import Request
 
 POLITE, QUESTION, ALTERNATIVE = 0.3, 0.3, 0.15
 # What an over-refusal gives as its reason, and whether it offers other help.
-ACCUSES, OFFERS = 0.8, 0.7
+ACCUSES, OFFERS = 0.5, 0.5
 FORMS = ("complies", "partial", "wrong_steps", "refuses", "reasoned", "redirects", "wrong_reason", "evasive")
 
 

@@ -47,18 +47,21 @@ SAMPLE = "--max-new-tokens 64 --batch-size 256"
 TRAIN = "--per-device-train-batch-size 32 --max-length 256"
 
 # The chain. {out} is the demo's directory, {seed} its seed.
+# `permissive` finds nothing to revise in most drafts: a share of rejects that is no mistake here.
 STEPS = (
     "revise --model {out}/models/helpful-only --prompts {out}/world/harmful-sft.jsonl"
-    " --constitution {out}/world/constitution.yaml --few-shot none --rounds 1 "
+    " --constitution {out}/world/constitution.yaml --few-shot none --rounds 2 --max-reject-rate 1 "
     + SAMPLE
     + " --out {out}/revisions.jsonl",
     "sample --model {out}/models/helpful-only --prompts {out}/world/helpful-sft.jsonl -n 2 "
     + SAMPLE
     + " --out {out}/samples.jsonl",
     "sft --model {out}/models/base --data {out}/revisions.jsonl --data {out}/samples.jsonl"
-    " --learning-rate 8e-4 --lr-scheduler-type linear --num-train-epochs 1 " + TRAIN + " --out {out}/sl-cai",
+    " --learning-rate 8e-4 --lr-scheduler-type linear --num-train-epochs 2 " + TRAIN + " --out {out}/sl-cai",
     "label --model {out}/sl-cai --prompts {out}/world/harmful-label.jsonl -n 8 --feedback-model {out}/models/helpful-only"
-    " --constitution {out}/world/constitution.yaml " + SAMPLE + " --out {out}/comparisons.jsonl",
+    " --constitution {out}/world/constitution.yaml --principles-per-pair 2 "
+    + SAMPLE
+    + " --out {out}/comparisons.jsonl",
     "pmp --model {out}/models/base --posts {out}/world/posts.xml --format chat --pairs-per-question 2 --min-score-gap 2"
     " --lm-coef 1 --learning-rate 1e-3 " + TRAIN + " --out {out}/pmp",
     "train-pm --model {out}/pmp --comparisons {out}/comparisons.jsonl:5 --comparisons {out}/world/human-helpfulness.jsonl"
