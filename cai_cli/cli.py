@@ -1,19 +1,18 @@
 """The `cai` command: declares the subcommands and turns errors into exit codes. No logic, no torch.
 
-Each stage module has a frozen dataclass `Options` (the flags) and `run(options)` (the work; its docstring is
+Each stage module has a frozen dataclass `Options` (the flags, in groups) and `run(options)` (the work; its docstring is
 the help).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +21,7 @@ from cai_cli.artifacts.inputs import check_inputs
 from cai_cli.artifacts.locks import give_all_back
 from cai_cli.artifacts.rejects import with_restart
 from cai_cli.console.ending import one_line
+from cai_cli.console.groups import build, check_needs, flags_of
 from cai_cli.console.help import Command, Group
 from cai_cli.console.messages import (
     discard_unwritten,
@@ -31,7 +31,7 @@ from cai_cli.console.messages import (
     say,
     speak_for_the_rooms_below,
 )
-from cai_cli.console.options import FLAG, check_needs
+from cai_cli.console.options import FLAG
 from cai_cli.console.usage_hints import line_for, meant_flag
 from cai_cli.errors import CaiError, UserError
 from cai_cli.processes.interruption import Terminated, asked_to_stop
@@ -131,27 +131,22 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def add_command(
     where: typer.Typer, name: str, options_type: type, run: Callable[[Any], None], panel: str = ""
 ) -> None:
-    """Add `run` as a subcommand whose flags are the fields of `options_type`."""
-    hints = get_type_hints(options_type, include_extras=True)
-    parameters = []
-    for field in dataclasses.fields(options_type):
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        elif default is dataclasses.MISSING:
-            default = inspect.Parameter.empty
-        kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
+    """Add `run` as a subcommand whose flags are those of `options_type`."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(name, kind, default=flag.default, annotation=flag.annotation)
+        for name, flag in flags_of(options_type).items()
+    ]
     parameters.append(inspect.Parameter("config", kind, default=None, annotation=Config))
     parameters.append(inspect.Parameter("debug", kind, default=False, annotation=Debug))
     parameters.append(inspect.Parameter("context", kind, annotation=typer.Context))
 
     def command(context: typer.Context, **values: Any) -> None:
         del values["config"], values["debug"]
-        options = None
+        options: Any = None
         try:
             check_numbers(values)
-            options = options_type(**values)
+            options = build(options_type, **values)
             check_needs(options, given(context))
             check_inputs(options)
             run(options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from cai_cli.console.options import (
     CONSTITUTION,
@@ -12,8 +12,10 @@ from cai_cli.console.options import (
     MODEL,
     NOTED,
     RUNTIME,
+    DeviceOptions,
     GenerationOptions,
     Needs,
+    OutputOptions,
     RowOptions,
     Takes,
     flag,
@@ -22,15 +24,11 @@ from cai_cli.feedback.labels import Rule, parse_clamp
 from cai_cli.prompting.choices import FORMS, PLAIN, Form
 from cai_cli.prompting.few_shot import NONE
 
-if TYPE_CHECKING:
-    pass
-
-
 COT_CLAMP = "0.4:0.6"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RowOptions, GenerationOptions):
+class Options:
     NEEDS: ClassVar[Needs] = {
         **dict.fromkeys(
             ("max_new_tokens", "temperature", "chat_template_kwargs", "dtype", "num_samples"), ("prompts",)
@@ -39,6 +37,10 @@ class Options(RowOptions, GenerationOptions):
         **dict.fromkeys(("on_truncated", "attempts"), ("prompts", "cot")),
     }
 
+    hardware: DeviceOptions
+    generation: GenerationOptions
+    output: OutputOptions
+    rows: RowOptions
     model: Annotated[
         str | None, flag("Model", "SL-CAI, which writes the replies. Not with --pairs."), MODEL
     ] = None

@@ -87,7 +87,7 @@ def run(options: Options) -> None:
     Example: cai demo --out runs/demo
     """
     started = time.monotonic()
-    hold(options)
+    hold(options.out)
     prepare(options)
     if options.inputs_only:
         return

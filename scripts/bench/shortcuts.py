@@ -22,6 +22,7 @@ import torch
 from cai_cli.compute import gradients, packed_attention, shortcuts
 from cai_cli.compute.gradients import NORMS, ROTATIONS
 from cai_cli.compute.packed_rows import PACKED, TRIMMED
+from cai_cli.console.groups import build
 from cai_cli.engines import decoding
 from cai_cli.engines.base import EngineSettings, Request
 from cai_cli.engines.segments import SegmentSettings
@@ -133,7 +134,7 @@ def stepping(demo: Path) -> Callable[[], Work]:
     lengths = {"max_new_tokens": TOKENS, "batch_size": 256, "learning_rate": 1e-9}
 
     def ready() -> Work:
-        trainer = Trainer(Options(prompts=["-"], out=demo / "none", **models, **loop, **lengths), 256)
+        trainer = Trainer(build(Options, prompts=["-"], out=demo / "none", **models, **loop, **lengths), 256)
 
         def step() -> None:
             clock = Clock()

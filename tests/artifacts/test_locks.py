@@ -27,6 +27,7 @@ from tiny import make_model
 from cai_cli.artifacts import locks
 from cai_cli.artifacts.locks import HELD, give_all_back, places_of, take
 from cai_cli.artifacts.manifest import begin_manifest, write_manifest
+from cai_cli.console.groups import build
 from cai_cli.errors import UserError
 from cai_cli.rows.conversation import message
 from cai_cli.stages import sample
@@ -91,8 +92,12 @@ def inputs(tmp_path_factory) -> Path:
         path.write_text(
             "".join(json.dumps(row) + "\n" for row in rows["samples"][24 * index : 24 * index + 24])
         )
-        options = sample.Options(
-            model=str(model), prompts=[str(folder / "prompts.jsonl")], out=path, shard=f"{index}/2"
+        options = build(
+            sample.Options,
+            model=str(model),
+            prompts=[str(folder / "prompts.jsonl")],
+            out=path,
+            shard=f"{index}/2",
         )
         manifest = {
             **begin_manifest("sample", options, folder),

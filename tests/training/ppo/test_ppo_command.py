@@ -48,11 +48,11 @@ def copy_with(folder, target, source: str, change):
 
 
 def facts(options) -> dict:
-    return json.loads((options.out / "cai.json").read_text())
+    return json.loads((options.output.out / "cai.json").read_text())
 
 
 def metrics(options) -> list[dict]:
-    return [json.loads(line) for line in (options.out / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (options.output.out / "metrics.jsonl").read_text().splitlines()]
 
 
 # Models that do not agree
