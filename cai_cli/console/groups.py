@@ -65,7 +65,7 @@ def flags_of(kind: Any) -> dict[str, Flag]:
     return found
 
 
-def build(kind: type[Kind], **values: Any) -> Kind:
+def build(kind: type[Kind], /, **values: Any) -> Kind:
     """The options with these values; flags that are not named have their defaults."""
     groups = {
         name: build(group, **{flag: values.pop(flag) for flag in flags_of(group) if flag in values})
@@ -83,7 +83,7 @@ def values_of(options: Any) -> dict[str, Any]:
     return found
 
 
-def changed(options: Kind, **values: Any) -> Kind:
+def changed(options: Kind, /, **values: Any) -> Kind:
     """The same options with some other values."""
     return build(type(options), **{**values_of(options), **values})
 

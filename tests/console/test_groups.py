@@ -22,6 +22,7 @@ class Inner:
 
     colour: Annotated[str | None, flag("A", "Its colour."), RUNTIME] = None
     size: int = 3
+    kind: str = "plain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +51,24 @@ def all_options() -> list[type]:
 
 def test_groups_are_flat_to_the_outside_in_the_order_of_the_fields():
     flags = flags_of(Options)
-    assert list(flags) == ["first", "colour", "size", "depth", "last"]
-    assert [flag.default for flag in flags.values()] == [1, None, 3, *[inspect.Parameter.empty] * 2]
+    assert list(flags) == ["first", "colour", "size", "kind", "depth", "last"]
+    assert [flag.default for flag in flags.values()] == [1, None, 3, "plain", *[inspect.Parameter.empty] * 2]
     assert flags["colour"].part is RUNTIME and flags["size"].part is Part.CONTENT
 
 
 def test_values_go_in_by_name_and_come_out_by_name():
     options = build(Options, last="x", depth=0.5, size=4)
     assert (options.outer.inner.size, options.outer.depth, options.first) == (4, 0.5, 1)
-    assert values_of(options) == {"first": 1, "colour": None, "size": 4, "depth": 0.5, "last": "x"}
-    other = changed(options, colour="red", last="y")
-    assert values_of(other) == {**values_of(options), "colour": "red", "last": "y"}
+    assert values_of(options) == {
+        "first": 1,
+        "colour": None,
+        "size": 4,
+        "kind": "plain",
+        "depth": 0.5,
+        "last": "x",
+    }
+    new = {"colour": "red", "last": "y", "kind": "wild"}
+    assert values_of(changed(options, **new)) == {**values_of(options), **new}
     assert values_of(options)["colour"] is None
     for wrong in ({"width": 1}, {"outer": options.outer}):
         with pytest.raises(TypeError):
@@ -77,7 +85,7 @@ def test_a_need_of_a_group_holds_for_the_command():
     with pytest.raises(UserError, match="--size does nothing without --colour"):
         check_needs(options, {"size"})
     check_needs(changed(options, colour="red"), {"size"})
-    assert flags_read(options) == ["--first", "--colour", "--depth", "--last"]
+    assert flags_read(options) == ["--first", "--colour", "--kind", "--depth", "--last"]
 
 
 def declared(kind: type) -> list[str]:
