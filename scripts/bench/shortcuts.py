@@ -21,7 +21,7 @@ import torch
 
 from cai_cli.compute import gradients, packed_attention, shortcuts
 from cai_cli.compute.gradients import NORMS, ROTATIONS
-from cai_cli.compute.packed_rows import PACKED, TRIMMED
+from cai_cli.compute.shortcuts import PACKED, TRIMMED
 from cai_cli.console.groups import build
 from cai_cli.engines import decoding
 from cai_cli.engines.base import EngineSettings, Request

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cai_cli.compute.packed_rows import where_it_can
 from cai_cli.console.groups import changed
 from cai_cli.engines.base import Completion
 from cai_cli.errors import RunError
@@ -55,7 +54,7 @@ class Critic:
 
     def score(self, completions: list[Completion]) -> list[float]:
         """The preference model's score of each reply, closed by EOS."""
-        with self.pair.frozen() as pm, where_it_can(pm), self.learner.computing():
+        with self.pair.frozen() as pm, self.learner.computing():
             return score_completions(pm, completions, self.eos, self.pad, self.learner.pass_rows)
 
     def score_and_value(self, completions: list[Completion]) -> tuple[list[float], np.ndarray[Any, Any]]:

@@ -2,8 +2,8 @@
 vocabulary at once.
 
 Rows are prompt + response, padded on the right. Under causal attention what follows a token does not reach
-it, so no mask is needed, as a trial of the architecture confirms (`compute/shortcuts.py`); inside
-`packed_rows` the padding is not computed at all. The state before response token t of a row whose prompt has
+it, so no mask is needed, as a trial of the architecture confirms (`compute/shortcuts.py`); where rows are
+packed the padding is not computed at all. The state before response token t of a row whose prompt has
 p tokens is that of column p+t-1.
 """
 
@@ -15,26 +15,22 @@ import torch
 from torch import Tensor
 
 from cai_cli.compute.logit_chunks import in_chunks
-from cai_cli.compute.packed_rows import is_packed, packed_states, pick
+from cai_cli.compute.packed_rows import real_tokens, states_at
 from cai_cli.compute.shortcuts import difference, row_states, shortcuts_of, trial_rows, trunk_states
 from cai_cli.models.score import score_head
 
 
 def response_states(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """States (N, D) before each of the N real response tokens, and those tokens (N,)."""
+    rows, columns, lengths = places_before(prompt_lengths, mask)
+    states = states_at(model, ids, lengths, rows, columns, masked=False)
+    return states, ids[rows, columns + 1]
+
+
+def places_before(prompt_lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (N,) and columns (N,) of what stands before each response token, and the rows' lengths (B,)."""
     rows, steps = mask.nonzero(as_tuple=True)
-    columns = prompt_lengths[rows] + steps - 1
-    if is_packed(model):
-        lengths = prompt_lengths + mask.sum(-1).long() - 1  # Nothing is read after the last token.
-        return packed_states(model, ids, lengths, rows, columns), ids[rows, columns + 1]
-    hidden = row_states(model, ids, real_tokens(ids, prompt_lengths, mask), masked=False)
-    return pick(hidden.flatten(0, 1), rows * ids.size(1) + columns), ids[rows, columns + 1]
-
-
-def real_tokens(ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
-    """(B, W): 1 at the tokens of prompt and response."""
-    lengths = prompt_lengths + mask.sum(-1).long()
-    return (torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(-1)).long()
+    return rows, prompt_lengths[rows] + steps - 1, prompt_lengths + mask.sum(-1).long()
 
 
 def all_logits(model: Any, ids: Tensor, _: Tensor | None = None) -> Tensor:
@@ -81,9 +77,8 @@ def response_logprobs(
         states, tokens = response_states(model, ids, prompt_lengths, mask)
         found = token_logprobs(model.get_output_embeddings(), states, tokens, temperature)
     else:
-        rows, steps = mask.nonzero(as_tuple=True)
-        columns = prompt_lengths[rows] + steps - 1
-        real = real_tokens(ids, prompt_lengths, mask)
+        rows, columns, lengths = places_before(prompt_lengths, mask)
+        real = real_tokens(ids, lengths)
         logits = row_states(model, ids, real, masked=False, compute=all_logits)[rows, columns]
         found = token_logprobs(LogitsAsTheyAre(logits.size(-1)), logits, ids[rows, columns + 1], temperature)
     return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask.bool(), found)

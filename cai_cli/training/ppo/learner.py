@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from cai_cli.compute.packed_rows import where_it_can
+from cai_cli.compute.batches import like_size
+from cai_cli.compute.packed_rows import training_pass
 from cai_cli.console.options import schedule_of
 from cai_cli.errors import RunError
 from cai_cli.keys import key
@@ -24,9 +25,9 @@ from cai_cli.processes.collective import gathered, sum_gradients, total
 from cai_cli.processes.ranks import rank, world_size
 from cai_cli.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean
 from cai_cli.training.modes import autocast
-from cai_cli.training.ppo.episodes import Episodes, like_length, over_episodes
+from cai_cli.training.ppo.episodes import Episodes, over_episodes
 from cai_cli.training.ppo.forward import response_logprobs, response_values
-from cai_cli.training.ppo.models import Pair, training_pass
+from cai_cli.training.ppo.models import Pair
 
 if TYPE_CHECKING:
     from cai_cli.training.ppo.settings import PPOOptions
@@ -124,9 +125,7 @@ class Learner(ABC):
             chosen = episodes.select(index)
             sums = torch.zeros(len(self.measures), device=index.device)
             largest = torch.zeros((), device=index.device)
-            for micro in (
-                like_length(chosen.lengths, self.ppo.per_device_train_batch_size) if len(index) else ()
-            ):
+            for micro in like_size(chosen.lengths.tolist(), self.ppo.per_device_train_batch_size):
                 part, where = chosen.select(micro), index[micro]
                 width = part.mask.size(1)
                 if width == 0:
@@ -222,7 +221,7 @@ class PolicyLearner(Learner):
 
     def outputs(self, part: Episodes, model: Any = None) -> Tensor:
         model = model or self.model
-        with where_it_can(model), self.computing():
+        with self.computing():
             return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.temperature)
 
     def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
@@ -243,7 +242,7 @@ class ValueLearner(Learner):
 
     def outputs(self, part: Episodes, model: Any = None) -> Tensor:
         model = model or self.model
-        with where_it_can(model), self.computing():
+        with self.computing():
             return response_values(model, part.ids, part.prompt_lengths, part.mask)
 
     def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:

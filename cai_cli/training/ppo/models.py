@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cai_cli.compute.packed_attention import SHORT
-from cai_cli.compute.packed_rows import prepare, where_it_can
+from cai_cli.compute.packed_rows import prepare
 from cai_cli.compute.shortcuts import rope_words
 from cai_cli.errors import UserError, first_line
 from cai_cli.keys import key
@@ -111,37 +111,6 @@ def check_angles(path: str, longest: int) -> None:
                 told,
                 "give shorter prompts or a lower --max-new-tokens: an update needs the rollout's own numbers",
             )
-
-
-def checkpointed_layers(model: Any) -> list[Any]:
-    """The layers that recompute their activations in the backward pass while their own `training` flag is
-    set.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-    ]
-
-
-@contextmanager
-def training_pass(model: Any) -> Iterator[None]:
-    """Around forward and backward: packed rows, and gradient checkpointing where it is enabled.
-
-    Without the rest of train mode, so that no dropout of any kind comes back; and only here, since a layer in
-    this state forgets its cache and sampling would be wrong.
-    """
-    layers = checkpointed_layers(model)
-    for layer in layers:
-        layer.training = True
-    try:
-        with where_it_can(model):
-            yield
-    finally:
-        for layer in layers:
-            layer.training = False
 
 
 def held_bytes(models: ModelOptions, *paths: str) -> float:
