@@ -124,7 +124,7 @@ def begun(tmp_path, llama) -> Path:
         Options, model=str(tmp_path / "lm"), comparisons=[str(tmp_path / "c.jsonl")], out=tmp_path / "pm"
     )
     ModelArtifact("train-pm", options).start()
-    give_back(options)  # as the end of the process does
+    give_back(options.output.out)  # as the end of the process does
     return tmp_path
 
 
