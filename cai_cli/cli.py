@@ -1,7 +1,7 @@
 """The `cai` command: declares the subcommands and turns errors into exit codes. No logic, no torch.
 
-Each stage module has a frozen dataclass `Options` (the flags, in groups) and `run(options)` (the work; its docstring is
-the help).
+Each stage module has a frozen dataclass `Options` (the flags, in groups) and `run(options)` (the work; its
+docstring is the help).
 """
 
 from __future__ import annotations

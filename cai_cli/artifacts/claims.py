@@ -36,8 +36,8 @@ def claim(
     finished: Callable[[Manifest], bool],
     tidy: Callable[[], None] = lambda: None,
 ) -> Claim:
-    """What to do at `options.output.out`, which this process holds. Raises UserError where it is another artifact,
-    or nobody's.
+    """What to do at the --out of `options`, which this process holds. Raises UserError where it is another
+    artifact, or nobody's.
 
     `new`: the manifest of the command; `old`: that of what is there; `there`: the file or folder that is,
     None where there is none; `finished(old)`: whether it is whole, asked where it is the same artifact;

@@ -32,7 +32,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One option as its dataclass declares it; `default` is `inspect.Parameter.empty` where it must be given."""
+    """An option as its dataclass declares it; `default` is `inspect.Parameter.empty` where there is none."""
 
     annotation: Any
     default: Any

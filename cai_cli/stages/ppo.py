@@ -110,12 +110,11 @@ def check_options(options: Options) -> None:
     if options.track.load_best_model_at_end and not (options.eval_prompts or options.gold_pm):
         told = "--load-best-model-at-end: nothing is held out to find the best policy by"
         raise UserError(told, "give --eval-prompts, or a --gold-pm that measures")
-    if options.models.adapters.lora_dropout:
-        raise UserError(
-            f"--lora-dropout {options.models.adapters.lora_dropout:g}: PPO needs the same log-probabilities twice",
-            "leave it at 0",
-        )
-    if options.models.adapters.lora and options.models.frozen_dtype != "auto":
+    adapters = options.models.adapters
+    if adapters.lora_dropout:
+        told = f"--lora-dropout {adapters.lora_dropout:g}: PPO needs the same log-probabilities twice"
+        raise UserError(told, "leave it at 0")
+    if adapters.lora and options.models.frozen_dtype != "auto":
         raise UserError(
             "--frozen-dtype: with --lora frozen and trained model are one backbone",
             "use --dtype, or --quantize",
@@ -125,13 +124,14 @@ def check_options(options: Options) -> None:
 
 def check_value_device(options: Options) -> None:
     """Raise UserError where the critic's process could not do its work."""
-    if options.models.value_device is None:
+    device = options.models.value_device
+    if device is None:
         return
     from cai_cli.models.devices import pick_device
 
-    pick_device(options.models.value_device, "--value-device")
+    pick_device(device, "--value-device")
     if world_size() > 1:
-        told = f"--value-device {options.models.value_device}: there are {world_size()} processes, each with a critic of its own"
+        told = f"--value-device {device}: there are {world_size()} processes, each with a critic of its own"
         raise UserError(told, "give it to a run of one process, or leave it out")
 
 

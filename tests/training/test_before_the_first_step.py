@@ -144,14 +144,24 @@ def test_a_file_system_that_takes_no_such_file_is_found_first(largest, base):
     """The model has 130 kB, what a checkpoint holds of it 390 kB."""
     settings = options("sft", base)
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # noqa: E731
-    words = ["sft", "--model", base, "--data", settings.data[0], "--out", settings.out, "--device", "cpu"]
+    words = [
+        "sft",
+        "--model",
+        base,
+        "--data",
+        settings.data[0],
+        "--out",
+        settings.output.out,
+        "--device",
+        "cpu",
+    ]
     command = [sys.executable, "-m", "cai_cli", *map(str, words)]
     result = subprocess.run(
         command, preexec_fn=limit, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode in (1, 2) and "File too large" in result.stderr.splitlines()[-1], result.stderr
     assert "Traceback" not in result.stderr
-    assert_nothing_was_paid(settings.out)
+    assert_nothing_was_paid(settings.output.out)
 
 
 def test_a_name_too_long_is_one_line(cai, base):
@@ -220,5 +230,5 @@ def test_float16_is_refused_for_training(stage, base):
 
 def test_float16_is_refused_in_one_line(cai, base):
     settings = options("sft", base)
-    words = ("sft", "--model", base, "--data", settings.data[0], "--out", settings.out)
+    words = ("sft", "--model", base, "--data", settings.data[0], "--out", settings.output.out)
     mistake(cai(*words, "--dtype", "float16"), "--dtype float16", "float32")
