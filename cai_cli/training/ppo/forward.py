@@ -39,24 +39,6 @@ def all_logits(model: Any, ids: Tensor, _: Tensor | None = None) -> Tensor:
     return logits
 
 
-class LogProbability(torch.autograd.Function):
-    """log softmax(z)_t of logits z (N, V) at tokens t (N,): (N,). The derivative, e_t - softmax(z), needs no
-    second (N, V).
-    """
-
-    @staticmethod
-    def forward(context: Any, logits: Tensor, tokens: Tensor) -> Tensor:
-        logprobs = torch.log_softmax(logits, dim=-1)
-        context.save_for_backward(logprobs, tokens)
-        return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logprobs, tokens = context.saved_tensors
-        gradient = gradient.unsqueeze(-1)
-        return logprobs.exp().mul_(-gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
-
-
 def token_logprobs(head: Any, states: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """(N,) float32 log-probabilities of tokens (N,) given states (N, D), under the sampling temperature."""
 
@@ -64,7 +46,7 @@ def token_logprobs(head: Any, states: Tensor, tokens: Tensor, temperature: float
         logits = head(some_states).float()
         if temperature not in (0, 1):
             logits = logits / temperature
-        return LogProbability.apply(logits, some_tokens)
+        return torch.log_softmax(logits, dim=-1).gather(-1, some_tokens.unsqueeze(-1)).squeeze(-1)
 
     return torch.cat(in_chunks(part, states, tokens, head.weight.size(0)))
 

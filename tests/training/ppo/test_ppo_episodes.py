@@ -16,7 +16,7 @@ from cai_cli.engines.base import STOP, Completion
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.training.ppo.advantages import generalised_advantages, token_rewards
 from cai_cli.training.ppo.episodes import make_episodes, over_episodes, sampled_logprobs
-from cai_cli.training.ppo.forward import LogProbability, has_plain_head, response_logprobs, response_values
+from cai_cli.training.ppo.forward import has_plain_head, response_logprobs, response_values
 
 
 @pytest.fixture(scope="module")
@@ -193,16 +193,3 @@ def test_the_score_lands_on_the_last_generated_token():
         expected = [0.0] * rewards.size(1)
         expected[len(completion.token_ids) - 1] = 10.0 * n
         assert rewards[n].tolist() == pytest.approx(expected)
-
-
-def test_derivative_of_a_tokens_log_probability():
-    """Equal to small differences, and to autograd's of PyTorch's own."""
-    logits = torch.randn(
-        4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    ).requires_grad_()
-    tokens, weight = torch.tensor([0, 3, 6, 3]), torch.tensor([1.0, -2.0, 0.0, 0.5], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda z: LogProbability.apply(z, tokens), (logits,))
-    (LogProbability.apply(logits, tokens) * weight).sum().backward()
-    ours, logits.grad = logits.grad, None
-    (logits.log_softmax(-1)[torch.arange(4), tokens] * weight).sum().backward()
-    assert torch.allclose(ours, logits.grad, atol=1e-12)
