@@ -27,6 +27,7 @@ from cai_cli.console.options import (
     MODEL,
     GenerationOptions,
     Needs,
+    Principles,
     Prompts,
     RowOptions,
     check_draws,
@@ -80,6 +81,7 @@ class Options(RowOptions, GenerationOptions):
     constitution: Annotated[
         str, flag("Data", "YAML file or shipped name: article, humanity, thorough."), CONSTITUTION
     ] = "article"
+    principles: Principles = None
     rounds: Annotated[int, flag("Generation", "Rounds of critique and revision (paper: 4).", min=1)] = 4
     critique: Annotated[
         bool,
@@ -156,7 +158,7 @@ def run(options: Options) -> None:
     """
     check_draws(options.num_samples, "--num-samples", options.temperature)
     check_model(options.model, role="language model")
-    constitution = load_constitution(options.constitution, needs=("critique", "revision"))
+    constitution = load_constitution(options.constitution, ("critique", "revision"), options.principles)
     artifact = RowArtifact("revise", options, options.limit)
     if artifact.done:
         return
