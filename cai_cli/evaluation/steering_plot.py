@@ -70,7 +70,7 @@ def draw_shifts(axes: Any, facts: dict[str, Any]) -> None:
         shown.add(effect)
     axes.set_yticks(range(len(principles)), [short(name) for name in principles], fontsize=8)
     axes.set_ylim(len(principles) - 0.5, -0.5)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, max(0.05, axes.get_xlim()[1]))
     axes.set(xlabel="mean |label - label under no principle|, 95 %", title="how far labels move")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False, fontsize=8, ncols=2)

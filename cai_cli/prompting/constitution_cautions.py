@@ -23,9 +23,14 @@ from cai_cli.prompting.principles import Constitution, Principle
 ALIKE = 0.8  # the share of two texts' content words that both have, from which on they say the same
 SHORTEST_STEM = 4
 
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
 # Without any of these a text is not taken for English, and nothing is said of it.
 ENGLISH = frozenset(
-    "the which that and it be should not with for response responses assistant choose".split()
+    words_of("the which that and it be should not with for response responses assistant choose")
 )
 # What asks for a choice between responses, and what may be read as asking for one
 CHOICE = re.compile(
@@ -44,22 +49,25 @@ WRITES = re.compile(
 )
 # What comparisons are asked with, not what they are about
 FRAME = frozenset(
-    """a an the this that these those and or but if of in on at to by with from for as than then so such into over
-    between instead still is are was were be been being am do does did done doing has have had having will would
-    should could can may might must it its they them their there here one ones two both either each other another
-    any all some more most much many very rather also only just even too while whether when where how what who whose
-    which i me my we us our you your he she his her every
-    please now kindly choose choosing chose pick select prefer prefers preferred preferable compare comparing decide
-    rank consider considering think following given above below based according regarding terms degree closely
-    attention paying assistant assistants ai model chatbot response responses reply replies answer answers option
-    options output outputs completion completions message messages text texts statement conversation dialogue human
-    user person question best better good well like likes liked likely sound sounds sounding seem seems appear
-    appears say says said somebody someone anybody anyone everybody everyone something anything thing things exhibit exhibits show shows demonstrate demonstrates give gives make makes contain contains content
-    criterion criteria principle constitution possible overall first second""".split()
+    words_of("""
+    a an the this that these those and or but if of in on at to by with from for as than then so such into
+    over between instead still is are was were be been being am do does did done doing has have had having
+    will would should could can may might must it its they them their there here one ones two both either
+    each other another any all some more most much many very rather also only just even too while whether
+    when where how what who whose which i me my we us our you your he she his her every please now kindly
+    choose choosing chose pick select prefer prefers preferred preferable compare comparing decide rank
+    consider considering think following given above below based according regarding terms degree closely
+    attention paying assistant assistants ai model chatbot response responses reply replies answer answers
+    option options output outputs completion completions message messages text texts statement conversation
+    dialogue human user person question best better good well like likes liked likely sound sounds sounding
+    seem seems appear appears say says said somebody someone anybody anyone everybody everyone something
+    anything thing things exhibit exhibits show shows demonstrate demonstrates give gives make makes contain
+    contains content criterion criteria principle constitution possible overall first second
+""")
 )
 LESS = frozenset(
-    """less least fewer fewest not no never none nothing nobody without neither avoid avoids avoiding isn doesn don
-    cannot""".split()
+    words_of("""less least fewer fewest not no never none nothing nobody without neither avoid avoids avoiding isn doesn don
+    cannot""")
 )
 APART = re.compile(r"[.?!;:()]|\b(?:but|than|rather|instead)\b")
 LISTED = re.compile(r",|\b(?:and|or|nor)\b")
@@ -176,10 +184,6 @@ def alike(one: str, other: str) -> bool:
 
 def is_english(text: str) -> bool:
     return not ENGLISH.isdisjoint(words_of(text))
-
-
-def words_of(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
 
 
 def content(text: str) -> frozenset[tuple[str, bool]]:

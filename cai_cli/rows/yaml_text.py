@@ -55,5 +55,5 @@ def lines_of(content: str | bytes, field: str) -> list[int]:
     finally:
         loader.dispose()
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    items = next((value.value for key, value in pairs if key.value == field), [])
+    items: Any = next((value.value for key, value in pairs if key.value == field), [])
     return [item.start_mark.line + 1 for item in items if isinstance(item, yaml.Node)]

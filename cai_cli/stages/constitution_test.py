@@ -13,7 +13,7 @@ Not in the paper, whose judge of 52B listens; small judges often do not.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,7 +129,13 @@ def run(options: Options) -> None:
     draw(results.picture, options, found)
     counts = {"in": len(pairs), "out": len(judged), "rejected": counted(rejected)}
     texts = {"no_principle": NO_PRINCIPLE, "no_principle_reworded": NO_PRINCIPLE_REWORDED}
-    measured = {"judge": options.feedback_model, "counts": counts, **texts, **found.facts, "advice": advice}
+    measured = {
+        "feedback_model": options.feedback_model,
+        "counts": counts,
+        **texts,
+        **found.facts,
+        "advice": advice,
+    }
     results.finish({**measured, "pairs": found.rows}, counts, **about_judge, warnings=advice)
     show(found.facts, options)
     warn_all(advice)
@@ -139,17 +145,18 @@ def inquiries_of(options: Options) -> list[Inquiry]:
     """How pairs are asked about: under the constitution, and under the one it is compared with."""
     from cai_cli.feedback.steering import all_sides
 
-    common = {
-        "seed": options.seed,
-        "labels": option_labels(options.option_format),
-        "demonstrations": tuple(load_comparison_demonstrations(options.few_shot)),
-    }
-    ours = load_constitution(options.constitution, ("comparison",), options.principles)
-    inquiries = [Inquiry(constitution=ours, every=all_sides(ours), **common)]
-    if options.against:
-        theirs = load_constitution(options.against, ("comparison",))
-        inquiries.append(Inquiry(constitution=theirs, every=theirs.principles, **common))
-    return inquiries
+    constitution = load_constitution(options.constitution, ("comparison",), options.principles)
+    inquiry = Inquiry(
+        constitution=constitution,
+        seed=options.seed,
+        labels=option_labels(options.option_format),
+        demonstrations=tuple(load_comparison_demonstrations(options.few_shot)),
+        every=all_sides(constitution),
+    )
+    if not options.against:
+        return [inquiry]
+    other = load_constitution(options.against, ("comparison",))
+    return [inquiry, replace(inquiry, constitution=other, every=other.principles)]
 
 
 def judge_all(
@@ -215,52 +222,43 @@ def draw(path: Path, options: Options, found: Examined) -> None:
 
 
 def show(facts: dict[str, Any], options: Options) -> None:
-    none = facts["reworded"]
+    """Shares in %, moves of labels in points, hundredths of a probability; all with 95 % intervals."""
+    principles, none = facts["principles"], facts["reworded"]
     rows = [
-        [
-            name,
-            item["effect"],
-            share(item, "flips"),
-            number(item, "shift"),
-            number(item, "beyond"),
-            share(item, "agreement"),
-            share(item.get("opposite", {}), "turned"),
-        ]
-        for name, item in facts["principles"].items()
+        [name, item["effect"], *(percent(item, field) for field in ("flips", "shift", "beyond"))]
+        for name, item in principles.items()
     ]
-    rows.append(["(none, in other words)", "", share(none, "flips"), number(none, "shift"), "", "", ""])
-    columns = ["principle", "effect", "changes sides", "label moves", "beyond wording", "agrees with others"]
-    table(
-        f"{facts['constitution']}: labels against those under no principle (95 % intervals)",
-        [*columns, "turned by opposite"],
-        rows,
-    )
-    position = facts["position"]
-    say(
-        f"same option in both orders {share(position, 'same_position_rate')}; mass on the options {facts['mean_mass']:.3f}"
-    )
+    rows.append(["(none, reworded)", "", percent(none, "flips"), percent(none, "shift"), ""])
+    columns = ["principle", "effect", "changes\nsides, %", "moves labels,\npoints", "beyond\nrewording"]
+    table(f"{facts['constitution']}: labels against those under no principle", columns, rows)
+    rows = []
+    for name, item in principles.items():
+        opposite = item.get("opposite", {})
+        rows.append(
+            [name, percent(item, "agreement"), percent(opposite, "turned"), percent(opposite, "apart")]
+        )
+    columns = ["principle", "same side as\nothers, %", "turned by its\nopposite, %", "away from it,\npoints"]
+    table(f"{facts['constitution']}: principles against each other and their opposites", columns, rows)
+    position = percent(facts["position"], "same_position_rate")
+    say(f"same option in both orders: {position} %; mass on the options: {facts['mean_mass']:.3f}")
     if options.against:
         other = facts["against"]
+        told = f"{percent(other, 'changed_sides')} % of the pairs change sides"
+        told += f", labels are {percent(other, 'distance')} points apart"
+        say(f"{facts['constitution']} against {other['constitution']}: {told}")
         say(
-            f"{facts['constitution']} against {other['constitution']}: {share(other, 'changed_sides')} of the pairs change "
-            f"sides, labels are {number(other, 'distance')} apart, correlation {number(other, 'correlation')}"
+            f"furthest apart: {', '.join(pair['id'] for pair in other['most_moved'])} (texts in {options.out})"
         )
-        say(f"moved most: {', '.join(pair['id'] for pair in other['most_moved'])} (texts in {options.out})")
 
 
-def share(facts: dict[str, Any], name: str) -> str:
-    """`31 % (24–38)`; a dash where there is nothing to take it over."""
+def percent(facts: dict[str, Any], name: str) -> str:
+    """`31 (24–38)`, with a decimal below 10; a dash where there is nothing to take it over."""
     if facts.get(name) is None:
         return "–"
-    low, high = facts[f"{name}_interval"]
-    return f"{facts[name]:.0%} ({100 * low:.0f}–{100 * high:.0f})"
-
-
-def number(facts: dict[str, Any], name: str) -> str:
-    if facts.get(name) is None:
-        return "–"
-    low, high = facts[f"{name}_interval"]
-    return f"{facts[name]:.3f} ({low:.3f}–{high:.3f})"
+    numbers = [100 * number for number in (facts[name], *facts[f"{name}_interval"])]
+    digits = 0 if max(map(abs, numbers)) >= 10 else 1
+    value, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in numbers)
+    return f"{value} ({low}{' to ' if numbers[1] < 0 else '–'}{high})"
 
 
 def dry_run(options: Options, inquiries: list[Inquiry], pairs: list[Pair]) -> None:
