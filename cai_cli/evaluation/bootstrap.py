@@ -1,6 +1,4 @@
-"""Bootstrap intervals of means over pairs, where several pairs may have one prompt and are not independent. No
-torch.
-"""
+"""Bootstrap intervals of means over pairs, of which several may have one prompt, and fail together. No torch."""
 
 from __future__ import annotations
 

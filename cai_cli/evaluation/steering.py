@@ -1,22 +1,24 @@
-"""Whether a judge listens to its principles: how labels move between a principle, an empty one, the other ones and
+"""Whether a judge listens to its principles: how labels move between a principle, none, the other ones and
 its opposite. Pure functions on arrays of labels. No torch.
 
-A label is P(first reply), averaged over both orders of the options; which reply is called first is arbitrary, and no
-number here depends on it. `Labels` holds those of N pairs; rows of `asked` are principles. Sides: a label of 0.5 is on
-neither, and counts half where two labels are asked to be on one.
+A label is P(first reply), averaged over both orders of the options; which reply is called first is
+arbitrary, and no number here depends on it. `Labels` holds those of N pairs; rows of `asked` are
+principles. A label of 0.5 is on neither side, and counts half where two labels are asked to be on one.
 
-    flips        share of the pairs whose label is on another side than under the empty principle
-    shift        mean |label - label under the empty principle|
-    beyond       shift minus that of the empty principle in other words: what wording alone does is no listening
-    agreement    mean share of pairs on the same side as under each of the other principles; distance: mean |difference|
-    turned       share of the pairs that change sides between a principle and its opposite: a judge that listens turns
-                 them (its labels are p and 1 - p), one with a taste of its own does not, one that guesses turns half
-    apart        mean shift from the empty principle, counted as positive where it is away from the opposite's label
-    correlation  of two principles' labels, about 0.5: sum (x - .5)(y - .5) / sqrt(sum (x - .5)^2 sum (y - .5)^2)
+    flips        share of the pairs whose label is on another side than under no principle
+    shift        mean |label - label under no principle|
+    beyond       shift minus that of no principle in other words: what wording alone does is no listening
+    agreement    mean share of pairs on the same side as under each of the other principles
+    distance     mean |difference| of the labels under two
+    turned       share of the pairs that change sides between a principle and its opposite: most by a judge that
+                 listens (p and 1 - p), few by one with a taste of its own, half by one that guesses
+    apart        mean shift, counted as positive where it is away from the opposite's label
+    correlation  of the labels under two, about 0.5: with x, y = label - 0.5, sum xy / sqrt(sum xx sum yy)
 
-A principle does `nothing` where the upper limit of its shift is below NOTHING, of LEAST_PROMPTS prompts or more (of
-fewer, one that moves a prompt in twenty may have met none). It `moves` labels where its shift may be larger, and the
-interval of `beyond` is above 0. All else is `unclear`. Intervals are 95 % bootstrap intervals over prompts.
+A principle does `nothing` where the upper limit of its shift is below NOTHING, of LEAST_PROMPTS prompts or
+more (of fewer, one that moves a prompt in twenty may have met none). It `moves` labels where its shift may
+be larger, and the interval of `beyond` is above 0. All else is `unclear`. Intervals are 95 % bootstrap
+intervals over prompts. What keeps a judge from listening is told by `shortcoming`.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ MOVES, UNCLEAR, DOES_NOTHING = "moves", "unclear", "nothing"
 
 @dataclass(frozen=True)
 class Labels:
-    """`asked` (K, N): under each principle; `empty`, `reworded` (N,): under none, in two wordings; `opposites`:
-    id -> (N,); `prompts`: that of each pair.
+    """`asked` (K, N): under each principle; `empty`, `reworded` (N,): under none, in two wordings;
+    `opposites`: id -> (N,); `prompts`: that of each pair.
     """
 
     names: Sequence[str]
@@ -75,7 +77,7 @@ def correlation_interval(one: Array, other: Array, bootstrap: Bootstrap) -> tupl
 
 
 def measure(labels: Labels, seed: int = 0) -> dict[str, Any]:
-    """All numbers about principles: {"principles": {id: ...}, "reworded": ..., "agreement": ..., "opposites": ...}."""
+    """All numbers about principles, each by its id, about none reworded, opposites, and agreement."""
     bootstrap = Bootstrap(labels.prompts, seed)
     wording = np.abs(labels.reworded - labels.empty)
     found = {
@@ -186,26 +188,31 @@ def most_moved(ours: Array, theirs: Array) -> list[int]:
 
 
 def shortcoming(facts: dict[str, Any]) -> dict[str, str] | None:
-    """The first thing that keeps the judge from listening: its name, and what was `told`; None where it listens.
+    """The first thing that keeps the judge from listening: its name, and what is `told` of it; None where it
+    listens. Of few prompts nothing is said. A judge that takes the same option in both orders in most
+    questions listens all the same where opposites turn most of its labels.
 
     `facts`: what `measure` returns, with `position` (what `positions` returns) and `mean_mass`.
     """
     position, opposites = facts["position"], facts["opposites"]
+    turned = opposites["turned_interval"] if opposites else None
     effects = [principle["effect"] for principle in facts["principles"].values()]
     still = len(effects) - effects.count(MOVES)
     if facts["mean_mass"] < LEAST_MASS:
         name, told = "mass", f"its options hold only {facts['mean_mass']:.2g} of the probability"
-    elif position["same_position_rate_interval"][0] > 0.5:
+    elif facts["prompts"] < LEAST_PROMPTS:
+        told = f"{facts['prompts']} prompts are too few to tell whether the judge listens"
+        return {"name": "prompts", "told": told}
+    elif position["same_position_rate_interval"][0] > 0.5 and not (turned and turned[0] > 0.5):
         rate = position["same_position_rate"]
         name, told = "position", f"it takes the same option in both orders in {rate:.0%} of the questions"
-    elif opposites and opposites["turned_interval"][1] < 0.5:
+    elif turned and turned[1] < 0.5:
         same = 1 - opposites["turned"]
         name = "opposites"
         told = f"it prefers the same reply under a principle and its opposite in {same:.0%} of the pairs"
     elif 2 * still > len(effects):
-        name = "principles" if facts["prompts"] >= LEAST_PROMPTS else "prompts"
+        name = "principles"
         told = f"{still} of {len(effects)} principles move its labels no further than other words for none do"
-        told += f", as far as {facts['prompts']} prompts can tell"
     else:
         return None
     return {"name": name, "told": f"the judge does not listen: {told}"}

@@ -1,6 +1,4 @@
-"""How far each principle moves a judge's labels, and how far principles agree, as one picture. matplotlib is loaded
-here only.
-"""
+"""How far principles move a judge's labels, and how far they agree, as one picture. Loads matplotlib."""
 
 from __future__ import annotations
 
@@ -23,8 +21,8 @@ MOST_ROWS = 60  # the picture grows with them up to here
 def draw_steering(
     facts: dict[str, Any], path: Path, title: str, against: tuple[str, Array, Array] | None = None
 ) -> None:
-    """Panels from what `steering.measure` returns: shifts, agreement; and with `against` (the other constitution's
-    name, our labels, theirs) a third one, of one constitution's labels over the other's.
+    """Panels from what `steering.measure` returns: shifts, agreement; and with `against` (the other
+    constitution's name, our labels, theirs) a third one, of one constitution's labels over the other's.
     """
     from matplotlib import pyplot
 
@@ -51,7 +49,12 @@ def draw_shifts(axes: Any, facts: dict[str, Any]) -> None:
     axes.axvspan(low, high, color="0.88", zorder=0)
     axes.axvline(facts["reworded"]["shift"], color="0.6", linewidth=1, label="none, in other words", zorder=1)
     axes.axvline(
-        NOTHING, color=COLOURS[DOES_NOTHING], linewidth=1, linestyle=":", label=f"{NOTHING:g}", zorder=1
+        NOTHING,
+        color=COLOURS[DOES_NOTHING],
+        linewidth=1,
+        linestyle=":",
+        label=f"{NOTHING:g}: less is nothing",
+        zorder=1,
     )
     shown = set()
     for n, item in enumerate(principles.values()):

@@ -1,8 +1,8 @@
 """A judge asked about each pair under every principle, under none and under the opposites -> arrays of labels
 for `evaluation.steering`.
 
-All questions about a pair are asked at once, in both orders of the options, so that what they have in common is
-computed once.
+All questions about a pair are asked at once, in both orders of the options, so that what they have in common
+is computed once.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def ask_all(judge: Engine, inquiry: Inquiry, pairs: list[Pair]) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Answered:
-    """What was answered about N pairs to Q questions each: `labels` (Q, N); `took_first` (2, Q, N): whether the first
-    option was taken, with the first reply there and with the second; their means.
+    """What was answered about N pairs to Q questions each: `labels` (Q, N); `took_first` (2, Q, N): whether
+    the first option was taken, with the first reply there and with the second; their means.
     """
 
     labels: Array
@@ -91,7 +91,7 @@ def labels_of(constitution: Constitution, answered: Answered, pairs: list[Pair])
 
 @dataclass(frozen=True)
 class Examined:
-    """`facts`: all numbers; `rows`: the labels of each pair; `means`: each constitution's mean label of each pair."""
+    """`facts`: all numbers; `rows`: each pair's labels; `means` (N,): of each constitution's principles."""
 
     facts: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -99,8 +99,8 @@ class Examined:
 
 
 def examine(judged: list[list[Pair]], inquiries: list[Inquiry], seed: int) -> Examined:
-    """What the answers say of the judge. `judged`: each pair once for each inquiry, the first with `all_sides` of
-    a constitution, a second with the principles of the one to compare it with.
+    """What the answers say of the judge. `judged`: each pair once for each inquiry, the first with
+    `all_sides` of a constitution, a second with the principles of the one to compare it with.
     """
     ours, *others = (list(pairs) for pairs in zip(*judged, strict=True))
     constitution = inquiries[0].constitution

@@ -57,8 +57,8 @@ def find_constitution(name_or_path: str) -> Path:
 def load_constitution(
     name_or_path: str, needs: tuple[str, ...] = (), only: Sequence[str] | None = None
 ) -> Constitution:
-    """Read and check a constitution. Errors name the file, the line, the principle and the field, or the texts
-    that it lacks.
+    """Read and check a constitution. Errors name the file, the line, the principle and the field, or the
+    texts that it lacks.
 
     `only`: ids of principles, which stand for the whole; see `Constitution.only`.
     """

@@ -1,15 +1,15 @@
-"""What no error tells of a constitution: comparison texts that give a judge nothing to compare, principles that
-say the same in other words, and that nothing speaks against evasion and preaching. Lines of warning.
+"""What no error tells of a constitution: comparison texts that give a judge nothing to compare, principles
+that say the same in other words, and that nothing speaks against evasion and preaching. Lines of warning.
 
-By words alone, of English texts alone, and careful: a line is nearly always right, and that there is none says
-little. What a judge in fact does with the principles is measured by `cai constitution test`.
+By words alone, of English texts alone, and careful: a line is nearly always right, and that there is none
+says little. What a judge in fact does with the principles is measured by `cai constitution test`.
 
-Caught: a comparison text that asks for no choice between responses ("Be honest.", a request to rewrite or to
-criticise), or that names no quality ("Which response is better?"); two comparison texts with the same words of
-content, or nearly, in whatever order and form, where words of one meaning ("harmful", "does damage") count as
-one, and as their opposite behind "less" or "not"; without comparison texts, two principles whose critique and revision
-requests both say the same; an opposite that says the same as its principle. Not caught: paraphrases in words
-that the lists below do not know.
+Caught: a comparison text that asks for no choice between responses ("Be honest.", a request to rewrite or
+to criticise), or that names no quality ("Which response is better?"); two comparison texts with the same
+words of content, or nearly, in whatever order and form, where words of one meaning ("harmful", "does
+damage") count as one, and as their opposite behind "less" or "not"; without comparison texts, two
+principles whose critique and revision requests both say the same; an opposite that says the same as its
+principle. Not caught: paraphrases in words that the lists below do not know.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def cautions(constitution: Constitution) -> list[str]:
     ]
     if silent := silent_on(constitution.principles):
         found.append(
-            f"no comparison text speaks against {' or '.join(silent)}: trained for long on such labels, a policy "
-            "turns to harsh replies and boilerplate (paper section 4.3); `thorough` has principles against both"
+            f"no comparison text speaks against {' or '.join(silent)}: trained for long on such labels, a "
+            "policy turns to harsh replies and boilerplate (paper section 4.3); `thorough` has principles against both"
         )
     return found
 
@@ -167,7 +167,7 @@ def same_principle(one: Principle, other: Principle) -> bool:
 
 
 def silent_on(principles: tuple[Principle, ...]) -> list[str]:
-    """Which of the two faults no comparison text names; none where there are no texts in English to name them."""
+    """Which of the two faults no comparison text names; none of them where no text is in English."""
     texts = " ".join(principle.comparison for principle in principles).lower()
     if not is_english(texts):
         return []
@@ -192,7 +192,7 @@ def content(text: str) -> frozenset[tuple[str, bool]]:
 
 
 def meanings(part: str) -> Iterator[tuple[str, bool]]:
-    """Those of a clause or of a list; what is a word alone in a list is to be less where the one before is."""
+    """Those of a clause, or of a list, in which a word alone is to be less where the one before it is."""
     turned = False
     for item in LISTED.split(part):
         words = words_of(item)

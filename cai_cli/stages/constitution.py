@@ -34,9 +34,9 @@ def show(options: Options) -> None:
 def check(options: Options) -> None:
     """Check a constitution: every principle has an id and the three texts.
 
-    Warns of comparison texts that give a judge nothing to compare, of principles that say the same in other words,
-    and where nothing speaks against evasion and preaching: by rules on English words, which miss much and should
-    blame little. What a judge makes of the principles is measured by `cai constitution test`.
+    Warns of comparison texts that give a judge nothing to compare, of principles that say the same in other
+    words, and where nothing speaks against evasion and preaching: by rules on English words, which miss much
+    and should blame little. What a judge makes of the principles is measured by `cai constitution test`.
 
     Example: cai constitution check my-principles.yaml
     """

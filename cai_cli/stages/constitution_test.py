@@ -1,13 +1,14 @@
-"""A judge + a constitution + pairs -> whether the judge listens to it: how labels move with each principle (.json, .png).
+"""A judge + a constitution + pairs -> whether the judge listens to it: how labels move with each principle
+(.json, .png).
 
-    cai constitution test --feedback-model judge/ --constitution article --pairs pairs.jsonl --out article.json
+    cai constitution test --feedback-model judge/ --constitution article --pairs pairs.jsonl --out listens.json
 
-Each pair is judged under every principle; under none, a question that names nothing to choose by, in two wordings
-(see `prompting.prompts`); and under the principle's opposite, a comparison text that its file may give. Always in
-both orders of the options, averaged, without reasoning. What is measured, and what counts as listening, is in
-`evaluation.steering`. --against asks about a second constitution's principles, too, and compares the mean labels of
-both: those that `cai label` gives on average.
-Not in the paper, whose judge of 52B listens; small judges often do not.
+Each pair is judged under every principle; under none, a question that names nothing to choose by, in two
+wordings (see `prompting.prompts`); and under the principle's opposite, a comparison text that its file may
+give. Always in both orders of the options, averaged, without reasoning. What is measured, and what counts
+as listening, is in `evaluation.steering`. --against asks about a second constitution's principles, too, and
+compares the mean labels of both: those that `cai label` gives on average. Not in the paper; small judges
+often do not listen.
 """
 
 from __future__ import annotations
@@ -66,9 +67,7 @@ class Options(OutputOptions):
     principles: Principles = None
     against: Annotated[
         str | None,
-        flag(
-            "Data", "Another constitution: whole: how far its mean labels are from those of --constitution."
-        ),
+        flag("Data", "Another constitution, all of it: how far its mean labels are from the first one's."),
         CONSTITUTION,
     ] = None
     pairs: Annotated[
@@ -93,11 +92,12 @@ def run(options: Options) -> None:
     """Measure whether a judge listens to a constitution.
 
     Each pair is judged under every principle, in both orders; under none, with the question "Which of these
-    assistant responses do you choose? Choose one of the responses." and, to see what wording alone does, with "Please
-    pick one of the assistant's two responses below."; and under a principle's `opposite` where the file gives one. For
-    each principle: how many labels change sides against none and how far they move, beyond what wording does; how often
-    it agrees with the others; how often its opposite turns the label. Intervals are bootstrapped over prompts. A table,
-    a JSON file, a picture beside it, and advice where the judge does not listen. Not in the paper.
+    assistant responses do you choose? Choose one of the responses." and, to see what wording alone does, with
+    "Please pick one of the assistant's two responses below."; and under a principle's `opposite` where the
+    file gives one. For each principle: how many labels change sides against none and how far they move, beyond
+    what wording does; how often it agrees with the others; how often its opposite turns the label. Intervals are
+    bootstrapped over prompts. A table, a JSON file, a picture beside it, and advice where the judge does not
+    listen. Not in the paper.
 
     Example: cai constitution test --feedback-model base/ --pairs comparisons.jsonl --out article.json
     """
@@ -116,14 +116,15 @@ def run(options: Options) -> None:
     rejected = [pair.rejected for pair in [*pairs, *map(whole, judged)] if pair.rejected]
     judged = [both for both in judged if whole(both).rejected is None]
     if not judged:
-        told = f"none of the {len(pairs)} pairs could be asked about ({reasons_text(Counter(counted(rejected)))})"
+        why = reasons_text(Counter(counted(rejected)))
+        told = f"none of the {len(pairs)} pairs could be asked about ({why})"
         raise RunError(told, "give shorter pairs, or a judge with a longer context")
 
     from cai_cli.feedback.steering import examine
 
     found = examine(judged, inquiries, options.seed)
     problem = found.facts["shortcoming"]
-    advice = [f"{problem['told']}: {remedy(problem['name'], found.facts, options)}"] if problem else []
+    advice = [f"{problem['told']}: {remedy(problem['name'], options)}"] if problem else []
     results.start()
     put_aside(rejected, "pairs", rejects_path(results.out))
     draw(results.picture, options, found)
@@ -139,6 +140,8 @@ def run(options: Options) -> None:
     results.finish({**measured, "pairs": found.rows}, counts, **about_judge, warnings=advice)
     show(found.facts, options)
     warn_all(advice)
+    if not advice:
+        say("the judge listens")
 
 
 def inquiries_of(options: Options) -> list[Inquiry]:
@@ -194,7 +197,7 @@ def whole(both: list[Pair]) -> Pair:
     return next((pair for pair in both if pair.rejected), both[0])
 
 
-def remedy(name: str, facts: dict[str, Any], options: Options) -> str:
+def remedy(name: str, options: Options) -> str:
     """The next step where a judge does not listen, by what keeps it from that."""
     few_shot = "--few-shot default, " if options.few_shot == NONE else ""
     larger = f"try {few_shot}a larger judge"

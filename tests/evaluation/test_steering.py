@@ -1,4 +1,4 @@
-"""How far labels move between principles: every statistic against numbers worked by hand, on judges made up."""
+"""How far labels move between principles: every statistic worked by hand, and judges made up."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_what_a_principle_does_by_hand():
     assert first["distance"] == pytest.approx((0.1 + 0.5 + 0.3 + 0.1) / 4)
     assert turned(facts, "turned") == facts["opposites"]["turned"] == pytest.approx((1 + 1 + 0.5 + 0.5) / 4)
     assert turned(facts, "distance") == pytest.approx((0.7 + 0.6 + 0.1 + 0.1) / 4)
-    # None moves away from the opposite's 0.2 to 0.9; away from 0.8 to 0.2; toward 0.5 to 0.6; the last not at all
+    # From none: to 0.9, away from 0.2; to 0.2, away from 0.8; to 0.6, toward 0.5; the last not at all
     assert turned(facts, "apart") == pytest.approx((0.5 + 0.1 - 0.1 + 0) / 4)
     assert turned(facts, "correlation") == pytest.approx(-0.21 / (0.26 * 0.19) ** 0.5)
     assert "opposite" not in facts["principles"]["p1"]
@@ -154,10 +154,13 @@ def test_mass_and_position_come_first():
     found = shortcoming(facts | {"position": reads_position})
     assert found["name"] == "position" and "80%" in found["told"]
     assert shortcoming(facts | {"position": reads_position, "mean_mass": 0.01})["name"] == "mass"
+    heard = judged("listens") | HEARD | {"position": reads_position}
+    assert shortcoming(heard) is None, "its opposites turn: what it takes by position is what it is silent on"
+    assert shortcoming(heard | {"opposites": None})["name"] == "position"
 
 
 def test_position_is_the_same_option_in_both_orders():
-    # Two questions about three pairs: the first option taken with the first reply there, and with the second there
+    # Two questions about three pairs: the first option taken with the first reply there, and with the second
     there, back = np.array([[1, 1, 0], [1, 0, 0]]), np.array([[1, 0, 0], [0, 0, 1]])
     facts = positions(np.array([there, back]), ["a", "b", "c"])
     assert facts["same_position_rate"] == pytest.approx(3 / 6)

@@ -1,5 +1,5 @@
-"""`cai constitution test`: a judge by rule whose labels are known, the micro-world's judge, labels that `cai label`
-gives too, and what the command refuses.
+"""`cai constitution test`: a judge by rule whose labels are known, the micro-world's judge, labels that
+`cai label` gives too, and what the command refuses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NICE = Principle("nice", "c", "r", "Which response says please?")
 
 
 class JudgeByRule:
-    """Prefers (A) with 0.8 or (B) with 0.7 of the two, of 0.9 in all, by what the question asks; else (A) with 0.6."""
+    """Of 0.9 in all, (A) gets 0.8 where it is right, (B) 0.7, and (A) 0.6 where there is no opinion."""
 
     renderer = SimpleNamespace(form=lambda: "transcript")
 
@@ -124,9 +124,9 @@ def mine(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("mine") / "mine.yaml"
     path.write_text(
         "principles:\n"
-        "- {id: harm, critique: c, revision: r, comparison: Which response is less harmful?, opposite: Which harms more?}\n"
-        "- {id: $kind$, critique: c, revision: r, comparison: Which response is kinder?}\n"
-        "- {id: short, critique: c, revision: r, comparison: Which response is shorter?}\n"
+        "- {id: harm, critique: c, revision: r, comparison: 'Which response is less harmful?', opposite: 'Which harms more?'}\n"
+        "- {id: $kind$, critique: c, revision: r, comparison: 'Which response is kinder?'}\n"
+        "- {id: short, critique: c, revision: r, comparison: 'Which response is shorter?'}\n"
     )
     return path
 
@@ -171,14 +171,14 @@ def test_labels_are_those_of_cai_label(cai: Cai, llama, pairs, mine, tmp_path):
         assert done.returncode == 0, done.stderr
         theirs = {row["id"]: row["judgements"] for row in map(json.loads, labels.read_text().splitlines())}
         for row in found["pairs"]:
-            both = [item for item in theirs[row["id"]] if not some or item["principle"] == name]
-            chosen_first = {item["order"]: item for item in both}
-            p = [
-                1 / (1 + math.exp(item["logprob_b"] - item["logprob_a"]))
-                for item in (chosen_first["chosen_first"], chosen_first["rejected_first"])
-            ]
+            asked = {
+                item["order"]: 1 / (1 + math.exp(item["logprob_b"] - item["logprob_a"]))
+                for item in theirs[row["id"]]
+                if not some or item["principle"] == name
+            }
+            chosen = (asked["chosen_first"] + 1 - asked["rejected_first"]) / 2
             ours = row["labels"][name] if some else row["against"]
-            assert max(ours, 1 - ours) == pytest.approx(max(x := (p[0] + 1 - p[1]) / 2, 1 - x), abs=1e-5)
+            assert max(ours, 1 - ours) == pytest.approx(max(chosen, 1 - chosen), abs=1e-5)
 
 
 def test_the_worlds_judge_and_the_artifact(cai: Cai, world, helpful, tmp_path):

@@ -10,7 +10,7 @@ from conftest import mistake
 from cai_cli.errors import UserError
 from cai_cli.prompting.constitution import load_constitution
 
-PLAIN = "id: kind, critique: c, revision: r, comparison: Which response is kinder?"
+PLAIN = "id: kind, critique: c, revision: r, comparison: 'Which response is kinder?'"
 
 
 def put(path, *principles: str):
@@ -36,7 +36,7 @@ def test_an_opposite_is_read_and_need_not_be_there(tmp_path):
         (f"{PLAIN}, opposite: [a]", ["field `opposite`: expected text"]),
         (f"{PLAIN}, opposite:", ["field `opposite`: expected text"]),
         (
-            f"{PLAIN}, opposite: which response is  KINDER?",
+            f"{PLAIN}, opposite: 'which response is  KINDER?'",
             ["field `opposite`: says the same as `comparison`"],
         ),
         (f"{PLAIN}, oposite: x", ["unknown field `oposite`", "did you mean `opposite`?"]),
@@ -55,7 +55,7 @@ def test_principles_are_chosen_by_id_in_the_files_order():
     assert load_constitution("article", only=None) == load_constitution("article", only=[]) == whole
     with pytest.raises(UserError) as raised:
         load_constitution("article", only=["no-harm", "no-crimes"])
-    assert str(raised.value) == "--principles no-crimes: no principle of article"
+    assert raised.value.message == "--principles no-crimes: no principle of article"
     assert raised.value.hint.startswith("did you mean no-crime")
     with pytest.raises(UserError) as raised:
         load_constitution("article", only=["xyzzy"])
@@ -81,7 +81,7 @@ def test_label_asks_about_the_chosen_ones_alone(cai, world, helpful, tmp_path):
 
 def test_revise_draws_from_the_chosen_ones_alone(cai, world, helpful, tmp_path):
     out = tmp_path / "x.jsonl"
-    prompts = next(world.glob("*revise*.jsonl"))
+    prompts = world / "harmful-sft.jsonl"
     words = [
         "revise",
         "--model",
