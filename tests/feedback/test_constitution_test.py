@@ -191,15 +191,15 @@ def test_the_worlds_judge_and_the_artifact(cai: Cai, world, helpful, tmp_path):
         "--pairs",
         world / "human-helpfulness.jsonl",
     ]
-    words += ["--constitution", world / "constitution.yaml", "--limit", 80, "--out", out]
+    words += ["--constitution", world / "constitution.yaml", "--limit", 24, "--out", out]
     dry = cai(*words, "--dry-run")
-    assert dry.returncode == 0 and "80 pairs, 14 questions each" in dry.stderr and not out.parent.exists()
+    assert dry.returncode == 0 and "24 pairs, 14 questions each" in dry.stderr and not out.parent.exists()
     assert "Which response hurts nobody" in dry.stdout
     done = cai(*words)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     for told in (
-        "constitution test: 80/80 pairs",
+        "constitution test: 24/24 pairs",
         "(none, reworded)",
         "same option in both orders:",
         str(out),
@@ -210,7 +210,7 @@ def test_the_worlds_judge_and_the_artifact(cai: Cai, world, helpful, tmp_path):
         for name in ("flips", "shift", "beyond", "agreement"):
             low, high = item[f"{name}_interval"]
             assert low <= item[name] <= high
-    assert found["mean_mass"] > 0.5 and len(found["pairs"]) == 80
+    assert found["mean_mass"] > 0.5 and len(found["pairs"]) == 24
     assert "already done" in cai(*words).stderr
     mistake(
         cai(*words, "--principles", "harm"), "--principles was None, now ['harm']", "--if-changed restart"

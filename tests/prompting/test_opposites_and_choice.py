@@ -95,7 +95,7 @@ def test_revise_draws_from_the_chosen_ones_alone(cai, world, helpful, tmp_path):
         "--few-shot",
         "none",
     ]
-    words += ["--constitution", world / "constitution.yaml", "--max-reject-rate", 1]
+    words += ["--constitution", world / "constitution.yaml", "--max-new-tokens", 48, "--max-reject-rate", 1]
     done = cai(*words, "--principles", "owner", "--out", out)
     assert done.returncode == 0, done.stderr
     rounds = [item for line in out.read_text().splitlines() for item in json.loads(line)["rounds"]]
