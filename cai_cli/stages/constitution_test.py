@@ -52,7 +52,7 @@ from cai_cli.prompting.solved_questions import load_comparison_demonstrations
 if TYPE_CHECKING:
     from cai_cli.feedback.steering import Examined
 
-CHUNK_QUESTIONS = 1024
+CHUNK_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ def judge_all(
     )
     judge = open_engine(options.feedback_model, settings, "--feedback-model")
     judged: list[list[Pair]] = []
-    size = max(1, CHUNK_QUESTIONS // questions_of(inquiries))
+    size = max(1, CHUNK_BATCHES * options.batch_size // questions_of(inquiries))
     with progress("constitution test", len(pairs), unit="pairs") as advance:
         for chunk in chunks(pairs, size):
             answers = [ask_all(judge, inquiry, chunk) for inquiry in inquiries]

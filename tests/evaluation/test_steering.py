@@ -148,6 +148,14 @@ def test_of_few_prompts_nothing_is_said_to_do_nothing():
     assert measure(many)["principles"]["p0"]["effect"] == "unclear"
 
 
+def test_a_principle_that_moves_a_few_prompts_far_does_something():
+    none, row = np.full(100, 0.4), np.full(100, 0.4)
+    row[:3] = 0.8
+    facts = measure(labels([row], none, none))["principles"]["p0"]
+    assert facts["shift"] == pytest.approx(0.012) and facts["effect"] == "unclear"
+    assert measure(labels([none], none, none))["principles"]["p0"]["effect"] == "nothing"
+
+
 def test_mass_and_position_come_first():
     facts = judged("deaf") | HEARD
     reads_position = {"same_position_rate": 0.8, "same_position_rate_interval": (0.7, 0.9)}
@@ -161,9 +169,9 @@ def test_mass_and_position_come_first():
 
 def test_position_is_the_same_option_in_both_orders():
     # Two questions about three pairs: the first option taken with the first reply there, and with the second
-    there, back = np.array([[1, 1, 0], [1, 0, 0]]), np.array([[1, 0, 0], [0, 0, 1]])
+    there, back = np.array([[1, 1, 0], [1, 0, 0]]), np.array([[1, 1, 0], [0, 0, 1]])
     facts = positions(np.array([there, back]), ["a", "b", "c"])
-    assert facts["same_position_rate"] == pytest.approx(3 / 6)
+    assert facts["same_position_rate"] == pytest.approx(4 / 6)
 
 
 def test_two_constitutions_by_hand():
