@@ -55,5 +55,6 @@ def lines_of(content: str | bytes, field: str) -> list[int]:
     finally:
         loader.dispose()
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    items: Any = next((value.value for key, value in pairs if key.value == field), [])
+    # The last one, as a mapping has it: what `<<` brings stands before what it is merged into
+    *_, items = [], *(value.value for key, value in pairs if key.value == field)
     return [item.start_mark.line + 1 for item in items if isinstance(item, yaml.Node)]

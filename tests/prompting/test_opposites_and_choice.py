@@ -9,6 +9,7 @@ from conftest import mistake
 
 from cai_cli.errors import UserError
 from cai_cli.prompting.constitution import load_constitution
+from cai_cli.rows.yaml_text import lines_of, load_yaml
 
 PLAIN = "id: kind, critique: c, revision: r, comparison: 'Which response is kinder?'"
 
@@ -46,6 +47,24 @@ def test_an_opposite_is_read_and_need_not_be_there(tmp_path):
 def test_mistakes_are_told_with_file_line_and_field(cai, tmp_path, item, parts):
     mine = put(tmp_path / "mine.yaml", PLAIN.replace("kind", "first", 1), item)
     mistake(cai("constitution", "check", mine), "mine.yaml:4: principles[1]: ", *parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("name: x\nprinciples:\n- id: a\n\n- id: b\n", [3, 5]),
+        ("<<: {principles: [{id: a},\n {id: b}]}\nname: x", [1, 2]),
+        ("<<: {principles: [{id: a}]}\nprinciples:\n- id: b\n- id: c\n", [3, 4]),
+        ("base: &b\n- {id: a}\nprinciples: *b\n", [2]),
+        ("principles: a text", []),
+        ("- no mapping", []),
+        ("", []),
+    ],
+)
+def test_where_principles_start(tmp_path, text, lines):
+    assert lines_of(text, "principles") == lines
+    found = (load_yaml(text, tmp_path) or {}) if lines else {}
+    assert len(found.get("principles", [])) == len(lines)
 
 
 def test_principles_are_chosen_by_id_in_the_files_order():
