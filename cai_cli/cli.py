@@ -40,6 +40,7 @@ from cai_cli.rows.yaml_text import load_yaml
 from cai_cli.stages import (
     configs,
     constitution,
+    constitution_test,
     demo,
     env,
     evaluate_hhh,
@@ -72,7 +73,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 constitution_app = typer.Typer(
-    no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Check and show constitutions."
+    no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Check, show and test constitutions."
 )
 configs_app = typer.Typer(cls=Group, rich_markup_mode=None)
 evaluate_app = typer.Typer(
@@ -264,6 +265,7 @@ add_command(app, "push", push.Options, push.run, FILES)
 add_command(evaluate_app, "pm", evaluate_pm.Options, evaluate_pm.run)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
+add_command(constitution_app, "test", constitution_test.Options, constitution_test.run)
 add_command(evaluate_app, "hhh", evaluate_hhh.Options, evaluate_hhh.run)
 add_command(evaluate_app, "labels", evaluate_labels.Options, evaluate_labels.run)
 add_command(configs_app, "copy", configs.Options, configs.copy)

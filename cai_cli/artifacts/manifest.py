@@ -61,7 +61,14 @@ def begin_manifest(stage: str, options: Any, folder: Path) -> Manifest:
             inputs.append(describe_input(name, value, folder))
         elif part is CONSTITUTION and value is not None:
             path = find_constitution(value)
-            constitution = {"name": value, "path": os.path.relpath(path, folder), "sha256": hash_file(path)}
+            if name == "constitution":
+                constitution = {
+                    "name": value,
+                    "path": os.path.relpath(path, folder),
+                    "sha256": hash_file(path),
+                }
+            else:  # a second one, beside it
+                inputs.append(describe_input(name, str(path), folder))
     manifest |= {"inputs": inputs, "models": models, "constitution": constitution}
     manifest["libraries"] = {"python": ".".join(map(str, sys.version_info[:3])), **library_versions()}
     manifest["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

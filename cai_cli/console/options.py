@@ -72,6 +72,10 @@ Prompts = Annotated[
     INPUT,
     Takes.STDIN,
 ]
+Principles = Annotated[
+    list[str] | None,
+    flag("Data", "Only the principle of this id, as if the constitution held no other. Repeatable."),
+]
 Device = Annotated[str, flag("Model", "auto, cpu, cuda, cuda:1, mps."), RUNTIME]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],

@@ -16,6 +16,7 @@ from cai_cli.console.options import (
     GenerationOptions,
     Needs,
     OutputOptions,
+    Principles,
     RowOptions,
     Takes,
     flag,
@@ -25,6 +26,20 @@ from cai_cli.prompting.choices import FORMS, PLAIN, Form
 from cai_cli.prompting.few_shot import NONE
 
 COT_CLAMP = "0.4:0.6"
+
+# How a judge is opened and asked, for each command that asks one
+FeedbackDtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"], flag("Model", "The judge's --dtype."), NOTED
+]
+FeedbackChatTemplateKwargs = Annotated[str | None, flag("Model", "The judge's --chat-template-kwargs.")]
+OptionFormat = Annotated[
+    str,
+    flag(
+        "Feedback",
+        "How options are marked: (A), A, A., (1), 1 ... The whole mark with its space is scored.",
+    ),
+]
+PrefixCache = Annotated[bool, flag("Feedback", "Compute what questions have in common once."), RUNTIME]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +80,8 @@ class Options:
         ),
         MODEL,
     ]
-    feedback_dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], flag("Model", "The judge's --dtype."), NOTED
-    ] = "auto"
-    feedback_chat_template_kwargs: Annotated[
-        str | None, flag("Model", "The judge's --chat-template-kwargs.")
-    ] = None
+    feedback_dtype: FeedbackDtype = "auto"
+    feedback_chat_template_kwargs: FeedbackChatTemplateKwargs = None
     allow_self_judge: Annotated[
         bool, flag("Model", "Let a model judge its own replies.", "--allow-self-judge")
     ] = False
@@ -79,6 +90,7 @@ class Options:
         flag("Data", "YAML file, the paper's RLMadisonInstructions.json, or article, humanity, thorough."),
         CONSTITUTION,
     ] = "article"
+    principles: Principles = None
     orders: Annotated[
         Literal["both", "random", "first"],
         flag(
@@ -94,13 +106,7 @@ class Options:
             min=1,
         ),
     ] = 1
-    option_format: Annotated[
-        str,
-        flag(
-            "Feedback",
-            "How options are marked: (A), A, A., (1), 1 ... The whole mark with its space is scored.",
-        ),
-    ] = "(A)"
+    option_format: OptionFormat = "(A)"
     few_shot: Annotated[
         str,
         flag(
@@ -142,9 +148,7 @@ class Options:
             min=0,
         ),
     ] = 0.1
-    prefix_cache: Annotated[
-        bool, flag("Feedback", "Compute what questions have in common once."), RUNTIME
-    ] = True
+    prefix_cache: PrefixCache = True
     num_samples: Annotated[
         int,
         flag(

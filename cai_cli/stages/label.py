@@ -31,7 +31,7 @@ from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
 from cai_cli.feedback.diagnostics import show
 from cai_cli.feedback.judge import Inquiry, judge_pairs, masses_by_format, mean_mass
 from cai_cli.feedback.labels import Pair
-from cai_cli.feedback.pairs import read_pairs
+from cai_cli.feedback.pairs import check_pairs, read_pairs
 from cai_cli.feedback.replies import draw_replies
 from cai_cli.feedback.self_judge import check_author, check_two_models
 from cai_cli.feedback.settings import Options as Options
@@ -64,12 +64,7 @@ def run(options: Options) -> None:
         return
     check_device(options.hardware.device, options.output.dry_run)
     pairs = list(pairs_to_label(options))
-    if all(pair.rejected for pair in pairs):
-        reasons = ", ".join(sorted({pair.rejected.reason for pair in pairs if pair.rejected}))
-        problem = f"no pairs in it ({reasons})" if reasons else "no pairs in it"
-        raise UserError(
-            f"{', '.join(options.pairs or [])}: {problem}", "a pair is two different replies to one prompt"
-        )
+    check_pairs(pairs, options.pairs or [])
     todo = artifact.remaining(pairs)
     if options.output.dry_run:
         dry_run(options, inquiry, next(pair for pair in [*todo, *pairs] if not pair.rejected), len(todo))
@@ -144,7 +139,7 @@ def check_options(options: Options) -> None:
 def inquiry_of(options: Options) -> Inquiry:
     """How pairs are asked about, all of it checked."""
     return Inquiry(
-        constitution=load_constitution(options.constitution, needs=("comparison",)),
+        constitution=load_constitution(options.constitution, ("comparison",), options.principles),
         seed=options.output.seed,
         orders=options.orders,
         principles_per_pair=options.principles_per_pair,

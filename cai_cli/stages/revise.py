@@ -29,6 +29,7 @@ from cai_cli.console.options import (
     GenerationOptions,
     Needs,
     OutputOptions,
+    Principles,
     Prompts,
     RowOptions,
     check_draws,
@@ -86,6 +87,7 @@ class Options:
     constitution: Annotated[
         str, flag("Data", "YAML file or shipped name: article, humanity, thorough."), CONSTITUTION
     ] = "article"
+    principles: Principles = None
     rounds: Annotated[int, flag("Generation", "Rounds of critique and revision (paper: 4).", min=1)] = 4
     critique: Annotated[
         bool,
@@ -162,7 +164,7 @@ def run(options: Options) -> None:
     """
     check_draws(options.num_samples, "--num-samples", options.generation.temperature)
     check_model(options.model, role="language model")
-    constitution = load_constitution(options.constitution, needs=("critique", "revision"))
+    constitution = load_constitution(options.constitution, ("critique", "revision"), options.principles)
     artifact = RowArtifact("revise", options, options.generation.shard)
     if artifact.done:
         return

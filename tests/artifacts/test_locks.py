@@ -130,6 +130,7 @@ COMMANDS = {
         "m",
     ),
     "evaluate hhh": ("evaluate hhh hhh.jsonl --model lm", "x.json"),
+    "constitution test": ("constitution test --feedback-model lm --pairs comparisons.jsonl", "x.json"),
     "evaluate labels": ("evaluate labels comparisons.jsonl comparisons.jsonl", "x.json"),
     "evaluate pm": ("evaluate pm --pm pm --comparisons comparisons.jsonl", "x.json"),
     "demo": ("demo --inputs-only", "demo"),
@@ -137,7 +138,7 @@ COMMANDS = {
 
 
 # Held as others are: losing is enough of them
-SLOW = ("revise", "label", "pmp", "train-pm", "ppo", "evaluate hhh")
+SLOW = ("revise", "label", "pmp", "train-pm", "ppo", "evaluate hhh", "constitution test")
 
 
 @contextmanager
