@@ -1,19 +1,18 @@
 """The `cai` command: declares the subcommands and turns errors into exit codes. No logic, no torch.
 
-Each stage module has a frozen dataclass `Options` (the flags) and `run(options)` (the work; its docstring is
-the help).
+Each stage module has a frozen dataclass `Options` (the flags, in groups) and `run(options)` (the work; its
+docstring is the help).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +21,7 @@ from cai_cli.artifacts.inputs import check_inputs
 from cai_cli.artifacts.locks import give_all_back
 from cai_cli.artifacts.rejects import with_restart
 from cai_cli.console.ending import one_line
+from cai_cli.console.groups import build, check_needs, flags_of
 from cai_cli.console.help import Command, Group
 from cai_cli.console.messages import (
     discard_unwritten,
@@ -31,7 +31,7 @@ from cai_cli.console.messages import (
     say,
     speak_for_the_rooms_below,
 )
-from cai_cli.console.options import FLAG, check_needs
+from cai_cli.console.options import FLAG
 from cai_cli.console.usage_hints import line_for, meant_flag
 from cai_cli.errors import CaiError, UserError
 from cai_cli.processes.interruption import Terminated, asked_to_stop
@@ -40,6 +40,7 @@ from cai_cli.rows.yaml_text import load_yaml
 from cai_cli.stages import (
     configs,
     constitution,
+    constitution_test,
     demo,
     env,
     evaluate_hhh,
@@ -72,7 +73,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 constitution_app = typer.Typer(
-    no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Check and show constitutions."
+    no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Check, show and test constitutions."
 )
 configs_app = typer.Typer(cls=Group, rich_markup_mode=None)
 evaluate_app = typer.Typer(
@@ -131,27 +132,22 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def add_command(
     where: typer.Typer, name: str, options_type: type, run: Callable[[Any], None], panel: str = ""
 ) -> None:
-    """Add `run` as a subcommand whose flags are the fields of `options_type`."""
-    hints = get_type_hints(options_type, include_extras=True)
-    parameters = []
-    for field in dataclasses.fields(options_type):
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        elif default is dataclasses.MISSING:
-            default = inspect.Parameter.empty
-        kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
+    """Add `run` as a subcommand whose flags are those of `options_type`."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(name, kind, default=flag.default, annotation=flag.annotation)
+        for name, flag in flags_of(options_type).items()
+    ]
     parameters.append(inspect.Parameter("config", kind, default=None, annotation=Config))
     parameters.append(inspect.Parameter("debug", kind, default=False, annotation=Debug))
     parameters.append(inspect.Parameter("context", kind, annotation=typer.Context))
 
     def command(context: typer.Context, **values: Any) -> None:
         del values["config"], values["debug"]
-        options = None
+        options: Any = None
         try:
             check_numbers(values)
-            options = options_type(**values)
+            options = build(options_type, **values)
             check_needs(options, given(context))
             check_inputs(options)
             run(options)
@@ -269,6 +265,7 @@ add_command(app, "push", push.Options, push.run, FILES)
 add_command(evaluate_app, "pm", evaluate_pm.Options, evaluate_pm.run)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
+add_command(constitution_app, "test", constitution_test.Options, constitution_test.run)
 add_command(evaluate_app, "hhh", evaluate_hhh.Options, evaluate_hhh.run)
 add_command(evaluate_app, "labels", evaluate_labels.Options, evaluate_labels.run)
 add_command(configs_app, "copy", configs.Options, configs.copy)

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from cai_cli.console.groups import build
 from cai_cli.evaluation.calibration import accuracy, brier, calibration_error, wilson
 from cai_cli.microworld import answers, checkpoint, constitutions
 from cai_cli.microworld.files import human_comparisons
@@ -97,7 +98,7 @@ def label_pairs(pairs: Path, judge: Path, out: Path, **settings: Any) -> list[Co
         "max_reject_rate": 1.0,
         **settings,
     }
-    label.run(label.Options(pairs=[str(pairs)], feedback_model=str(judge), out=out, **options))
+    label.run(build(label.Options, pairs=[str(pairs)], feedback_model=str(judge), out=out, **options))
     return list(read_records(out, Comparison.from_row))
 
 
@@ -201,7 +202,8 @@ def study_labels(folder: Path, demo: Path, count: int) -> None:
         rows = label_pairs(pairs, helpful, out, min_mass=0.0, **settings)
         target = folder / f"pm-{stem}"
         shutil.rmtree(target, ignore_errors=True)
-        options = train_pm.Options(
+        options = build(
+            train_pm.Options,
             model=str(demo / "pmp"),
             comparisons=[str(out), str(demo / "world" / "human-helpfulness.jsonl")],
             out=target,

@@ -23,6 +23,7 @@ from typing import Any
 import jsonlines
 import numpy as np
 
+from cai_cli.console.groups import build
 from cai_cli.evaluation.calibration import accuracy, brier, calibration_error, reliability_bins
 from cai_cli.evaluation.comparisons import sigmoid
 from cai_cli.evaluation.plots import draw_reliability
@@ -98,7 +99,7 @@ def pretrained(out: Path, seed: int) -> Path:
         "min_score_gap": 2,
     }
     common = settings(folder, seed, lm_coef=1.0, per_device_train_batch_size=32)
-    pmp.run(pmp.Options(model=str(checkpoint("base")), **votes, **common))
+    pmp.run(build(pmp.Options, model=str(checkpoint("base")), **votes, **common))
     return folder
 
 
@@ -107,7 +108,7 @@ def finetuned(model: Path, comparisons: list[str], out: Path, seed: int, epochs:
         out, seed, per_device_train_batch_size=16, lr_scheduler_type="linear", **{"lm_coef": 0.5, **more}
     )
     train_pm.run(
-        train_pm.Options(model=str(model), comparisons=comparisons, num_train_epochs=epochs, **common)
+        build(train_pm.Options, model=str(model), comparisons=comparisons, num_train_epochs=epochs, **common)
     )
     return out
 
@@ -190,8 +191,11 @@ def study_mix(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             comparisons = [f"{ai}:{weight}", str(human)]
             train_pm.run(
-                train_pm.Options(
-                    model=str(pretrained(out, seed)), comparisons=comparisons, **{**common, "held_out": 0.1}
+                build(
+                    train_pm.Options,
+                    model=str(pretrained(out, seed)),
+                    comparisons=comparisons,
+                    **{**common, "held_out": 0.1},
                 )
             )
             row = {name: share_right(folder, pairs) for name, pairs in tests.items()}

@@ -36,8 +36,8 @@ def claim(
     finished: Callable[[Manifest], bool],
     tidy: Callable[[], None] = lambda: None,
 ) -> Claim:
-    """What to do at `options.out`, which this process holds. Raises UserError where it is another artifact,
-    or nobody's.
+    """What to do at the --out of `options`, which this process holds. Raises UserError where it is another
+    artifact, or nobody's.
 
     `new`: the manifest of the command; `old`: that of what is there; `there`: the file or folder that is,
     None where there is none; `finished(old)`: whether it is whole, asked where it is the same artifact;
@@ -45,24 +45,25 @@ def claim(
     is moved here: what is on disk stays until the new work starts, so that a mistake found before then costs
     nothing.
     """
+    out = options.output.out
     if there is None:
         return Claim.NEW
     if old is None:
         raise UserError(f"{there} exists and has no manifest", "move it away, or choose another --out")
     if found := differences(old, new, type(options)):
-        if options.if_changed != "restart":
+        if options.output.if_changed != "restart":
             hint = "choose another --out, or pass --if-changed restart to move it to .bak and start afresh"
-            raise UserError(f"{options.out} was made differently: {'; '.join(found)}", hint)
-        say(f"{options.out}: {'; '.join(found)}: the old one goes to .bak, starting afresh")
+            raise UserError(f"{out} was made differently: {'; '.join(found)}", hint)
+        say(f"{out}: {'; '.join(found)}: the old one goes to .bak, starting afresh")
         return Claim.RESTART
     for change in noted_changes(old, new, type(options)):
-        warn(f"{options.out}: {change}; rows made before keep what they have")
+        warn(f"{out}: {change}; rows made before keep what they have")
     if not finished(old):
         return Claim.CONTINUE
-    if is_main() and not getattr(options, "dry_run", False):
+    if is_main() and not options.output.dry_run:
         tidy()
-    give_back(options)
-    say(f"{options.out}: already done{rows_told(old)}; nothing to do")
+    give_back(out)
+    say(f"{out}: already done{rows_told(old)}; nothing to do")
     return Claim.DONE
 
 

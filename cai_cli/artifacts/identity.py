@@ -4,24 +4,22 @@ of its inputs.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, get_type_hints
+from typing import Any
 
 from cai_cli.artifacts.fingerprints import file_changes
 from cai_cli.artifacts.manifest_shape import Manifest
+from cai_cli.console.groups import flags_of
 from cai_cli.console.options import DEMONSTRATIONS, NOTED, Part, flag_name
 
 
 def identity(manifest: Manifest, options_type: type) -> dict[str, Any]:
     """What must be equal for two manifests to be of the same artifact: flag -> comparable value."""
-    hints = get_type_hints(options_type, include_extras=True)
     same: dict[str, Any] = {"stage": manifest["stage"]}
     described = {item["option"] for item in manifest["inputs"]}
-    for field in dataclasses.fields(options_type):
-        marks = getattr(hints[field.name], "__metadata__", ())
-        named = DEMONSTRATIONS in marks and field.name not in described
-        if named or not any(isinstance(mark, Part) for mark in marks):
-            same[flag_name(field.name)] = manifest["options"].get(field.name)
+    for name, flag in flags_of(options_type).items():
+        named = flag.part is DEMONSTRATIONS and name not in described
+        if named or flag.part is Part.CONTENT:
+            same[flag_name(name)] = manifest["options"].get(name)
     contents: dict[str, list[Any]] = {}
     for item in manifest["inputs"]:
         contents.setdefault(flag_name(item["option"]), []).append(
@@ -77,11 +75,6 @@ def identity_differences(
 
 def noted_changes(old: Manifest, new: Manifest, options_type: type) -> list[str]:
     """Changes that are allowed but worth a warning: dtype, engine."""
-    hints = get_type_hints(options_type, include_extras=True)
-    names = [
-        f.name
-        for f in dataclasses.fields(options_type)
-        if NOTED in getattr(hints[f.name], "__metadata__", ())
-    ]
+    names = [name for name, flag in flags_of(options_type).items() if flag.part is NOTED]
     before, now = old["options"], new["options"]
     return [f"{flag_name(n)} was {before.get(n)}, now {now[n]}" for n in names if before.get(n) != now[n]]

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from cai_cli.artifacts.fingerprints import combined, fingerprint_file, hash_file, model_files
 from cai_cli.artifacts.places import manifest_path
-from cai_cli.console.options import INPUT, Takes, flag_name, parts_of
+from cai_cli.console.groups import flags_of, values_of
+from cai_cli.console.options import INPUT, Takes, flag_name
 from cai_cli.errors import UserError
 from cai_cli.processes.ranks import world_size
 from cai_cli.rows.sources import PIPED, input_file, parse_weight
@@ -23,11 +24,13 @@ def check_inputs(options: Any) -> None:
     `-` stands for one input of one process, and only where rows are read that need no file's name; a weight
     above 0 is only for inputs that are mixed.
     """
-    hints = get_type_hints(type(options), include_extras=True)
     piped = []
     mixed: set[tuple[str, str]] = set()
-    for name in (name for name, part in parts_of(options).items() if part is INPUT):
-        marks, value = hints[name].__metadata__, getattr(options, name)
+    values = values_of(options)
+    for name, flag in flags_of(type(options)).items():
+        marks, value = flag.marks, values[name]
+        if flag.part is not INPUT:
+            continue
         for source in value if isinstance(value, list) else [value] if value is not None else []:
             path, weight = parse_weight(str(source))
             told = f"{flag_name(name)} {source}"

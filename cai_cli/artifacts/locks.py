@@ -18,7 +18,7 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cai_cli.console.messages import warn
 from cai_cli.errors import RunError, UserError
@@ -47,14 +47,14 @@ class Held:
 HELD: dict[Path, Held] = {}
 
 
-def hold(options: Any) -> None:
-    """Hold `options.out` from here on. Raises UserError where another process does, naming it.
+def hold(out: Path, dry_run: bool = False) -> None:
+    """Hold `out` from here on. Raises UserError where another process does, naming it.
 
     To be called before looking at what is on disk. The ranks of one launch are one holder: the first one
     holds it for all. A dry run writes nothing and `--out -` is no file: they hold nothing.
     """
-    if str(options.out) != "-" and not getattr(options, "dry_run", False):
-        main_first(lambda: take(options.out))
+    if str(out) != "-" and not dry_run:
+        main_first(lambda: take(out))
 
 
 def take(out: Path) -> None:
@@ -112,9 +112,9 @@ def locked(out: Path, place: Path) -> BaseFileLock:
     return lock
 
 
-def give_back(options: Any) -> None:
-    """Let others have `options.out` again."""
-    for place in places_of(options.out):
+def give_back(out: Path) -> None:
+    """Let others have `out` again."""
+    for place in places_of(out):
         if place in HELD:
             release(place)
 

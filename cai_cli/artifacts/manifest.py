@@ -22,7 +22,8 @@ from cai_cli.artifacts.fingerprints import hash_file
 from cai_cli.artifacts.identity import identity
 from cai_cli.artifacts.inputs import describe_input, describe_model
 from cai_cli.artifacts.manifest_shape import Manifest, Misshapen, parse_manifest
-from cai_cli.console.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, parts_of
+from cai_cli.console.groups import flags_of, values_of
+from cai_cli.console.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL
 from cai_cli.errors import UserError
 from cai_cli.prompting.constitution import find_constitution
 from cai_cli.rows.jsonl import strict_json, write_atomically
@@ -45,11 +46,12 @@ def begin_manifest(stage: str, options: Any, folder: Path) -> Manifest:
     """The manifest as known before the work: options, hashes of inputs, models and constitution. Paths are
     relative.
     """
-    manifest: Manifest = {"stage": stage, "version": __version__, "seed": getattr(options, "seed", None)}
-    manifest["options"] = {name: plain(getattr(options, name)) for name in parts_of(options)}
+    given = values_of(options)
+    manifest: Manifest = {"stage": stage, "version": __version__, "seed": given.get("seed")}
+    manifest["options"] = {name: plain(value) for name, value in given.items()}
     inputs, models, constitution = [], [], None
-    for name, part in parts_of(options).items():
-        value = getattr(options, name)
+    for name, flag in flags_of(type(options)).items():
+        part, value = flag.part, given[name]
         values = value if isinstance(value, list) else [] if value is None else [value]
         if part is INPUT:
             inputs += [describe_input(name, str(item), folder) for item in values]
@@ -59,7 +61,14 @@ def begin_manifest(stage: str, options: Any, folder: Path) -> Manifest:
             inputs.append(describe_input(name, value, folder))
         elif part is CONSTITUTION and value is not None:
             path = find_constitution(value)
-            constitution = {"name": value, "path": os.path.relpath(path, folder), "sha256": hash_file(path)}
+            if name == "constitution":
+                constitution = {
+                    "name": value,
+                    "path": os.path.relpath(path, folder),
+                    "sha256": hash_file(path),
+                }
+            else:  # a second one, beside it
+                inputs.append(describe_input(name, str(path), folder))
     manifest |= {"inputs": inputs, "models": models, "constitution": constitution}
     manifest["libraries"] = {"python": ".".join(map(str, sys.version_info[:3])), **library_versions()}
     manifest["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

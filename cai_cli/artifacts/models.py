@@ -46,7 +46,7 @@ class ModelArtifact:
         """
         check_sharding(fsdp)
         self.options = options
-        self.folder: Path = options.out
+        self.folder: Path = options.output.out
         if self.folder.is_file():
             raise UserError(f"--out {self.folder}: is a file", "name a directory")
         self.manifest = begin_manifest(stage, options, self.folder)
@@ -56,7 +56,7 @@ class ModelArtifact:
         self.metrics_file = self.folder / "metrics.jsonl"
         self.started = time.monotonic()
         self.claim = Claim.NEW  # where it is RESTART, the old one is moved to .bak by `make_room`
-        hold(options)
+        hold(self.folder, options.output.dry_run)
         main_first(lambda: self._look(beside))
         if not is_main():
             self._look(beside)
@@ -75,7 +75,7 @@ class ModelArtifact:
         self.claim = claim(
             self.options, self.manifest, old, there, lambda _: finished is not None, self._clean_up
         )
-        if is_main() and not self.done and not self.options.dry_run:
+        if is_main() and not self.done and not self.options.output.dry_run:
             check_writable(self.folder, self.folder, PARTIAL_MODEL_MANIFEST)
 
     @property
@@ -125,7 +125,7 @@ class ModelArtifact:
         self.manifest |= {"seconds": round(time.monotonic() - self.started, 3), **facts}
         write_manifest(self.manifest_file, self.manifest)
         self._clean_up()
-        give_back(self.options)
+        give_back(self.folder)
         say(f"{self.folder}: done in {self.manifest['seconds']:.0f} s")
 
     def _clean_up(self) -> None:

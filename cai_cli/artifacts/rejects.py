@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cai_cli.artifacts.places import manifest_path
+from cai_cli.console.groups import flags_of, flags_read, values_of
 from cai_cli.console.messages import say
-from cai_cli.console.options import FLAG, Part, flag_name, flags_read, parts_of
+from cai_cli.console.options import FLAG, Part, flag_name
 from cai_cli.errors import RunError
 from cai_cli.processes.ranks import is_main
 from cai_cli.prompting.hygiene import advice
@@ -37,14 +38,10 @@ def with_restart(hint: str | None, options: Any) -> str | None:
     """The hint of a run that failed, so that it can be followed: where `--out` is begun, flags that would
     make another artifact need --if-changed restart.
     """
-    if (
-        hint is None
-        or "--if-changed" in hint
-        or not hasattr(options, "if_changed")
-        or not is_begun(options.out)
-    ):
+    values = values_of(options)
+    if hint is None or "--if-changed" in hint or "if_changed" not in values or not is_begun(values["out"]):
         return hint
-    parts = {flag_name(name): part for name, part in parts_of(options).items()}
+    parts = {flag_name(name): flag.part for name, flag in flags_of(type(options)).items()}
     free = (Part.RUNTIME, Part.LIMIT, Part.NOTED)
     if not any(name in parts and parts[name] not in free for name in FLAG.findall(hint)):
         return hint
@@ -92,7 +89,7 @@ def check_rejects(
 
     `rejects`: the file that they are in, None where nobody keeps them.
     """
-    rejected, most = reasons.total(), options.max_reject_rate
+    rejected, most = reasons.total(), options.rows.max_reject_rate
     if accepted + rejected == 0:
         raise RunError(f"{out}: there was nothing to work on", "the inputs hold no rows")
     if accepted and rejected / (accepted + rejected) <= most:

@@ -27,17 +27,16 @@ class FileArtifact:
 
     def __init__(self, stage: str, options: Any, *beside: Path) -> None:
         """`beside`: files that are written with it, and move to .bak with it."""
-        self.out: Path = options.out
+        self.out: Path = options.output.out
         self.manifest_file = manifest_path(self.out)
         self.beside = beside
         self.manifest = begin_manifest(stage, options, self.out.parent)
         self.started = time.monotonic()
-        hold(options)
+        hold(self.out, options.output.dry_run)
         there = self.out if self.out.exists() else None
         old = read_manifest(self.manifest_file) if there else None
         self.done = claim(options, self.manifest, old, there, finished=lambda _: True) == Claim.DONE
-        self.options = options
-        if not self.done and not getattr(options, "dry_run", False):
+        if not self.done and not options.output.dry_run:
             check_writable(self.out, self.out.parent, self.out.stem)
 
     def start(self) -> None:
@@ -52,7 +51,7 @@ class FileArtifact:
         self.manifest |= {"counts": counts, "seconds": round(time.monotonic() - self.started, 3), **facts}
         write_manifest(self.manifest_file, self.manifest)
         write_atomically(self.out, text)
-        give_back(self.options)
+        give_back(self.out)
 
 
 class ResultsFile(FileArtifact):
@@ -61,9 +60,10 @@ class ResultsFile(FileArtifact):
     """
 
     def __init__(self, stage: str, options: Any) -> None:
-        if options.out.suffix != ".json":
-            raise UserError(f"--out {options.out}: results are written as .json", "name a .json file")
-        self.picture = options.out.with_suffix(".png")
+        out: Path = options.output.out
+        if out.suffix != ".json":
+            raise UserError(f"--out {out}: results are written as .json", "name a .json file")
+        self.picture = out.with_suffix(".png")
         super().__init__(stage, options, self.picture)
 
     def finish(self, results: dict[str, Any], counts: dict[str, Any], **facts: Any) -> None:

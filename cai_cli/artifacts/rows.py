@@ -56,7 +56,7 @@ class RowArtifact:
     """A JSONL file in the making, by one process or by all ranks of a torchrun (see `shards`).
 
     Usage:
-        artifact = RowArtifact("revise", options, options.limit)
+        artifact = RowArtifact("revise", options, options.generation.shard)
         if artifact.done: return
         with artifact.chunks(artifact.remaining(items), 256) as parts:
             for chunk, told in parts:
@@ -64,12 +64,13 @@ class RowArtifact:
         if artifact.finish(): show a summary of options.out
     """
 
-    def __init__(self, stage: str, options: Any, limit: int | None = None) -> None:
+    def __init__(self, stage: str, options: Any, shard: str | None = None) -> None:
+        """`shard`: the part of the rows to work on, as --shard has it."""
         check_sharding()
         self.options = options
-        self.out: Path = options.out
-        self.limit = limit
-        self.shard = parse_shard(getattr(options, "shard", None))
+        self.out: Path = options.output.out
+        self.limit: int | None = options.rows.limit
+        self.shard = parse_shard(shard)
         self.streaming = str(self.out) == "-"
         self.partial = self.out.with_name(self.out.name + ".partial")
         self.manifest_file = manifest_path(self.out)
@@ -92,11 +93,11 @@ class RowArtifact:
         self.started = time.monotonic()
         # Where it is RESTART, the old one is moved to .bak when the first row is written
         self.claim = Claim.NEW
-        self._dry_run = bool(getattr(options, "dry_run", False))  # may look on while another command writes
+        self._dry_run = options.output.dry_run  # may look on while another command writes
         self._rows: Any = None
         self._rejects: Any = None
         if not self.streaming:
-            hold(options)
+            hold(self.out, self._dry_run)
             main_first(self._resume)  # mends what a kill left; the others look at it only then
             if not is_main():
                 self._resume()
@@ -153,10 +154,10 @@ class RowArtifact:
         """Another shard's file is not this one's; a shard whose --limit grows would be another part of the
         items.
         """
-        before, now = old["options"].get("shard"), getattr(self.options, "shard", None)
+        before, (index, count) = old["options"].get("shard"), self.shard
         if parse_shard(before) != self.shard:
             raise UserError(
-                f"{self.out} holds shard {before or '0/1'}, not {now or '0/1'}",
+                f"{self.out} holds shard {before or '0/1'}, not {index}/{count}",
                 "give each shard its own --out",
             )
         if self.shard[1] > 1 and old["options"].get("limit") != self.limit:
@@ -311,7 +312,7 @@ class RowArtifact:
         write_manifest(self.manifest_file, self.manifest)
         self.partial.replace(self.out)
         self.partial_manifest_file.unlink(missing_ok=True)
-        give_back(self.options)
+        give_back(self.out)
         told = (
             f", {sum(rejected.values())} rejected ({reasons_text(self.reject_reasons)})" if rejected else ""
         )

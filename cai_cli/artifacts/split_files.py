@@ -35,13 +35,13 @@ class SplitFolder:
     def __init__(self, options: Any, spec: str, manifest: Manifest) -> None:
         """`spec`: names and proportions; `manifest`: as it is known before the work."""
         self.options = options
-        self.folder: Path = options.out
+        self.folder: Path = options.output.out
         self.parts = parse_parts(spec)
         self.manifest_file = self.folder / SPLIT_MANIFEST
         self.partial_manifest_file = self.folder / PARTIAL_SPLIT_MANIFEST
         if self.folder.is_file():
             raise UserError(f"--out {self.folder}: is a file", "name a directory")
-        hold(options)
+        hold(self.folder, options.output.dry_run)
         self.finished = read_manifest(self.manifest_file)
         self.old = self.finished or read_manifest(self.partial_manifest_file)
         there = next((file for name in self.parts if (file := self.folder / f"{name}.jsonl").exists()), None)
@@ -60,10 +60,10 @@ class SplitFolder:
         )
         done = whole and rows in (None, ((self.finished or {}).get("counts") or {}).get("out"))
         if done:
-            if not self.options.dry_run:
+            if not self.options.output.dry_run:
                 self._end()
             say(f"{self.folder}: already done; nothing to do")
-        elif not self.options.dry_run:
+        elif not self.options.output.dry_run:
             check_writable(self.folder, self.folder, PARTIAL_SPLIT_MANIFEST)
         return done
 
@@ -77,7 +77,7 @@ class SplitFolder:
             move_to_backup(*part_files(self.folder, before), self.partial_manifest_file, self.manifest_file)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_manifest(self.partial_manifest_file, manifest)
-        counts = write_parts(self.folder, rows, self.parts, self.options.seed)
+        counts = write_parts(self.folder, rows, self.parts, self.options.output.seed)
         total = sum(counts.values())
         for name, count in counts.items():
             part = {**manifest, "counts": {"in": total, "out": count, "rejected": {}}}
@@ -92,7 +92,7 @@ class SplitFolder:
 
     def _end(self) -> None:
         self.partial_manifest_file.unlink(missing_ok=True)
-        give_back(self.options)
+        give_back(self.folder)
 
 
 def part_files(folder: Path, parts: Iterable[str]) -> Iterator[Path]:

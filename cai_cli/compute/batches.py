@@ -20,6 +20,11 @@ def prefill_tokens(device: torch.device) -> int:
     return CPU_PREFILL_TOKENS if device.type == "cpu" else BATCH_TOKENS
 
 
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Indices of rows; those of one length in their order."""
+    return sorted(range(len(lengths)), key=lambda n: -lengths[n])
+
+
 def like_length(
     lengths: Sequence[int],
     batch_size: int,
@@ -27,13 +32,13 @@ def like_length(
     most_tokens: int = BATCH_TOKENS,
     even: int = ANY_LENGTH,
 ) -> Iterator[list[int]]:
-    """Batches of indices, longest first: little padding, and memory runs out at once or never.
+    """Batches of indices, the longest first: little padding, and memory runs out at once or never.
 
     At most `batch_size` rows, fewer where rows are long: `most_tokens` with padding. `before`: tokens in
     front of all rows, in a cache. Rows of more than `even` tokens are only with rows as long as they are.
     """
     batch: list[int] = []
-    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+    for n in longest_first(lengths):
         longest = lengths[batch[0]] if batch else 0
         full = len(batch) == batch_size or (len(batch) + 1) * (before + longest) > most_tokens
         if batch and (full or (longest > even and lengths[n] != longest)):
@@ -42,6 +47,13 @@ def like_length(
         batch.append(n)
     if batch:
         yield batch
+
+
+def like_size(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """As few batches as can be of at most `batch_size` rows, none more than one row larger than another."""
+    order = torch.tensor(longest_first(lengths))
+    parts = order.tensor_split(-(-len(order) // batch_size)) if len(order) else ()
+    return [part.tolist() for part in parts]
 
 
 def left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ causal; `prepare` tries it, and the others get padded rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,10 +17,18 @@ from torch import Tensor
 
 from cai_cli.compute.gradients import replaced, written_out
 from cai_cli.compute.packed_attention import KnownTranspose, Map, pack, packed_attention
-from cai_cli.compute.shortcuts import TRIAL, difference, shortcuts_of, switched_off, trial_rows
+from cai_cli.compute.shortcuts import (
+    PACKED,
+    TRIAL,
+    TRIMMED,
+    difference,
+    row_states,
+    shortcuts_of,
+    switched_off,
+    trial_rows,
+)
 
 NAME = "cai_packed_rows"
-PACKED, TRIMMED = "packed rows", "the last MLP where it is read alone"  # as shortcuts
 
 
 def prepare(model: Any, longest: int, packs: bool = True) -> None:
@@ -29,24 +37,71 @@ def prepare(model: Any, longest: int, packs: bool = True) -> None:
 
     And whether its last layer's MLP can leave out the tokens whose states nobody reads.
     """
-    found = shortcuts_of(model)
-    found.trims = not switched_off(TRIMMED)
+    reasons = shortcuts_of(model).reasons
     if not packs:
-        found.packs = False
-        found.reasons[PACKED] = switched_off(PACKED) or "logits are not those of the output layer alone"
+        reasons[PACKED] = switched_off(PACKED) or "logits are not those of the output layer alone"
         return
-    found.packs = can_pack(model, longest)
-    if not found.packs and found.trims:
-        found.trims = False
-        found.packs = can_pack(model, longest)
-    if found.packs:
-        trims = "" if found.trims else "a layer or a pass reads more of it"
-        found.reasons[TRIMMED] = switched_off(TRIMMED) or trims
+    reasons[TRIMMED] = switched_off(TRIMMED)
+    if not can_pack(model, longest) and not reasons[TRIMMED]:
+        reasons[TRIMMED] = "a layer or a pass reads more of it"
+        can_pack(model, longest)
+    if reasons[PACKED]:
+        del reasons[TRIMMED]
 
 
-def where_it_can(model: Any) -> AbstractContextManager[None]:
-    """`packed_rows` for a model that was found able to; nothing for others."""
-    return packed_rows(model) if shortcuts_of(model).packs else nullcontext()
+def states_at(
+    model: Any, ids: Tensor, lengths: Tensor, rows: Tensor, columns: Tensor, masked: bool = True
+) -> Tensor:
+    """(M, D): last hidden states of right-padded ids (B, W) with lengths (B,) at M places (rows, columns).
+
+    Rows are packed where `prepare` has found that the model can; else they are padded, and it gets a mask
+    where `masked`.
+    """
+    if shortcuts_of(model).packs:
+        with packed_rows(model):
+            return packed_states(model, ids, lengths, rows, columns)
+    hidden = row_states(model, ids, real_tokens(ids, lengths), masked)
+    return pick(hidden.flatten(0, 1), rows * ids.size(1) + columns)
+
+
+def real_tokens(ids: Tensor, lengths: Tensor) -> Tensor:
+    """(B, W): 1 at the tokens of right-padded rows, 0 at padding."""
+    return (torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(-1)).long()
+
+
+@contextmanager
+def training_pass(model: Any) -> Iterator[None]:
+    """Around forward and backward of a model whose gradient checkpointing may be enabled: switches it on.
+
+    Without the rest of train mode, so that no dropout of any kind comes back; and only here, since a layer in
+    this state forgets its cache and sampling would be wrong.
+    """
+    layers = checkpointed_layers(model)
+    if not layers:
+        yield
+        return
+    for layer in layers:
+        layer.training = True
+    try:
+        # The backward pass makes activations again, with the attention that they were made with.
+        with packed_rows(model) if shortcuts_of(model).packs else nullcontext():
+            yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+def checkpointed_layers(model: Any) -> list[Any]:
+    """The layers that recompute their activations in the backward pass while their own `training` flag is
+    set.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    ]
 
 
 @contextmanager
@@ -56,6 +111,9 @@ def packed_rows(model: Any) -> Iterator[None]:
     """
     from transformers import AttentionInterface
 
+    if model.config._attn_implementation == NAME:  # inside it already
+        yield
+        return
     AttentionInterface.register(NAME, packed_attention)
     held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(config): config for config in held if hasattr(config, "_attn_implementation")}.values()
@@ -70,18 +128,11 @@ def packed_rows(model: Any) -> Iterator[None]:
             config._attn_implementation = implementation
 
 
-def is_packed(model: Any) -> bool:
-    """Whether we are inside `packed_rows` of this model."""
-    return bool(model.config._attn_implementation == NAME)
-
-
 def packed_states(model: Any, ids: Tensor, lengths: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(M, D): last hidden states of right-padded ids (B, W) at M places (rows, columns). Inside `packed_rows`
-    only.
-    """
-    starts = lengths.scatter_reduce(0, rows, columns, "amin")  # What is read of a row is its own.
-    width = int(lengths.max())
-    packed_ids, positions, layout = pack(ids[:, :width], lengths, starts)
+    """`states_at` inside `packed_rows`. What follows the last place that is read of a row is left out."""
+    ends = lengths.scatter_reduce(0, rows, columns + 1, "amax", include_self=False)
+    starts = ends.scatter_reduce(0, rows, columns, "amin")  # What is read of a row is its own.
+    packed_ids, positions, layout = pack(ids[:, : int(ends.max())], ends, starts)
     places = layout.tokens[rows, columns]
     with last_mlp_at(model, places):
         hidden = model.base_model(
@@ -113,7 +164,9 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
 
     Not with gradient checkpointing, which calls the layer once more in the backward pass.
     """
-    trims = shortcuts_of(model).trims and not getattr(model, "is_gradient_checkpointing", False)
+    trims = not shortcuts_of(model).reasons.get(TRIMMED) and not getattr(
+        model, "is_gradient_checkpointing", False
+    )
     mlp = last_mlp(model) if trims else None
     if mlp is None:
         yield

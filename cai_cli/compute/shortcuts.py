@@ -26,6 +26,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 SWITCH = "CAI_SHORTCUTS"
+PACKED, TRIMMED = "packed rows", "the last MLP where it is read alone"
 PADDING = ("right padding", "right padding without a mask", "left padding", "a pass over several rows")
 ANY_LENGTH = 1 << 30
 # Tokens of the longest row that an architecture is tried with, and those that follow on it at most.
@@ -50,17 +51,19 @@ class Shortcuts:
     been tried.
 
     `even`: rows of more tokens share a pass only with rows as long as they are. `sees_all`: up to this length
-    a token sees all that comes before it. `trial`: tokens of the longest row to try. `packs`, `trims`: see
-    `packed_rows.prepare`.
+    a token sees all that comes before it. `trial`: tokens of the longest row to try.
     """
 
     kind: str
     even: int = ANY_LENGTH
     sees_all: int = ANY_LENGTH
     trial: int = TRIAL
-    packs: bool = False
-    trims: bool = True
     reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are packed, as `packed_rows.prepare` has found."""
+        return self.reasons.get(PACKED) == ""
 
     def allows(self, shortcut: str, reason: Callable[[], str], instead: str = "") -> bool:
         """Whether `reason`, which is asked once, is empty. `instead`: logged once where it is not: what is

@@ -1,7 +1,7 @@
 """Command-line flags that several stages share, worded once, in small groups (frozen dataclasses).
 
-A stage's `Options` inherits the groups it needs and adds its own handful of fields; `cli.py` turns the
-dataclass into the command's flags. The second mark in `Annotated` says what part a field has in an artifact's
+A stage's `Options` has the groups it needs (see `groups`) beside its own handful of fields; `cli.py` turns
+all of them into the command's flags. The second mark in `Annotated` says what part a flag has in an artifact's
 identity:
 
     (none)          content: another value gives another artifact
@@ -10,20 +10,16 @@ identity:
     LIMIT           a higher value continues the artifact
     NOTED           recorded, warned about when it changes (dtype, engine)
     RUNTIME         where and how fast, never what: free to change
-
-A class may say in `NEEDS` which of its options nothing reads unless another one is on: `check_needs` refuses
-them where they are given all the same.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -76,6 +72,10 @@ Prompts = Annotated[
     INPUT,
     Takes.STDIN,
 ]
+Principles = Annotated[
+    list[str] | None,
+    flag("Data", "Only the principle of this id, as if the constitution held no other. Repeatable."),
+]
 Device = Annotated[str, flag("Model", "auto, cpu, cuda, cuda:1, mps."), RUNTIME]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
@@ -86,41 +86,31 @@ ChatTemplateKwargs = Annotated[
     str | None,
     flag("Model", """JSON object of settings for the chat template, as in '{"enable_thinking": false}'."""),
 ]
+IfChanged = Annotated[
+    Literal["error", "restart"],
+    flag(
+        "Output",
+        "When --out was made with other options or inputs: stop, or move it to .bak and start afresh.",
+    ),
+    RUNTIME,
+]
+GradientCheckpointing = Annotated[
+    bool,
+    flag("Optimisation", "Recompute activations to save memory.", "--gradient-checkpointing"),
+    RUNTIME,
+]
+SaveSteps = Annotated[
+    int,
+    flag(
+        "Output",
+        "Steps between checkpoints, from which a killed run goes on; two are kept while a third is written.",
+        min=1,
+    ),
+]
 
 
 def flag_name(option: str) -> str:
     return "--" + option.replace("_", "-")
-
-
-def needs_of(options: Any) -> dict[str, tuple[str, ...]]:
-    """Option -> those of which one has to be on for anything to read it."""
-    return {
-        name: others for kind in type(options).__mro__ for name, others in vars(kind).get("NEEDS", {}).items()
-    }
-
-
-def flags_read(options: Any) -> list[str]:
-    """The command's flags, without those that nothing reads as the others are: what advice may name."""
-    off = {
-        name
-        for name, others in needs_of(options).items()
-        if not any(getattr(options, other) for other in others)
-    }
-    return [flag_name(name) for name in parts_of(options) if name not in off]
-
-
-def check_needs(options: Any, given: Collection[str]) -> None:
-    """Raise UserError for an option among those `given` that nothing reads, since what would read it is off."""
-    for name, others in needs_of(options).items():
-        value = getattr(options, name)
-        off = name not in given or value is None or value is False
-        if off or any(getattr(options, other) for other in others):
-            continue
-        this, those = flag_name(name), " or ".join(map(flag_name, others))
-        if isinstance(getattr(options, others[0]), float):  # 0, or it would be on
-            hint = f"leave {this} out, or give {those} a value above 0"
-            raise UserError(f"{this} does nothing with {those} 0", hint)
-        raise UserError(f"{this} does nothing without {those}", f"leave {this} out, or add {those}")
 
 
 def check_draws(
@@ -146,18 +136,11 @@ class OutputOptions:
     dry_run: Annotated[
         bool, flag("Output", "Show what would be done, without loading weights.", "--dry-run"), RUNTIME
     ] = False
-    if_changed: Annotated[
-        Literal["error", "restart"],
-        flag(
-            "Output",
-            "When --out was made with other options or inputs: stop, or move it to .bak and start afresh.",
-        ),
-        RUNTIME,
-    ] = "error"
+    if_changed: IfChanged = "error"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowOptions(OutputOptions):
+class RowOptions:
     """For stages that write rows."""
 
     limit: Annotated[
@@ -172,12 +155,14 @@ class RowOptions(OutputOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
+    """Where a model is computed, and in what type."""
+
     device: Device = "auto"
     dtype: Dtype = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationOptions(DeviceOptions):
+class GenerationOptions:
     """How text is sampled. The paper samples at temperature 1 throughout (section 3.2), so no top-k and no
     top-p.
     """
@@ -221,7 +206,7 @@ class ReportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(ReportOptions, DeviceOptions):
+class TrainingOptions:
     """Optimisation flags in the spelling of the Hugging Face trainers."""
 
     learning_rate: Annotated[float, flag("Optimisation", "Peak learning rate.", min=0.0)] = 1e-5
@@ -244,33 +229,21 @@ class TrainingOptions(ReportOptions, DeviceOptions):
     bf16: Annotated[
         bool, flag("Optimisation", "Mixed precision in bfloat16 (weights stay in float32).", "--bf16")
     ] = False
-    gradient_checkpointing: Annotated[
-        bool,
-        flag("Optimisation", "Recompute activations to save memory.", "--gradient-checkpointing"),
-        RUNTIME,
-    ] = False
-    save_steps: Annotated[
-        int,
-        flag(
-            "Output",
-            "Steps between checkpoints, from which a killed run goes on; two are kept while a third is written.",
-            min=1,
-        ),
-    ] = 200
+    gradient_checkpointing: GradientCheckpointing = False
+    save_steps: SaveSteps = 200
     logging_steps: Annotated[int, flag("Output", "Steps between lines of metrics.jsonl.", min=1)] = 10
 
     def __post_init__(self) -> None:
-        check_training_dtype(self.dtype)
         if self.num_train_epochs == 0:
             raise UserError(
                 "--num-train-epochs 0: nothing would be learned",
                 "leave it at 1, or give another number above 0",
             )
 
-    @property
-    def schedule(self) -> str:
-        """The schedule's name in transformers: its "constant" knows no warm-up."""
-        return "constant_with_warmup" if self.lr_scheduler_type == "constant" else self.lr_scheduler_type
+
+def schedule_of(lr_scheduler_type: str) -> str:
+    """The schedule's name in transformers: its "constant" knows no warm-up."""
+    return "constant_with_warmup" if lr_scheduler_type == "constant" else lr_scheduler_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,15 +274,3 @@ class AdapterOptions:
     save_adapter: Annotated[
         bool, flag("Adapters", "Save the adapter alone too, in OUT/adapter.", "--save-adapter"), RUNTIME
     ] = False
-
-
-def parts_of(options: Any) -> dict[str, Part]:
-    """Which part in the identity each field of an options dataclass has."""
-    hints = get_type_hints(type(options), include_extras=True)
-    return {
-        field.name: next(
-            (mark for mark in getattr(hints[field.name], "__metadata__", ()) if isinstance(mark, Part)),
-            Part.CONTENT,
-        )
-        for field in dataclasses.fields(options)
-    }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cai_cli.console.options import GenerationOptions
+from cai_cli.console.options import DeviceOptions, GenerationOptions
 from cai_cli.models.chat import Renderer
 from cai_cli.models.templates import UnfitRow, template_kwargs
 from cai_cli.rows.conversation import Conversation
@@ -78,14 +78,14 @@ class EngineSettings:
     odd_numbers_end_it: bool = True
 
     @classmethod
-    def of(cls, options: GenerationOptions) -> EngineSettings:
+    def of(cls, hardware: DeviceOptions, generation: GenerationOptions) -> EngineSettings:
         """Those of a stage that samples. Raises UserError where --chat-template-kwargs is no JSON object."""
-        kwargs = template_kwargs(options.chat_template_kwargs)
+        kwargs = template_kwargs(generation.chat_template_kwargs)
         return cls(
-            device=options.device,
-            dtype=options.dtype,
-            temperature=options.temperature,
-            batch_size=options.batch_size,
+            device=hardware.device,
+            dtype=hardware.dtype,
+            temperature=generation.temperature,
+            batch_size=generation.batch_size,
             template_kwargs=kwargs,
         )
 

@@ -86,32 +86,48 @@ def make_room(cache: Any, room: int) -> Any:
 
 
 def prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
-    """What `generate` takes for a batch of prompts whose tokens but the last have been through the model.
+    """What `generate` takes for a batch of prompts whose tokens but the last have been through the model, in
+    passes of like length.
 
-    For models that `shares_prefixes` allows.
+    For models that `shares_prefixes` allows. Where rows are packed, what any prompts of a pass start with
+    alike goes through the model once. Else what all prompts start with does, and stands in the cache in front
+    of the padding, since keys and values do not depend on where in it they lie.
     """
-    if shortcuts_of(model).packs:
-        return packed_prefill(model, prompts, pad, new_tokens)
-    return padded_prefill(model, prompts, pad, new_tokens)
-
-
-def packed_prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
-    """`prefill` for a model that packs rows: what any prompts of a pass start with alike goes through it
-    once.
-    """
-    ids, mask = left_pad(prompts, pad, model.device)
-    end = ids.size(1) - 1
+    packs = shortcuts_of(model).packs
+    shared = 0 if packs else shared_start(prompts)
+    ids, mask = left_pad([prompt[shared:] for prompt in prompts], pad, model.device)
+    start = torch.tensor([prompts[0][:shared]], dtype=ids.dtype, device=model.device)
+    end = shared + ids.size(1) - 1
     cache = make_room(DynamicCache(config=model.config), end + 1 + new_tokens)
-    filled = [n for n, prompt in enumerate(prompts) if len(prompt) > 1]
-    lengths = [len(prompts[n]) - 1 for n in filled]
-    for places in like_length(lengths, len(prompts), 0, prefill_tokens(model.device)):
+    common: Any = DynamicCache(config=model.config)
+    if shared:
+        model(input_ids=start, past_key_values=common, use_cache=True, logits_to_keep=1)
+        for layer, part in zip(cache.layers, common.layers, strict=True):
+            layer.write(slice(None), 0, part.keys, part.values, len(prompts))
+    rests = [prompt[shared:-1] for prompt in prompts]
+    filled = [n for n, rest in enumerate(rests) if rest]
+    lengths = [len(rests[n]) for n in filled]
+    for places in like_length(lengths, len(prompts), shared, prefill_tokens(model.device)):
         rows = [filled[place] for place in places]
-        keys_and_values = packed_pass_over(model, [prompts[n][:-1] for n in rows], pad)
-        for layer, (keys, values) in zip(cache.layers, keys_and_values, strict=True):
+        some = [rests[n] for n in rows]
+        passed = packed_pass_over(model, some, pad) if packs else pass_over(model, some, pad, common, shared)
+        for layer, (keys, values) in zip(cache.layers, passed, strict=True):
             layer.write(rows, end - keys.size(-2), keys, values, len(prompts))
     for layer in cache.layers:
         layer.show(end)
-    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+    return {
+        "input_ids": torch.cat([start.expand(len(prompts), -1), ids], dim=-1),
+        "attention_mask": torch.cat([mask.new_ones(len(prompts), shared), mask], dim=-1),
+        "past_key_values": cache,
+    }
+
+
+def shared_start(prompts: list[list[int]]) -> int:
+    """How many tokens all prompts start with alike, short of any last one; 0 where sharing saves next to
+    nothing.
+    """
+    shared = min(shared_length(prompts), min(map(len, prompts)) - 1)
+    return shared if shared * (len(prompts) - 1) >= LEAST_SAVING else 0
 
 
 def packed_pass_over(model: Any, rows: list[list[int]], pad: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -132,53 +148,19 @@ def packed_pass_over(model: Any, rows: list[list[int]], pad: int) -> Iterator[tu
         yield keys, values
 
 
-def padded_prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> dict[str, Any]:
-    """`prefill` for the others. What all prompts start with goes through the model once, the rest in passes
-    of like length.
-
-    In the cache a shared start stands in front of the padding, since keys and values do not depend on where
-    in it they lie.
-    """
-    shared = min(shared_length(prompts), min(map(len, prompts)) - 1)
-    if shared * (len(prompts) - 1) < LEAST_SAVING:
-        shared = 0
-    ids, mask = left_pad([prompt[shared:] for prompt in prompts], pad, model.device)
-    start = torch.tensor([prompts[0][:shared]], dtype=ids.dtype, device=model.device)
-    end = shared + ids.size(1) - 1
-    cache = make_room(DynamicCache(config=model.config), end + 1 + new_tokens)
-    common: Any = DynamicCache(config=model.config)
-    if shared:
-        model(input_ids=start, past_key_values=common, use_cache=True, logits_to_keep=1)
-        for layer, part in zip(cache.layers, common.layers, strict=True):
-            layer.write(slice(None), 0, part.keys, part.values, len(prompts))
-    rests = [prompt[shared:-1] for prompt in prompts]
-    filled = [n for n, rest in enumerate(rests) if rest]
-    for places in like_length(
-        [len(rests[n]) for n in filled], len(prompts), shared, prefill_tokens(model.device)
-    ):
-        rows = [filled[place] for place in places]
-        past = pass_over(model, [rests[n] for n in rows], pad, common, shared)
-        for layer, part in zip(cache.layers, past.layers, strict=True):
-            keys, values = part.keys[:, :, shared:], part.values[:, :, shared:]
-            layer.write(rows, end - keys.size(-2), keys, values, len(prompts))
-    for layer in cache.layers:
-        layer.show(end)
-    return {
-        "input_ids": torch.cat([start.expand(len(prompts), -1), ids], dim=-1),
-        "attention_mask": torch.cat([mask.new_ones(len(prompts), shared), mask], dim=-1),
-        "past_key_values": cache,
-    }
-
-
-def pass_over(model: Any, rows: list[list[int]], pad: int, common: Any, shared: int) -> Any:
-    """The cache of some rows (left-padded) after the `shared` tokens in `common`."""
+def pass_over(
+    model: Any, rows: list[list[int]], pad: int, common: Any, shared: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of rows (left-padded) that stand behind the `shared` tokens in `common`."""
     ids, mask = left_pad(rows, pad, model.device)
     whole = torch.cat([mask.new_ones(len(rows), shared), mask], dim=-1)
-    past = DynamicCache(config=model.config)
+    past: Any = DynamicCache(config=model.config)
     if shared:
-        layers: list[Any] = common.layers
         past = DynamicCache(
-            [tuple(s.expand(len(rows), -1, -1, -1) for s in (part.keys, part.values)) for part in layers]
+            [
+                tuple(s.expand(len(rows), -1, -1, -1) for s in (part.keys, part.values))
+                for part in common.layers
+            ]
         )
     position_ids = (whole.cumsum(-1) - 1).clamp(min=0)[:, shared:]
     model(
@@ -189,7 +171,8 @@ def pass_over(model: Any, rows: list[list[int]], pad: int, common: Any, shared: 
         use_cache=True,
         logits_to_keep=1,
     )
-    return past
+    for part in past.layers:
+        yield part.keys[:, :, shared:], part.values[:, :, shared:]
 
 
 class KeyedDecoding:

@@ -38,7 +38,9 @@ FEW_SHOT_DRAWS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Inquiry:
-    """How pairs are asked about. `orders`: both, random or first; `labels`: of the two options."""
+    """How pairs are asked about. `orders`: both, random or first; `labels`: of the two options; `every`: what
+    each pair is asked about in turn, instead of draws from the constitution.
+    """
 
     constitution: Constitution
     seed: int = 0
@@ -47,6 +49,7 @@ class Inquiry:
     labels: tuple[str, ...] = ("(A)", "(B)")
     form: Form = PLAIN
     demonstrations: tuple[Demonstration, ...] = ()
+    every: tuple[Principle, ...] = ()
 
     def questions(self, pair: Pair) -> Iterator[Question]:
         """The questions about a pair, all drawn by (seed, pair, number)."""
@@ -61,7 +64,10 @@ class Inquiry:
                 yield Question(pair, principle, first_as_a, number)
 
     def principles(self, pair: Pair) -> Iterator[Principle]:
-        """Uniform draws, none a second time before all have been asked about."""
+        """Uniform draws, none a second time before all have been asked about; or all of `every`."""
+        if self.every:
+            yield from self.every
+            return
         left: list[Principle] = []
         for number in range(self.principles_per_pair):
             left = left or list(self.constitution.principles)

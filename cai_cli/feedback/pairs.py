@@ -8,7 +8,7 @@ teach nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -46,6 +46,15 @@ def read_pairs(sources: list[str], limit: int | None = None) -> Iterator[Pair]:
             yield pair
             if limit is not None and len(seen) == limit:
                 return
+
+
+def check_pairs(pairs: Sequence[Pair], sources: list[str]) -> None:
+    """Raise UserError where none of them can be labelled."""
+    if not all(pair.rejected for pair in pairs):
+        return
+    reasons = ", ".join(sorted({pair.rejected.reason for pair in pairs if pair.rejected}))
+    problem = f"no pairs in it ({reasons})" if reasons else "no pairs in it"
+    raise UserError(f"{', '.join(sources)}: {problem}", "a pair is two different replies to one prompt")
 
 
 def pairs_of_file(path: Path, reader: RowReader) -> Iterator[Pair]:

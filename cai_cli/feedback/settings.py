@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from cai_cli.console.options import (
     CONSTITUTION,
@@ -12,8 +12,11 @@ from cai_cli.console.options import (
     MODEL,
     NOTED,
     RUNTIME,
+    DeviceOptions,
     GenerationOptions,
     Needs,
+    OutputOptions,
+    Principles,
     RowOptions,
     Takes,
     flag,
@@ -22,15 +25,25 @@ from cai_cli.feedback.labels import Rule, parse_clamp
 from cai_cli.prompting.choices import FORMS, PLAIN, Form
 from cai_cli.prompting.few_shot import NONE
 
-if TYPE_CHECKING:
-    pass
-
-
 COT_CLAMP = "0.4:0.6"
+
+# How a judge is opened and asked, for each command that asks one
+FeedbackDtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"], flag("Model", "The judge's --dtype."), NOTED
+]
+FeedbackChatTemplateKwargs = Annotated[str | None, flag("Model", "The judge's --chat-template-kwargs.")]
+OptionFormat = Annotated[
+    str,
+    flag(
+        "Feedback",
+        "How options are marked: (A), A, A., (1), 1 ... The whole mark with its space is scored.",
+    ),
+]
+PrefixCache = Annotated[bool, flag("Feedback", "Compute what questions have in common once."), RUNTIME]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RowOptions, GenerationOptions):
+class Options:
     NEEDS: ClassVar[Needs] = {
         **dict.fromkeys(
             ("max_new_tokens", "temperature", "chat_template_kwargs", "dtype", "num_samples"), ("prompts",)
@@ -39,6 +52,10 @@ class Options(RowOptions, GenerationOptions):
         **dict.fromkeys(("on_truncated", "attempts"), ("prompts", "cot")),
     }
 
+    hardware: DeviceOptions
+    generation: GenerationOptions
+    output: OutputOptions
+    rows: RowOptions
     model: Annotated[
         str | None, flag("Model", "SL-CAI, which writes the replies. Not with --pairs."), MODEL
     ] = None
@@ -63,12 +80,8 @@ class Options(RowOptions, GenerationOptions):
         ),
         MODEL,
     ]
-    feedback_dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], flag("Model", "The judge's --dtype."), NOTED
-    ] = "auto"
-    feedback_chat_template_kwargs: Annotated[
-        str | None, flag("Model", "The judge's --chat-template-kwargs.")
-    ] = None
+    feedback_dtype: FeedbackDtype = "auto"
+    feedback_chat_template_kwargs: FeedbackChatTemplateKwargs = None
     allow_self_judge: Annotated[
         bool, flag("Model", "Let a model judge its own replies.", "--allow-self-judge")
     ] = False
@@ -77,6 +90,7 @@ class Options(RowOptions, GenerationOptions):
         flag("Data", "YAML file, the paper's RLMadisonInstructions.json, or article, humanity, thorough."),
         CONSTITUTION,
     ] = "article"
+    principles: Principles = None
     orders: Annotated[
         Literal["both", "random", "first"],
         flag(
@@ -92,13 +106,7 @@ class Options(RowOptions, GenerationOptions):
             min=1,
         ),
     ] = 1
-    option_format: Annotated[
-        str,
-        flag(
-            "Feedback",
-            "How options are marked: (A), A, A., (1), 1 ... The whole mark with its space is scored.",
-        ),
-    ] = "(A)"
+    option_format: OptionFormat = "(A)"
     few_shot: Annotated[
         str,
         flag(
@@ -140,9 +148,7 @@ class Options(RowOptions, GenerationOptions):
             min=0,
         ),
     ] = 0.1
-    prefix_cache: Annotated[
-        bool, flag("Feedback", "Compute what questions have in common once."), RUNTIME
-    ] = True
+    prefix_cache: PrefixCache = True
     num_samples: Annotated[
         int,
         flag(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cai_cli.errors import UserError
 from cai_cli.processes.ranks import local_rank
@@ -40,19 +40,19 @@ def pick_device(device: str, flag: str = "--device") -> torch.device:
     return chosen
 
 
-def check_device(options: Any) -> None:
+def check_device(device: str, dry_run: bool) -> None:
     """Raise UserError where there is no such device here, before anything is read for it; a dry run needs
     none.
     """
-    if options.device not in ("auto", "cpu") and not options.dry_run:
-        pick_device(options.device)
+    if device not in ("auto", "cpu") and not dry_run:
+        pick_device(device)
 
 
-def check_attention(options: Any) -> None:
+def check_attention(attention: str, dry_run: bool) -> None:
     """Raise UserError where flash attention is asked for and cannot be had, before a model is loaded; a dry
     run needs none.
     """
-    if options.attn_implementation != "flash_attention_2" or options.dry_run:
+    if attention != "flash_attention_2" or dry_run:
         return
     from transformers.utils.import_utils import is_flash_attn_2_available
 

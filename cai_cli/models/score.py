@@ -5,14 +5,15 @@ Training, evaluation, `ppo` and the value function all go through here, so that 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cai_cli.compute.batches import right_pad
-from cai_cli.compute.packed_rows import is_packed, packed_states
+from cai_cli.compute.batches import like_length, right_pad
+from cai_cli.compute.packed_rows import states_at
 from cai_cli.compute.shortcuts import (
     at_rest,
     close,
@@ -118,12 +119,8 @@ def last_scores(model: Any, hidden: Tensor, mask: Tensor) -> Tensor:
 def final_scores(model: Any, rows: list[list[int]], pad: int) -> Tensor:
     """(B,) float32: the score of each sequence, read at its last token, which the caller has made EOS."""
     ids, mask = right_pad(rows, pad, model.device)
-    if is_packed(model):
-        lengths = mask.sum(-1)
-        return head_scores(
-            model, packed_states(model, ids, lengths, torch.arange(len(ids), device=ids.device), lengths - 1)
-        )
-    return last_scores(model, hidden_states(model, ids, mask), mask)
+    lengths, places = mask.sum(-1), torch.arange(len(ids), device=ids.device)
+    return head_scores(model, states_at(transformer(model), ids, lengths, places, lengths - 1))
 
 
 @torch.inference_mode()
@@ -138,10 +135,8 @@ def score_all(
 
     `told(count)` hears of sequences as they are scored. Raises RunError where a score is not finite.
     """
-    order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
     scores = [0.0] * len(rows)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in like_length([len(row) for row in rows], batch_size, most_tokens=sys.maxsize):
         found = final_scores(model, [rows[n] for n in batch], pad).tolist()
         check_outputs(model, found, "a score")
         for n, score in zip(batch, found, strict=True):

@@ -25,6 +25,10 @@ OPTION_LETTERS = ("A", "B")
 OPTION_LABELS = ("(A)", "(B)")
 ANSWER_CUE = "The answer is:"
 
+# In place of a principle's comparison text: a question that names nothing to choose by, in two wordings.
+NO_PRINCIPLE = "Which of these assistant responses do you choose? Choose one of the responses."
+NO_PRINCIPLE_REWORDED = "Please pick one of the assistant's two responses below."
+
 
 def reply_prompt(prompt: Conversation) -> str:
     """Transcript that asks for the assistant's next reply."""

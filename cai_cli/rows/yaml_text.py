@@ -39,3 +39,22 @@ def load_yaml(content: str | bytes, path: Path) -> Any:
         raise UserError(f"{place}: not valid YAML: {problem}", "correct it there") from None
     except (ValueError, OverflowError, IndexError) as error:  # escapes and numbers beyond what Python holds
         raise UserError(f"{path}: not valid YAML: {str(error)[:200]}", "correct it there") from None
+
+
+def lines_of(content: str | bytes, field: str) -> list[int]:
+    """The line on which each item of the list `field` starts, in text that `load_yaml` has read."""
+    import yaml
+
+    from cai_cli.rows.yaml_loader import Loader
+
+    loader = Loader(content)
+    try:
+        root = loader.get_single_node()
+        if isinstance(root, yaml.MappingNode):
+            loader.flatten_mapping(root)  # what `<<` merges in
+    finally:
+        loader.dispose()
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    # The last one, as a mapping has it: what `<<` brings stands before what it is merged into
+    *_, items = [], *(value.value for key, value in pairs if key.value == field)
+    return [item.start_mark.line + 1 for item in items if isinstance(item, yaml.Node)]

@@ -108,8 +108,8 @@ def run(options: Options) -> None:
     Example: cai demo --constitution curt --out runs/curt
     """
     started = time.monotonic()
-    hold(options)
     constitution = read_constitution(options.constitution)
+    hold(options.out)
     prepare(options)
     if options.inputs_only:
         return

@@ -57,12 +57,14 @@ ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OutputOptions, DeviceOptions):
+class Options:
     NEEDS: ClassVar[Needs] = {
         "chat_template_kwargs": ("model",),
         **dict.fromkeys(("cot_form", "cot_samples", "rationale_tokens", "rationale_temperature"), ("cot",)),
     }
 
+    hardware: DeviceOptions
+    output: OutputOptions
     files: Annotated[
         list[Path], typer.Argument(help="Multiple-choice files: prompt, corrects, incorrects a row."), INPUT
     ]
@@ -129,13 +131,13 @@ def run(options: Options) -> None:
     }
     if empty := next((name for name, items in groups.items() if not items), None):
         raise UserError(f"{empty}: no items in it", "one {prompt, corrects, incorrects} a line")
-    examples = Examples(options.few_shot, options.form, options.seed, groups)
+    examples = Examples(options.few_shot, options.form, options.output.seed, groups)
     results = ResultsFile("evaluate hhh", options)
     if results.done:
         return
-    check_device(options)
+    check_device(options.hardware.device, options.output.dry_run)
     items = [item for group in groups.values() for item in group]
-    if options.dry_run:
+    if options.output.dry_run:
         dry_run(options, examples, items)
         return
     facts = score_replies(options, items) if options.pm else answer_all(options, examples, items)
@@ -157,7 +159,7 @@ def run(options: Options) -> None:
     )
     show(measured, whole)
     if whole["skipped"]:
-        say(f"not asked, and counted in {options.out}: {reasons_text(Counter(whole['skipped']))}")
+        say(f"not asked, and counted in {options.output.out}: {reasons_text(Counter(whole['skipped']))}")
     if overlap.prompts:  # files without transcripts hold no prompts to compare
         tell_overlap(overlap, model)
 
@@ -170,8 +172,8 @@ def answer_all(options: Options, examples: Examples, items: list[Item]) -> dict[
     from cai_cli.engines.open import open_engine
 
     settings = EngineSettings(
-        device=options.device,
-        dtype=options.dtype,
+        device=options.hardware.device,
+        dtype=options.hardware.dtype,
         temperature=options.rationale_temperature,
         batch_size=options.batch_size,
         template_kwargs=template_kwargs(options.chat_template_kwargs),
@@ -232,7 +234,7 @@ def reason(
         return item_prompt(question.item, options.form, examples.before(question.item, chat), chat)
 
     def key_of(question: Question) -> tuple[str | int, ...]:
-        return (options.seed, question.item.prompt, 0, "rationale", question.sample)
+        return (options.output.seed, question.item.prompt, 0, "rationale", question.sample)
 
     segment = Segment("rationale", prompt_of, key_of, settings)
     for question, sampled in zip(questions, sample_segment(engine, questions, segment), strict=True):
@@ -252,7 +254,7 @@ def score_replies(options: Options, items: list[Item]) -> dict[str, Any]:
     from cai_cli.models.score import score_all
     from cai_cli.models.templates import UnfitRow, template_hash
 
-    pm = open_preference_model(str(options.pm), options.device, options.dtype)
+    pm = open_preference_model(str(options.pm), options.hardware.device, options.hardware.dtype)
     rows: list[list[int]] = []
     scored: list[Item] = []
     for item in items:

@@ -29,7 +29,8 @@ from cai_cli.rows.records import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OutputOptions):
+class Options:
+    output: OutputOptions
     ai: Annotated[Path, typer.Argument(help="Comparisons labelled by a feedback model."), INPUT]
     human: Annotated[Path, typer.Argument(help="Comparisons labelled by people, or hh-rlhf rows."), INPUT]
 
@@ -45,7 +46,7 @@ def run(options: Options) -> None:
     ours, theirs = list(comparisons(options.ai)), list(comparisons(options.human))
     check_origins(options, ours, theirs)
     pairs, counts = shared_pairs(ours, theirs)
-    if options.dry_run:
+    if options.output.dry_run:
         say(f"{counts['shared']} pairs are in both files")
         return
     whole = measure(pairs)

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from cai_cli.artifacts.rejects import Rejected, counted, put_aside, reasons_text
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.console.messages import progress, say, table
-from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, Needs, flag
+from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, IfChanged, Needs, flag
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.calibration import Bin, reliability_bins
 from cai_cli.evaluation.comparisons import COLUMNS, Judged, by_group, length_matched, split_groups, table_rows
@@ -40,9 +40,25 @@ CHUNK_BATCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DeviceOptions):
+class MeasureOptions:
+    """A file of measurements, for who wants one."""
+
     NEEDS: ClassVar[Needs] = {"if_changed": ("out",)}
 
+    out: Annotated[
+        Path | None,
+        flag("Output", "Write the measurements to this .json file, the reliability plot to .png."),
+        RUNTIME,
+    ] = None
+    dry_run: Annotated[
+        bool, flag("Output", "Show the first pair as the model reads it.", "--dry-run"), RUNTIME
+    ] = False
+    if_changed: IfChanged = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    hardware: DeviceOptions
     pm: Annotated[str, flag("Model", "The preference model."), MODEL]
     comparisons: Annotated[
         list[str], flag("Data", "Comparisons, best of held-out prompts. Repeatable."), INPUT
@@ -55,22 +71,7 @@ class Options(DeviceOptions):
     batch_size: Annotated[
         int, flag("Model", "Texts per forward pass; does not change scores.", min=1), RUNTIME
     ] = 32
-    out: Annotated[
-        Path | None,
-        flag("Output", "Write the measurements to this .json file, the reliability plot to .png."),
-        RUNTIME,
-    ] = None
-    dry_run: Annotated[
-        bool, flag("Output", "Show the first pair as the model reads it.", "--dry-run"), RUNTIME
-    ] = False
-    if_changed: Annotated[
-        Literal["error", "restart"],
-        flag(
-            "Output",
-            "When --out was made with other options or inputs: stop, or move it to .bak and start afresh.",
-        ),
-        RUNTIME,
-    ] = "error"
+    output: MeasureOptions
 
 
 def run(options: Options) -> None:
@@ -79,10 +80,10 @@ def run(options: Options) -> None:
     Example: cai evaluate pm --pm pm/ --comparisons test.jsonl --out pm-test.json
     """
     check_model(options.pm, "--pm", "preference model")
-    results = ResultsFile("evaluate pm", options) if options.out else None
+    results = ResultsFile("evaluate pm", options) if options.output.out else None
     if results and results.done:
         return
-    check_device(options)
+    check_device(options.hardware.device, options.output.dry_run)
     reader = RowReader()
     comparisons = [
         row for source in options.comparisons for row in read_records(Path(source), reader.comparison)
@@ -97,7 +98,7 @@ def run(options: Options) -> None:
     pairs, rejected = tokenise(((row, 1.0) for row in comparisons), encode)
     check_rejects(options, pairs, rejected)
     tokens = [pair for _, pair in pairs]
-    if options.dry_run:
+    if options.output.dry_run:
         dry_run(tokens, tokenizer, len(rejected))
         tell_overlap(overlap, options.pm)
         return
@@ -163,7 +164,7 @@ def judge_all(options: Options, pairs: list[TokenPair]) -> tuple[list[Judged], l
     """What the model says of each pair, and the scores of all texts."""
     from cai_cli.training.preference.losses import score_pairs
 
-    pm = open_preference_model(options.pm, options.device, options.dtype)
+    pm = open_preference_model(options.pm, options.hardware.device, options.hardware.dtype)
     judged: list[Judged] = []
     scores: list[float] = []
     size = CHUNK_BATCHES * options.batch_size

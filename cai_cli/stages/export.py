@@ -22,7 +22,8 @@ from cai_cli.rows.jsonl import dump_row, read_records
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OutputOptions):
+class Options:
+    output: OutputOptions
     format: Annotated[Literal["paper-chains"], typer.Argument(help="What to write.")]
     file: Annotated[Path, typer.Argument(help="A revisions file."), INPUT]
 
@@ -40,11 +41,11 @@ def run(options: Options) -> None:
     rows = [export_chain(chain) for chain in read_records(options.file, PublishedChain.from_row)]
     if not rows:
         raise UserError(f"{options.file}: no rows in it", "its stage may have rejected everything")
-    if options.dry_run:
+    if options.output.dry_run:
         say(f"{len(rows)} chains")
         return
     artifact.start()
     artifact.write(
         "".join(f"{dump_row(row)}\n" for row in rows), {"in": len(rows), "out": len(rows), "rejected": {}}
     )
-    say(f"{options.out}: {len(rows)} chains")
+    say(f"{options.output.out}: {len(rows)} chains")

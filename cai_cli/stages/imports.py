@@ -14,7 +14,7 @@ table               CSV, TSV, JSON, JSON lines, parquet: --columns -> prompts, s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,8 +26,9 @@ from cai_cli.artifacts.rejects import Rejected
 from cai_cli.artifacts.results import FileArtifact
 from cai_cli.artifacts.rows import RowArtifact
 from cai_cli.artifacts.split_files import SplitFolder
+from cai_cli.console.groups import changed, values_of
 from cai_cli.console.messages import say, show_text, tell_dropped, warn
-from cai_cli.console.options import INPUT, RowOptions, flag
+from cai_cli.console.options import INPUT, OutputOptions, RowOptions, flag
 from cai_cli.errors import UserError
 from cai_cli.importers.formats import Asked
 from cai_cli.importers.hh_rlhf import kind_of_path
@@ -48,7 +49,9 @@ ABOUT = " ".join(f"{name}: {found.about} ({' or '.join(found.makes)})." for name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RowOptions):
+class Options:
+    output: OutputOptions
+    rows: RowOptions
     format: Annotated[
         Name,
         typer.Argument(help=f"{ABOUT} {CONSTITUTION_FORMAT}: the paper's principles (a constitution)."),
@@ -112,11 +115,11 @@ def import_rows(options: Options) -> None:
     """Records into `--out`, rejects beside it."""
     tally = Tally()
     items = importer(options, tally)
-    artifact = RowArtifact("import", options, options.limit)
+    artifact = RowArtifact("import", options)
     if artifact.done:
         return
     items = tally.merge_identical(tally.watch(items))
-    if options.dry_run:
+    if options.output.dry_run:
         dry_run(options, items, tally)
         return
     seen = 0
@@ -134,7 +137,7 @@ def import_rows(options: Options) -> None:
         seen += 1
         if seen % FLUSH_ROWS == 0:
             artifact.flush()
-        if options.limit is not None and len(artifact.accepted_ids) >= options.limit:
+        if options.rows.limit is not None and len(artifact.accepted_ids) >= options.rows.limit:
             break
     if tally.merged:
         say(f"merged {tally.merged} repeated prompts")
@@ -170,36 +173,41 @@ def importer(options: Options, tally: Tally) -> Iterator[Any]:
 
 def import_parts(options: Options, spec: str) -> None:
     """All rows into `--out`/all.jsonl, then each into the file of its part, by its first human turn."""
-    if options.out.suffix in (".jsonl", ".json"):
-        raise UserError(f"--out {options.out}: --split writes a file for each part", "name a directory")
-    whole = replace(options, out=options.out / "all.jsonl")
-    folder = SplitFolder(options, spec, begin_manifest("import", whole, options.out))
+    if options.output.out.suffix in (".jsonl", ".json"):
+        raise UserError(
+            f"--out {options.output.out}: --split writes a file for each part", "name a directory"
+        )
+    whole = changed(options, out=options.output.out / "all.jsonl")
+    folder = SplitFolder(options, spec, begin_manifest("import", whole, options.output.out))
     import_rows(whole)
-    if options.dry_run:
+    if options.output.dry_run:
         return
-    manifest = read_manifest(manifest_path(whole.out))
+    manifest = read_manifest(manifest_path(whole.output.out))
     assert manifest is not None, "the import has just written it"
     if not folder.done(manifest["counts"]["out"]):
-        folder.write(((load_json(line)["prompt"], line) for _, line in read_lines(whole.out)), manifest)
+        folder.write(
+            ((load_json(line)["prompt"], line) for _, line in read_lines(whole.output.out)), manifest
+        )
 
 
 def import_paper_constitution(options: Options) -> None:
     """The published principles, critiques and comparisons joined by position, as a constitution file."""
     from cai_cli.prompting.published import constitution_yaml, import_constitution
 
+    given = values_of(options)
     for name in ("to", "kind", "source", "columns", "every_turn", "split", "limit"):
-        if getattr(options, name):
+        if given[name]:
             raise UserError(
                 f"--{name.replace('_', '-')} is for rows: {CONSTITUTION_FORMAT} makes one file",
                 "leave it out",
             )
-    if options.out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--out {options.out}: a constitution is written as YAML", "name a .yaml file")
+    if options.output.out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out {options.output.out}: a constitution is written as YAML", "name a .yaml file")
     artifact = FileArtifact("import", options)
     if artifact.done:
         return
-    text = constitution_yaml(import_constitution(options.file, options.comparisons, options.out.stem))
-    if options.dry_run:
+    text = constitution_yaml(import_constitution(options.file, options.comparisons, options.output.out.stem))
+    if options.output.dry_run:
         show_text(text, end="")
         return
     count = text.count("\n- id:")
@@ -209,7 +217,7 @@ def import_paper_constitution(options: Options) -> None:
         )
     artifact.start()
     artifact.write(text, {"in": count, "out": count, "rejected": {}})
-    say(f"{options.out}: {count} principles")
+    say(f"{options.output.out}: {count} principles")
 
 
 def dry_run(options: Options, items: Iterator[Any], tally: Tally) -> None:
@@ -221,7 +229,7 @@ def dry_run(options: Options, items: Iterator[Any], tally: Tally) -> None:
         if records == 0:
             show_text(dump_row(item.to_row()))
         records += 1
-        if records == options.limit:
+        if records == options.rows.limit:
             break
     tell_dropped(tally.dropped)
     say(f"{records} records, {tally.merged} repeated, {tally.rejects.total()} rejected")

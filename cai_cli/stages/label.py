@@ -31,7 +31,7 @@ from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
 from cai_cli.feedback.diagnostics import show
 from cai_cli.feedback.judge import Inquiry, judge_pairs, masses_by_format, mean_mass
 from cai_cli.feedback.labels import Pair
-from cai_cli.feedback.pairs import read_pairs
+from cai_cli.feedback.pairs import check_pairs, read_pairs
 from cai_cli.feedback.replies import draw_replies
 from cai_cli.feedback.self_judge import check_author, check_two_models
 from cai_cli.feedback.settings import Options as Options
@@ -58,26 +58,25 @@ def run(options: Options) -> None:
     Example: cai label --model sl-cai/ --prompts red-team.jsonl --feedback-model base/ --out comparisons.jsonl
     """
     check_options(options)
-    inquiry = inquiry_of(options)
-    artifact = RowArtifact("label", options, options.limit)
+    rule, inquiry = options.rule, inquiry_of(options)
+    artifact = RowArtifact("label", options, options.generation.shard)
     if artifact.done:
         return
-    check_device(options)
+    check_device(options.hardware.device, options.output.dry_run)
     pairs = list(pairs_to_label(options))
-    if all(pair.rejected for pair in pairs):
-        reasons = ", ".join(sorted({pair.rejected.reason for pair in pairs if pair.rejected}))
-        problem = f"no pairs in it ({reasons})" if reasons else "no pairs in it"
-        raise UserError(
-            f"{', '.join(options.pairs or [])}: {problem}", "a pair is two different replies to one prompt"
-        )
+    check_pairs(pairs, options.pairs or [])
     todo = artifact.remaining(pairs)
-    if options.dry_run:
+    if options.output.dry_run:
         dry_run(options, inquiry, next(pair for pair in [*todo, *pairs] if not pair.rejected), len(todo))
         return
 
     from cai_cli.engines.open import open_engine
 
-    writer = open_engine(options.model, EngineSettings.of(options)) if options.model else None
+    writer = (
+        open_engine(options.model, EngineSettings.of(options.hardware, options.generation))
+        if options.model
+        else None
+    )
     judge = open_judge(options)
     if writer and not options.allow_self_judge:
         check_two_models(writer.model, judge.model, options.feedback_model)
@@ -87,7 +86,9 @@ def run(options: Options) -> None:
         PREFLIGHT_PAIRS if preflight else 0,
         options.num_samples + 1,
     )
-    with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size, "pairs", segments, first) as parts:
+    with artifact.chunks(
+        todo, CHUNK_BATCHES * options.generation.batch_size, "pairs", segments, first
+    ) as parts:
         for chunk, told in parts:
             label_pairs(writer, judge, options, inquiry, chunk, told)
             if preflight:
@@ -95,18 +96,21 @@ def run(options: Options) -> None:
                 preflight = False
             for pair in chunk:
                 reject_low_mass(pair, options.min_mass)
-                artifact.settle(pair.rejected or pair.to_comparison(options.rule).to_row(), pair.tokens)
+                artifact.settle(pair.rejected or pair.to_comparison(rule).to_row(), pair.tokens)
     facts = (writer or judge).facts()
     from cai_cli.feedback.label_plot import summarise_labels
 
     def cautions(_: Path) -> list[str]:
         return label_cautions(*(artifact.manifest["summary"][name] for name in CAUTIONED))
 
-    facts |= {"summary": lambda rows, _: summarise_labels(rows, options.out), "cautions": cautions}
+    facts |= {"summary": lambda rows, _: summarise_labels(rows, options.output.out), "cautions": cautions}
     if artifact.finish(feedback=judge.facts(), **facts):
         show(artifact.manifest["summary"])
         artifact.tell_next(
-            "cai train-pm --model PMP --comparisons", options.out, "--out", options.out.parent / "pm"
+            "cai train-pm --model PMP --comparisons",
+            options.output.out,
+            "--out",
+            options.output.out.parent / "pm",
         )
 
 
@@ -120,7 +124,7 @@ def check_options(options: Options) -> None:
     if options.pairs and options.model:
         raise UserError("--pairs are replies already: --model has nothing to write", "leave --model out")
     if options.prompts:
-        check_draws(options.num_samples, "--num-samples", options.temperature, least=2)
+        check_draws(options.num_samples, "--num-samples", options.generation.temperature, least=2)
     if options.hard and options.clamp not in (None, NONE):
         raise UserError(
             "--hard makes labels of 0 or 1 and --clamp keeps them from there", "leave one of them out"
@@ -134,10 +138,9 @@ def check_options(options: Options) -> None:
 
 def inquiry_of(options: Options) -> Inquiry:
     """How pairs are asked about, all of it checked."""
-    _ = options.rule
     return Inquiry(
-        constitution=load_constitution(options.constitution, needs=("comparison",)),
-        seed=options.seed,
+        constitution=load_constitution(options.constitution, ("comparison",), options.principles),
+        seed=options.output.seed,
         orders=options.orders,
         principles_per_pair=options.principles_per_pair,
         labels=option_labels(options.option_format),
@@ -148,9 +151,9 @@ def inquiry_of(options: Options) -> Inquiry:
 
 def pairs_to_label(options: Options) -> Iterator[Pair]:
     if options.pairs:
-        yield from read_pairs(options.pairs, options.limit)
+        yield from read_pairs(options.pairs, options.rows.limit)
         return
-    for prompt in read_prompts(options.prompts or [], options.limit):
+    for prompt in read_prompts(options.prompts or [], options.rows.limit):
         yield Pair(f"{prompt.id}/0", prompt.id, prompt.prompt, prompt.kind)
 
 
@@ -159,7 +162,7 @@ def open_judge(options: Options) -> Engine:
     from cai_cli.engines.open import open_engine
 
     own = replace(
-        EngineSettings.of(options),
+        EngineSettings.of(options.hardware, options.generation),
         dtype=options.feedback_dtype,
         temperature=options.rationale_temperature,
         template_kwargs=template_kwargs(options.feedback_chat_template_kwargs),
@@ -180,9 +183,11 @@ def label_pairs(
     keep = options.on_truncated == "keep"
     if writer:
         chat = writer.renderer.reply_form == "chat"
-        attempts = attempts_at(options.temperature, options.attempts)
-        settings = SegmentSettings(options.max_new_tokens, () if chat else TRANSCRIPT_STOPS, keep, attempts)
-        draw_replies(writer, pairs, options.num_samples, settings, options.seed, chat, told)
+        attempts = attempts_at(options.generation.temperature, options.attempts)
+        settings = SegmentSettings(
+            options.generation.max_new_tokens, () if chat else TRANSCRIPT_STOPS, keep, attempts
+        )
+        draw_replies(writer, pairs, options.num_samples, settings, options.output.seed, chat, told)
     thinking = SegmentSettings(
         options.rationale_tokens, (), keep, attempts_at(options.rationale_temperature, options.attempts)
     )

@@ -49,7 +49,8 @@ SUMMARIES: dict[str, Callable[[Path, Path, Path], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OutputOptions):
+class Options:
+    output: OutputOptions
     shards: Annotated[list[Path], typer.Argument(help="All the shards of one run, in any order."), INPUT]
 
 
@@ -68,13 +69,15 @@ def run(options: Options) -> None:
 
     Example: cai merge part.0.jsonl part.1.jsonl part.2.jsonl --out revisions.jsonl
     """
-    mine = begin_manifest("merge", options, options.out.parent)
+    mine = begin_manifest("merge", options, options.output.out.parent)
     shards = in_order([read_shard(path) for path in options.shards])
-    hold(options)
-    check_unfinished(options.out)
-    old = read_manifest(manifest_path(options.out)) if options.out.exists() else None
-    if old is None and options.out.exists():
-        raise UserError(f"{options.out} exists and has no manifest", "move it away, or choose another --out")
+    hold(options.output.out, options.output.dry_run)
+    check_unfinished(options.output.out)
+    old = read_manifest(manifest_path(options.output.out)) if options.output.out.exists() else None
+    if old is None and options.output.out.exists():
+        raise UserError(
+            f"{options.output.out} exists and has no manifest", "move it away, or choose another --out"
+        )
     if old is not None:
         merged = old.get("merged")
         of_shards = isinstance(merged, list)  # an import counts there what it found twice
@@ -84,31 +87,31 @@ def run(options: Options) -> None:
             "stage": "merge" if of_shards else old["stage"],
         }
         before["counts"] = old.get("counts")
-        if claim(options, mine, before, options.out, finished=lambda _: True) == Claim.DONE:
+        if claim(options, mine, before, options.output.out, finished=lambda _: True) == Claim.DONE:
             return
-    if options.dry_run:
+    if options.output.dry_run:
         check_overlap(shards)
         say(f"{len(shards)} shards of `cai {shards[0].manifest['stage']}`, {total(shards, 'out')} rows")
         return
-    check_writable(options.out, options.out.parent, options.out.stem)
+    check_writable(options.output.out, options.output.out.parent, options.output.out.stem)
     check_overlap(shards)
-    rejects = rejects_path(options.out)
+    rejects = rejects_path(options.output.out)
     if old is not None:
-        copy_to_backup(manifest_path(options.out))
-        move_to_backup(rejects, options.out)
+        copy_to_backup(manifest_path(options.output.out))
+        move_to_backup(rejects, options.output.out)
     write_rejects(shards, rejects)
     manifest = joined_manifest(shards, options, mine)
-    temporary = options.out.with_name(options.out.name + ".partial")
+    temporary = options.output.out.with_name(options.output.out.name + ".partial")
     write_lines(temporary, (line for shard in shards for _, line in read_lines(shard.path)))
     if summary := SUMMARIES.get(manifest["stage"]):
-        manifest["summary"] = summary(temporary, rejects, options.out)
+        manifest["summary"] = summary(temporary, rejects, options.output.out)
     if manifest["stage"] == "label":
         summarised = manifest["summary"]
         manifest["warnings"] = warn_all(label_cautions(*(summarised[name] for name in CAUTIONED)))
-    write_manifest(manifest_path(options.out), manifest)
-    temporary.replace(options.out)
-    give_back(options)
-    say(f"{options.out}: {manifest['counts']['out']} rows of {len(shards)} shards")
+    write_manifest(manifest_path(options.output.out), manifest)
+    temporary.replace(options.output.out)
+    give_back(options.output.out)
+    say(f"{options.output.out}: {manifest['counts']['out']} rows of {len(shards)} shards")
 
 
 def check_unfinished(out: Path) -> None:
@@ -197,10 +200,11 @@ def joined_manifest(shards: list[Shard], options: Options, mine: Manifest) -> Ma
         rejected.update(shard.manifest["counts"]["rejected"])
     manifest = {
         **first,
-        "options": {**first["options"], "shard": None, "out": str(options.out)},
-        "inputs": [moved(item, shards[0].path, options.out) for item in first["inputs"]],
-        "models": [moved(item, shards[0].path, options.out) for item in first["models"]],
-        "constitution": first["constitution"] and moved(first["constitution"], shards[0].path, options.out),
+        "options": {**first["options"], "shard": None, "out": str(options.output.out)},
+        "inputs": [moved(item, shards[0].path, options.output.out) for item in first["inputs"]],
+        "models": [moved(item, shards[0].path, options.output.out) for item in first["models"]],
+        "constitution": first["constitution"]
+        and moved(first["constitution"], shards[0].path, options.output.out),
         "counts": {
             "in": total(shards, "in"),
             "out": total(shards, "out"),

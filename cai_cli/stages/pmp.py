@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +26,7 @@ from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.places import copy_to_backup, move_to_backup
 from cai_cli.artifacts.rejects import why_none
+from cai_cli.console.groups import changed
 from cai_cli.console.messages import progress, say, table, tell_next
 from cai_cli.console.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
 from cai_cli.errors import RunError, UserError
@@ -56,8 +57,8 @@ MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairFileOptions(OutputOptions):
-    """What the pairs depend on: comparisons.jsonl is an artifact of its own, whatever is trained on it."""
+class PairFileOptions:
+    """How posts become pairs."""
 
     posts: Annotated[
         list[str],
@@ -98,7 +99,18 @@ class PairFileOptions(OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PairwiseOptions, PairFileOptions):
+class PairFile:
+    """What comparisons.jsonl depends on: an artifact of its own, whatever is trained on it."""
+
+    output: OutputOptions
+    pairs: PairFileOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    output: OutputOptions
+    pairs: PairFileOptions
+    fit: PairwiseOptions
     model: Annotated[
         str | None, flag("Model", "The base language model; not needed with --data-only."), MODEL
     ] = None
@@ -128,22 +140,22 @@ def run(options: Options) -> None:
                 "name the base language model, or pass --data-only to make the pairs alone",
             )
         check_model(options.model, role="either")
-        check_trackers(options.report_to)
-    if options.dry_run and (options.data_only or not (options.out / PAIRS).exists()):
+        check_trackers(options.fit.report.report_to)
+    if options.output.dry_run and (options.data_only or not (options.output.out / PAIRS).exists()):
         then = f", then train {options.model} on them" if not options.data_only else ""
-        say(f"would make pairs of {', '.join(options.posts)}{then}")
+        say(f"would make pairs of {', '.join(options.pairs.posts)}{then}")
         return
     if options.data_only or options.model is None:
-        if options.out.is_file():
-            raise UserError(f"--out {options.out}: is a file", "name a directory")
-        hold(options)
+        if options.output.out.is_file():
+            raise UserError(f"--out {options.output.out}: is a file", "name a directory")
+        hold(options.output.out, options.output.dry_run)
         write_comparisons(options)
-        give_back(options)
+        give_back(options.output.out)
         return
     artifact = ModelArtifact("pmp", options, beside="comparisons.")
     if artifact.done:
         return
-    check_device(options)
+    check_device(options.fit.hardware.device, options.output.dry_run)
 
     from cai_cli.models.configs import check_classifier
     from cai_cli.models.templates import install_template
@@ -153,29 +165,29 @@ def run(options: Options) -> None:
     tokenizer = load_tokenizer(options.model)
     if options.format == "chat":
         install_template(tokenizer)
-    if not options.dry_run:
+    if not options.output.dry_run:
         artifact.make_room()
         write_comparisons(options)
-    weighted = ((row, 1.0) for row in read_records(options.out / PAIRS, Comparison.from_row))
-    pairs, rejected = tokenise(weighted, reading(tokenizer, options.format, options.max_length))
+    weighted = ((row, 1.0) for row in read_records(options.output.out / PAIRS, Comparison.from_row))
+    pairs, rejected = tokenise(weighted, reading(tokenizer, options.format, options.fit.training.max_length))
     if not pairs:
         why = why_none(rejected, options) or "no question has two answers of different score"
         raise RunError("no pair can be trained on", why)
-    training, held_out = split_held_out(pairs, options.held_out, options.seed)
-    if options.dry_run:
+    training, held_out = split_held_out(pairs, options.held_out, options.output.seed)
+    if options.output.dry_run:
         dry_run(training, tokenizer, len(rejected))
         return
 
     from cai_cli.training.preference.run import run_pairwise_stage
 
-    run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
+    run_pairwise_stage(artifact, options.fit, options.model, tokenizer, training, held_out, rejected)
     tell_next(
         "cai train-pm --model",
-        options.out,
+        options.output.out,
         "--comparisons",
         "COMPARISONS.jsonl",
         "--out",
-        options.out.parent / "pm",
+        options.output.out.parent / "pm",
     )
 
 
@@ -183,28 +195,28 @@ def write_comparisons(options: Options) -> None:
     """The pairs as comparisons.jsonl, what was left out as comparisons.rejects.jsonl; done once, by the first
     process.
     """
-    data = PairFileOptions(**{field.name: getattr(options, field.name) for field in fields(PairFileOptions)})
-    path = options.out / PAIRS
-    manifest = begin_manifest("pmp", data, options.out)
+    made, folder = PairFile(output=options.output, pairs=options.pairs), options.output.out
+    path = folder / PAIRS
+    manifest = begin_manifest("pmp", made, folder)
     there = path if path.exists() else None
-    old = read_manifest(options.out / PAIRS_MANIFEST) if there else None
-    found = claim(replace(data, out=path), manifest, old, there, finished=lambda _: True)
+    old = read_manifest(folder / PAIRS_MANIFEST) if there else None
+    found = claim(changed(made, out=path), manifest, old, there, finished=lambda _: True)
     barrier()  # every process has looked
     if found == Claim.DONE:
         return
     if is_main():
-        check_writable(options.out, options.out, PAIRS)
+        check_writable(folder, folder, PAIRS)
     if is_main() and path.exists():
-        copy_to_backup(options.out / PAIRS_MANIFEST)
-        move_to_backup(options.out / PAIRS_REJECTS, path)
+        copy_to_backup(folder / PAIRS_MANIFEST)
+        move_to_backup(folder / PAIRS_REJECTS, path)
     barrier()
     if is_main():
-        draw_comparisons(data, manifest)
+        draw_comparisons(options.pairs, folder, options.output.seed, manifest)
     while not path.exists():  # a collective would give up long before a large dump is read
         time.sleep(POLL_SECONDS)
 
 
-def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
+def draw_comparisons(data: PairFileOptions, folder: Path, seed: int, manifest: Manifest) -> None:
     from cai_cli.importers.post_index import INDEX
     from cai_cli.importers.posts import Counts, Skip
     from cai_cli.importers.stack_exchange import PairOptions, make_pairs
@@ -212,7 +224,7 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
 
     counts = Counts()
     settings = PairOptions(
-        seed=data.seed,
+        seed=seed,
         pairs_per_question=data.pairs_per_question,
         min_answers=data.min_answers,
         min_score_gap=data.min_score_gap,
@@ -220,21 +232,21 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
         max_chars=data.max_chars,
         keep_html=data.keep_html,
     )
-    data.out.mkdir(parents=True, exist_ok=True)
-    for left in data.out.glob(f"{INDEX}*"):  # by a run that was killed while it opened its index
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{INDEX}*"):  # by a run that was killed while it opened its index
         shutil.rmtree(left)
-    temporary, rejects = data.out / PAIRS_PARTIAL, data.out / PAIRS_REJECTS
+    temporary, rejects = folder / PAIRS_PARTIAL, folder / PAIRS_REJECTS
     written = 0
     files = [file for file in map(input_file, data.posts) if file is not None]
     with (
-        no_trace(data.out, temporary, rejects),
+        no_trace(folder, temporary, rejects),
         temporary.open("w", encoding="utf-8") as rows,
         rejects.open("w", encoding="utf-8") as skips,
         progress(
             "pmp: read posts", sum(file.stat().st_size for file in files) // MEGABYTE, unit="MB"
         ) as advance,
     ):
-        for item in make_pairs(data.posts, settings, data.out, counts, in_megabytes(advance)):
+        for item in make_pairs(data.posts, settings, folder, counts, in_megabytes(advance)):
             if isinstance(item, Skip):
                 skips.write(dump_row(item.to_row()) + "\n")
                 continue
@@ -251,8 +263,8 @@ def draw_comparisons(data: PairFileOptions, manifest: Manifest) -> None:
             else f"{counts.questions} questions and {counts.answers} answers were read"
         )
         raise RunError(f"{', '.join(data.posts)}: no pair of two answers of different score", look)
-    write_manifest(data.out / PAIRS_MANIFEST, {**manifest, "counts": {**counts.to_row(), "out": written}})
-    temporary.replace(data.out / PAIRS)
+    write_manifest(folder / PAIRS_MANIFEST, {**manifest, "counts": {**counts.to_row(), "out": written}})
+    temporary.replace(folder / PAIRS)
     show_counts(counts, written)
 
 

@@ -45,8 +45,8 @@ def run(options: Options) -> None:
     artifact = ModelArtifact("ppo", options)
     if artifact.done:
         return
-    check_device(options)
-    check_attention(options)
+    check_device(options.models.hardware.device, options.output.dry_run)
+    check_attention(options.models.attn_implementation, options.output.dry_run)
     # A prompt that is in two sources counts in both; an id means one prompt in all of them.
     known: Known = {}
     sources = [(read_prompts([source], known=known), parse_weight(source)[1]) for source in options.prompts]
@@ -64,8 +64,8 @@ def run(options: Options) -> None:
     check_rejects(options, sources, rejected)
     learned = [prompt.id for prompts, _ in sources for prompt in prompts]
     shared = warn_all(held_out_cautions([prompt.id for prompt in eval_prompts], learned))
-    schedule = mixed_prompts(sources, options.steps * options.rollout_batch_size, options.seed)
-    if options.dry_run:
+    schedule = mixed_prompts(sources, options.ppo.steps * options.ppo.rollout_batch_size, options.output.seed)
+    if options.output.dry_run:
         dry_run(options, renderer, schedule, rejected)
         return
 
@@ -74,11 +74,11 @@ def run(options: Options) -> None:
     optimise(artifact, options, renderer, schedule, eval_prompts, len(learned), rejected, shared)
     tell_next(
         "cai sample --model",
-        options.out,
+        options.output.out,
         "--prompts",
         "TEST.jsonl",
         "--out",
-        options.out.parent / "replies.jsonl",
+        options.output.out.parent / "replies.jsonl",
     )
 
 
@@ -87,50 +87,51 @@ def check_options(options: Options) -> None:
     check_model(options.pm, "--pm", "preference model")
     if options.gold_pm:
         check_model(options.gold_pm, "--gold-pm", "preference model")
-    check_training_dtype(options.dtype)
+    check_training_dtype(options.models.hardware.dtype)
     check_value_device(options)
-    if options.rollout_batch_size < world_size():
-        told = f"--rollout-batch-size {options.rollout_batch_size}: there are {world_size()} processes"
+    if options.ppo.rollout_batch_size < world_size():
+        told = f"--rollout-batch-size {options.ppo.rollout_batch_size}: there are {world_size()} processes"
         raise UserError(told, "give each at least one episode")
-    batch, parts = options.rollout_batch_size, options.num_mini_batches
+    batch, parts = options.ppo.rollout_batch_size, options.ppo.num_mini_batches
     if batch % parts:
         raise UserError(
             f"--rollout-batch-size {batch} is not divisible by --num-mini-batches {parts}",
             "change one of them",
         )
-    if options.critic_warmup_steps >= options.steps:
-        told = f"--critic-warmup-steps {options.critic_warmup_steps}: of --steps {options.steps} none is left for the policy"
+    if options.ppo.critic_warmup_steps >= options.ppo.steps:
+        warmup, steps = options.ppo.critic_warmup_steps, options.ppo.steps
+        told = f"--critic-warmup-steps {warmup}: of --steps {steps} none is left for the policy"
         raise UserError(told, "lower it, or raise --steps")
-    if options.target_kl is not None and options.target_kl <= 0:
+    if options.reward.target_kl is not None and options.reward.target_kl <= 0:
         raise UserError(
-            f"--target-kl {options.target_kl:g}: a policy that learns has some KL",
+            f"--target-kl {options.reward.target_kl:g}: a policy that learns has some KL",
             "give nats a reply, such as 6",
         )
-    if options.load_best_model_at_end and not (options.eval_prompts or options.gold_pm):
+    if options.track.load_best_model_at_end and not (options.eval_prompts or options.gold_pm):
         told = "--load-best-model-at-end: nothing is held out to find the best policy by"
         raise UserError(told, "give --eval-prompts, or a --gold-pm that measures")
-    if options.lora_dropout:
-        raise UserError(
-            f"--lora-dropout {options.lora_dropout:g}: PPO needs the same log-probabilities twice",
-            "leave it at 0",
-        )
-    if options.lora and options.frozen_dtype != "auto":
+    adapters = options.models.adapters
+    if adapters.lora_dropout:
+        told = f"--lora-dropout {adapters.lora_dropout:g}: PPO needs the same log-probabilities twice"
+        raise UserError(told, "leave it at 0")
+    if adapters.lora and options.models.frozen_dtype != "auto":
         raise UserError(
             "--frozen-dtype: with --lora frozen and trained model are one backbone",
             "use --dtype, or --quantize",
         )
-    check_trackers(options.report_to)
+    check_trackers(options.report.report_to)
 
 
 def check_value_device(options: Options) -> None:
     """Raise UserError where the critic's process could not do its work."""
-    if options.value_device is None:
+    device = options.models.value_device
+    if device is None:
         return
     from cai_cli.models.devices import pick_device
 
-    pick_device(options.value_device, "--value-device")
+    pick_device(device, "--value-device")
     if world_size() > 1:
-        told = f"--value-device {options.value_device}: there are {world_size()} processes, each with a critic of its own"
+        told = f"--value-device {device}: there are {world_size()} processes, each with a critic of its own"
         raise UserError(told, "give it to a run of one process, or leave it out")
 
 
@@ -175,12 +176,12 @@ def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], reject
     from cai_cli.training.ppo.models import held_bytes
 
     show_text(renderer.show(schedule[0].prompt))
-    tokens = sum(len(renderer.encode(prompt.prompt)) for prompt in schedule[: options.rollout_batch_size])
-    most = options.rollout_batch_size * options.max_new_tokens
+    steps, batch = options.ppo.steps, options.ppo.rollout_batch_size
+    tokens = sum(len(renderer.encode(prompt.prompt)) for prompt in schedule[:batch])
+    most, distinct = batch * options.max_new_tokens, len({prompt.id for prompt in schedule})
+    held = held_bytes(options.models, options.model, options.pm) / 1e9
     say(
-        f"{options.steps} steps of {options.rollout_batch_size} episodes, {len({p.id for p in schedule})} distinct prompts; "
-        f"about {tokens} prompt tokens a step and at most {most} of replies; {len(rejected)} prompts would be rejected"
+        f"{steps} steps of {batch} episodes, {distinct} distinct prompts; about {tokens} prompt tokens a step "
+        f"and at most {most} of replies; {len(rejected)} prompts would be rejected"
     )
-    say(
-        f"the four models with gradients and optimiser: about {held_bytes(options) / 1e9:.2f} GB, and activations"
-    )
+    say(f"the four models with gradients and optimiser: about {held:.2f} GB, and activations")

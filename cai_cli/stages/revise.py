@@ -25,8 +25,11 @@ from cai_cli.console.options import (
     CONSTITUTION,
     DEMONSTRATIONS,
     MODEL,
+    DeviceOptions,
     GenerationOptions,
     Needs,
+    OutputOptions,
+    Principles,
     Prompts,
     RowOptions,
     check_draws,
@@ -72,14 +75,19 @@ CHUNK_BATCHES = 4  # Prompts are worked on in chunks of this many batches; rows 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RowOptions, GenerationOptions):
+class Options:
     NEEDS: ClassVar[Needs] = {"attempts": ("temperature",)}
 
+    hardware: DeviceOptions
+    generation: GenerationOptions
+    output: OutputOptions
+    rows: RowOptions
     model: Annotated[str, flag("Model", "The helpful-only language model."), MODEL]
     prompts: Prompts
     constitution: Annotated[
         str, flag("Data", "YAML file or shipped name: article, humanity, thorough."), CONSTITUTION
     ] = "article"
+    principles: Principles = None
     rounds: Annotated[int, flag("Generation", "Rounds of critique and revision (paper: 4).", min=1)] = 4
     critique: Annotated[
         bool,
@@ -154,27 +162,27 @@ def run(options: Options) -> None:
     Example: cai revise --model helpful-only/ --prompts red-team.jsonl --constitution article --out
     revisions.jsonl
     """
-    check_draws(options.num_samples, "--num-samples", options.temperature)
+    check_draws(options.num_samples, "--num-samples", options.generation.temperature)
     check_model(options.model, role="language model")
-    constitution = load_constitution(options.constitution, needs=("critique", "revision"))
-    artifact = RowArtifact("revise", options, options.limit)
+    constitution = load_constitution(options.constitution, ("critique", "revision"), options.principles)
+    artifact = RowArtifact("revise", options, options.generation.shard)
     if artifact.done:
         return
-    check_device(options)
-    prompts = read_prompts(options.prompts, options.limit)
+    check_device(options.hardware.device, options.output.dry_run)
+    prompts = read_prompts(options.prompts, options.rows.limit)
     chains = [Chain(f"{prompt.id}/{k}", prompt) for prompt in prompts for k in range(options.num_samples)]
     todo = artifact.remaining(chains)
-    if options.dry_run:
+    if options.output.dry_run:
         dry_run(options, constitution, chains, len(todo))
         return
 
     from cai_cli.engines.open import open_engine
 
-    engine = open_engine(options.model, EngineSettings.of(options))
+    engine = open_engine(options.model, EngineSettings.of(options.hardware, options.generation))
     texts = Texts(options, engine.renderer)
     started = time.monotonic()
     segments = 1 + options.rounds * (2 if options.critique else 1)
-    with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size, segments=segments) as parts:
+    with artifact.chunks(todo, CHUNK_BATCHES * options.generation.batch_size, segments=segments) as parts:
         for chunk, told in parts:
             revise_chunk(engine, texts, options, constitution, chunk, told)
             for chain in chunk:
@@ -182,7 +190,9 @@ def run(options: Options) -> None:
     seconds = round(time.monotonic() - started, 3)
     if artifact.finish(summary=summarise, generation_seconds=seconds, **engine.facts()):
         show(artifact.manifest)
-        artifact.tell_next("cai sft --model BASE --data", options.out, "--out", options.out.parent / "sl-cai")
+        artifact.tell_next(
+            "cai sft --model BASE --data", options.output.out, "--out", options.output.out.parent / "sl-cai"
+        )
 
 
 def revise_chunk(
@@ -195,14 +205,14 @@ def revise_chunk(
 ) -> None:
     """Draft, then the rounds, for a chunk of chains at once; each chain ends revised or rejected."""
     common = SegmentSettings(
-        options.max_new_tokens,
+        options.generation.max_new_tokens,
         texts.stops,
         options.on_truncated == "keep",
-        attempts_at(options.temperature, options.attempts),
+        attempts_at(options.generation.temperature, options.attempts),
     )
 
     def key_of(segment: str) -> Callable[[Chain], tuple[str | int, ...]]:
-        return lambda chain: (options.seed, chain.id, len(chain.rounds) + 1, segment)
+        return lambda chain: (options.output.seed, chain.id, len(chain.rounds) + 1, segment)
 
     # 1. The draft.
     for chain, text in sample_alive(
@@ -220,7 +230,7 @@ def revise_chunk(
 
     for number in range(1, options.rounds + 1):
         for chain in chains:
-            chain.principle = constitution.draw(options.seed, "principle", chain.id, number)
+            chain.principle = constitution.draw(options.output.seed, "principle", chain.id, number)
         # 2. The critique.
         if options.critique:
             name = f"critique {number}"
@@ -322,13 +332,13 @@ def dry_run(options: Options, constitution: Constitution, chains: list[Chain], r
     from cai_cli.models.tokenizers import load_tokenizer
 
     renderer = Renderer(
-        load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs)
+        load_tokenizer(options.model), "--model", template_kwargs(options.generation.chat_template_kwargs)
     )
     texts = Texts(options, renderer)
     chain = chains[0]
-    chain.principle = constitution.draw(options.seed, "principle", chain.id, 1)
+    chain.principle = constitution.draw(options.output.seed, "principle", chain.id, 1)
     chain.response, chain.critique = "[the model's reply]", "[the model's critique]"
     shown = texts.critique(chain) if options.critique else texts.revision(chain)
     show_text(renderer.show(shown))
     calls = remaining * (1 + options.rounds * (2 if options.critique else 1))
-    say(f"{remaining} chains, {calls} requests of at most {options.max_new_tokens} tokens")
+    say(f"{remaining} chains, {calls} requests of at most {options.generation.max_new_tokens} tokens")

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.artifacts.rows import RowArtifact
 from cai_cli.console.messages import say, show_text
-from cai_cli.console.options import MODEL, GenerationOptions, Needs, Prompts, RowOptions, check_draws, flag
+from cai_cli.console.options import (
+    MODEL,
+    DeviceOptions,
+    GenerationOptions,
+    Needs,
+    OutputOptions,
+    Prompts,
+    RowOptions,
+    check_draws,
+    flag,
+)
 from cai_cli.engines.base import EngineSettings
 from cai_cli.engines.segments import Sampled, Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.models.devices import check_device
@@ -32,9 +42,13 @@ CHUNK_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RowOptions, GenerationOptions):
+class Options:
     NEEDS: ClassVar[Needs] = {"attempts": ("temperature",)}
 
+    hardware: DeviceOptions
+    generation: GenerationOptions
+    output: OutputOptions
+    rows: RowOptions
     model: Annotated[str, flag("Model", "The language model that replies."), MODEL]
     prompts: Prompts
     num_samples: Annotated[
@@ -63,29 +77,31 @@ def run(options: Options) -> None:
 
     Example: cai sample --model helpful-only/ --prompts helpful.jsonl -n 2 --out samples.jsonl
     """
-    check_draws(options.num_samples, "--num-samples", options.temperature)
+    check_draws(options.num_samples, "--num-samples", options.generation.temperature)
     check_model(options.model, role="language model")
-    artifact = RowArtifact("sample", options, options.limit)
+    artifact = RowArtifact("sample", options, options.generation.shard)
     if artifact.done:
         return
-    check_device(options)
-    prompts = read_prompts(options.prompts, options.limit)
+    check_device(options.hardware.device, options.output.dry_run)
+    prompts = read_prompts(options.prompts, options.rows.limit)
     slots = [Slot(prompt, k) for prompt in prompts for k in range(options.num_samples)]
     todo = artifact.remaining(slots)
-    if options.dry_run:
+    if options.output.dry_run:
         dry_run(options, slots[0], len(todo))
         return
 
     from cai_cli.engines.open import open_engine
 
-    engine = open_engine(options.model, EngineSettings.of(options))
+    engine = open_engine(options.model, EngineSettings.of(options.hardware, options.generation))
     segment = reply_segment(options, engine.renderer)
-    with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size) as parts:
+    with artifact.chunks(todo, CHUNK_BATCHES * options.generation.batch_size) as parts:
         for chunk, told in parts:
             for slot, sampled in zip(chunk, sample_segment(engine, chunk, segment, told), strict=True):
                 artifact.settle(outcome(slot, sampled), sampled.tokens)
     if artifact.finish(**engine.facts()):
-        artifact.tell_next("cai sft --model BASE --data", options.out, "--out", options.out.parent / "sl-cai")
+        artifact.tell_next(
+            "cai sft --model BASE --data", options.output.out, "--out", options.output.out.parent / "sl-cai"
+        )
 
 
 def outcome(slot: Slot, sampled: Sampled) -> Row | Rejected:
@@ -119,13 +135,13 @@ def reply_segment(options: Options, renderer: Renderer) -> Segment[Slot]:
         return slot.prompt.prompt if chat else reply_prompt(slot.prompt.prompt)
 
     settings = SegmentSettings(
-        options.max_new_tokens,
+        options.generation.max_new_tokens,
         () if chat else TRANSCRIPT_STOPS,
         options.on_truncated == "keep",
-        attempts_at(options.temperature, options.attempts),
+        attempts_at(options.generation.temperature, options.attempts),
     )
     return Segment(
-        "reply", prompt_of, lambda slot: (options.seed, slot.prompt.id, 0, "reply", slot.k), settings
+        "reply", prompt_of, lambda slot: (options.output.seed, slot.prompt.id, 0, "reply", slot.k), settings
     )
 
 
@@ -135,7 +151,7 @@ def dry_run(options: Options, slot: Slot, remaining: int) -> None:
     from cai_cli.models.tokenizers import load_tokenizer
 
     renderer = Renderer(
-        load_tokenizer(options.model), "--model", template_kwargs(options.chat_template_kwargs)
+        load_tokenizer(options.model), "--model", template_kwargs(options.generation.chat_template_kwargs)
     )
     show_text(renderer.show(reply_segment(options, renderer).prompt(slot)))
-    say(f"{remaining} replies of at most {options.max_new_tokens} tokens")
+    say(f"{remaining} replies of at most {options.generation.max_new_tokens} tokens")

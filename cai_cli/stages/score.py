@@ -21,7 +21,7 @@ from cai_cli.artifacts.manifest import device_facts
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.artifacts.rows import RowArtifact
 from cai_cli.console.messages import say, show_text, warn_all
-from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, RowOptions, flag
+from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, OutputOptions, RowOptions, flag
 from cai_cli.errors import RecordError, UserError
 from cai_cli.evaluation.cautions import score_cautions
 from cai_cli.models.devices import check_device
@@ -43,7 +43,19 @@ CHUNK_BATCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RowOptions, DeviceOptions):
+class StreamOptions(OutputOptions):
+    """Rows go to stdout where no file is named."""
+
+    out: Annotated[
+        Path, flag("Output", "The file to write, with a manifest beside it; - is stdout."), RUNTIME
+    ] = Path("-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    hardware: DeviceOptions
+    output: StreamOptions
+    rows: RowOptions
     file: Annotated[
         Path, typer.Argument(help="Samples, revisions, comparisons, or any JSONL with replies."), INPUT
     ]
@@ -54,9 +66,6 @@ class Options(RowOptions, DeviceOptions):
     batch_size: Annotated[
         int, flag("Model", "Texts per forward pass; does not change scores.", min=1), RUNTIME
     ] = 32
-    out: Annotated[
-        Path, flag("Output", "The file to write, with a manifest beside it; - is stdout."), RUNTIME
-    ] = Path("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +83,23 @@ def run(options: Options) -> None:
     Example: cai score --pm pm/ samples.jsonl --out scored.jsonl
     """
     check_model(options.pm, "--pm", "preference model")
-    artifact = RowArtifact("score", options, options.limit)
+    artifact = RowArtifact("score", options)
     if artifact.done:
         return
-    check_device(options)
-    items = read_items(options.file, options.field)[: options.limit]
+    check_device(options.hardware.device, options.output.dry_run)
+    items = read_items(options.file, options.field)[: options.rows.limit]
     todo = artifact.remaining(items)
 
     from cai_cli.models.templates import UnfitRow
 
     tokenizer, encode = open_reading(options.pm)
-    if options.dry_run:
+    if options.output.dry_run:
         dry_run(items, tokenizer, encode)
         return
 
     from cai_cli.models.score import score_all
 
-    pm = open_preference_model(options.pm, options.device, options.dtype)
+    pm = open_preference_model(options.pm, options.hardware.device, options.hardware.dtype)
     added: list[float] = []
     texts_a_row = max((len(item.texts) for item in todo), default=1)
     with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size, segments=texts_a_row) as parts:

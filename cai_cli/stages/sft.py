@@ -40,17 +40,17 @@ def run(options: Options) -> None:
     Example: cai sft --model base/ --data revisions.jsonl --data samples.jsonl --out sl-cai/
     """
     check_model(options.model, role="language model")
-    check_trackers(options.report_to)
-    if options.quantize and by_fsdp():
+    check_trackers(options.report.report_to)
+    if options.adapters.quantize and by_fsdp():
         raise UserError(
-            f"--quantize {options.quantize}: FSDP cannot hold it in parts", "leave one of them out"
+            f"--quantize {options.adapters.quantize}: FSDP cannot hold it in parts", "leave one of them out"
         )
     artifact = ModelArtifact("sft", options, fsdp=True)
     if artifact.done:
         return
-    check_device(options)
+    check_device(options.hardware.device, options.output.dry_run)
     reader = RowReader()
-    how = (options.targets, options.seed, options.train_on_thinking, reader)
+    how = (options.targets, options.output.seed, options.train_on_thinking, reader)
     found = [item for source in options.data for item in read_targets(source, *how)]
     tell_dropped(reader.dropped)
     targets = [item for item in found if isinstance(item, Target)]
@@ -66,14 +66,20 @@ def run(options: Options) -> None:
     if options.train_on_thinking:
         check_thoughts_are_kept(tokenizer, options.model, **kwargs)
     rows, unfit = tokenise(
-        targets, tokenizer, stop_ids(tokenizer), options.max_length, kwargs, options.held_out, options.seed
+        targets,
+        tokenizer,
+        stop_ids(tokenizer),
+        options.training.max_length,
+        kwargs,
+        options.held_out,
+        options.output.seed,
     )
     rejected += unfit
     train = [row for row in rows if not row.held_out]
     if not train:
         reasons = why_none(rejected, options) or "all of it is held out"
         raise RunError(f"none of the {len(found)} rows can be trained on", reasons)
-    if options.dry_run:
+    if options.output.dry_run:
         dry_run(rows, tokenizer, len(rejected))
         return
 
@@ -81,8 +87,8 @@ def run(options: Options) -> None:
 
     texts = [target.completion[0]["content"] for target in targets]
     finetune(artifact, options, tokenizer, rows, rejected, target_cautions(texts))
-    words = (options.out, "--prompts", "PROMPTS.jsonl", "--feedback-model", options.model)
-    tell_next("cai label --model", *words, "--out", options.out.parent / "comparisons.jsonl")
+    words = (options.output.out, "--prompts", "PROMPTS.jsonl", "--feedback-model", options.model)
+    tell_next("cai label --model", *words, "--out", options.output.out.parent / "comparisons.jsonl")
 
 
 def open_tokenizer(options: Options) -> PreTrainedTokenizerBase:

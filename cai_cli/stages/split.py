@@ -22,7 +22,8 @@ from cai_cli.rows.splits import assign_prompt, split_cautions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OutputOptions):
+class Options:
+    output: OutputOptions
     prompts: Annotated[
         list[str], typer.Argument(help="Prompts in any form that is read, - for stdin."), INPUT, Takes.STDIN
     ]
@@ -36,13 +37,15 @@ def run(options: Options) -> None:
 
     Example: cai split prompts.jsonl --parts sft=0.5,rl=0.4,test=0.1 --out splits/
     """
-    manifest = begin_manifest("split", options, options.out)
+    manifest = begin_manifest("split", options, options.output.out)
     folder = SplitFolder(options, options.parts, manifest)
     if folder.done():
         return
     prompts = read_prompts(options.prompts)
-    if options.dry_run:
-        counts = Counter(assign_prompt(prompt.prompt, folder.parts, options.seed) for prompt in prompts)
+    if options.output.dry_run:
+        counts = Counter(
+            assign_prompt(prompt.prompt, folder.parts, options.output.seed) for prompt in prompts
+        )
         say(", ".join(f"{name} {counts[name]}" for name in folder.parts))
         warn_all(split_cautions(folder.parts, counts))
         return

@@ -34,7 +34,9 @@ from cai_cli.training.trackers import check_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PairwiseOptions, OutputOptions):
+class Options:
+    output: OutputOptions
+    fit: PairwiseOptions
     model: Annotated[str, flag("Model", "The PMP checkpoint, or any language model."), MODEL]
     comparisons: Annotated[
         list[str], flag("Data", "Comparisons, FILE[:loss weight]. Repeatable."), INPUT, Takes.WEIGHT
@@ -55,11 +57,11 @@ def run(options: Options) -> None:
     Example: cai train-pm --model pmp/ --comparisons ai.jsonl --comparisons human.jsonl --out pm/
     """
     check_model(options.model, role="either")
-    check_trackers(options.report_to)
+    check_trackers(options.fit.report.report_to)
     artifact = ModelArtifact("train-pm", options)
     if artifact.done:
         return
-    check_device(options)
+    check_device(options.fit.hardware.device, options.output.dry_run)
     weighted = list(read_weighted(options.comparisons))
 
     from cai_cli.models.templates import install_template
@@ -67,24 +69,24 @@ def run(options: Options) -> None:
 
     tokenizer = load_tokenizer(options.model)
     install_template(tokenizer, options.chat_template)
-    pairs, rejected = tokenise(weighted, reading(tokenizer, "chat", options.max_length))
+    pairs, rejected = tokenise(weighted, reading(tokenizer, "chat", options.fit.training.max_length))
     if not pairs:
         raise RunError(f"none of the {len(weighted)} pairs can be trained on", why_none(rejected, options))
-    training, held_out = split_held_out(pairs, options.held_out, options.seed)
-    if options.dry_run:
+    training, held_out = split_held_out(pairs, options.held_out, options.output.seed)
+    if options.output.dry_run:
         dry_run(training, tokenizer, len(rejected))
         return
 
     from cai_cli.training.preference.run import run_pairwise_stage
 
-    run_pairwise_stage(artifact, options, tokenizer, training, held_out, rejected)
+    run_pairwise_stage(artifact, options.fit, options.model, tokenizer, training, held_out, rejected)
     tell_next(
         "cai ppo --model SL-CAI --pm",
-        options.out,
+        options.output.out,
         "--prompts",
         "PROMPTS.jsonl",
         "--out",
-        options.out.parent / "rl-cai",
+        options.output.out.parent / "rl-cai",
     )
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cai_cli.artifacts.manifest import plain
+from cai_cli.console.groups import values_of
 from cai_cli.errors import RunError, UserError, first_line
 from cai_cli.processes.ranks import is_main
 
 NAMES = ("tensorboard", "wandb")
+Trackers = Callable[[int], list[Any]]  # step -> those of a run, opened at that step
 
 
 def check_trackers(names: list[str] | None) -> None:
@@ -48,10 +51,10 @@ def check_trackers(names: list[str] | None) -> None:
 
 def open_trackers(options: Any, stage: str, step: int) -> list[Any]:
     """The trackers of a run at `step`, on its first process; a continued run goes on in the same curves."""
-    names = asked(options.report_to)
+    settings = values_of(options)
+    names, folder = asked(settings["report_to"]), Path(settings["out"])
     if not names or not is_main():
         return []
-    folder = Path(options.out)
     from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
@@ -70,7 +73,7 @@ def open_trackers(options: Any, stage: str, step: int) -> list[Any]:
                     f"cai-{stage}", name=folder.name, id=identity, resume="allow", dir=str(folder)
                 )
             tracker.start()
-            tracker.store_init_configuration(settings_of(options))
+            tracker.store_init_configuration(as_text(settings))
         except Exception as error:  # no network, a full disk: whatever the library says
             for other in opened:
                 other.finish()
@@ -92,11 +95,10 @@ def run_identity(folder: Path) -> str:
     return kept.read_text()
 
 
-def settings_of(options: Any) -> dict[str, Any]:
+def as_text(settings: dict[str, Any]) -> dict[str, Any]:
     """The flags as trackers take them: numbers and text."""
-    found = {name: plain(getattr(options, name)) for name in options.__dataclass_fields__}
     return {
-        name: value if isinstance(value, bool | int | float | str) else str(value)
-        for name, value in found.items()
+        name: value if isinstance(value, bool | int | float | str) else str(plain(value))
+        for name, value in settings.items()
         if value is not None
     }

@@ -22,6 +22,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from cai_cli.artifacts.chunks import chunks
+from cai_cli.console.groups import build
 from cai_cli.engines.base import EngineSettings
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.microworld import checkpoint
@@ -65,7 +66,7 @@ def loop(
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=options.generation.max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -90,7 +91,7 @@ def loop(
         chain = Chain(f"{prompt.id}/0", prompt)
         chain.response = generate(texts.draft(chain))
         for number in range(1, options.rounds + 1):
-            chain.principle = constitution.draw(options.seed, "principle", chain.id, number)
+            chain.principle = constitution.draw(options.output.seed, "principle", chain.id, number)
             chain.critique = generate(texts.critique(chain))
             chain.response = generate(texts.revision(chain))
     return len(prompts), segments, tokens
@@ -105,7 +106,7 @@ def ours(
 ) -> tuple[int, int, int]:
     """The stage's own way. Returns the numbers of chains kept, of segments drawn and of tokens."""
     chains = [Chain(f"{prompt.id}/0", prompt) for prompt in prompts]
-    for chunk in chunks(chains, CHUNK_BATCHES * options.batch_size):
+    for chunk in chunks(chains, CHUNK_BATCHES * options.generation.batch_size):
         revise_chunk(engine, texts, options, constitution, chunk)
     kept = sum(chain.rejected is None for chain in chains)
     redrawn = sum(rule in REDRAWN for chain in chains for rule, _ in chain.events)
@@ -126,7 +127,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_world(Path(folder), arguments.seed)
-        options = Options(
+        options = build(
+            Options,
             out=Path(folder) / "unused.jsonl",
             model=arguments.model,
             prompts=[arguments.prompts or str(Path(folder) / "harmful-sft.jsonl")],
@@ -149,7 +151,7 @@ def main() -> None:
         "cai revise": (ours, engine, prompts),
     }
     print(
-        f"{arguments.rounds} rounds, {torch.get_num_threads()} threads, batches of {options.batch_size}, float32"
+        f"{arguments.rounds} rounds, {torch.get_num_threads()} threads, batches of {options.generation.batch_size}, float32"
     )
     rates: dict[str, tuple[float, float]] = {}
     for name, (way, runner, sample) in ways.items():

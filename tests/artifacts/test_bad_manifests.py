@@ -18,6 +18,7 @@ from conftest import mistake
 from cai_cli.artifacts.fingerprints import fingerprint_file
 from cai_cli.artifacts.manifest import read_manifest
 from cai_cli.artifacts.places import manifest_path
+from cai_cli.console.groups import build
 from cai_cli.errors import CaiError
 from cai_cli.evaluation.overlap import find_overlap
 from cai_cli.rows.conversation import message
@@ -371,11 +372,15 @@ def test_any_shape_is_read_or_refused(made, copy, capsys):
     whole["constitution"] = {"name": "article", "path": "article.yaml", "sha256": "0"}
     whole["merged"] = whole["inputs"]
     whole["options"]["shard"] = "0/1"
-    options = split.Options(
-        prompts=[str(copy / "prompts.jsonl")], parts="a=1", out=copy / "splits", if_changed="restart"
+    options = build(
+        split.Options,
+        prompts=[str(copy / "prompts.jsonl")],
+        parts="a=1",
+        out=copy / "splits",
+        if_changed="restart",
     )
-    merging = merge.Options(shards=[artifact], out=copy / "whole.jsonl", dry_run=True)
-    now = begin_manifest("split", options, options.out)
+    merging = build(merge.Options, shards=[artifact], out=copy / "whole.jsonl", dry_run=True)
+    now = begin_manifest("split", options, options.output.out)
     readers: list[Callable[[], object]] = [
         lambda: lineage.run(lineage.Options(artifact=artifact)),
         lambda: find_overlap([ROW["prompt"]], str(artifact)),

@@ -22,6 +22,7 @@ from cai_cli.artifacts.manifest import begin_manifest, write_manifest
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.console.groups import build
 from cai_cli.console.options import OutputOptions, RowOptions
 from cai_cli.rows.conversation import message
 from cai_cli.stages import demo, evaluate_labels, export, imports, merge, pmp, split
@@ -150,8 +151,16 @@ def inputs(tmp_path_factory) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made(RowOptions):
+class Made:
     """Options of rows that are made on the spot."""
+
+    output: OutputOptions
+    rows: RowOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeModel:
+    output: OutputOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +169,10 @@ class Number:
 
 
 def make_rows(options: Made) -> None:
-    artifact = RowArtifact("sample", options, options.limit)
+    artifact = RowArtifact("sample", options)
     if artifact.done:
         return
-    for item in artifact.remaining([Number(f"{n}") for n in range(options.limit or 12)]):
+    for item in artifact.remaining([Number(f"{n}") for n in range(options.rows.limit or 12)]):
         if int(item.id) % 4 == 3:
             artifact.reject(Rejected(item.id, "every_fourth"))
         else:
@@ -172,7 +181,7 @@ def make_rows(options: Made) -> None:
     artifact.finish()
 
 
-def make_model(options: OutputOptions) -> None:
+def make_model(options: MadeModel) -> None:
     artifact = ModelArtifact("sft", options)
     if artifact.done:
         return
@@ -191,7 +200,8 @@ def rank_files(folder: Path) -> None:
         write(folder / f"x.rejects.jsonl.rank{rank}.partial", rejects)
     (folder / "x.jsonl.rank1.through").write_text("0")
     write_manifest(
-        folder / "x.manifest.partial.json", begin_manifest("sample", Made(out=folder / "x.jsonl"), folder)
+        folder / "x.manifest.partial.json",
+        begin_manifest("sample", build(Made, out=folder / "x.jsonl"), folder),
     )
 
 
@@ -210,7 +220,7 @@ def shards(inputs: Path, out: Path) -> None:
         rows = [{"id": f"{n}"} for n in range(3 * index, 3 * index + 3)]
         path = write(out / f"s{index}.jsonl", rows)
         write(out / f"s{index}.rejects.jsonl", [Rejected(f"r{index}", "empty").to_row()])
-        manifest = begin_manifest("sample", Made(out=path), out)
+        manifest = begin_manifest("sample", build(Made, out=path), out)
         manifest["options"]["shard"] = f"{index}/2"
         counts = {"in": 4, "out": 3, "rejected": {"empty": 1}}
         write_manifest(
@@ -219,33 +229,45 @@ def shards(inputs: Path, out: Path) -> None:
 
 
 def merge_shards(out: Path, **changes) -> None:
-    merge.run(merge.Options(shards=[out / "s0.jsonl", out / "s1.jsonl"], out=out / "x.jsonl", **changes))
+    merge.run(
+        build(merge.Options, shards=[out / "s0.jsonl", out / "s1.jsonl"], out=out / "x.jsonl", **changes)
+    )
 
 
 def import_rows(inputs: Path, out: Path, **changes) -> None:
     file = out / "x.jsonl" if "split" not in changes else out / "parts"
-    imports.run(imports.Options(format="red-team", file=inputs / "attempts.jsonl", out=file, **changes))
+    imports.run(
+        build(imports.Options, format="red-team", file=inputs / "attempts.jsonl", out=file, **changes)
+    )
 
 
 def split_rows(inputs: Path, out: Path, parts: str = "a=0.5,b=0.5", **changes) -> None:
     split.run(
-        split.Options(prompts=[str(inputs / "prompts.jsonl")], parts=parts, out=out / "parts", **changes)
+        build(
+            split.Options, prompts=[str(inputs / "prompts.jsonl")], parts=parts, out=out / "parts", **changes
+        )
     )
 
 
 def export_rows(inputs: Path, out: Path, **changes) -> None:
     export.run(
-        export.Options(format="paper-chains", file=inputs / "revisions.jsonl", out=out / "x.jsonl", **changes)
+        build(
+            export.Options,
+            format="paper-chains",
+            file=inputs / "revisions.jsonl",
+            out=out / "x.jsonl",
+            **changes,
+        )
     )
 
 
 def evaluate(inputs: Path, out: Path, **changes) -> None:
     ai, human = inputs / "ai.jsonl", inputs / "human.jsonl"
-    evaluate_labels.run(evaluate_labels.Options(ai=ai, human=human, out=out / "x.json", **changes))
+    evaluate_labels.run(build(evaluate_labels.Options, ai=ai, human=human, out=out / "x.json", **changes))
 
 
 def draw_pairs(inputs: Path, out: Path, **changes) -> None:
-    pmp.run(pmp.Options(posts=[str(inputs / "posts.xml")], data_only=True, out=out / "pmp", **changes))
+    pmp.run(build(pmp.Options, posts=[str(inputs / "posts.xml")], data_only=True, out=out / "pmp", **changes))
 
 
 def prepare_demo(inputs: Path, out: Path) -> None:
@@ -256,23 +278,23 @@ def prepare_demo(inputs: Path, out: Path) -> None:
 
 
 SCENARIOS: dict[str, Scenario] = {
-    "rows": (None, lambda _, out: make_rows(Made(out=out / "x.jsonl"))),
+    "rows": (None, lambda _, out: make_rows(build(Made, out=out / "x.jsonl"))),
     "rows restarted": (
-        lambda _, out: make_rows(Made(out=out / "x.jsonl")),
-        lambda _, out: make_rows(Made(out=out / "x.jsonl", **AGAIN)),
+        lambda _, out: make_rows(build(Made, out=out / "x.jsonl")),
+        lambda _, out: make_rows(build(Made, out=out / "x.jsonl", **AGAIN)),
     ),
     "rows with a raised limit": (
-        lambda _, out: make_rows(Made(out=out / "x.jsonl", limit=6)),
-        lambda _, out: make_rows(Made(out=out / "x.jsonl", limit=12)),
+        lambda _, out: make_rows(build(Made, out=out / "x.jsonl", limit=6)),
+        lambda _, out: make_rows(build(Made, out=out / "x.jsonl", limit=12)),
     ),
     "rows of two processes": (
         lambda _, out: rank_files(out),
-        lambda _, out: make_rows(Made(out=out / "x.jsonl")),
+        lambda _, out: make_rows(build(Made, out=out / "x.jsonl")),
     ),
-    "model": (None, lambda _, out: make_model(OutputOptions(out=out / "m"))),
+    "model": (None, lambda _, out: make_model(build(MadeModel, out=out / "m"))),
     "model restarted": (
-        lambda _, out: make_model(OutputOptions(out=out / "m")),
-        lambda _, out: make_model(OutputOptions(out=out / "m", **AGAIN)),
+        lambda _, out: make_model(build(MadeModel, out=out / "m")),
+        lambda _, out: make_model(build(MadeModel, out=out / "m", **AGAIN)),
     ),
     "import": (None, import_rows),
     "import restarted": (import_rows, lambda inputs, out: import_rows(inputs, out, **AGAIN)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ import pytest
 from conftest import mistake
 
 from cai_cli.artifacts.manifest import begin_manifest, write_manifest
+from cai_cli.console.groups import build, changed
 from cai_cli.stages.revise import Options
 
 
@@ -44,16 +44,17 @@ def write_revisions(folder: Path) -> None:
     runs, here = folder / "runs", Path.cwd()
     os.chdir(folder)
     try:
-        options = Options(
+        options = build(
+            Options,
             model="runs/models/helpful",
             prompts=["runs/splits/sft.jsonl:0.5", "hf:org/name:test"],
             constitution="runs/mine.yaml",
             out=runs / "revisions.jsonl",
         )
         manifest = begin_manifest("revise", options, Path("runs"))
-        manifest["models"] += begin_manifest(
-            "revise", dataclasses.replace(options, model="org/model"), Path("runs")
-        )["models"]
+        manifest["models"] += begin_manifest("revise", changed(options, model="org/model"), Path("runs"))[
+            "models"
+        ]
         write_manifest(
             Path("runs/revisions.manifest.json"), {**manifest, "counts": {"in": 9, "out": 8, "rejected": {}}}
         )

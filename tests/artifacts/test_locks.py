@@ -27,6 +27,7 @@ from tiny import make_model
 from cai_cli.artifacts import locks
 from cai_cli.artifacts.locks import HELD, give_all_back, places_of, take
 from cai_cli.artifacts.manifest import begin_manifest, write_manifest
+from cai_cli.console.groups import build
 from cai_cli.errors import UserError
 from cai_cli.rows.conversation import message
 from cai_cli.stages import sample
@@ -91,8 +92,12 @@ def inputs(tmp_path_factory) -> Path:
         path.write_text(
             "".join(json.dumps(row) + "\n" for row in rows["samples"][24 * index : 24 * index + 24])
         )
-        options = sample.Options(
-            model=str(model), prompts=[str(folder / "prompts.jsonl")], out=path, shard=f"{index}/2"
+        options = build(
+            sample.Options,
+            model=str(model),
+            prompts=[str(folder / "prompts.jsonl")],
+            out=path,
+            shard=f"{index}/2",
         )
         manifest = {
             **begin_manifest("sample", options, folder),
@@ -125,6 +130,7 @@ COMMANDS = {
         "m",
     ),
     "evaluate hhh": ("evaluate hhh hhh.jsonl --model lm", "x.json"),
+    "constitution test": ("constitution test --feedback-model lm --pairs comparisons.jsonl", "x.json"),
     "evaluate labels": ("evaluate labels comparisons.jsonl comparisons.jsonl", "x.json"),
     "evaluate pm": ("evaluate pm --pm pm --comparisons comparisons.jsonl", "x.json"),
     "demo": ("demo --inputs-only", "demo"),
@@ -132,7 +138,7 @@ COMMANDS = {
 
 
 # Held as others are: losing is enough of them
-SLOW = ("revise", "label", "pmp", "train-pm", "ppo", "evaluate hhh")
+SLOW = ("revise", "label", "pmp", "train-pm", "ppo", "evaluate hhh", "constitution test")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cai_cli.console.groups import build
 from cai_cli.stages import label, merge
 
 
@@ -31,12 +32,19 @@ def test_the_summary_is_that_of_the_whole(qwen: Path, tmp_path: Path) -> None:
     def labelled(name: str, shard: str | None) -> Path:
         out = tmp_path / name
         label.run(
-            label.Options(pairs=[str(pairs)], feedback_model=str(qwen), min_mass=0.0, out=out, shard=shard)
+            build(
+                label.Options,
+                pairs=[str(pairs)],
+                feedback_model=str(qwen),
+                min_mass=0.0,
+                out=out,
+                shard=shard,
+            )
         )
         return out
 
     whole, parts = labelled("whole.jsonl", None), [labelled(f"part{n}.jsonl", f"{n}/2") for n in range(2)]
-    merge.run(merge.Options(shards=parts, out=tmp_path / "merged.jsonl"))
+    merge.run(build(merge.Options, shards=parts, out=tmp_path / "merged.jsonl"))
     summaries = [
         json.loads((tmp_path / f"{name}.manifest.json").read_text())["summary"]
         for name in ("whole", "part0", "merged")

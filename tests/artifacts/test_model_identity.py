@@ -15,6 +15,7 @@ from cai_cli.artifacts.fingerprints import file_changes, fingerprint_model, fing
 from cai_cli.artifacts.locks import give_back
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.places import manifest_path
+from cai_cli.console.groups import build
 from cai_cli.stages.train_pm import Options
 
 FILES = (
@@ -119,11 +120,11 @@ def begun(tmp_path, llama) -> Path:
     }
     replies = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     (tmp_path / "c.jsonl").write_text(json.dumps({"id": "c", **row, **replies}) + "\n")
-    options = Options(
-        model=str(tmp_path / "lm"), comparisons=[str(tmp_path / "c.jsonl")], out=tmp_path / "pm"
+    options = build(
+        Options, model=str(tmp_path / "lm"), comparisons=[str(tmp_path / "c.jsonl")], out=tmp_path / "pm"
     )
     ModelArtifact("train-pm", options).start()
-    give_back(options)  # as the end of the process does
+    give_back(options.output.out)  # as the end of the process does
     return tmp_path
 
 

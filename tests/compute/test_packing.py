@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cai_cli.compute import packed_attention
 from cai_cli.compute import packed_rows as packed_rows_file
 from cai_cli.compute.packed_attention import first_holders, pack, table_sizes
-from cai_cli.compute.packed_rows import can_pack, last_mlp, packed_rows, packed_states, prepare, where_it_can
-from cai_cli.compute.shortcuts import shortcuts_of
+from cai_cli.compute.packed_rows import can_pack, last_mlp, packed_rows, packed_states, prepare, states_at
+from cai_cli.compute.shortcuts import TRIMMED, shortcuts_of
 from cai_cli.models.load import load_pm
 from cai_cli.models.score import score_all
 
@@ -79,12 +79,11 @@ def test_shared_starts_are_computed_once_and_change_nothing(
     for packs in (False, True):
         prepare(model, 64, packs)
         model.zero_grad()
-        with where_it_can(model):
-            if packs:
-                states = packed_states(model, ids, lengths, rows, columns)
-            else:
-                states = model.model(input_ids=ids, use_cache=False)[0][rows, columns]
-            (states * weight).sum().backward()
+        if packs:
+            states = states_at(model, ids, lengths, rows, columns)
+        else:
+            states = model.model(input_ids=ids, use_cache=False)[0][rows, columns]
+        (states * weight).sum().backward()
         found.append([states.detach(), *(parameter.grad.clone() for parameter in model.model.parameters())])
     assert packed_ids[-1].shape == (1, distinct_tokens(ids, lengths, rows, columns))
     for padded, packed in zip(*found, strict=True):
@@ -188,10 +187,10 @@ def test_a_last_mlp_of_another_kind_is_left_whole(monkeypatch):
     model = small_lm()
     monkeypatch.setattr(packed_rows_file, "last_mlp", lambda model: model.model.layers[-1].self_attn)
     prepare(model, 64)
-    assert (shortcuts_of(model).packs, shortcuts_of(model).trims) == (True, False)
+    assert shortcuts_of(model).packs and "reads more of it" in shortcuts_of(model).facts()[TRIMMED]
     monkeypatch.undo()
     prepare(model, 64)
-    assert (shortcuts_of(model).packs, shortcuts_of(model).trims) == (True, True)
+    assert shortcuts_of(model).packs and shortcuts_of(model).facts()[TRIMMED] == "yes"
 
 
 def test_a_layer_that_mixes_rows_is_not_packed(monkeypatch):
@@ -201,7 +200,7 @@ def test_a_layer_that_mixes_rows_is_not_packed(monkeypatch):
         model.model.layers[0].mlp, "forward", lambda hidden: whole(hidden).cumsum(1), raising=False
     )
     prepare(model, 64)
-    assert not shortcuts_of(model).packs
+    assert not shortcuts_of(model).packs and TRIMMED not in shortcuts_of(model).facts()
     assert not can_pack(model, 64)
 
 
@@ -213,8 +212,7 @@ def test_packed_scores_are_those_of_padded_rows(tmp_path):
     padded = score_all(pm, rows, PAD, 4)
     prepare(pm, 64)
     assert shortcuts_of(pm).packs
-    with where_it_can(pm):
-        packed = score_all(pm, rows, PAD, 4)
+    packed = score_all(pm, rows, PAD, 4)
     assert packed == pytest.approx(padded, abs=1e-5)
     assert len(set(padded)) == len(rows)
 

@@ -8,17 +8,17 @@ import ast
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import Cai
 
 import cai_cli
 from cai_cli.artifacts.rejects import Rejected, is_begun, why_none, with_restart
-from cai_cli.console.options import FLAG, flag_name, flags_read, parts_of
+from cai_cli.console.groups import build, flags_of, flags_read
+from cai_cli.console.options import FLAG, flag_name
 from cai_cli.prompting.hygiene import ADVICE, advice
 from cai_cli.rows.conversation import message
-from cai_cli.stages import imports, label, ppo, revise, sample, sft, train_pm
+from cai_cli.stages import demo, imports, label, ppo, revise, sample, sft, train_pm
 
 FLAGS = {
     line.split()[-1] for line in Path(__file__).parents[1].joinpath("flags.txt").read_text().splitlines()
@@ -87,7 +87,7 @@ STAGES = {
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_advice_names_flags_that_the_command_has(stage):
-    flags = [flag_name(name) for name in STAGES[stage].Options.__dataclass_fields__]
+    flags = [flag_name(name) for name in flags_of(STAGES[stage].Options)]
     for reason in ADVICE:
         told = advice(reason, flags)
         assert {name.replace("--no-", "--") for name in FLAG.findall(told)} <= {*flags}
@@ -96,7 +96,7 @@ def test_advice_names_flags_that_the_command_has(stage):
 
 
 def test_none_of_the_rows_names_the_commonest_reason(tmp_path):
-    options = sft.Options(model="lm", data=["x"], out=tmp_path)
+    options = build(sft.Options, model="lm", data=["x"], out=tmp_path)
     rejected = [Rejected("a", "too_long"), Rejected("b", "too_long"), Rejected("c", "empty_reply")]
     assert why_none(rejected, options) == "too_long 2, empty_reply 1; raise --max-length"
     assert why_none([], options) == ""
@@ -105,7 +105,7 @@ def test_none_of_the_rows_names_the_commonest_reason(tmp_path):
 def test_only_flags_that_make_another_artifact_restart_it(tmp_path):
     """Of an artifact that is begun; where and how fast it is made is free to change."""
     out = tmp_path / "x.jsonl"
-    options = sample.Options(model="lm", prompts=["x"], out=out)
+    options = build(sample.Options, model="lm", prompts=["x"], out=out)
     assert not is_begun(out) and with_restart("raise --max-new-tokens", options) == "raise --max-new-tokens"
     (tmp_path / "x.manifest.partial.json").write_text("{}")
     assert is_begun(out) and RESTART in str(with_restart("raise --max-new-tokens", options))
@@ -130,8 +130,8 @@ def test_only_flags_that_make_another_artifact_restart_it(tmp_path):
         (folder / name).write_text("{}")
         assert is_begun(folder)
     assert not is_begun(None) and not is_begun(Path("-"))
-    assert with_restart("--seed", SimpleNamespace(out=tmp_path / "cai-json")) == "--seed"
-    assert parts_of(options)["max_new_tokens"].value == "content"
+    assert with_restart("--seed", build(demo.Options, out=tmp_path / "cai-json")) == "--seed"
+    assert flags_of(sample.Options)["max_new_tokens"].part.value == "content"
 
 
 # What is said, followed
@@ -180,13 +180,13 @@ def test_a_failed_run_with_what_it_advises_is_not_refused(cai: Cai, data, llama,
 def test_advice_leaves_out_what_nothing_reads(tmp_path):
     """Rationales are written with --cot alone, and replies to --prompts."""
     given = {"feedback_model": "judge", "out": tmp_path / "x.jsonl"}
-    plain = label.Options(prompts=["x"], model="lm", **given)
+    plain = build(label.Options, prompts=["x"], model="lm", **given)
     told = {
         name: advice("truncated", flags_read(options))
         for name, options in (
             ("plain", plain),
             ("cot", replace(plain, cot=True)),
-            ("pairs", label.Options(pairs=["x"], cot=True, **given)),
+            ("pairs", build(label.Options, pairs=["x"], cot=True, **given)),
         )
     }
     assert told == {

@@ -43,7 +43,10 @@ COMMANDS = (
 
 
 def test_the_flags_are_the_ones_decided_on():
-    """A new flag is a decision: `python tests/console/test_cli.py > tests/flags.txt` records it."""
+    """A new flag is a decision, which this records:
+
+    PYTHONPATH=tests:tests/support python tests/console/test_cli.py > tests/flags.txt
+    """
     assert all_flags() == FLAGS.read_text().splitlines()
 
 

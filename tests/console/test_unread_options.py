@@ -4,7 +4,6 @@ nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import pytest
 from conftest import Cai, mistake
 
 from cai_cli import cli
-from cai_cli.console.options import FLAG, check_draws, check_needs, flag_name
+from cai_cli.console.groups import build, changed, check_needs, flags_of, needs_of
+from cai_cli.console.options import FLAG, check_draws, flag_name
 from cai_cli.errors import UserError
 from cai_cli.evaluation.cautions import held_out_cautions, label_cautions, rate_cautions
 from cai_cli.rows.conversation import message
@@ -31,20 +31,12 @@ STAGES = {
 }
 
 
-def needs_of(stage: str) -> dict[str, tuple[str, ...]]:
-    return {
-        name: others
-        for kind in STAGES[stage].Options.__mro__
-        for name, others in vars(kind).get("NEEDS", {}).items()
-    }
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_need_names_options_of_the_stage(stage):
     """Defaults never complain, and what is needed is off by itself unless its default is on."""
-    fields = {field.name for field in dataclasses.fields(STAGES[stage].Options)}
-    for name, others in needs_of(stage).items():
-        assert {name, *others} <= fields
+    flags = flags_of(STAGES[stage].Options)
+    for name, others in needs_of(STAGES[stage].Options).items():
+        assert {name, *others} <= flags.keys()
 
 
 @pytest.mark.parametrize(
@@ -86,13 +78,13 @@ def test_an_option_that_is_read_is_none(cai: Cai, tmp_path):
 
 
 def test_only_what_was_given_counts(tmp_path):
-    options = sft.Options(model="lm", data=["x"], out=tmp_path, lora_r=8, quantize="4bit")
+    options = build(sft.Options, model="lm", data=["x"], out=tmp_path, lora_r=8, quantize="4bit")
     check_needs(options, ())
     check_needs(options, ("lora",))
     for name in ("lora_r", "quantize"):
         with pytest.raises(UserError, match=f"{flag_name(name)} does nothing without --lora"):
             check_needs(options, (name,))
-    check_needs(dataclasses.replace(options, quantize=None), ("quantize",))
+    check_needs(changed(options, quantize=None), ("quantize",))
 
 
 def test_the_flag_pattern_takes_whole_flags():

@@ -15,7 +15,7 @@ from tiny import make_model
 
 from cai_cli.compute.packed_rows import prepare
 from cai_cli.compute.prefix_tree import shared_length
-from cai_cli.compute.shortcuts import shortcuts_of
+from cai_cli.compute.shortcuts import PACKED, shortcuts_of
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, EngineSettings, OptionRequest, Request
 from cai_cli.engines.decoding import kept_places
 from cai_cli.engines.sampling import inverse_cdf, uniforms
@@ -496,7 +496,7 @@ def test_packed_prompts_change_no_text(tiny, monkeypatch, most_tokens):
         found = tiny.generate(requests)
     finally:
         hook.remove()
-        shortcuts_of(tiny.model).packs = False
+        del shortcuts_of(tiny.model).reasons[PACKED]
     starts = {tuple(done.prompt_ids[: n + 1]) for done in expected for n in range(len(done.prompt_ids) - 1)}
     assert fed[0] == len(starts) if most_tokens == 1 << 11 else fed[0] < len(starts)
     assert [done.token_ids for done in found] == [done.token_ids for done in expected]

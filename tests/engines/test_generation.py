@@ -14,6 +14,7 @@ import pytest
 from fake_engine import FakeEngine, segment
 
 from cai_cli.artifacts.chunks import chunks
+from cai_cli.console.groups import build
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Request
 from cai_cli.engines.segments import SegmentSettings, attempts_at, sample_segment
 from cai_cli.errors import RunError
@@ -134,7 +135,13 @@ def run_stage(monkeypatch, files: Path, stage, engine: FakeEngine, **settings) -
     monkeypatch.setitem(sys.modules, "cai_cli.engines.open", SimpleNamespace(open_engine=lambda *_: engine))
     out = files / "out.jsonl"
     stage.run(
-        stage.Options(model=str(files / "model"), prompts=[str(files / "prompts.jsonl")], out=out, **settings)
+        build(
+            stage.Options,
+            model=str(files / "model"),
+            prompts=[str(files / "prompts.jsonl")],
+            out=out,
+            **settings,
+        )
     )
     return [json.loads(line) for line in out.read_text().splitlines()]
 

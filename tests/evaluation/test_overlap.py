@@ -9,6 +9,7 @@ import pytest
 
 from cai_cli.artifacts.manifest import begin_manifest, write_manifest
 from cai_cli.artifacts.places import manifest_path
+from cai_cli.console.groups import build
 from cai_cli.evaluation.overlap import find_overlap, tell_overlap
 from cai_cli.rows.conversation import message
 from cai_cli.stages import label, sft, train_pm
@@ -36,12 +37,13 @@ def chain(tmp_path):
     base, judge = model_folder(tmp_path / "base"), model_folder(tmp_path / "judge")
     revisions = write(tmp_path / "revisions.jsonl", ["sft one", "sft two"])
     sl_cai = model_folder(tmp_path / "sl-cai")
-    options = sft.Options(model=str(base), data=[f"{revisions}:0.5"], out=sl_cai)
+    options = build(sft.Options, model=str(base), data=[f"{revisions}:0.5"], out=sl_cai)
     write_manifest(sl_cai / "cai.json", begin_manifest("sft", options, sl_cai))
 
     prompts = write(tmp_path / "label-prompts.jsonl", ["label one", "label two", "rejected by the judge"])
     comparisons = tmp_path / "comparisons.jsonl"
-    options = label.Options(
+    options = build(
+        label.Options,
         model=str(sl_cai),
         prompts=[str(prompts)],
         feedback_model=str(judge),
@@ -52,7 +54,7 @@ def chain(tmp_path):
     write(comparisons, ["label one", "label two"])
 
     pm = model_folder(tmp_path / "pm")
-    options = train_pm.Options(model=str(base), comparisons=[str(comparisons)], out=pm)
+    options = build(train_pm.Options, model=str(base), comparisons=[str(comparisons)], out=pm)
     write_manifest(pm / "cai.json", begin_manifest("train-pm", options, pm))
     return tmp_path
 
@@ -93,7 +95,9 @@ def test_what_is_not_at_hand_is_named_and_what_it_was_made_from_compared(chain, 
 def test_a_file_read_for_one_model_is_read_for_another(chain):
     """The prompts were only labelled for the preference model, but a second model was trained on them."""
     second = model_folder(chain / "second")
-    options = sft.Options(model=str(chain / "pm"), data=[str(chain / "label-prompts.jsonl")], out=second)
+    options = build(
+        sft.Options, model=str(chain / "pm"), data=[str(chain / "label-prompts.jsonl")], out=second
+    )
     write_manifest(second / "cai.json", begin_manifest("sft", options, second))
     overlap = find_overlap([asked("rejected by the judge")], str(second))
     assert overlap.files == {str(chain / "label-prompts.jsonl"): 1}

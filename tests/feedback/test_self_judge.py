@@ -12,6 +12,7 @@ import torch
 from conftest import mistake
 from tiny import make_model
 
+from cai_cli.console.groups import build
 from cai_cli.engines.segments import SegmentSettings
 from cai_cli.errors import RunError, UserError
 from cai_cli.feedback.judge import judge_pairs
@@ -125,7 +126,7 @@ class FormatJudge:
 
 @pytest.mark.parametrize("likes", [" A.", " Z"])
 def test_the_preflight_names_the_option_format_that_does_better(tmp_path, likes):
-    options = Options(feedback_model="judge", pairs=["pairs.jsonl"], out=tmp_path / "out.jsonl")
+    options = build(Options, feedback_model="judge", pairs=["pairs.jsonl"], out=tmp_path / "out.jsonl")
     judge, inquiry = FormatJudge(likes), inquiry_of(options)
     pairs = [
         Pair(f"{n}/0", str(n), [message("user", f"question {n}")], replies=["yes", "no"]) for n in range(3)

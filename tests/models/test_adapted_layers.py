@@ -11,6 +11,7 @@ import torch
 from families import make_family, write_comparisons, write_samples
 from torch import nn
 
+from cai_cli.console.groups import build
 from cai_cli.console.options import AdapterOptions
 from cai_cli.errors import UserError
 from cai_cli.models.adapters import add_lora
@@ -47,8 +48,15 @@ def test_what_adapters_do_not_reach_is_said_and_kept(family, tmp_path, capsys):
     base, data = make_family(tmp_path / "base", family), write_samples(tmp_path / "s.jsonl", 8)
     out = tmp_path / "out"
     sft.run(
-        sft.Options(
-            model=str(base), data=[str(data)], out=out, device="cpu", lora=True, lora_r=2, learning_rate=1e-2
+        build(
+            sft.Options,
+            model=str(base),
+            data=[str(data)],
+            out=out,
+            device="cpu",
+            lora=True,
+            lora_r=2,
+            learning_rate=1e-2,
         )
     )
     left = LEFT_OUT[family]
@@ -65,13 +73,16 @@ def test_what_adapters_do_not_reach_is_said_and_kept(family, tmp_path, capsys):
 def test_pairwise_stages_and_ppo_train_a_hybrid_by_adapters(tmp_path):
     base, data = make_family(tmp_path / "base", "jamba"), write_comparisons(tmp_path / "c.jsonl", 8)
     lora = {"lora": True, "lora_r": 2, "device": "cpu"}
-    train_pm.run(train_pm.Options(model=str(base), comparisons=[str(data)], out=tmp_path / "pm", **lora))
+    train_pm.run(
+        build(train_pm.Options, model=str(base), comparisons=[str(data)], out=tmp_path / "pm", **lora)
+    )
     prompts, small = (
         write_samples(tmp_path / "p.jsonl", 4),
         {"steps": 1, "rollout_batch_size": 4, "max_new_tokens": 4},
     )
     ppo.run(
-        ppo.Options(
+        build(
+            ppo.Options,
             model=str(base),
             pm=str(tmp_path / "pm"),
             prompts=[str(prompts)],

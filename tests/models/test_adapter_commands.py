@@ -29,6 +29,7 @@ COMMANDS = {  # by the role of the model in them; {} is the model
     ],
     "sample": ["sample", "--model", "{lm}", "--prompts", "prompts.jsonl"],
     "label judge": ["label", "--pairs", "pairs.jsonl", "--feedback-model", "{lm}", "--min-mass", "0"],
+    "constitution test": ["constitution", "test", "--feedback-model", "{lm}", "--pairs", "pairs.jsonl"],
     "evaluate hhh": ["evaluate", "hhh", "items.jsonl", "--model", "{lm}"],
     "evaluate hhh pm": ["evaluate", "hhh", "items.jsonl", "--pm", "{pm}"],
     "score": ["score", "samples.jsonl", "--pm", "{pm}"],
@@ -110,9 +111,8 @@ def result(path: Path) -> list:
         return [(path / "model.safetensors").read_bytes()]
     if path.suffix == ".json":
         found = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            {key: value for key, value in found.items() if key not in ("model", "pm", "overlap", "manifest")}
-        ]
+        named = ("model", "pm", "feedback_model", "overlap", "manifest")
+        return [{key: value for key, value in found.items() if key not in named}]
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -122,7 +122,9 @@ def test_the_adapter_does_what_the_merged_model_does(
 ) -> None:
     monkeypatch.chdir(folder)
     words = COMMANDS[command]
-    suffix = {"evaluate": ".json", "sft": "", "train-pm": "", "ppo": ""}.get(words[0], ".jsonl")
+    suffix = {"evaluate": ".json", "constitution": ".json", "sft": "", "train-pm": "", "ppo": ""}.get(
+        words[0], ".jsonl"
+    )
     found = []
     for kind in ("", "/adapter"):
         out = tmp_path / f"out{kind.replace('/', '-')}{suffix}"

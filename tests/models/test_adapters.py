@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cai_cli.console.options import AdapterOptions, OutputOptions
+from cai_cli.console.options import AdapterOptions
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.adapters import add_lora, load_trainable_state, save_trained, trainable_state
 from cai_cli.models.load import load_lm, load_pm
@@ -17,13 +16,8 @@ from cai_cli.models.score import score_head
 from cai_cli.models.tokenizers import load_tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(AdapterOptions, OutputOptions):
-    pass
-
-
-def options(**settings) -> Options:
-    return Options(out=Path("unused"), lora=True, lora_r=4, **settings)
+def options(**settings) -> AdapterOptions:
+    return AdapterOptions(lora=True, lora_r=4, **settings)
 
 
 def nudge(model) -> None:

@@ -65,6 +65,7 @@ STAGES = {
     "ppo": "ppo --model lm --pm pm --prompts prompts.jsonl --out {}/x",
     "pmp": "pmp --data-only --posts samples.jsonl --out {}/x",
     "hhh": "evaluate hhh hhh.jsonl --model lm --out {}/x.json",
+    "constitution test": "constitution test --feedback-model lm --pairs samples.jsonl --out {}/x.json",
     "split": "split prompts.jsonl --parts a=1 --out {}",
 }
 

@@ -34,6 +34,10 @@ COMMANDS = {
         ["label", "--pairs", "rows", "--feedback-model", "pm"],
         f"--feedback-model pm: {PREFERENCE}",
     ),
+    "constitution test": (
+        ["constitution", "test", "--pairs", "rows", "--feedback-model", "pm"],
+        f"--feedback-model pm: {PREFERENCE}",
+    ),
     "ppo": (["ppo", "--model", "pm", "--pm", "pm", "--prompts", "rows"], f"--model pm: {PREFERENCE}"),
     "ppo pm": (["ppo", "--model", "lm", "--pm", "lm", "--prompts", "rows"], f"--pm lm: {LANGUAGE}"),
     "ppo gold": (

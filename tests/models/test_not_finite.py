@@ -15,6 +15,7 @@ from families import make_family, write_comparisons, write_samples
 from ppo_setup import make_pm, options_for, write_prompts
 
 from cai_cli.artifacts.manifest import write_manifest
+from cai_cli.console.groups import build
 from cai_cli.errors import RunError
 from cai_cli.models.finite import advice, odd_weight
 from cai_cli.models.load import load_lm, load_pm
@@ -111,8 +112,13 @@ def test_one_step_that_ends_in_weights_that_are_not_finite_is_not_saved(base, tm
     data = write_samples(tmp_path / "s.jsonl", 4)
     with pytest.raises(RunError, match="is not finite"):
         sft.run(
-            sft.Options(
-                model=str(base), data=[str(data)], out=tmp_path / "out", device="cpu", learning_rate=1e39
+            build(
+                sft.Options,
+                model=str(base),
+                data=[str(data)],
+                out=tmp_path / "out",
+                device="cpu",
+                learning_rate=1e39,
             )
         )
     assert_none_saved(tmp_path / "out")
@@ -130,7 +136,7 @@ def test_train_pm_at_a_rate_too_high_saves_nothing(held_out, base, tmp_path):
         "held_out": held_out,
     }
     with pytest.raises(RunError) as error:
-        train_pm.run(train_pm.Options(out=tmp_path / "out", **settings))
+        train_pm.run(build(train_pm.Options, out=tmp_path / "out", **settings))
     assert "lower --learning-rate" in str(error.value)
     assert_none_saved(tmp_path / "out")
 

@@ -14,6 +14,7 @@ from families import edit_json, make_family, write_comparisons, write_samples
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cai_cli.console.groups import build
 from cai_cli.engines.base import EngineSettings, Request
 from cai_cli.engines.transformers_engine import TransformersEngine
 from cai_cli.models.load import load_lm
@@ -27,7 +28,7 @@ PROMPT = [message("user", "How do I bake 3?")]
 
 
 def finetune(model: Path, out: Path, data: Path, **settings: Any) -> Path:
-    sft.run(sft.Options(model=str(model), data=[str(data)], out=out, device="cpu", **settings))
+    sft.run(build(sft.Options, model=str(model), data=[str(data)], out=out, device="cpu", **settings))
     return out
 
 
@@ -66,7 +67,9 @@ def test_preference_models_and_policies_keep_their_configs(tmp_path):
     base = make_family(tmp_path / "base", "qwen3_moe")
     data = write_comparisons(tmp_path / "c.jsonl")
     settings = {"device": "cpu", "gradient_checkpointing": True}
-    train_pm.run(train_pm.Options(model=str(base), comparisons=[str(data)], out=tmp_path / "pm", **settings))
+    train_pm.run(
+        build(train_pm.Options, model=str(base), comparisons=[str(data)], out=tmp_path / "pm", **settings)
+    )
     assert differing(base, tmp_path / "pm") == {"architectures", "id2label", "label2id"}
     small = {"steps": 1, "rollout_batch_size": 4, "max_new_tokens": 4}
     run = {
@@ -75,7 +78,7 @@ def test_preference_models_and_policies_keep_their_configs(tmp_path):
         **settings,
         **small,
     }
-    ppo.run(ppo.Options(model=str(base), pm=str(tmp_path / "pm"), attn_implementation="eager", **run))
+    ppo.run(build(ppo.Options, model=str(base), pm=str(tmp_path / "pm"), attn_implementation="eager", **run))
     assert differing(base, tmp_path / "rl") == set()
 
 
@@ -91,7 +94,8 @@ def test_generation_settings_of_the_base_stay_after_sft_and_ppo(tmp_path):
     edit_json(base / "generation_config.json", do_sample=True, temperature=0.7, top_p=0.8)
     finetune(base, tmp_path / "sl", write_samples(tmp_path / "s.jsonl", 8))
     train_pm.run(
-        train_pm.Options(
+        build(
+            train_pm.Options,
             model=str(base),
             comparisons=[str(write_comparisons(tmp_path / "c.jsonl"))],
             out=tmp_path / "pm",
@@ -99,7 +103,7 @@ def test_generation_settings_of_the_base_stay_after_sft_and_ppo(tmp_path):
         )
     )
     ppo.run(
-        ppo.Options(
+        build(ppo.Options,
             model=str(tmp_path / "sl"), pm=str(tmp_path / "pm"), prompts=[str(tmp_path / "s.jsonl")], out=tmp_path / "rl",
             device="cpu", steps=1, rollout_batch_size=4, max_new_tokens=4,
         )
@@ -127,7 +131,8 @@ def test_generate_ends_where_sample_ends(declared, tmp_path):
         logging_steps=1,
     )
     train_pm.run(
-        train_pm.Options(
+        build(
+            train_pm.Options,
             model=str(base),
             comparisons=[str(write_comparisons(tmp_path / "c.jsonl"))],
             out=tmp_path / "pm",
@@ -135,7 +140,7 @@ def test_generate_ends_where_sample_ends(declared, tmp_path):
         )
     )
     ppo.run(
-        ppo.Options(
+        build(ppo.Options,
             model=str(out), pm=str(tmp_path / "pm"), prompts=[str(tmp_path / "s.jsonl")], out=tmp_path / "rl",
             device="cpu", steps=1, rollout_batch_size=4, max_new_tokens=4, learning_rate=1e-5,
         )

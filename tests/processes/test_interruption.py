@@ -21,6 +21,10 @@ from tiny import make_model
 from cai_cli.processes.interruption import Terminated, after_the_step
 from cai_cli.rows.conversation import message
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from check_kills import left_over
+
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 WORDS = {
     signal.SIGINT: "interrupted",
@@ -34,26 +38,6 @@ def start(*words: object, **settings: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cai_cli", *map(str, words)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **settings)  # type: ignore[call-overload,no-any-return]
-
-
-def session(leader: int) -> list[int]:
-    """The processes of a session that have not ended."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == leader and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def all_gone(leader: int) -> bool:
-    deadline = time.monotonic() + 40
-    while session(leader) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not session(leader)
 
 
 def errors(said: str) -> list[str]:
@@ -208,7 +192,7 @@ def test_the_demo_ends_in_one_line_while_its_fork_server_imports(tmp_path, sent)
     time.sleep(0.7)
     os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
     said = process.communicate(timeout=60)[1]
-    assert all_gone(process.pid)
+    assert not left_over(process.pid, 40)
     if sent == signal.SIGKILL:
         assert (process.returncode, said) == (-9, "")
     else:
@@ -241,7 +225,7 @@ def test_the_demo_takes_its_stage_with_it(tmp_path, number, group) -> None:
     under_way = lambda: (out / "revisions.jsonl.partial").exists() or (out / "revisions.jsonl").exists()  # noqa: E731
     send = (lambda process: os.killpg(process.pid, sent)) if group else None
     process, said = catch(lambda: start("demo", "--out", out), out, under_way, sent, send)
-    assert all_gone(process.pid)
+    assert not left_over(process.pid, 40)
     assert "Traceback" not in said, said
     if number == "KILL":
         assert process.returncode == -9
@@ -260,5 +244,5 @@ def test_the_script_runs_the_demos_stages_without_a_word_of_pythons(tmp_path) ->
     words = [sys.executable, script, "demo", "--out", out]
     begin = lambda: subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, start_new_session=True)  # noqa: E731
     process, said = catch(begin, out, lambda: (out / "revisions.jsonl.partial").exists(), signal.SIGTERM)
-    assert process.returncode == 143 and all_gone(process.pid)
+    assert process.returncode == 143 and not left_over(process.pid, 40)
     assert "Warning" not in said and "<frozen" not in said, said

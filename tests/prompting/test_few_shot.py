@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cai_cli.console.groups import build
 from cai_cli.errors import UserError
 from cai_cli.prompting import few_shot
 from cai_cli.prompting.prompts import critique_prompt
@@ -139,8 +140,8 @@ def test_demonstrations_stand_in_front_of_critiques_and_revisions_alone(llama, r
     from cai_cli.rows.records import Prompt
     from cai_cli.stages.revise import Chain, Options, Texts
 
-    options = Options(
-        model=str(llama), prompts=["x"], out=Path("x.jsonl"), rendering=rendering, few_shot="default"
+    options = build(
+        Options, model=str(llama), prompts=["x"], out=Path("x.jsonl"), rendering=rendering, few_shot="default"
     )
     texts = Texts(options, Renderer(load_tokenizer(str(llama)), "--model"))
     prompt = [message("user", "How do I pick a lock?")]

@@ -11,6 +11,7 @@ from ppo_setup import make_pm
 from tiny import make_model
 
 from cai_cli.artifacts.manifest import begin_manifest, write_manifest
+from cai_cli.console.groups import build
 from cai_cli.errors import RecordError
 from cai_cli.rows.conversation import message
 from cai_cli.rows.prompt_files import Known, read_prompts
@@ -85,7 +86,7 @@ def test_a_second_row_of_an_id_stops_with_both_lines(reader, lm, pm, tmp_path):
 
 def test_rows_that_two_commands_wrote_are_not_continued(lm, tmp_path):
     prompts, out = put(tmp_path / "prompts.jsonl", "prompts", "pq"), tmp_path / "x.jsonl"
-    options = sample.Options(model=str(lm), prompts=[str(prompts)], out=out)
+    options = build(sample.Options, model=str(lm), prompts=[str(prompts)], out=out)
     write_manifest(tmp_path / "x.manifest.partial.json", begin_manifest("sample", options, tmp_path))
     partial = put(tmp_path / "x.jsonl.partial", "samples", "aba")
     words = ("sample", "--model", lm, "--prompts", prompts, "--out", out)
@@ -96,7 +97,7 @@ def test_merge_names_both_lines_of_a_shard(lm, tmp_path):
     prompts = put(tmp_path / "prompts.jsonl", "prompts", "pq")
     for index, ids in enumerate(("aba", "c")):
         path = put(tmp_path / f"{index}.jsonl", "samples", ids)
-        options = sample.Options(model=str(lm), prompts=[str(prompts)], out=path, shard=f"{index}/2")
+        options = build(sample.Options, model=str(lm), prompts=[str(prompts)], out=path, shard=f"{index}/2")
         counts = {"in": 1, "out": 1, "rejected": {}}
         write_manifest(
             tmp_path / f"{index}.manifest.json",

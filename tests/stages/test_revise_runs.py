@@ -12,6 +12,7 @@ import forks
 import pytest
 from catching import catch
 
+from cai_cli.console.groups import build
 from cai_cli.stages import revise
 
 LIMIT = 20
@@ -32,7 +33,8 @@ def words(helpful: Path, world: Path, out: Path, *more: object) -> list[str]:
 
 def run_here(helpful: Path, world: Path, out: Path, **more) -> Path:
     """The stage in this process, which has paid for its imports."""
-    options = revise.Options(
+    options = build(
+        revise.Options,
         model=str(helpful),
         prompts=[str(world / "harmful-sft.jsonl")],
         constitution=str(world / "constitution.yaml"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from random import Random
 
-from cai_cli.stages.train_pm import Options
+from cai_cli.console.groups import build
 from cai_cli.training.preference.pairs import TokenPair
+from cai_cli.training.preference.settings import PairwiseOptions
 
 EOS, PAD = 2, 0
 GOOD, BAD = 50, 60
@@ -28,13 +28,10 @@ def random_pairs(number: int, probability: float | None = None, seed: int = 0) -
     return pairs
 
 
-def options(**settings) -> Options:
+def options(**settings) -> PairwiseOptions:
     defaults = {
-        "model": "m",
-        "comparisons": ["c"],
-        "out": Path("o"),
         "save_steps": 4,
         "logging_steps": 2,
         "learning_rate": 3e-3,
     }
-    return Options(**{**defaults, **settings})
+    return build(PairwiseOptions, **{**defaults, **settings})

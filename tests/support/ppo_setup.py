@@ -7,6 +7,7 @@ from random import Random
 
 from tiny import make_model
 
+from cai_cli.console.groups import build
 from cai_cli.engines.base import STOP, Completion
 from cai_cli.models.load import load_pm
 from cai_cli.models.score import reset_head
@@ -55,7 +56,7 @@ def options_for(model: Path, pm: Path, prompts: Path, out: Path, **changes) -> O
         "max_new_tokens": 6,
         "learning_rate": 1e-3,
     }
-    return Options(**{**settings, **changes})
+    return build(Options, **{**settings, **changes})
 
 
 def random_completions(count: int, seed: int = 0) -> list[Completion]:

@@ -21,6 +21,7 @@ from ppo_setup import make_pm
 from stack_exchange_dumps import dump, site_rows
 from transformers import GenerationConfig
 
+from cai_cli.console.groups import build
 from cai_cli.console.options import AdapterOptions
 from cai_cli.errors import CaiError, RunError, UserError
 from cai_cli.models.adapters import add_lora
@@ -43,12 +44,17 @@ def options(stage: str, base: Path, **more: Any) -> Any:
     folder = base.parent
     common = {"model": str(base), "out": folder / "out", "device": "cpu", **more}
     if stage == "sft":
-        return sft.Options(data=[str(write_samples(folder / "s.jsonl", 8))], **common)
+        return build(sft.Options, data=[str(write_samples(folder / "s.jsonl", 8))], **common)
     if stage == "pmp":
-        return pmp.Options(posts=[str(dump(folder / "beer.Posts.xml", site_rows()))], held_out=0.0, **common)
+        return build(
+            pmp.Options, posts=[str(dump(folder / "beer.Posts.xml", site_rows()))], held_out=0.0, **common
+        )
     if stage == "train-pm":
-        return train_pm.Options(
-            comparisons=[str(write_comparisons(folder / "c.jsonl", 8))], held_out=0.0, **common
+        return build(
+            train_pm.Options,
+            comparisons=[str(write_comparisons(folder / "c.jsonl", 8))],
+            held_out=0.0,
+            **common,
         )
     pm = (
         folder / "pm"
@@ -56,7 +62,9 @@ def options(stage: str, base: Path, **more: Any) -> Any:
         else make_pm(make_family(folder / "whole", "llama"), folder / "pm")
     )
     run = {"steps": 1, "rollout_batch_size": 4, "max_new_tokens": 4}
-    return ppo.Options(pm=str(pm), prompts=[str(write_samples(folder / "s.jsonl", 4))], **run, **common)
+    return build(
+        ppo.Options, pm=str(pm), prompts=[str(write_samples(folder / "s.jsonl", 4))], **run, **common
+    )
 
 
 def run(stage: str, base: Path, **more: Any) -> None:
@@ -136,14 +144,24 @@ def test_a_file_system_that_takes_no_such_file_is_found_first(largest, base):
     """The model has 130 kB, what a checkpoint holds of it 390 kB."""
     settings = options("sft", base)
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # noqa: E731
-    words = ["sft", "--model", base, "--data", settings.data[0], "--out", settings.out, "--device", "cpu"]
+    words = [
+        "sft",
+        "--model",
+        base,
+        "--data",
+        settings.data[0],
+        "--out",
+        settings.output.out,
+        "--device",
+        "cpu",
+    ]
     command = [sys.executable, "-m", "cai_cli", *map(str, words)]
     result = subprocess.run(
         command, preexec_fn=limit, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode in (1, 2) and "File too large" in result.stderr.splitlines()[-1], result.stderr
     assert "Traceback" not in result.stderr
-    assert_nothing_was_paid(settings.out)
+    assert_nothing_was_paid(settings.output.out)
 
 
 def test_a_name_too_long_is_one_line(cai, base):
@@ -212,5 +230,5 @@ def test_float16_is_refused_for_training(stage, base):
 
 def test_float16_is_refused_in_one_line(cai, base):
     settings = options("sft", base)
-    words = ("sft", "--model", base, "--data", settings.data[0], "--out", settings.out)
+    words = ("sft", "--model", base, "--data", settings.data[0], "--out", settings.output.out)
     mistake(cai(*words, "--dtype", "float16"), "--dtype float16", "float32")

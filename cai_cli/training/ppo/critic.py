@@ -12,13 +12,12 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cai_cli.compute.packed_rows import where_it_can
+from cai_cli.console.groups import changed
 from cai_cli.engines.base import Completion
 from cai_cli.errors import RunError
 from cai_cli.models.adapters import load_trainable_state, trainable_state
@@ -48,13 +47,14 @@ class Critic:
     def __init__(self, options: Options, longest: int) -> None:
         tokenizer = load_tokenizer(options.model)
         self.pad, self.eos = int(tokenizer.pad_token_id), int(tokenizer.eos_token_id)
-        self.pair = load_pair(options, "SEQ_CLS", tokenizer, longest)
-        rate = options.learning_rate if options.value_learning_rate is None else options.value_learning_rate
-        self.learner = ValueLearner(options, self.pair, rate, options.steps, options.value_coef)
+        ppo, seed = options.ppo, options.output.seed
+        self.pair = load_pair(options.models, options.pm, "SEQ_CLS", tokenizer, longest, seed)
+        rate = ppo.learning_rate if ppo.value_learning_rate is None else ppo.value_learning_rate
+        self.learner = ValueLearner(ppo, self.pair, seed, options.models.bf16, rate, ppo.steps)
 
     def score(self, completions: list[Completion]) -> list[float]:
         """The preference model's score of each reply, closed by EOS."""
-        with self.pair.frozen() as pm, where_it_can(pm), self.learner.computing():
+        with self.pair.frozen() as pm, self.learner.computing():
             return score_completions(pm, completions, self.eos, self.pad, self.learner.pass_rows)
 
     def score_and_value(self, completions: list[Completion]) -> tuple[list[float], np.ndarray[Any, Any]]:
@@ -119,11 +119,11 @@ class CriticProcess:
     apart = True
 
     def __init__(self, options: Options, longest: int) -> None:
-        device = str(options.value_device)
-        self.threads = critic_threads(options.device, device)
+        device = str(options.models.value_device)
+        self.threads = critic_threads(options.models.hardware.device, device)
         context = multiprocessing.get_context("spawn")  # A forked process could not use a GPU.
         self.pool = ProcessPoolExecutor(1, context, initializer=begin, initargs=(self.threads,))
-        self.ready = self.pool.submit(hold, replace(options, device=device), longest)
+        self.ready = self.pool.submit(hold, changed(options, device=device), longest)
 
     def call(self, method: str, *arguments: Any) -> Answer:
         try:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cai_cli.compute.batches import right_pad
+from cai_cli.compute.batches import like_size, right_pad
 from cai_cli.engines.base import Completion
 
 
@@ -31,7 +31,7 @@ class Episodes:
         """(B,) tokens of prompt and response."""
         return self.prompt_lengths + self.mask.sum(-1).long()
 
-    def select(self, index: Tensor) -> Episodes:
+    def select(self, index: Tensor | list[int]) -> Episodes:
         """The episodes of `index`, without the columns that only padded the others."""
         mask = self.mask[index]
         width = int(mask.sum(-1).max()) if len(index) else 0
@@ -60,14 +60,7 @@ def over_episodes(episodes: Episodes, compute: Callable[[Episodes], Tensor], bat
     """(B, T) of what `compute` gives for micro-batches of like length, without gradients."""
     result = torch.zeros_like(episodes.mask)
     with torch.inference_mode():
-        for index in like_length(episodes.lengths, batch_size):
+        for index in like_size(episodes.lengths.tolist(), batch_size):
             part = episodes.select(index)
             result[index, : part.mask.size(1)] = compute(part)
     return result
-
-
-def like_length(lengths: Tensor, batch_size: int) -> list[Tensor]:
-    """Indices of micro-batches of at most `batch_size` rows, rows of like length together, the longest first."""
-    order = lengths.argsort(descending=True, stable=True)
-    count = -(-len(order) // batch_size)
-    return list(order.tensor_split(count)) if count else []

@@ -2,8 +2,8 @@
 vocabulary at once.
 
 Rows are prompt + response, padded on the right. Under causal attention what follows a token does not reach
-it, so no mask is needed, as a trial of the architecture confirms (`compute/shortcuts.py`); inside
-`packed_rows` the padding is not computed at all. The state before response token t of a row whose prompt has
+it, so no mask is needed, as a trial of the architecture confirms (`compute/shortcuts.py`); where rows are
+packed the padding is not computed at all. The state before response token t of a row whose prompt has
 p tokens is that of column p+t-1.
 """
 
@@ -15,50 +15,28 @@ import torch
 from torch import Tensor
 
 from cai_cli.compute.logit_chunks import in_chunks
-from cai_cli.compute.packed_rows import is_packed, packed_states, pick
+from cai_cli.compute.packed_rows import real_tokens, states_at
 from cai_cli.compute.shortcuts import difference, row_states, shortcuts_of, trial_rows, trunk_states
 from cai_cli.models.score import score_head
 
 
 def response_states(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """States (N, D) before each of the N real response tokens, and those tokens (N,)."""
+    rows, columns, lengths = places_before(prompt_lengths, mask)
+    states = states_at(model, ids, lengths, rows, columns, masked=False)
+    return states, ids[rows, columns + 1]
+
+
+def places_before(prompt_lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (N,) and columns (N,) of what stands before each response token, and the rows' lengths (B,)."""
     rows, steps = mask.nonzero(as_tuple=True)
-    columns = prompt_lengths[rows] + steps - 1
-    if is_packed(model):
-        lengths = prompt_lengths + mask.sum(-1).long() - 1  # Nothing is read after the last token.
-        return packed_states(model, ids, lengths, rows, columns), ids[rows, columns + 1]
-    hidden = row_states(model, ids, real_tokens(ids, prompt_lengths, mask), masked=False)
-    return pick(hidden.flatten(0, 1), rows * ids.size(1) + columns), ids[rows, columns + 1]
-
-
-def real_tokens(ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
-    """(B, W): 1 at the tokens of prompt and response."""
-    lengths = prompt_lengths + mask.sum(-1).long()
-    return (torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(-1)).long()
+    return rows, prompt_lengths[rows] + steps - 1, prompt_lengths + mask.sum(-1).long()
 
 
 def all_logits(model: Any, ids: Tensor, _: Tensor | None = None) -> Tensor:
     """(B, W, V)."""
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
-
-
-class LogProbability(torch.autograd.Function):
-    """log softmax(z)_t of logits z (N, V) at tokens t (N,): (N,). The derivative, e_t - softmax(z), needs no
-    second (N, V).
-    """
-
-    @staticmethod
-    def forward(context: Any, logits: Tensor, tokens: Tensor) -> Tensor:
-        logprobs = torch.log_softmax(logits, dim=-1)
-        context.save_for_backward(logprobs, tokens)
-        return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logprobs, tokens = context.saved_tensors
-        gradient = gradient.unsqueeze(-1)
-        return logprobs.exp().mul_(-gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
 
 
 def token_logprobs(head: Any, states: Tensor, tokens: Tensor, temperature: float) -> Tensor:
@@ -68,7 +46,7 @@ def token_logprobs(head: Any, states: Tensor, tokens: Tensor, temperature: float
         logits = head(some_states).float()
         if temperature not in (0, 1):
             logits = logits / temperature
-        return LogProbability.apply(logits, some_tokens)
+        return torch.log_softmax(logits, dim=-1).gather(-1, some_tokens.unsqueeze(-1)).squeeze(-1)
 
     return torch.cat(in_chunks(part, states, tokens, head.weight.size(0)))
 
@@ -81,9 +59,8 @@ def response_logprobs(
         states, tokens = response_states(model, ids, prompt_lengths, mask)
         found = token_logprobs(model.get_output_embeddings(), states, tokens, temperature)
     else:
-        rows, steps = mask.nonzero(as_tuple=True)
-        columns = prompt_lengths[rows] + steps - 1
-        real = real_tokens(ids, prompt_lengths, mask)
+        rows, columns, lengths = places_before(prompt_lengths, mask)
+        real = real_tokens(ids, lengths)
         logits = row_states(model, ids, real, masked=False, compute=all_logits)[rows, columns]
         found = token_logprobs(LogitsAsTheyAre(logits.size(-1)), logits, ids[rows, columns + 1], temperature)
     return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask.bool(), found)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from cai_cli.compute.packed_rows import where_it_can
+from cai_cli.compute.batches import like_size
+from cai_cli.compute.packed_rows import training_pass
+from cai_cli.console.options import schedule_of
 from cai_cli.errors import RunError
 from cai_cli.keys import key
 from cai_cli.models.finite import advice
@@ -23,12 +25,12 @@ from cai_cli.processes.collective import gathered, sum_gradients, total
 from cai_cli.processes.ranks import rank, world_size
 from cai_cli.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean
 from cai_cli.training.modes import autocast
-from cai_cli.training.ppo.episodes import Episodes, like_length, over_episodes
+from cai_cli.training.ppo.episodes import Episodes, over_episodes
 from cai_cli.training.ppo.forward import response_logprobs, response_values
-from cai_cli.training.ppo.models import Pair, training_pass
+from cai_cli.training.ppo.models import Pair
 
 if TYPE_CHECKING:
-    from cai_cli.training.ppo.settings import Options
+    from cai_cli.training.ppo.settings import PPOOptions
 
 
 class Learner(ABC):
@@ -40,13 +42,13 @@ class Learner(ABC):
     measures: ClassVar[tuple[str, ...]]  # what `loss` returns
 
     def __init__(
-        self, options: Options, pair: Pair, learning_rate: float, steps: int, weight: float = 1.0
+        self, ppo: PPOOptions, pair: Pair, seed: int, bf16: bool, learning_rate: float, steps: int
     ) -> None:
-        """`steps`: how often it will improve. `weight`: of its loss."""
-        self.options = options
+        """`steps`: how often it will improve."""
+        self.ppo = ppo
+        self.seed, self.bf16 = seed, bf16
         self.pair = pair
         self.model = pair.learner
-        self.weight = weight
         self.parameters = pair.parameters()
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -57,10 +59,9 @@ class Learner(ABC):
             weight_decay=0.0,
             fused=self.parameters[0].device.type in ("cpu", "cuda"),
         )
-        updates = options.num_ppo_epochs * options.num_mini_batches
-        self.schedule = get_scheduler(
-            options.schedule, self.optimizer, options.warmup_steps * updates, steps * updates
-        )
+        updates = ppo.num_ppo_epochs * ppo.num_mini_batches
+        kind = schedule_of(ppo.lr_scheduler_type)
+        self.schedule = get_scheduler(kind, self.optimizer, ppo.warmup_steps * updates, steps * updates)
         self.graph: Tensor | None = None
         self.first_gap = 0.0
 
@@ -69,9 +70,14 @@ class Learner(ABC):
         return float(self.schedule.get_last_lr()[0])
 
     @property
+    def weight(self) -> float:
+        """Of its loss."""
+        return 1.0
+
+    @property
     def pass_rows(self) -> int:
         """Rows of a pass without gradients."""
-        return 4 * self.options.per_device_train_batch_size
+        return 4 * self.ppo.per_device_train_batch_size
 
     @abstractmethod
     def outputs(self, part: Episodes, model: Any = None) -> Tensor:
@@ -85,10 +91,7 @@ class Learner(ABC):
         """Whether one micro-batch is a whole epoch: then the first takes over the pass of `first_outputs`,
         with its graph.
         """
-        return (
-            self.options.num_mini_batches == 1
-            and len(episodes.ids) <= self.options.per_device_train_batch_size
-        )
+        return self.ppo.num_mini_batches == 1 and len(episodes.ids) <= self.ppo.per_device_train_batch_size
 
     def first_outputs(self, episodes: Episodes) -> Tensor:
         """(B, T): the outputs before it improves."""
@@ -122,9 +125,7 @@ class Learner(ABC):
             chosen = episodes.select(index)
             sums = torch.zeros(len(self.measures), device=index.device)
             largest = torch.zeros((), device=index.device)
-            for micro in (
-                like_length(chosen.lengths, self.options.per_device_train_batch_size) if len(index) else ()
-            ):
+            for micro in like_size(chosen.lengths.tolist(), self.ppo.per_device_train_batch_size):
                 part, where = chosen.select(micro), index[micro]
                 width = part.mask.size(1)
                 if width == 0:
@@ -145,7 +146,7 @@ class Learner(ABC):
                 if not math.isfinite(value):
                     raise RunError(
                         f"{name} is {value} at step {step}",
-                        advice(self.model, step + number, self.options.bf16),
+                        advice(self.model, step + number, self.bf16),
                     )
                 measured[name].append(value)
             self.optimizer.step()
@@ -159,12 +160,10 @@ class Learner(ABC):
         The order is drawn over the episodes of all processes, of which this one has every W-th: so the
         minibatches are the same however many processes share them.
         """
-        for epoch in range(self.options.num_ppo_epochs):
-            generator = torch.Generator().manual_seed(
-                key(self.options.seed, "minibatches", step, epoch) % (1 << 63)
-            )
+        for epoch in range(self.ppo.num_ppo_epochs):
+            generator = torch.Generator().manual_seed(key(self.seed, "minibatches", step, epoch) % (1 << 63))
             order = torch.randperm(count, generator=generator)
-            for minibatch in order.split(count // self.options.num_mini_batches):
+            for minibatch in order.split(count // self.ppo.num_mini_batches):
                 mine = minibatch[minibatch % world_size() == rank()]
                 yield (mine // world_size()).to(device)
 
@@ -185,10 +184,10 @@ class Learner(ABC):
     def gradient_norm(self) -> Tensor:
         """Sum the gradients of all processes and clip them; returns their norm before clipping."""
         sum_gradients(self.parameters)
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm or math.inf)
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.ppo.max_grad_norm or math.inf)
 
     def computing(self) -> Any:
-        return autocast(self.model.device.type, self.options.bf16)
+        return autocast(self.model.device.type, self.bf16)
 
     def state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
@@ -206,15 +205,27 @@ class PolicyLearner(Learner):
     name = "policy"
     measures = ("policy_loss", "policy_clipped", "update_kl")
 
+    def __init__(
+        self,
+        ppo: PPOOptions,
+        pair: Pair,
+        seed: int,
+        bf16: bool,
+        learning_rate: float,
+        steps: int,
+        temperature: float,
+    ) -> None:
+        """`temperature`: at which replies are sampled; log-probabilities are those under it."""
+        super().__init__(ppo, pair, seed, bf16, learning_rate, steps)
+        self.temperature = temperature
+
     def outputs(self, part: Episodes, model: Any = None) -> Tensor:
         model = model or self.model
-        with where_it_can(model), self.computing():
-            return response_logprobs(
-                model, part.ids, part.prompt_lengths, part.mask, self.options.temperature
-            )
+        with self.computing():
+            return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.temperature)
 
     def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        loss, clipped = clipped_policy_loss(outputs, old, target, mask, self.options.clip_range)
+        loss, clipped = clipped_policy_loss(outputs, old, target, mask, self.ppo.clip_range)
         log_ratio = ((outputs - old) * mask).detach()
         return loss, clipped, masked_mean(log_ratio.exp() - 1 - log_ratio, mask)
 
@@ -225,10 +236,14 @@ class ValueLearner(Learner):
     name = "value"
     measures = ("value_loss", "value_clipped")
 
+    @property
+    def weight(self) -> float:
+        return self.ppo.value_coef
+
     def outputs(self, part: Episodes, model: Any = None) -> Tensor:
         model = model or self.model
-        with where_it_can(model), self.computing():
+        with self.computing():
             return response_values(model, part.ids, part.prompt_lengths, part.mask)
 
     def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        return clipped_value_loss(outputs, old, target, mask, self.options.value_clip_range)
+        return clipped_value_loss(outputs, old, target, mask, self.ppo.value_clip_range)

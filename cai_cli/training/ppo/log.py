@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from cai_cli.console.messages import console, progress
 from cai_cli.processes.ranks import is_main
 from cai_cli.training.metrics_file import MetricsFile
-from cai_cli.training.trackers import open_trackers
+from cai_cli.training.trackers import Trackers
 
 if TYPE_CHECKING:
-    from cai_cli.training.ppo.settings import Options
+    from cai_cli.training.ppo.settings import PPOOptions
 
 REJECTS = "samples.rejects"
 Row = dict[str, Any]
@@ -47,25 +47,26 @@ SHOWN_ROWS = 10
 
 
 class RunLog:
-    """Usage: `with RunLog(options, folder, step) as log: log.write(step, row, seconds)`. Only the first
+    """Usage: `with RunLog(folder, step, ppo, trackers) as log: log.write(step, row, seconds)`. Only the first
     process writes.
     """
 
-    def __init__(self, options: Options, folder: Path, step: int) -> None:
-        self.options = options
+    def __init__(self, folder: Path, step: int, ppo: PPOOptions, trackers: Trackers) -> None:
         self.folder = folder
         self.start = step
+        self.ppo = ppo
+        self.trackers = trackers
         self.opened = ExitStack()
         self.files: dict[str, MetricsFile] = {}
 
     def __enter__(self) -> RunLog:
         if is_main():
             for name in ("metrics", "timings", "samples", REJECTS):
-                trackers = open_trackers(self.options, "ppo", self.start) if name == "metrics" else []
+                trackers = self.trackers(self.start) if name == "metrics" else []
                 self.files[name] = self.opened.enter_context(
                     MetricsFile(self.folder / f"{name}.jsonl", self.start, trackers)
                 )
-        self.show = self.opened.enter_context(shown(self.options.steps, self.start))
+        self.show = self.opened.enter_context(shown(self.ppo.steps, self.start))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -86,7 +87,7 @@ class RunLog:
         if self.files:
             self.files["metrics"].write(row)
             if seconds:
-                rate = self.options.rollout_batch_size / sum(seconds.values())
+                rate = self.ppo.rollout_batch_size / sum(seconds.values())
                 timings = {f"seconds_{name}": value for name, value in seconds.items()}
                 self.files["timings"].write(
                     {"step": step, **timings, "episodes_per_second": rate, **(memory or {})}

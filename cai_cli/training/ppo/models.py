@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cai_cli.compute.packed_attention import SHORT
-from cai_cli.compute.packed_rows import prepare, where_it_can
+from cai_cli.compute.packed_rows import prepare
 from cai_cli.compute.shortcuts import rope_words
 from cai_cli.errors import UserError, first_line
 from cai_cli.keys import key
@@ -30,7 +30,7 @@ from cai_cli.training.modes import disable_dropout
 from cai_cli.training.ppo.forward import has_plain_head
 
 if TYPE_CHECKING:
-    from cai_cli.training.ppo.settings import Options
+    from cai_cli.training.ppo.settings import ModelOptions
 
 
 class Pair:
@@ -57,40 +57,35 @@ class Pair:
         return [weight for weight in self.learner.parameters() if weight.requires_grad]
 
 
-def load_pair(options: Options, task: Task, tokenizer: Any, longest: int) -> Pair:
+def load_pair(models: ModelOptions, path: str, task: Task, tokenizer: Any, longest: int, seed: int) -> Pair:
     """Policy and reference (CAUSAL_LM), or value and preference model (SEQ_CLS), for rows of at most
-    `longest` tokens.
+    `longest` tokens. `seed`: of the adapters.
     """
-    path = options.model if task == "CAUSAL_LM" else options.pm
+    hardware, adapters = models.hardware, models.adapters
     load, name = (load_lm, "--model") if task == "CAUSAL_LM" else (load_pm, "--pm")
     if task == "CAUSAL_LM":
         check_angles(path, longest)
-    dtype = training_dtype(options.dtype)
-    model = load(path, options.device, dtype, name, tokenizer, options.quantize)
+    dtype = training_dtype(hardware.dtype)
+    model = load(path, hardware.device, dtype, name, tokenizer, adapters.quantize)
     settle_configs(model, tokenizer)
-    attention = options.attn_implementation
+    attention = models.attn_implementation
     if attention == "auto" and model.device.type == "cpu" and longest <= SHORT:
         attention = "eager"
     if attention != "auto":
         set_attention(model, attention)
     disable_dropout(model)
-    if options.lora:
-        whole = add_lora(model, options, task, key(options.seed, "adapter", task) % (1 << 63))
+    if adapters.lora:
+        whole = add_lora(model, adapters, task, key(seed, "adapter", task) % (1 << 63))
         pair = Pair(whole.get_base_model(), whole)
     else:
-        frozen = load(
-            path,
-            options.device,
-            dtype if options.frozen_dtype == "auto" else options.frozen_dtype,
-            name,
-            tokenizer,
-        )
+        own_dtype = dtype if models.frozen_dtype == "auto" else models.frozen_dtype
+        frozen = load(path, hardware.device, own_dtype, name, tokenizer)
         frozen.set_attn_implementation(model.config._attn_implementation)
         pair = Pair(model, model, frozen.requires_grad_(False))
     for each in (pair.learner, pair.copy):
         if each is not None:
             prepare(each, longest, packs=task == "SEQ_CLS" or has_plain_head(each))
-    if options.gradient_checkpointing:
+    if models.gradient_checkpointing:
         pair.learner.gradient_checkpointing_enable({"use_reentrant": False})
         pair.learner.eval()
     return pair
@@ -118,47 +113,16 @@ def check_angles(path: str, longest: int) -> None:
             )
 
 
-def checkpointed_layers(model: Any) -> list[Any]:
-    """The layers that recompute their activations in the backward pass while their own `training` flag is
-    set.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-    ]
-
-
-@contextmanager
-def training_pass(model: Any) -> Iterator[None]:
-    """Around forward and backward: packed rows, and gradient checkpointing where it is enabled.
-
-    Without the rest of train mode, so that no dropout of any kind comes back; and only here, since a layer in
-    this state forgets its cache and sampling would be wrong.
-    """
-    layers = checkpointed_layers(model)
-    for layer in layers:
-        layer.training = True
-    try:
-        with where_it_can(model):
-            yield
-    finally:
-        for layer in layers:
-            layer.training = False
-
-
-def held_bytes(options: Options) -> float:
-    """Rough memory of both pairs with gradients and AdamW's two moments, from their configurations alone."""
+def held_bytes(models: ModelOptions, *paths: str) -> float:
+    """Rough memory of the pairs with gradients and AdamW's two moments, from their configurations alone."""
     from transformers import AutoModelForCausalLM
 
-    size = {"float32": 4, "bfloat16": 2, "float16": 2}
-    trained = size[training_dtype(options.dtype)]
-    frozen = trained if options.frozen_dtype == "auto" else size[options.frozen_dtype]
-    each = {"4bit": 0.55, "8bit": 1.05}.get(options.quantize or "", float(trained))
+    adapters, size = models.adapters, {"float32": 4, "bfloat16": 2, "float16": 2}
+    trained = size[training_dtype(models.hardware.dtype)]
+    frozen = trained if models.frozen_dtype == "auto" else size[models.frozen_dtype]
+    each = {"4bit": 0.55, "8bit": 1.05}.get(adapters.quantize or "", float(trained))
     total = 0.0
-    for path in (options.model, options.pm):
+    for path in paths:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(load_config(path), **NO_CODE)
         weights = model.num_parameters()
@@ -167,6 +131,6 @@ def held_bytes(options: Options) -> float:
             for name, module in model.named_modules()
             if isinstance(module, torch.nn.Linear) and "head" not in name
         ]
-        adapter = sum(options.lora_r * (layer.in_features + layer.out_features) for layer in layers)
-        total += weights * each + 16 * adapter if options.lora else weights * (4 * trained + frozen)
+        adapter = sum(adapters.lora_r * (layer.in_features + layer.out_features) for layer in layers)
+        total += weights * each + 16 * adapter if adapters.lora else weights * (4 * trained + frozen)
     return total

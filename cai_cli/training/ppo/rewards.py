@@ -19,7 +19,7 @@ from cai_cli.rows.conversation import Conversation, message
 from cai_cli.training.preference.reading import open_preference_model
 
 if TYPE_CHECKING:
-    from cai_cli.training.ppo.settings import Options
+    from cai_cli.training.ppo.settings import RewardOptions
 
 
 def score_completions(
@@ -49,21 +49,21 @@ class RewardShape:
         return reward - (self.missing_eos_penalty if completion.finish_reason == LENGTH else 0.0)
 
 
-def reward_shape(options: Options) -> RewardShape:
+def reward_shape(reward: RewardOptions, pm: str) -> RewardShape:
     """The shape that the flags ask for. Raises UserError where the PM's mean and deviation are asked for and
     not known.
     """
     mean: Any = 0.0
     deviation: Any = 1.0
-    if options.normalise_scores:
-        facts = read_manifest(manifest_path(Path(options.pm))) or {}
+    if reward.normalise_scores:
+        facts = read_manifest(manifest_path(Path(pm))) or {}
         mean, deviation = facts.get("score_mean"), facts.get("score_deviation")
         if mean is None or not deviation:
             raise UserError(
-                f"--normalise-scores: {options.pm} keeps no mean and deviation of its scores",
+                f"--normalise-scores: {pm} keeps no mean and deviation of its scores",
                 "`cai train-pm --held-out` writes them into its cai.json; or leave the flag out",
             )
-    return RewardShape(mean, deviation, options.score_clip, options.missing_eos_penalty)
+    return RewardShape(mean, deviation, reward.score_clip, reward.missing_eos_penalty)
 
 
 class GoldPM:

@@ -5,6 +5,7 @@ its card.
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from cai_cli.artifacts.models import ModelArtifact
@@ -23,10 +24,11 @@ from cai_cli.training.ppo.log import RunLog
 from cai_cli.training.ppo.measures import Episode, sample_rows
 from cai_cli.training.ppo.rollout import Clock
 from cai_cli.training.ppo.run_state import RunState
-from cai_cli.training.ppo.settings import Options
+from cai_cli.training.ppo.settings import Options, PPOOptions, TrackOptions
 from cai_cli.training.ppo.trainer import Trainer
 from cai_cli.training.rehearsal import learned_bytes, rehearse_saving
 from cai_cli.training.run_facts import model_facts
+from cai_cli.training.trackers import open_trackers
 
 SAMPLES = 8  # Replies in samples.jsonl each time.
 
@@ -50,23 +52,26 @@ def optimise(
         max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts)
         + options.max_new_tokens
     )
+    ppo, track = options.ppo, options.track
     trainer = Trainer(options, longest)
-    state = RunState(options, trainer, artifact.checkpoints, eval_prompts)
+    state = RunState(track, options.reward.max_kl, ppo.steps, trainer, artifact.checkpoints, eval_prompts)
     if not artifact.begun:
-        main_first(lambda: rehearse(options, trainer, artifact, state.keeps_best))
+        main_first(lambda: rehearse(ppo.steps // track.save_steps, trainer, artifact, state.keeps_best))
     artifact.start()
     if not options.eval_prompts:
         say(
             "no --eval-prompts: no held-out scores, no refusal rates, no score-kl.png, no figures on the card"
         )
-    put_aside(rejected, "prompts", options.out / "rejects.jsonl")
+    put_aside(rejected, "prompts", artifact.folder / "rejects.jsonl")
     state.resume()
-    with closing(trainer), RunLog(options, artifact.folder, state.step) as log, after_the_step():
-        loop(options, trainer, state, log, schedule, eval_prompts)
+    trackers = partial(open_trackers, options, "ppo")
+    log = RunLog(artifact.folder, state.step, ppo, trackers)
+    with closing(trainer), log, after_the_step():
+        loop(ppo, track, trainer, state, log, schedule, eval_prompts)
     if state.stopped:
         warn(f"{state.stopped.text}: stopping here")
     saved = state.settle()
-    report(options, state, artifact.metrics_file, saved)
+    report(artifact, state, saved, ppo.steps)
     facts = {
         "steps_done": state.step,
         "stopped": state.stopped.text if state.stopped else None,
@@ -77,8 +82,7 @@ def optimise(
         "evaluation": state.last,
         "warnings": cautions
         + warn_all(
-            last_cautions(state.rollout)
-            + rate_cautions(options.learning_rate, options.warmup_steps, options.steps)
+            last_cautions(state.rollout) + rate_cautions(ppo.learning_rate, ppo.warmup_steps, ppo.steps)
         ),
         **model_facts(trainer.policy.learner, trainer.tokenizer),
     }
@@ -91,7 +95,8 @@ def optimise(
 
 
 def loop(
-    options: Options,
+    ppo: PPOOptions,
+    track: TrackOptions,
     trainer: Trainer,
     state: RunState,
     log: RunLog,
@@ -104,21 +109,21 @@ def loop(
     texts = {prompt.id: prompt.prompt for prompt in [*schedule, *eval_prompts]}
     if eval_prompts and state.step == 0:
         log.write(0, state.measure(None))
-        log.samples(*sample_rows(0, state.samples, texts, SAMPLES if options.sample_steps else 0))
-    while state.step < options.steps and state.stopped is None:
+        log.samples(*sample_rows(0, state.samples, texts, SAMPLES if track.sample_steps else 0))
+    while state.step < ppo.steps and state.stopped is None:
         clock, step = Clock(), state.step
-        batch = schedule[step * options.rollout_batch_size : (step + 1) * options.rollout_batch_size]
+        batch = schedule[step * ppo.rollout_batch_size : (step + 1) * ppo.rollout_batch_size]
         rollout = trainer.rollout(step, batch, clock)
         if not state.check_kl(rollout.kl):
             break
-        if step > state.checked and step % options.save_steps == 0:
+        if step > state.checked and step % track.save_steps == 0:
             state.save()
         state.rollout = rollout.table
         row = trainer.learn(step, rollout, clock)
         state.step = step = step + 1
         measured = state.measure(rollout)
         log.write(step, row | measured, clock.seconds, trainer.peak_memory())
-        if options.sample_steps and step % options.sample_steps == 0:
+        if track.sample_steps and step % track.sample_steps == 0:
             episodes = state.samples if measured else rollout.table
             log.samples(*sample_rows(step, episodes, texts, SAMPLES))
         if told_to_stop(trainer.policy.learner.device):
@@ -126,12 +131,12 @@ def loop(
             raise Terminated
 
 
-def rehearse(options: Options, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:
-    """Find what only saving would find. A value function in a process of its own is taken to be as large as
-    the policy.
+def rehearse(saves: int, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:
+    """Find what only saving would find. `saves`: checkpoints of the whole run.
+
+    A value function in a process of its own is taken to be as large as the policy.
     """
     policy = learned_bytes(trainer.policy.learner)
-    saves = options.steps // options.save_steps
     # Of each checkpoint, and two while the better one is written
     best = min(saves, 2) * policy + 2 * policy if keeps_best else 0
     whole = trainer.policy.whole
@@ -146,7 +151,7 @@ def last_cautions(episodes: list[Episode]) -> list[str]:
     )
 
 
-def report(options: Options, state: RunState, metrics: Path, saved: int) -> None:
+def report(artifact: ModelArtifact, state: RunState, saved: int, steps: int) -> None:
     """Held-out measures at the start and at the end, side by side; their way there as a plot of score against
     √KL.
     """
@@ -160,6 +165,7 @@ def report(options: Options, state: RunState, metrics: Path, saved: int) -> None
     if state.first and is_main():
         from cai_cli.training.ppo.plot import draw_run
 
-        if draw_run(metrics, options.out / "score-kl.png"):
-            say(f"{options.out / 'score-kl.png'}: held-out score against √KL")
-    say(f"{options.out}: the policy after {saved} of {options.steps} steps is saved")
+        picture = artifact.folder / "score-kl.png"
+        if draw_run(artifact.metrics_file, picture):
+            say(f"{picture}: held-out score against √KL")
+    say(f"{artifact.folder}: the policy after {saved} of {steps} steps is saved")

@@ -35,16 +35,27 @@ from cai_cli.training.ppo.rollout import Rollout
 from cai_cli.training.ppo.trainer import Trainer
 
 if TYPE_CHECKING:
-    from cai_cli.training.ppo.settings import Options
+    from cai_cli.training.ppo.settings import TrackOptions
 
 
 class RunState:
-    def __init__(self, options: Options, trainer: Trainer, folder: Path, eval_prompts: list[Prompt]) -> None:
-        self.options = options
+    def __init__(
+        self,
+        track: TrackOptions,
+        max_kl: float,
+        steps: int,
+        trainer: Trainer,
+        folder: Path,
+        eval_prompts: list[Prompt],
+    ) -> None:
+        """`steps`: of the whole run; `folder`: of its checkpoints."""
+        self.track = track
+        self.max_kl = max_kl
+        self.steps = steps
         self.trainer = trainer
         self.folder = folder
         self.eval_prompts = eval_prompts
-        self.keeps_best = bool(eval_prompts or options.gold_pm or options.load_best_model_at_end)
+        self.keeps_best = bool(eval_prompts or trainer.gold or track.load_best_model_at_end)
         self.step = 0
         self.checked = 0  # the step of the last checkpoint whose policy has passed the KL check; 0: none
         self.best, self.guard = Best(), Guard()
@@ -70,7 +81,7 @@ class RunState:
                 [Episode(**row) for row in state[name]] for name in ("window", "rollout")
             )
             self.first, self.last = state["first"], state["last"]
-            say(f"{self.options.out}: continuing from step {self.step}")
+            say(f"{self.folder.parent}: continuing from step {self.step}")
         if is_main():
             drop(
                 [
@@ -123,7 +134,7 @@ class RunState:
     def damage(self, checkpoint: Path) -> str | None:
         """What is damaged of a checkpoint, or of the policies it goes on with that may be saved in the end."""
         parts = [checkpoint]
-        if self.options.load_best_model_at_end or self.options.gold_pm:
+        if self.track.load_best_model_at_end or self.trainer.gold:
             parts += self.best_at(step_of(checkpoint))
         if checkpoint.name.startswith("unchecked"):
             parts += checkpoints(self.folder, "step")[:1]
@@ -143,10 +154,9 @@ class RunState:
         Without held-out prompts the rollouts since the last measurement serve for the best policy and the
         guard.
         """
-        options = self.options
         if rollout is not None and self.keeps_best and not self.eval_prompts:
             self.window += rollout.table
-        if self.step % options.eval_steps and self.step != options.steps:
+        if self.step % self.track.eval_steps and self.step != self.steps:
             return {}
         row: dict[str, float] = {}
         episodes, self.window = self.window, []
@@ -164,7 +174,7 @@ class RunState:
             self.check_kl(row["eval_kl"])
         if not episodes:
             return row
-        budget = options.max_kl if options.best_max_kl is None else options.best_max_kl
+        budget = self.max_kl if self.track.best_max_kl is None else self.track.best_max_kl
         if self.keeps_best and self.best.offer(self.step, episodes, budget) and is_main():
             save_weights(self.best_folder, self.trainer.policy_state())
             self.drop_bests()
@@ -174,16 +184,14 @@ class RunState:
 
     def check_kl(self, kl: float) -> bool:
         """Whether the policy is within --max-kl of the reference; if not, why the run stops is noted."""
-        if kl <= self.options.max_kl:  # False for NaN, too.
+        if kl <= self.max_kl:  # False for NaN, too.
             return True
         if not math.isfinite(kl):
             self.stopped = Stop(
                 "not_finite", f"the KL is {kl} at step {self.step}: the policy's outputs are not finite"
             )
             return False
-        self.stopped = Stop(
-            "kl", f"KL {kl:.1f} is above --max-kl {self.options.max_kl:g} at step {self.step}"
-        )
+        self.stopped = Stop("kl", f"KL {kl:.1f} is above --max-kl {self.max_kl:g} at step {self.step}")
         return False
 
     def settle(self) -> int:
@@ -193,7 +201,7 @@ class RunState:
         KL ran away, that of the last checkpoint.
         """
         gone_too_far = self.stopped is not None and self.stopped.kind == "gold"
-        if (self.options.load_best_model_at_end or gone_too_far) and self.best.step >= 0:
+        if (self.track.load_best_model_at_end or gone_too_far) and self.best.step >= 0:
             if self.best.step != self.step:
                 self.trainer.load_policy(load_weights(self.best_folder))
             return self.best.step
@@ -202,7 +210,7 @@ class RunState:
         if not self.checked:
             hint = "lower --learning-rate, raise --kl-coef, or save more often (--save-steps)"
             if self.step == 0 and self.stopped.kind == "not_finite":
-                hint = blame(self.trainer.policy.learner, self.options.bf16)
+                hint = blame(self.trainer.policy.learner, self.trainer.learner.bf16)
             raise RunError(f"{self.stopped.text}, before the first checkpoint", hint)
         self.trainer.load_policy(load_weights(step_folder(self.folder, self.checked))["trainer"]["policy"])
         return self.checked

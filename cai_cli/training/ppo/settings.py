@@ -10,7 +10,7 @@ the score.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from cai_cli.console.options import (
     INPUT,
@@ -19,21 +19,22 @@ from cai_cli.console.options import (
     RUNTIME,
     AdapterOptions,
     DeviceOptions,
+    GradientCheckpointing,
     Needs,
     OutputOptions,
     ReportOptions,
+    SaveSteps,
     Takes,
     flag,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(DeviceOptions, AdapterOptions):
+class ModelOptions:
     """How the four models are held."""
 
+    adapters: AdapterOptions
+    hardware: DeviceOptions
     value_device: Annotated[
         str | None,
         flag(
@@ -58,11 +59,7 @@ class ModelOptions(DeviceOptions, AdapterOptions):
         ),
         NOTED,
     ] = "auto"
-    gradient_checkpointing: Annotated[
-        bool,
-        flag("Optimisation", "Recompute activations to save memory.", "--gradient-checkpointing"),
-        RUNTIME,
-    ] = False
+    gradient_checkpointing: GradientCheckpointing = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,14 +147,9 @@ class PPOOptions:
     gamma: Annotated[float, flag("PPO", "Discount (paper: 1).", min=0.0, max=1.0)] = 1.0
     lam: Annotated[float, flag("PPO", "GAE's lambda.", min=0.0, max=1.0)] = 0.95
 
-    @property
-    def schedule(self) -> str:
-        """The schedule's name in transformers: its "constant" knows no warm-up."""
-        return "constant_with_warmup" if self.lr_scheduler_type == "constant" else self.lr_scheduler_type
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrackOptions(ReportOptions):
+class TrackOptions:
     """What is kept and shown of a run."""
 
     NEEDS: ClassVar[Needs] = dict.fromkeys(
@@ -165,14 +157,7 @@ class TrackOptions(ReportOptions):
     )
 
     eval_steps: Annotated[int, flag("Output", "Steps between evaluations on --eval-prompts.", min=1)] = 10
-    save_steps: Annotated[
-        int,
-        flag(
-            "Output",
-            "Steps between checkpoints, from which a killed run goes on; two are kept while a third is written.",
-            min=1,
-        ),
-    ] = 20
+    save_steps: SaveSteps = 20
     sample_steps: Annotated[
         int, flag("Output", "Steps between sample generations in samples.jsonl; 0: none.", min=0)
     ] = 10
@@ -191,7 +176,13 @@ class TrackOptions(ReportOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrackOptions, PPOOptions, RewardOptions, ModelOptions, OutputOptions):
+class Options:
+    output: OutputOptions
+    models: ModelOptions
+    reward: RewardOptions
+    ppo: PPOOptions
+    report: ReportOptions
+    track: TrackOptions
     model: Annotated[str, flag("Model", "SL-CAI: where the policy starts, and the reference."), MODEL]
     pm: Annotated[str, flag("Model", "The preference model; the value function starts from it too."), MODEL]
     gold_pm: Annotated[

@@ -63,15 +63,24 @@ class Trainer:
         require_template(self.tokenizer, f"--model {options.model}")
         self.check_agreement(load_tokenizer(options.pm, "--pm"))
         self.pad = int(self.tokenizer.pad_token_id)
-        self.shape = reward_shape(options)
-        self.critic: LocalCritic | CriticProcess = (CriticProcess if options.value_device else LocalCritic)(
-            options, longest
+        self.shape = reward_shape(options.reward, options.pm)
+        models, ppo, reward, seed = options.models, options.ppo, options.reward, options.output.seed
+        critic = CriticProcess if models.value_device else LocalCritic
+        self.critic: LocalCritic | CriticProcess = critic(options, longest)
+        self.policy = load_pair(models, options.model, "CAUSAL_LM", self.tokenizer, longest, seed)
+        self.learner = PolicyLearner(
+            ppo,
+            self.policy,
+            seed,
+            models.bf16,
+            ppo.learning_rate,
+            max(1, ppo.steps - ppo.critic_warmup_steps),
+            options.temperature,
         )
-        self.policy = load_pair(options, "CAUSAL_LM", self.tokenizer, longest)
-        policy_steps = max(1, options.steps - options.critic_warmup_steps)
-        self.learner = PolicyLearner(options, self.policy, options.learning_rate, policy_steps)
-        rows = self.learner.pass_rows
-        self.gold = GoldPM(options.gold_pm, options.device, options.dtype, rows) if options.gold_pm else None
+        self.gold: GoldPM | None = None
+        if options.gold_pm:
+            device, dtype = models.hardware.device, models.hardware.dtype
+            self.gold = GoldPM(options.gold_pm, device, dtype, self.learner.pass_rows)
         # Numbers that are not finite: their KL ends the run, with the last policy that was good.
         settings = EngineSettings(
             temperature=options.temperature, batch_size=options.batch_size, odd_numbers_end_it=False
@@ -79,9 +88,10 @@ class Trainer:
         self.engine = TransformersEngine(self.policy.learner, self.tokenizer, settings)
         # A reply's log-probabilities are those of the pass that is trained only where both compute in
         # float32.
-        self.recompute = options.bf16 or self.policy.learner.dtype != torch.float32 or bool(options.quantize)
+        float32 = self.policy.learner.dtype == torch.float32
+        self.recompute = models.bf16 or not float32 or bool(models.adapters.quantize)
         self.warned = False
-        self.kl = KLController(options.kl_coef, options.target_kl, options.kl_horizon)
+        self.kl = KLController(reward.kl_coef, reward.target_kl, reward.kl_horizon)
         self.critic.await_models()
 
     def check_agreement(self, pm_tokenizer: Any) -> None:
@@ -101,7 +111,7 @@ class Trainer:
         """
         options = self.options
         # Ours is keyed; for a model that draws by itself.
-        torch.manual_seed(key(options.seed, "step", number) % (1 << 63))
+        torch.manual_seed(key(options.output.seed, "step", number) % (1 << 63))
 
         # 1. Rollout: one sampled reply for each prompt, with its log-probabilities.
         completions = self.sample([prompt.prompt for prompt in prompts], ("rollout", number))
@@ -117,7 +127,7 @@ class Trainer:
             # Beside a critic there is time for what the update would begin with.
             begins = (
                 self.critic.apart
-                and number >= options.critic_warmup_steps
+                and number >= options.ppo.critic_warmup_steps
                 and self.learner.in_one_pass(episodes)
             )
             if self.recompute or begins:
@@ -148,12 +158,12 @@ class Trainer:
         # 3. KL penalty at each token, the reward at the last one.
         given = (rollout.rewards, rollout.logprobs, rollout.reference_logprobs, mask)
         rewards = token_rewards(*given, self.kl.coefficient)
-        if options.whiten_rewards:
+        if options.reward.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
 
         # 4. Advantages.
         advantages, returns = generalised_advantages(
-            rewards, rollout.values, mask, options.gamma, options.lam
+            rewards, rollout.values, mask, options.ppo.gamma, options.ppo.lam
         )
         explained = explained_variance(returns, rollout.values, mask)
         advantages = whiten(advantages, mask)
@@ -162,7 +172,7 @@ class Trainer:
         rate, stats = self.learner.learning_rate, dict[str, float]()
         with self.sharing_threads():
             learned = self.critic.call("learn", returns.cpu().numpy(), count, number)
-            if number >= options.critic_warmup_steps:
+            if number >= options.ppo.critic_warmup_steps:
                 stats = self.learner.improve(
                     episodes, rollout.logprobs, advantages, count, number, self.check_ratio
                 )
@@ -186,7 +196,7 @@ class Trainer:
 
     def sample(self, prompts: list[Conversation], purpose: tuple[str | int, ...]) -> list[Completion]:
         """This process's part of one reply to each prompt, keyed by (seed, purpose, place in the batch)."""
-        seed, length = self.options.seed, self.options.max_new_tokens
+        seed, length = self.options.output.seed, self.options.max_new_tokens
         requests = [Request(prompt, key(seed, *purpose, n), length) for n, prompt in enumerate(prompts)]
         # On a CPU the small products of single tokens are faster in float32.
         with nullcontext() if self.policy.learner.device.type == "cpu" else self.learner.computing():
@@ -315,7 +325,9 @@ class Trainer:
         load_trainable_state(self.policy.learner, state)
 
     def save_policy(self, folder: Path) -> None:
-        save_trained(self.policy.whole, self.tokenizer, folder, self.options, self.options.model, "CAUSAL_LM")
+        options = self.options
+        whole, adapters = self.policy.whole, options.models.adapters
+        save_trained(whole, self.tokenizer, folder, adapters, options.model, "CAUSAL_LM")
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from cai_cli.console.messages import progress, say
-from cai_cli.console.options import TrainingOptions
+from cai_cli.console.options import TrainingOptions, schedule_of
 from cai_cli.errors import RunError
 from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, trainable_state
@@ -31,7 +31,7 @@ from cai_cli.training.metrics_file import MetricsFile
 from cai_cli.training.preference.losses import backward, evaluate_pairs
 from cai_cli.training.preference.pairs import TokenPair
 from cai_cli.training.preference.settings import PairwiseOptions
-from cai_cli.training.trackers import open_trackers
+from cai_cli.training.trackers import Trackers
 
 # Batches are cut from length-sorted runs of this many, which saves padding and keeps the order random.
 GROUP_BATCHES = 16
@@ -41,11 +41,13 @@ def fit_pairwise(
     model: Any,
     pairs: list[TokenPair],
     held_out: list[TokenPair],
-    options: PairwiseOptions,
+    fit: PairwiseOptions,
     folder: Path,
     pad: int,
+    seed: int,
     head: nn.Module | None = None,
     stage: str = "train-pm",
+    trackers: Trackers = lambda step: [],
 ) -> dict[str, Any]:
     """Train `model` in place; returns facts for the manifest. `folder` takes metrics.jsonl and checkpoints/;
     `stage` is told.
@@ -53,24 +55,24 @@ def fit_pairwise(
     `head` is the language model's output layer, for `--lm-coef`. Raises RunError where the loss is not
     finite.
     """
-    seed: int = options.seed  # type: ignore[attr-defined]
+    options = fit.training
     batches = all_batches(pairs, options, seed)
     per_step = options.gradient_accumulation_steps * world_size()
     steps = math.ceil(len(batches) / per_step)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = get_scheduler(options.schedule, optimizer, options.warmup_steps, steps)
+    schedule = get_scheduler(schedule_of(options.lr_scheduler_type), optimizer, options.warmup_steps, steps)
     step, recent = resume(folder, model, optimizer, schedule)
     model.train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    metrics_file = MetricsFile(folder / "metrics.jsonl", step, open_trackers(options, stage, step))
+    metrics_file = MetricsFile(folder / "metrics.jsonl", step, trackers(step))
     with progress(stage, steps, step, "steps") as advance, metrics_file as metrics, after_the_step():
         while step < steps:
             # For the adapters' dropout; nothing else draws
             torch.manual_seed(key(seed, "step", step, rank()) % (1 << 63))
             group = batches[step * per_step : (step + 1) * per_step]
-            losses = backward([[pairs[n] for n in batch] for batch in group], model, options, pad, head)
+            losses = backward([[pairs[n] for n in batch] for batch in group], model, fit, pad, head)
             sum_gradients(weights)
             norm = torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm or math.inf).item()
             for name, number in {**losses, "gradient's norm": norm}.items():
@@ -87,7 +89,7 @@ def fit_pairwise(
                 means = {name: sum(row[name] for row in recent) / len(recent) for name in losses}
                 metrics.write({"step": step, **means, "lr": schedule.get_last_lr()[0], "grad_norm": norm})
                 recent = []
-            if held_out and options.eval_steps and step % options.eval_steps == 0 and step < steps:
+            if held_out and fit.eval_steps and step % fit.eval_steps == 0 and step < steps:
                 metrics.write(
                     {"step": step, **evaluate_pairs(model, held_out, pad, evaluation_batch(options))}
                 )

@@ -23,7 +23,7 @@ from cai_cli.training.preference.settings import PairwiseOptions
 
 
 def backward(
-    group: list[list[TokenPair]], model: Any, options: PairwiseOptions, pad: int, head: nn.Module | None
+    group: list[list[TokenPair]], model: Any, fit: PairwiseOptions, pad: int, head: nn.Module | None
 ) -> dict[str, float]:
     """Add this process's part of the gradients of one step, whose batches are `group`; the mean losses of the
     whole step.
@@ -34,20 +34,20 @@ def backward(
     tokens = sum(len(pair.chosen) - 1 for batch in group for pair in batch)
     sums = torch.zeros(3, device=model.device, dtype=torch.float64)
     for batch in own_part(group):
-        with autocast(model.device.type, options.bf16):
-            parts = batch_losses(model, batch, pad, head if options.lm_coef else None)
+        with autocast(model.device.type, fit.training.bf16):
+            parts = batch_losses(model, batch, pad, head if fit.lm_coef else None)
             loss = (
                 parts[0] / pairs
-                + options.center_rewards_coefficient * parts[1] / pairs
-                + options.lm_coef * parts[2] / tokens
+                + fit.center_rewards_coefficient * parts[1] / pairs
+                + fit.lm_coef * parts[2] / tokens
             )
         loss.backward()
         sums += torch.stack(parts).detach().double()
     pairwise, centring, language = total(sums).tolist()
     losses = {"loss": pairwise / pairs}
-    if options.center_rewards_coefficient:
+    if fit.center_rewards_coefficient:
         losses["centring_loss"] = centring / pairs
-    if options.lm_coef:
+    if fit.lm_coef:
         losses["lm_loss"] = language / tokens
     return losses
 

@@ -4,6 +4,7 @@ and saving.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +29,33 @@ from cai_cli.training.model_card import model_card
 from cai_cli.training.modes import disable_dropout
 from cai_cli.training.preference.loop import fit_pairwise
 from cai_cli.training.preference.pairs import TokenPair
+from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
 from cai_cli.training.run_facts import model_facts
+from cai_cli.training.trackers import open_trackers
 
 
 def run_pairwise_stage(
     artifact: ModelArtifact,
-    options: Any,
+    fit: PairwiseOptions,
+    base: str,
     tokenizer: PreTrainedTokenizerBase,
     training: list[TokenPair],
     held_out: list[TokenPair],
     rejected: list[Rejected],
 ) -> None:
     """Load the classifier, train it, save it with what was measured on the held-out part."""
-    transformers.set_seed(options.seed)
-    model = load_pm(
-        options.model, options.device, training_dtype(options.dtype), "--model", tokenizer, options.quantize
-    )
+    options, seed, stage = fit.training, artifact.options.output.seed, artifact.manifest["stage"]
+    transformers.set_seed(seed)
+    dtype = training_dtype(fit.hardware.dtype)
+    model = load_pm(base, fit.hardware.device, dtype, "--model", tokenizer, fit.adapters.quantize)
     settle_configs(model, tokenizer)
-    if not is_preference_model(options.model):
-        reset_head(model, options.seed)
+    if not is_preference_model(base):
+        reset_head(model, seed)
     disable_dropout(model)
-    head = language_head(model, options.model) if options.lm_coef else None
-    if options.lora:
-        model = add_lora(model, options, "SEQ_CLS", options.seed)
+    head = language_head(model, base) if fit.lm_coef else None
+    if fit.adapters.lora:
+        model = add_lora(model, fit.adapters, "SEQ_CLS", seed)
     if not artifact.begun:
         saves = steps_of(len(training), options) // options.save_steps
         main_first(
@@ -61,16 +65,18 @@ def run_pairwise_stage(
         )
     artifact.start()
     put_aside(rejected, "pairs", artifact.folder / "rejects.jsonl")
-    say(f"{artifact.manifest['stage']}: {len(training)} pairs, {len(held_out)} held out")
+    say(f"{stage}: {len(training)} pairs, {len(held_out)} held out")
     facts = fit_pairwise(
         model,
         training,
         held_out,
-        options,
+        fit,
         artifact.folder,
         int(tokenizer.pad_token_id),
+        seed,
         head,
-        artifact.manifest["stage"],
+        stage,
+        partial(open_trackers, artifact.options, stage),
     )
     seen = len(training) + len(held_out)
     facts |= {
@@ -83,7 +89,7 @@ def run_pairwise_stage(
 
     def save(folder: Path) -> None:
         tokenizer.padding_side = "right"  # positions then count from the first real token in any library
-        save_trained(model, tokenizer, folder, options, options.model, "SEQ_CLS")
+        save_trained(model, tokenizer, folder, fit.adapters, base, "SEQ_CLS")
         save_language_head(head, folder)
         write_atomically(folder / "README.md", card)
 

@@ -5,15 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from cai_cli.console.options import AdapterOptions, Needs, TrainingOptions, flag
+from cai_cli.console.options import (
+    AdapterOptions,
+    DeviceOptions,
+    Needs,
+    ReportOptions,
+    TrainingOptions,
+    check_training_dtype,
+    flag,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairwiseOptions(TrainingOptions, AdapterOptions):
+class PairwiseOptions:
     """How a preference model is fitted to pairs: `pmp` and `train-pm` share the loop."""
 
     NEEDS: ClassVar[Needs] = {"eval_steps": ("held_out",)}
 
+    adapters: AdapterOptions
+    hardware: DeviceOptions
+    report: ReportOptions
+    training: TrainingOptions
     lm_coef: Annotated[
         float,
         flag(
@@ -34,3 +46,6 @@ class PairwiseOptions(TrainingOptions, AdapterOptions):
         int | None,
         flag("Output", "Steps between evaluations of the held-out part, by origin, in metrics.jsonl.", min=1),
     ] = None
+
+    def __post_init__(self) -> None:
+        check_training_dtype(self.hardware.dtype)

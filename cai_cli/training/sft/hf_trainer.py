@@ -22,7 +22,7 @@ from cai_cli.processes.interruption import Terminated, after_the_step
 from cai_cli.processes.ranks import is_main, rank
 from cai_cli.training.checkpoints import drop_half_written, read_state, seal_hf_checkpoint, write_state
 from cai_cli.training.metrics_file import MetricsFile
-from cai_cli.training.trackers import open_trackers
+from cai_cli.training.trackers import Trackers
 
 # What a log line of the Trainer is called in metrics.jsonl; what starts anew on a resume (num_tokens) is left
 # out.
@@ -43,9 +43,9 @@ class TrainingLog(TrainerCallback):
     after the step.
     """
 
-    def __init__(self, name: str, metrics_file: Path, options: Any) -> None:
+    def __init__(self, name: str, metrics_file: Path, trackers: Trackers) -> None:
         self.name = name
-        self.options = options
+        self.trackers = trackers
         self.metrics_file = metrics_file
         self.opened = ExitStack()
         self.held_out: dict[str, float] = {}
@@ -92,8 +92,8 @@ class TrainingLog(TrainerCallback):
         self.advance = self.opened.enter_context(
             progress(self.name, state.max_steps, state.global_step, "steps")
         )
-        trackers = open_trackers(self.options, self.name, state.global_step)
-        metrics = MetricsFile(self.metrics_file, state.global_step, trackers)
+        step = state.global_step
+        metrics = MetricsFile(self.metrics_file, step, self.trackers(step))
         self.metrics = self.opened.enter_context(metrics) if is_main() else None
         self.start = self.last = state.global_step
         self.note = ""

@@ -4,6 +4,7 @@ card.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cai_cli.training.sft.data import TokenRow, dataset_of, packed_dataset
 from cai_cli.training.sft.hf_trainer import TrainingLog, whole_weights
 from cai_cli.training.sft.settings import Options
 from cai_cli.training.sft.trainer import make_trainer, open_model
+from cai_cli.training.trackers import open_trackers
 
 
 def finetune(
@@ -37,28 +39,33 @@ def finetune(
     """Train the base model on the rows that are not held out, and save it. `cautions`: of the targets, said
     at the end.
     """
+    training, folder = options.training, options.output.out
     train = [row for row in rows if not row.held_out]
-    data = packed_dataset(train, options.max_length, options.seed) if options.packing else dataset_of(train)
+    data = (
+        packed_dataset(train, training.max_length, options.output.seed)
+        if options.packing
+        else dataset_of(train)
+    )
     model = open_model(options, tokenizer)
     if not artifact.begun:
-        saves = 1 + steps_of(len(data), options) // options.save_steps
+        saves = 1 + steps_of(len(data), training) // training.save_steps
         main_first(
             lambda: rehearse_saving(
-                model, tokenizer, options.out, artifact.checkpoints, saves, learned_bytes(model)
+                model, tokenizer, folder, artifact.checkpoints, saves, learned_bytes(model)
             )
         )
     artifact.start()
-    put_aside(rejected, "rows", options.out / "rejects.jsonl")
+    put_aside(rejected, "rows", folder / "rejects.jsonl")
     trainer = make_trainer(options, model, tokenizer, data, by_kind(rows), artifact.checkpoints)
     checkpoint = newest_whole(artifact.checkpoints, "checkpoint")
     packs = f" in {len(data)} packs" if options.packing else ""
     say(f"sft: {len(train)} rows{packs}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
-    with TrainingLog("sft", artifact.metrics_file, options) as log:
+    with TrainingLog("sft", artifact.metrics_file, partial(open_trackers, options, "sft")) as log:
         log.train(trainer, checkpoint)
         held_out = log.evaluate(trainer)
         train_loss = log.mean_loss(trainer)
 
-    rates = rate_cautions(options.learning_rate, options.warmup_steps, trainer.state.global_step)
+    rates = rate_cautions(training.learning_rate, training.warmup_steps, trainer.state.global_step)
     facts = {
         "counts": {"in": len(rows) + len(rejected), "out": len(rows), "rejected": counted(rejected)},
         "held_out": {"rows": len(rows) - len(train), "loss": held_out},
@@ -71,7 +78,7 @@ def finetune(
     weights = whole_weights(trainer)
 
     def save(folder: Path) -> None:
-        save_trained(trainer.model, tokenizer, folder, options, options.model, "CAUSAL_LM", weights)
+        save_trained(trainer.model, tokenizer, folder, options.adapters, options.model, "CAUSAL_LM", weights)
         write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
 
     artifact.finish(save, **facts)

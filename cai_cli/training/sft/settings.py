@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cai_cli.console.options import (
     INPUT,
     MODEL,
     AdapterOptions,
     ChatTemplateKwargs,
+    DeviceOptions,
     OutputOptions,
+    ReportOptions,
     Takes,
     TrainingOptions,
+    check_training_dtype,
     flag,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
-class Options(AdapterOptions, TrainingOptions, OutputOptions):
+class Options:
+    output: OutputOptions
+    hardware: DeviceOptions
+    report: ReportOptions
+    training: TrainingOptions
+    adapters: AdapterOptions
     model: Annotated[str, flag("Model", "The base language model to finetune."), MODEL]
     data: Annotated[
         list[str],
@@ -73,3 +78,6 @@ class Options(AdapterOptions, TrainingOptions, OutputOptions):
         MODEL,
     ] = None
     chat_template_kwargs: ChatTemplateKwargs = None
+
+    def __post_init__(self) -> None:
+        check_training_dtype(self.hardware.dtype)

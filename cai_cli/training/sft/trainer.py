@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from cai_cli.console.options import schedule_of
 from cai_cli.errors import RunError, UserError, first_line
 from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
 from cai_cli.models.devices import training_dtype
@@ -46,19 +47,19 @@ class CheckedTrainer(SFTTrainer):
 
 def open_model(options: Options, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model to train, with its adapters, checked for packing."""
-    transformers.set_seed(options.seed)
+    transformers.set_seed(options.output.seed)
     model = load_lm(
         options.model,
-        options.device,
-        training_dtype(options.dtype),
+        options.hardware.device,
+        training_dtype(options.hardware.dtype),
         tokenizer=tokenizer,
-        quantize=options.quantize,
+        quantize=options.adapters.quantize,
     )
     settle_configs(model, tokenizer)
     if options.packing:
         check_isolation(model, options.model)
-    if options.lora:
-        model = add_lora(model, options, "CAUSAL_LM", options.seed)
+    if options.adapters.lora:
+        model = add_lora(model, options.adapters, "CAUSAL_LM", options.output.seed)
     return model
 
 
@@ -71,31 +72,31 @@ def make_trainer(
     checkpoints: Path,
 ) -> Any:
     """The trainer. `held_out`: datasets by kind, whose loss is measured at each checkpoint."""
-
+    training, seed = options.training, options.output.seed
     config = SFTConfig(
         output_dir=str(checkpoints),
-        seed=options.seed,
-        data_seed=options.seed,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=options.schedule,
-        warmup_steps=options.warmup_steps,
-        num_train_epochs=options.num_train_epochs,
-        per_device_train_batch_size=options.per_device_train_batch_size,
-        per_device_eval_batch_size=options.per_device_train_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        max_grad_norm=options.max_grad_norm,
-        bf16=options.bf16,
-        gradient_checkpointing=options.gradient_checkpointing,
+        seed=seed,
+        data_seed=seed,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=schedule_of(training.lr_scheduler_type),
+        warmup_steps=training.warmup_steps,
+        num_train_epochs=training.num_train_epochs,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.bf16,
+        gradient_checkpointing=training.gradient_checkpointing,
         use_cpu=model.device.type == "cpu",
         max_length=None,
         packing=options.packing,
         eval_packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="random" if options.packing else "group_by_length",
-        logging_steps=options.logging_steps,
-        save_steps=options.save_steps,
+        logging_steps=training.logging_steps,
+        save_steps=training.save_steps,
         eval_strategy="steps" if held_out else "no",
-        eval_steps=options.save_steps,
+        eval_steps=training.save_steps,
         prediction_loss_only=True,
         router_aux_loss_coef=0.0,  # the loss is the completion's cross-entropy alone
         logging_nan_inf_filter=False,
@@ -105,7 +106,9 @@ def make_trainer(
         ddp_find_unused_parameters=False,
     )
     before = (
-        {name: weight.clone() for name, weight in trainable_state(model).items()} if options.quantize else {}
+        {name: weight.clone() for name, weight in trainable_state(model).items()}
+        if options.adapters.quantize
+        else {}
     )
     trainer = CheckedTrainer(
         model=model,

@@ -48,11 +48,11 @@ def copy_with(folder, target, source: str, change):
 
 
 def facts(options) -> dict:
-    return json.loads((options.out / "cai.json").read_text())
+    return json.loads((options.output.out / "cai.json").read_text())
 
 
 def metrics(options) -> list[dict]:
-    return [json.loads(line) for line in (options.out / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (options.output.out / "metrics.jsonl").read_text().splitlines()]
 
 
 # Models that do not agree
@@ -134,7 +134,9 @@ def test_prompts_longer_than_the_context_are_put_aside_by_name(folder, options, 
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = options(prompts=prompts)
     ppo.run(settings)
-    [rejected] = [json.loads(line) for line in (settings.out / "rejects.jsonl").read_text().splitlines()]
+    [rejected] = [
+        json.loads(line) for line in (settings.output.out / "rejects.jsonl").read_text().splitlines()
+    ]
     assert (
         rejected["id"] == "long"
         and rejected["reason"] == "prompt_too_long"
@@ -182,8 +184,8 @@ def test_empty_replies_and_replies_that_never_end(folder, options, tmp_path, end
     assert row["length"] == (1.0 if ends else 6.0)
     assert row["reward"] == pytest.approx(row["score"] - row["missing_eos"], abs=1e-5)
     assert facts(settings)["steps_done"] == 2
-    rejects = settings.out / "samples.rejects.jsonl"
-    assert bool((settings.out / "samples.jsonl").read_text()) != ends and rejects.exists() == ends
+    rejects = settings.output.out / "samples.rejects.jsonl"
+    assert bool((settings.output.out / "samples.jsonl").read_text()) != ends and rejects.exists() == ends
     assert not ends or {json.loads(line)["reason"] for line in rejects.read_text().splitlines()} == {"empty"}
 
 
@@ -202,7 +204,8 @@ def test_a_kl_that_runs_away_stops_with_the_last_good_policy(folder, options):
     rows = metrics(settings)
     assert all(row["kl"] <= 2.0 for row in rows) and rows[-1]["step"] == told["steps_done"]
     moved = (
-        load_lm(str(settings.out), "cpu").lm_head.weight - load_lm(str(folder / "lm"), "cpu").lm_head.weight
+        load_lm(str(settings.output.out), "cpu").lm_head.weight
+        - load_lm(str(folder / "lm"), "cpu").lm_head.weight
     )
     assert moved.abs().max() > 0
 
@@ -212,7 +215,7 @@ def test_a_kl_that_runs_away_before_a_checkpoint_fails_with_a_next_step(options)
     with pytest.raises(RunError, match="before the first checkpoint") as caught:
         ppo.run(settings)
     assert "--save-steps" in caught.value.hint
-    assert not (settings.out / "cai.json").exists()
+    assert not (settings.output.out / "cai.json").exists()
 
 
 def test_the_gold_guard_stops_and_saves_the_best(folder, options, monkeypatch):
@@ -261,7 +264,7 @@ def test_impossible_settings_are_refused_at_once(options, flags, told):
     with pytest.raises(UserError) as caught:
         ppo.run(settings)
     assert told in str(caught.value) and caught.value.hint
-    assert not settings.out.exists()
+    assert not settings.output.out.exists()
 
 
 def test_a_dry_run_shows_the_prompt_and_the_work(options, capsys):
@@ -270,7 +273,7 @@ def test_a_dry_run_shows_the_prompt_and_the_work(options, capsys):
     shown = capsys.readouterr()
     assert shown.out.startswith("<|im_start|>user\nHow do I make")
     assert "2 steps of 8 episodes" in shown.err and "GB, and activations" in shown.err
-    assert not settings.out.exists()
+    assert not settings.output.out.exists()
 
 
 def test_metrics_reach_tensorboard(options):
@@ -279,7 +282,7 @@ def test_metrics_reach_tensorboard(options):
 
     settings = options(report_to=["tensorboard"])
     ppo.run(settings)
-    events = EventAccumulator(str(settings.out / "tensorboard"))
+    events = EventAccumulator(str(settings.output.out / "tensorboard"))
     events.Reload()
     logged = [event.value for event in events.Scalars("score")]
     assert logged == pytest.approx([row["score"] for row in metrics(settings)], rel=1e-6)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from ppo_setup import PAD, make_pair, options_for, random_completions, write_prompts
 
+from cai_cli.compute.packed_rows import checkpointed_layers, training_pass
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.training.ppo.episodes import make_episodes
 from cai_cli.training.ppo.forward import response_logprobs, response_values
 from cai_cli.training.ppo.learner import PolicyLearner, ValueLearner
-from cai_cli.training.ppo.models import checkpointed_layers, load_pair, training_pass
+from cai_cli.training.ppo.models import load_pair
 from cai_cli.training.ppo.rollout import Clock
 from cai_cli.training.ppo.trainer import Trainer
 
@@ -37,6 +38,11 @@ def outputs(task, model, e):
         return response_logprobs(model, e.ids, e.prompt_lengths, e.mask, 1.0)
 
 
+def pair_of(options, task, tokenizer, longest=64):
+    path = options.model if task == "CAUSAL_LM" else options.pm
+    return load_pair(options.models, path, task, tokenizer, longest, options.output.seed)
+
+
 def nudge(pair) -> None:
     with torch.no_grad():
         for weight in pair.parameters():
@@ -49,7 +55,7 @@ def nudge(pair) -> None:
 )
 def test_learner_and_frozen_start_alike_and_only_one_learns(files, episodes, tmp_path, task, changes):
     options = options_for(*files, tmp_path, **changes)
-    pair = load_pair(options, task, load_tokenizer(str(files[0])), 64)
+    pair = pair_of(options, task, load_tokenizer(str(files[0])))
     path, load = (files[0], load_lm) if task == "CAUSAL_LM" else (files[1], load_pm)
     original = outputs(task, load(str(path), "cpu"), episodes)
     with pair.frozen() as frozen:
@@ -61,24 +67,24 @@ def test_learner_and_frozen_start_alike_and_only_one_learns(files, episodes, tmp
     assert not torch.allclose(outputs(task, pair.learner, episodes), before, atol=1e-2)
     with pair.frozen() as frozen:
         assert torch.equal(outputs(task, frozen, episodes), before)
-        assert frozen is (pair.learner if options.lora else pair.copy)
+        assert frozen is (pair.learner if options.models.adapters.lora else pair.copy)
     assert not torch.allclose(outputs(task, pair.learner, episodes), before, atol=1e-2)
 
 
 def test_with_adapters_there_is_one_backbone(files, tmp_path):
     tokenizer = load_tokenizer(str(files[0]))
     whole = sum(weight.numel() for weight in load_lm(str(files[0]), "cpu").parameters())
-    pair = load_pair(options_for(*files, tmp_path, lora=True, lora_r=2), "CAUSAL_LM", tokenizer, 64)
+    pair = pair_of(options_for(*files, tmp_path, lora=True, lora_r=2), "CAUSAL_LM", tokenizer)
     adapter = sum(weight.numel() for weight in pair.parameters())
     assert pair.copy is None and adapter < 0.2 * whole
     assert sum(weight.numel() for weight in pair.learner.parameters()) == whole + adapter
-    value = load_pair(options_for(*files, tmp_path, lora=True, lora_r=2), "SEQ_CLS", tokenizer, 64)
+    value = pair_of(options_for(*files, tmp_path, lora=True, lora_r=2), "SEQ_CLS", tokenizer)
     assert any(weight is value.learner.score.weight for weight in value.parameters())
 
 
 def test_the_frozen_models_dtype_is_a_choice(files, tmp_path):
     options = options_for(*files, tmp_path, frozen_dtype="bfloat16")
-    pair = load_pair(options, "CAUSAL_LM", load_tokenizer(str(files[0])), 64)
+    pair = pair_of(options, "CAUSAL_LM", load_tokenizer(str(files[0])))
     assert pair.learner.dtype == torch.float32 and pair.copy.dtype == torch.bfloat16
 
 
@@ -86,7 +92,7 @@ def test_attention_is_eager_where_rows_are_short_on_a_cpu(files, tmp_path):
     tokenizer = load_tokenizer(str(files[0]))
     for longest, attention, expected in ((64, "auto", "eager"), (4000, "auto", "sdpa"), (64, "sdpa", "sdpa")):
         options = options_for(*files, tmp_path, attn_implementation=attention)
-        pair = load_pair(options, "CAUSAL_LM", tokenizer, longest)
+        pair = pair_of(options, "CAUSAL_LM", tokenizer, longest)
         assert pair.learner.config._attn_implementation == pair.copy.config._attn_implementation == expected
 
 
@@ -103,17 +109,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(files, episodes, tmp_pa
     for checkpointing in (False, True):
         options = options_for(*files, tmp_path, lora=lora, gradient_checkpointing=checkpointing, **once)
         tokenizer = load_tokenizer(str(files[0]))
-        pairs = [load_pair(options, task, tokenizer, 64) for task in ("CAUSAL_LM", "SEQ_CLS")]
+        pairs = [pair_of(options, task, tokenizer) for task in ("CAUSAL_LM", "SEQ_CLS")]
         assert bool(checkpointed_layers(pairs[0].learner)) == checkpointing
         with training_pass(pairs[0].learner):
             layer = pairs[0].learner.model.layers[0]
             assert layer.training == checkpointing and not layer.mlp.training
         assert not layer.training
-        for pair, kind in zip(pairs, (PolicyLearner, ValueLearner), strict=True):
-            stats = kind(options, pair, 1e-3, 10).improve(
-                episodes, torch.zeros_like(advantages), advantages, 6, 0
-            )
-            assert stats[f"{kind.name}_grad_norm"] > 0
+        how = {"seed": 0, "bf16": False, "learning_rate": 1e-3, "steps": 10}
+        policy = PolicyLearner(options.ppo, pairs[0], **how, temperature=1.0)
+        for learner in (policy, ValueLearner(options.ppo, pairs[1], **how)):
+            stats = learner.improve(episodes, torch.zeros_like(advantages), advantages, 6, 0)
+            assert stats[f"{learner.name}_grad_norm"] > 0
         found.append(torch.cat([w.detach().flatten() for pair in pairs for w in pair.parameters()]))
     assert torch.allclose(*found, atol=1e-6)
 

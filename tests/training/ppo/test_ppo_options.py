@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ppo_setup import make_pair, make_pm, options_for, write_prompts
 
+from cai_cli.console.groups import flags_of
 from cai_cli.stages import ppo
 
 
@@ -231,7 +232,7 @@ ELSEWHERE = {"model", "pm", "prompts", "out", "dry_run", "if_changed", "max_reje
 
 
 def test_every_flag_is_here():
-    assert {field.name for field in dataclasses.fields(ppo.Options)} == CHANGES.keys() | ELSEWHERE
+    assert flags_of(ppo.Options).keys() == CHANGES.keys() | ELSEWHERE
 
 
 @pytest.mark.parametrize("name", list(CHANGES))

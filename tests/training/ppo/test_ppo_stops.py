@@ -132,10 +132,10 @@ def damage(file: Path) -> None:
 def test_a_stop_before_anything_is_checked_saves_no_policy_that_ran_away(folder, tmp_path, monkeypatch):
     options = make(folder, tmp_path / "out", save_steps=100)
     stopped_at(options, monkeypatch, 2)
-    assert [path.name for path in (options.out / "checkpoints").iterdir()] == ["unchecked-00000003"]
+    assert [path.name for path in (options.output.out / "checkpoints").iterdir()] == ["unchecked-00000003"]
     with pytest.raises(RunError, match="before the first checkpoint"):
         ppo.run(options)
-    assert not (options.out / "cai.json").exists()
+    assert not (options.output.out / "cai.json").exists()
 
 
 def test_a_damaged_last_good_policy_is_come_to_again(folder, tmp_path, monkeypatch, capsys):
@@ -147,8 +147,8 @@ def test_a_damaged_last_good_policy_is_come_to_again(folder, tmp_path, monkeypat
     assert told["saved_step"] > 1
     options = make(folder, tmp_path / "out", save_steps=1)
     stopped_at(options, monkeypatch, told["saved_step"])
-    assert (options.out / f"checkpoints/unchecked-{told['steps_done']:08d}/complete").exists()
-    good = options.out / f"checkpoints/step-{told['saved_step']:08d}"
+    assert (options.output.out / f"checkpoints/unchecked-{told['steps_done']:08d}/complete").exists()
+    good = options.output.out / f"checkpoints/step-{told['saved_step']:08d}"
     damage(good / "state.pt")
     capsys.readouterr()
     ppo.run(options)
@@ -157,7 +157,7 @@ def test_a_damaged_last_good_policy_is_come_to_again(folder, tmp_path, monkeypat
         said.count(f"{good.name}/state.pt: is damaged") == 1 and f"from step {told['saved_step'] - 1}" in said
     )
     for file in FILES:
-        assert (options.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+        assert (options.output.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
 def test_a_last_good_policy_damaged_while_the_run_goes_on_is_an_error(folder, tmp_path, monkeypatch):
@@ -174,10 +174,10 @@ def test_a_last_good_policy_damaged_while_the_run_goes_on_is_an_error(folder, tm
         patch.setattr(RunState, "settle", damaged_before)
         with pytest.raises(RunError, match=rf"step-{told['saved_step']:08d}/state\.pt: is damaged"):
             ppo.run(options)
-    assert not (options.out / "cai.json").exists()
+    assert not (options.output.out / "cai.json").exists()
     ppo.run(options)
-    assert facts(options.out)["saved_step"] == told["saved_step"]
-    assert (options.out / FILES[0]).read_bytes() == (tmp_path / "whole" / FILES[0]).read_bytes()
+    assert facts(options.output.out)["saved_step"] == told["saved_step"]
+    assert (options.output.out / FILES[0]).read_bytes() == (tmp_path / "whole" / FILES[0]).read_bytes()
 
 
 @pytest.mark.parametrize("method", ["load", "evaluate", "save_critic", "save_policy"])
@@ -205,11 +205,11 @@ def test_a_stop_at_any_other_time_does_no_harm(folder, tmp_path, monkeypatch, me
         patch.setattr(Trainer, method, and_be_told)
         with pytest.raises(interruption.Terminated):
             ppo.run(options)
-    assert not (options.out / "cai.json").exists()
+    assert not (options.output.out / "cai.json").exists()
     interruption.Signalled.came = False
     ppo.run(options)
     for file in FILES:
-        assert (options.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+        assert (options.output.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
 BEST = {
@@ -274,7 +274,7 @@ def test_warnings_outlast_a_stop_after_the_last_step(folder, tmp_path, monkeypat
     ppo.run(make(folder, tmp_path / "whole", steps=2, learning_rate=1e-3, max_kl=50.0))
     stopped_at(options, monkeypatch, 1)
     ppo.run(options)
-    assert facts(options.out)["warnings"] == facts(tmp_path / "whole")["warnings"] != []
+    assert facts(options.output.out)["warnings"] == facts(tmp_path / "whole")["warnings"] != []
 
 
 def test_each_kept_checkpoint_has_its_best_policy(folder, tmp_path, monkeypatch, capsys):
@@ -285,11 +285,11 @@ def test_each_kept_checkpoint_has_its_best_policy(folder, tmp_path, monkeypatch,
     ppo.run(make(folder, tmp_path / "whole", **flags))
     options = make(folder, tmp_path / "out", **flags)
     stopped_at(options, monkeypatch, 5)
-    kept = options.out / "checkpoints"
+    kept = options.output.out / "checkpoints"
     for checkpoint in sorted(kept.glob("step-*")):
         assert any(int(path.name[-8:]) <= int(checkpoint.name[-8:]) for path in kept.glob("best-*"))
     best = sorted(kept.glob("best-*"))[-1]
-    everything = Path(shutil.copytree(options.out, tmp_path / "copy"))
+    everything = Path(shutil.copytree(options.output.out, tmp_path / "copy"))
     damage(best / "state.pt")
     earlier = [path for path in kept.glob("step-*") if int(path.name[-8:]) < int(best.name[-8:])]
     capsys.readouterr()
@@ -297,7 +297,7 @@ def test_each_kept_checkpoint_has_its_best_policy(folder, tmp_path, monkeypatch,
         ppo.run(options)
         assert f"{best.name}/state.pt: is damaged" in capsys.readouterr().err
         for file in FILES:
-            assert (options.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+            assert (options.output.out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
     for path in (everything / "checkpoints").glob("best-*"):
         damage(path / "state.pt")
     with pytest.raises(RunError, match=r"best-\d+/state\.pt: is damaged.*; no checkpoint before it is whole"):

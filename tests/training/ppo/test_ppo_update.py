@@ -41,7 +41,7 @@ def make_trainer(files, tmp_path, score=None, **changes) -> Trainer:
 def steps(trainer: Trainer, files, count: int) -> list[tuple[float, float]]:
     """(mean score, KL) of the rollout of each step."""
     prompts = read_prompts([str(files[2])])
-    size = trainer.options.rollout_batch_size
+    size = trainer.options.ppo.rollout_batch_size
     history = []
     for step in range(count):
         batch = [prompts[(step * size + n) % len(prompts)] for n in range(size)]

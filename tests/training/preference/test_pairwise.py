@@ -94,7 +94,7 @@ def test_accumulated_batches_are_one_batch(pm, path, tmp_path):
         settings = options(
             per_device_train_batch_size=size, gradient_accumulation_steps=passes, learning_rate=1e-4
         )
-        fit_pairwise(model, random_pairs(8), [], settings, tmp_path / str(size), PAD)
+        fit_pairwise(model, random_pairs(8), [], settings, tmp_path / str(size), PAD, 0)
         results.append(
             (
                 json.loads((tmp_path / str(size) / "metrics.jsonl").read_text()),
@@ -112,7 +112,7 @@ def test_accumulated_batches_are_one_batch(pm, path, tmp_path):
 def test_it_learns_a_preference(pm, tmp_path):
     training, held_out = random_pairs(256, 1.0), random_pairs(64, 1.0, seed=1)
     before = evaluate_pairs(pm, held_out, PAD, 64)["evaluation"]["all"]["accuracy"]
-    facts = fit_pairwise(pm, training, held_out, options(num_train_epochs=3.0), tmp_path, PAD)
+    facts = fit_pairwise(pm, training, held_out, options(num_train_epochs=3.0), tmp_path, PAD, 0)
     after = facts["evaluation"]["all"]
     assert before < 0.8
     assert after["accuracy"] > 0.95
@@ -125,7 +125,7 @@ def test_it_learns_a_preference(pm, tmp_path):
 
 def test_it_learns_the_probability_not_the_side(pm, tmp_path):
     """Labels of 0.75 lead to scores log(3) apart."""
-    fit_pairwise(pm, random_pairs(256, 0.75), [], options(num_train_epochs=4.0), tmp_path, PAD)
+    fit_pairwise(pm, random_pairs(256, 0.75), [], options(num_train_epochs=4.0), tmp_path, PAD, 0)
     held_out = random_pairs(64, 0.75, seed=1)
     evaluation = evaluate_pairs(pm, held_out, PAD, 64)["evaluation"]["all"]
     assert evaluation["calibration_error"] < 0.06
@@ -146,7 +146,7 @@ def test_a_killed_run_ends_in_the_same_weights(path, tmp_path):
                 raise KeyboardInterrupt
 
         model.base_model.register_forward_pre_hook(stop)
-        fit_pairwise(model, pairs, [], settings, tmp_path / name, PAD)
+        fit_pairwise(model, pairs, [], settings, tmp_path / name, PAD, 0)
         return model
 
     whole = fit("whole")
@@ -171,7 +171,7 @@ def test_what_is_not_finite_stops_the_run(pm, tmp_path, monkeypatch, what):
     else:
         pm.score.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(RunError, match="at step 0"):
-        fit_pairwise(pm, random_pairs(8), [], options(), tmp_path, PAD)
+        fit_pairwise(pm, random_pairs(8), [], options(), tmp_path, PAD, 0)
     assert torch.equal(pm.score.weight, before)
 
 
@@ -180,17 +180,23 @@ def test_what_is_not_finite_stops_the_run(pm, tmp_path, monkeypatch, what):
 
 def test_each_epoch_takes_every_pair_once_in_its_own_order():
     pairs = random_pairs(50)
-    batches = all_batches(pairs, options(num_train_epochs=2.0, per_device_train_batch_size=4), 0)
+    batches = all_batches(pairs, options(num_train_epochs=2.0, per_device_train_batch_size=4).training, 0)
     first, second = batches[: len(batches) // 2], batches[len(batches) // 2 :]
     for epoch in (first, second):
         assert sorted(n for batch in epoch for n in batch) == list(range(50))
     assert first != second
-    assert batches == all_batches(pairs, options(num_train_epochs=2.0, per_device_train_batch_size=4), 0)
-    assert batches != all_batches(pairs, options(num_train_epochs=2.0, per_device_train_batch_size=4), 1)
+    assert batches == all_batches(
+        pairs, options(num_train_epochs=2.0, per_device_train_batch_size=4).training, 0
+    )
+    assert batches != all_batches(
+        pairs, options(num_train_epochs=2.0, per_device_train_batch_size=4).training, 1
+    )
 
 
 def test_half_an_epoch_takes_half_the_pairs():
-    batches = all_batches(random_pairs(50), options(num_train_epochs=1.5, per_device_train_batch_size=5), 0)
+    batches = all_batches(
+        random_pairs(50), options(num_train_epochs=1.5, per_device_train_batch_size=5).training, 0
+    )
     taken = [n for batch in batches for n in batch]
     assert len(taken) == 75
     assert len(set(taken[50:])) == 25
@@ -198,7 +204,7 @@ def test_half_an_epoch_takes_half_the_pairs():
 
 def test_batches_are_of_like_length():
     pairs = random_pairs(512)
-    batches = all_batches(pairs, options(per_device_train_batch_size=8), 0)
+    batches = all_batches(pairs, options(per_device_train_batch_size=8).training, 0)
     spread = [
         max(pairs[n].longest for n in batch) - min(pairs[n].longest for n in batch) for batch in batches
     ]

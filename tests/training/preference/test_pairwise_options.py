@@ -120,7 +120,7 @@ def test_centring_moves_the_mean_score_to_zero(llama, tmp_path):
         settings = options(center_rewards_coefficient=coefficient, num_train_epochs=2.0)
         held_out = random_pairs(32, 1.0, seed=1)
         facts = fit_pairwise(
-            model, random_pairs(64, 1.0), held_out, settings, tmp_path / str(coefficient), PAD
+            model, random_pairs(64, 1.0), held_out, settings, tmp_path / str(coefficient), PAD, 0
         )
         means.append(abs(facts["score_mean"]))
     assert means[1] < 0.5 * means[0]
@@ -154,14 +154,14 @@ def test_no_dropout_of_any_kind_is_left():
 
 def test_adapters_learn_and_the_base_stays(llama, tmp_path):
     settings = options(lora=True, lora_r=4, num_train_epochs=3.0, learning_rate=1e-2)
-    model = add_lora(fresh(llama), settings, "SEQ_CLS", 0)
+    model = add_lora(fresh(llama), settings.adapters, "SEQ_CLS", 0)
     frozen = {name: weight.clone() for name, weight in model.named_parameters() if not weight.requires_grad}
     rows = [side for pair in random_pairs(8) for side in (pair.chosen, pair.rejected)]
     assert score_all(model.eval(), rows, PAD, 4) == pytest.approx(
         score_all(fresh(llama), rows, PAD, 4), abs=1e-5
     )
     facts = fit_pairwise(
-        model, random_pairs(256, 1.0), random_pairs(64, 1.0, seed=1), settings, tmp_path, PAD
+        model, random_pairs(256, 1.0), random_pairs(64, 1.0, seed=1), settings, tmp_path, PAD, 0
     )
     assert facts["evaluation"]["all"]["accuracy"] > 0.9
     assert all(
@@ -172,7 +172,7 @@ def test_adapters_learn_and_the_base_stays(llama, tmp_path):
 def test_evaluations_by_origin_on_the_way(llama, tmp_path):
     settings = options(eval_steps=8, num_train_epochs=1.0)
     facts = fit_pairwise(
-        fresh(llama), random_pairs(128, 1.0), random_pairs(32, 1.0, seed=1), settings, tmp_path, PAD
+        fresh(llama), random_pairs(128, 1.0), random_pairs(32, 1.0, seed=1), settings, tmp_path, PAD, 0
     )
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = {row["step"]: row["evaluation"] for row in rows if "evaluation" in row}

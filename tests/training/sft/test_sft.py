@@ -15,6 +15,7 @@ from families import make_family
 from tiny import CHATML, byte_level_tokenizer, make_model
 
 from cai_cli.artifacts.rejects import Rejected
+from cai_cli.console.groups import build
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.chat import stop_ids
 from cai_cli.models.load import load_lm
@@ -151,8 +152,8 @@ def test_packed_losses_are_those_of_each_row_alone(tmp_path, architecture, atten
     """
     model = make_model(tmp_path / "m", architecture)
     tokenizer, rows = load_tokenizer(str(model)), rows_of_tokens(14)
-    options = sft.Options(
-        model=str(model), data=["unused"], out=tmp_path / "out", packing=True, max_length=64
+    options = build(
+        sft.Options, model=str(model), data=["unused"], out=tmp_path / "out", packing=True, max_length=64
     )
     packs = packed_dataset(rows, 64, 0)
     assert len(packs) < len(rows) and max(len(lengths) for lengths in packs["seq_lengths"]) > 1
@@ -200,7 +201,7 @@ def test_a_model_that_sees_past_the_border_is_not_packed():
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 def test_what_trl_does_not_know_of_the_logits_is_found_first(base, tmp_path, scale):
     """A scale behind the output layer: TRL's loss is that of other logits, and nothing would say so."""
-    options = sft.Options(model=str(base), data=["x"], out=tmp_path / "out", held_out=0.0)
+    options = build(sft.Options, model=str(base), data=["x"], out=tmp_path / "out", held_out=0.0)
     tokenizer = load_tokenizer(str(base))
     model = open_model(options, tokenizer)
     data = dataset_of([TokenRow([1, 2, 3, 4], 2, "helpful", False)])
@@ -216,7 +217,7 @@ def test_what_trl_does_not_know_of_the_logits_is_found_first(base, tmp_path, sca
 
 def test_an_architecture_without_a_loss_of_trl_is_one_line(tmp_path):
     base = make_family(tmp_path / "lm", "llama4_text")
-    options = sft.Options(model=str(base), data=["x"], out=tmp_path / "out", held_out=0.0)
+    options = build(sft.Options, model=str(base), data=["x"], out=tmp_path / "out", held_out=0.0)
     data = dataset_of([TokenRow([1, 2, 3, 4], 2, "helpful", False)])
     tokenizer = load_tokenizer(str(base))
     with pytest.raises(UserError, match=r"Llama4ForCausalLM\): has no loss to train on"):
@@ -242,7 +243,8 @@ def data(tmp_path) -> Path:
 
 def train(base: Path, data: Path, out: Path, **settings) -> Path:
     sft.run(
-        sft.Options(
+        build(
+            sft.Options,
             model=str(base),
             data=[str(data)],
             out=out,
