@@ -111,13 +111,13 @@ def with_feature(request: Request, answer: Answer, feature: str, found: int, rng
         given = (rng.choice(right),) if rng.random() < 0.4 else answers.wrong_steps(request, rng)
         return answer.saying(steps=given, frames=frames)
     if feature == "reason":
-        right = request.action.harm if request.kind == HARMFUL else None
-        text = None if found == ABSENT else right if found == RIGHT else answers.wrong_reason(request, rng)
+        harm = request.action.harm if request.kind == HARMFUL else None
+        text = None if found == ABSENT else harm if found == RIGHT else answers.wrong_reason(request, rng)
         return answer.saying(reason=text, frames=(*old[:2], reason, *old[3:]))
     if feature == "alternative":
-        right = grammar.alternative(request.thing)
+        offer = grammar.alternative(request.thing)
         text = (
-            None if found == ABSENT else right if found == RIGHT else answers.wrong_alternative(request, rng)
+            None if found == ABSENT else offer if found == RIGHT else answers.wrong_alternative(request, rng)
         )
         return answer.saying(alternative=text, frames=(*old[:3], alternative, old[4]))
     if feature == "polite":

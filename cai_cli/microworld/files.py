@@ -1,4 +1,5 @@
-"""The files that a run on the micro-world starts from: prompts by split, a posts dump, human comparisons.
+"""The files that a run on the micro-world starts from: prompts by split, a posts dump, human comparisons,
+a constitution.
 
 Everything is a function of the seed. Train files hold train combinations only and no prompt is in two of
 them.
@@ -6,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -15,7 +17,7 @@ from xml.sax.saxutils import quoteattr
 import jsonlines
 
 from cai_cli.keys import key
-from cai_cli.microworld import answers, corpus, grammar
+from cai_cli.microworld import answers, constitutions, corpus, grammar
 from cai_cli.microworld.forms import written
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
 from cai_cli.microworld.oracle import classify
@@ -52,8 +54,10 @@ VOTE_NOISE = 2.5
 ACCEPTED_RIGHT = 0.9
 
 
-def write_world(folder: Path, seed: int) -> None:
-    """Write all input files of the demo into `folder`, which is made if needed."""
+def write_world(folder: Path, seed: int, constitution: Path | None = None) -> None:
+    """Write all input files of the demo into `folder`, which is made if needed; the constitution is a copy,
+    `kind` if none is named.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
     for name, counts in TRAIN_FILES.items():
@@ -76,6 +80,7 @@ def write_world(folder: Path, seed: int) -> None:
         [row.to_row() for row in human_comparisons(HUMAN_COMPARISONS, rng)],
     )
     write_posts(folder / "posts.xml", Random(key(seed, "microworld", "posts")))
+    shutil.copyfile(constitution or constitutions()["kind"], folder / "constitution.yaml")
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -139,14 +139,14 @@ def prepare(options: Options) -> None:
 
     world = options.out / "world"
     if world.exists():
+        check_same(options.constitution, world / "constitution.yaml")
         say(f"{world}: already there")
     else:
         temporary = options.out / ".world.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        write_world(temporary, options.seed)
+        write_world(temporary, options.seed, constitution_file(options.constitution))
         temporary.replace(world)
         say(f"{world}: written")
-    take_constitution(options.constitution, world / "constitution.yaml")
     for name in CHECKPOINTS:
         target = options.out / "models" / name
         if not target.exists():
@@ -177,14 +177,11 @@ def read_constitution(name_or_path: str) -> Constitution:
     return constitution
 
 
-def take_constitution(name_or_path: str, target: Path) -> None:
-    """Copy it into the world's folder. Raises UserError where another one is there: what was made by it is, too."""
-    content = read_input(constitution_file(name_or_path))
-    if not target.exists():
-        write_atomically(target, content.decode("utf-8"))
-    elif target.read_bytes() != content:
+def check_same(name_or_path: str, there: Path) -> None:
+    """Raise UserError where another constitution is there: all that was made since was made by it."""
+    if read_input(constitution_file(name_or_path)) != read_input(there):
         hint = "give another --out, or delete this one"
-        raise UserError(f"{target.parent.parent} was made by another constitution than {name_or_path}", hint)
+        raise UserError(f"{there.parent.parent} was made by another constitution than {name_or_path}", hint)
 
 
 def run_command(step: str, options: Options, **names: str) -> float:

@@ -121,11 +121,11 @@ def test_shipped_constitutions_are_left_alone_but_for_what_they_are_silent_on():
 
 
 def test_the_worlds_principles_are_left_alone():
-    from cai_cli.microworld import constitution
+    from cai_cli.microworld import constitutions
 
-    assert not [
-        line for line in cautions(load_constitution(str(constitution()))) if "no comparison" not in line
-    ]
+    for path in constitutions().values():
+        lines = cautions(load_constitution(str(path)))
+        assert not [line for line in lines if "no comparison" not in line], path
 
 
 def test_the_papers_principles_hold_one_pair_that_says_the_same(data):

@@ -95,7 +95,7 @@ def test_label_asks_about_the_chosen_ones_alone(cai, world, helpful, tmp_path):
         cai(*words, "--principles", "harm", "--out", out), "--principles was ['open', 'harm'], now ['harm']"
     )
     wrong = cai(*words, "--principles", "hram", "--out", tmp_path / "y.jsonl")
-    mistake(wrong, "--principles hram: no principle of microworld", "did you mean harm")
+    mistake(wrong, "--principles hram: no principle of kind", "did you mean harm")
 
 
 def test_revise_draws_from_the_chosen_ones_alone(cai, world, helpful, tmp_path):
@@ -115,9 +115,9 @@ def test_revise_draws_from_the_chosen_ones_alone(cai, world, helpful, tmp_path):
         "none",
     ]
     words += ["--constitution", world / "constitution.yaml", "--max-new-tokens", 48, "--max-reject-rate", 1]
-    done = cai(*words, "--principles", "owner", "--out", out)
+    done = cai(*words, "--principles", "reason", "--out", out)
     assert done.returncode == 0, done.stderr
     rounds = [item for line in out.read_text().splitlines() for item in json.loads(line)["rounds"]]
-    assert rounds and {item["principle"] for item in rounds} == {"owner"}
+    assert rounds and {item["principle"] for item in rounds} == {"reason"}
     wrong = cai(*words, "--principles", "x", "--out", tmp_path / "y.jsonl")
-    mistake(wrong, "--principles x: no principle of microworld", "it has harm, owner")
+    mistake(wrong, "--principles x: no principle of kind", "it has harm, reason")
