@@ -130,10 +130,12 @@ def packed_rows(model: Any) -> Iterator[None]:
 
 def packed_states(model: Any, ids: Tensor, lengths: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """`states_at` inside `packed_rows`. What follows the last place that is read of a row is left out."""
+    # (B,): one past the last place read of a row, or its length where none is; and the first place read, in front
+    # of which rows that start alike may share tokens. What is read of a row is its own.
     ends = lengths.scatter_reduce(0, rows, columns + 1, "amax", include_self=False)
-    starts = ends.scatter_reduce(0, rows, columns, "amin")  # What is read of a row is its own.
+    starts = ends.scatter_reduce(0, rows, columns, "amin")
     packed_ids, positions, layout = pack(ids[:, : int(ends.max())], ends, starts)
-    places = layout.tokens[rows, columns]
+    places = layout.tokens[rows, columns]  # (M,): where in the one packed row those places lie
     with last_mlp_at(model, places):
         hidden = model.base_model(
             input_ids=packed_ids, position_ids=positions, use_cache=False, packed_layout=layout
@@ -173,7 +175,7 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
         return
     whole = mlp.forward
 
-    def part(hidden: Tensor) -> Tensor:
+    def part(hidden: Tensor) -> Tensor:  # (1, N, D): the M read tokens through the MLP, zeros for the others
         found = whole(pick(hidden.squeeze(0), places).unsqueeze(0))
         if not isinstance(found, Tensor) or found.shape[:2] != (1, len(places)):
             raise TypeError("an MLP that gives more than a state for each token")

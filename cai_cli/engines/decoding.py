@@ -62,6 +62,7 @@ class PreallocatedLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows of the batch, each once. Only those are copied that change their place."""
         count, end = len(beam_idx), self.get_seq_length()
+        # Rows from behind fill the gaps of those that ended (`kept_places`): none is read after it was written.
         moved = (beam_idx != torch.arange(count, device=beam_idx.device)).nonzero().squeeze(-1)
         for memory in self.memory:
             memory[moved, :, :end] = memory[beam_idx[moved], :, :end]
@@ -95,9 +96,10 @@ def prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> 
     """
     packs = shortcuts_of(model).packs
     shared = 0 if packs else shared_start(prompts)
+    # A row of the cache: [what all share | padding | its rest but for the last token | room for new tokens]
     ids, mask = left_pad([prompt[shared:] for prompt in prompts], pad, model.device)
     start = torch.tensor([prompts[0][:shared]], dtype=ids.dtype, device=model.device)
-    end = shared + ids.size(1) - 1
+    end = shared + ids.size(1) - 1  # the last token of each prompt is fed by `generate`, for the first draw
     cache = make_room(DynamicCache(config=model.config), end + 1 + new_tokens)
     common: Any = DynamicCache(config=model.config)
     if shared:
@@ -112,6 +114,7 @@ def prefill(model: Any, prompts: list[list[int]], pad: int, new_tokens: int) -> 
         some = [rests[n] for n in rows]
         passed = packed_pass_over(model, some, pad) if packs else pass_over(model, some, pad, common, shared)
         for layer, (keys, values) in zip(cache.layers, passed, strict=True):
+            # Flush right, as left padding wants it
             layer.write(rows, end - keys.size(-2), keys, values, len(prompts))
     for layer in cache.layers:
         layer.show(end)

@@ -179,6 +179,8 @@ class OptionScorer:
                 logits_to_keep=0 if places else 1,
             )
         if readings:
+            # logits: one row for each place that is read, whether the model was asked for those alone or for all;
+            # several options may be read at one place.
             taken = [places[reading.place] for reading in readings]
             logits = output.logits[0] if self.picks else output.logits[tuple(torch.tensor(list(places)).T)]
             logprobs = torch.log_softmax(logits.float(), dim=-1)[
@@ -201,7 +203,7 @@ def readings_of(n: int, row: TreeRow, sequences: list[OptionTokens]) -> Iterator
 
 def select(past: Past, rows: list[int]) -> Past:
     """The cache of these rows, as a copy: others may go on from it too."""
-    index = torch.tensor(rows, device=past.mask.device)
+    index = torch.tensor(rows, device=past.mask.device)  # a row once for each child that goes on from it
     layers: list[Any] = past.cache.layers  # all of them DynamicLayer, see `trials.shares_prefixes`
     cache = DynamicCache([(layer.keys[index], layer.values[index]) for layer in layers])
     return Past(cache, past.mask[index])

@@ -19,7 +19,7 @@ def token_rewards(
     A row without a token has nothing to reward: zeros.
     """
     rewards = -kl_coef * (logprobs - reference_logprobs) * mask
-    last = (mask.sum(-1).long() - 1).clamp(min=0)
+    last = (mask.sum(-1).long() - 1).clamp(min=0)  # (B,), 0 in a row without a token: masked below
     return rewards.scatter_add(-1, last.unsqueeze(-1), scores.unsqueeze(-1)) * mask
 
 

@@ -29,6 +29,7 @@ def response_states(model: Any, ids: Tensor, prompt_lengths: Tensor, mask: Tenso
 
 def places_before(prompt_lengths: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (N,) and columns (N,) of what stands before each response token, and the rows' lengths (B,)."""
+    # The N real response tokens row by row, in which order masked_scatter puts results back
     rows, steps = mask.nonzero(as_tuple=True)
     return rows, prompt_lengths[rows] + steps - 1, prompt_lengths + mask.sum(-1).long()
 

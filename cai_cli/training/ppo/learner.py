@@ -121,16 +121,20 @@ class Learner(ABC):
         graph, self.graph = self.graph, None
         measured: dict[str, list[float]] = defaultdict(list)
         for number, index in enumerate(self.minibatches(count, step, episodes.ids.device)):
+            # Response tokens of the whole minibatch, on all processes: each micro-batch's mean is weighted by its
+            # part of them, so that the sum is the minibatch's mean, however it is cut.
             real = total(episodes.mask[index].sum()).clamp(min=1)
             chosen = episodes.select(index)
             sums = torch.zeros(len(self.measures), device=index.device)
             largest = torch.zeros((), device=index.device)
             for micro in like_size(chosen.lengths.tolist(), self.ppo.per_device_train_batch_size):
+                # part: micro-batch rows, cut to their longest response; where (b,): their rows in (B, T) tables
                 part, where = chosen.select(micro), index[micro]
                 width = part.mask.size(1)
                 if width == 0:
                     continue  # Not one response token among them.
                 share = part.mask.sum() / real
+                # The pass before the update, with its graph: backward goes through it instead of a second one.
                 known = None if graph is None else graph[where, :width]
                 found, gap = self.backward(part, old[where, :width], target[where, :width], share, known)
                 sums += found
@@ -164,6 +168,7 @@ class Learner(ABC):
             generator = torch.Generator().manual_seed(key(self.seed, "minibatches", step, epoch) % (1 << 63))
             order = torch.randperm(count, generator=generator)
             for minibatch in order.split(count // self.ppo.num_mini_batches):
+                # Episode e of all is row e // W of process e % W.
                 mine = minibatch[minibatch % world_size() == rank()]
                 yield (mine // world_size()).to(device)
 
