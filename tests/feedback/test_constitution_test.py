@@ -193,8 +193,8 @@ def test_the_worlds_judge_and_the_artifact(cai: Cai, world, helpful, tmp_path):
     ]
     words += ["--constitution", world / "constitution.yaml", "--limit", 24, "--out", out]
     dry = cai(*words, "--dry-run")
-    assert dry.returncode == 0 and "24 pairs, 14 questions each" in dry.stderr and not out.parent.exists()
-    assert "Which response hurts nobody" in dry.stdout
+    assert dry.returncode == 0 and "24 pairs, 12 questions each" in dry.stderr and not out.parent.exists()
+    assert "Which response gives away no harmful steps" in dry.stdout
     done = cai(*words)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
@@ -205,7 +205,7 @@ def test_the_worlds_judge_and_the_artifact(cai: Cai, world, helpful, tmp_path):
         str(out),
     ):
         assert told in done.stderr
-    assert list(found["principles"]) == ["harm", "owner", "reason", "alternative", "open"]
+    assert list(found["principles"]) == ["harm", "reason", "alternative", "open"]
     for item in found["principles"].values():
         for name in ("flips", "shift", "beyond", "agreement"):
             low, high = item[f"{name}_interval"]
