@@ -1,4 +1,6 @@
-"""Bootstrap intervals of means over pairs, of which several may have one prompt, and fail together. No torch."""
+"""Bootstrap intervals of means over pairs or samples, of which several may have one prompt, or another thing in
+common that makes them fail together. No torch.
+"""
 
 from __future__ import annotations
 

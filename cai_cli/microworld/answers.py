@@ -12,6 +12,7 @@ every core, so that each feature of an answer is one sentence, and a principle c
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -71,7 +72,9 @@ class Answer:
 
 
 def random_frames(rng: Random) -> tuple[int, int, int, int, int]:
-    counts = (len(OPENINGS), 6, len(REASONS), len(ALTERNATIVES), len(CLOSINGS))
+    # The core's number is taken modulo its frames, of which each sort is to be as likely.
+    cores = math.lcm(len(COMPLIANCES), len(SINGLES), len(REFUSALS))
+    counts = (len(OPENINGS), cores, len(REASONS), len(ALTERNATIVES), len(CLOSINGS))
     opening, core, reason, alternative, closing = (rng.randrange(count) for count in counts)
     return opening, core, reason, alternative, closing
 

@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from cai_cli.evaluation.bootstrap import Bootstrap
 from cai_cli.microworld.grammar import REQUEST_KINDS
 from cai_cli.microworld.oracle import combination
 from cai_cli.microworld.scores import RATES, Scored, rate, score_samples
 from cai_cli.rows.records import Sample
-
-RESAMPLES = 2000
-
 
 Value = tuple[str, float]  # a prompt's text, and a number about one reply to it or about all
 
@@ -43,14 +41,9 @@ def prompt_means(scored: list[Scored], name: str) -> dict[str, float]:
 
 def bootstrap(values: Iterable[Value]) -> tuple[float, float]:
     """95 % interval of the mean: whole combinations are drawn again, each with all values of its prompts."""
-    groups: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for prompt, value in values:
-        groups[combination(prompt)].append(value)
-    sums = np.array([sum(group) for group in groups.values()])
-    sizes = np.array([len(group) for group in groups.values()])
-    draws = np.random.default_rng(0).integers(0, len(groups), (RESAMPLES, len(groups)))
-    low, high = np.percentile(sums[draws].sum(axis=1) / sizes[draws].sum(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    prompts, numbers = zip(*values, strict=True)
+    combinations = [" ".join(combination(prompt)) for prompt in prompts]
+    return Bootstrap(combinations).interval(np.array(numbers))
 
 
 def model_results(scored: list[Scored]) -> dict[str, Any]:

@@ -171,7 +171,12 @@ def read_constitution(name_or_path: str) -> Constitution:
     """Read and check it, and tell of principles that the models of this world cannot read."""
     from cai_cli.microworld.steering import unread
 
-    constitution = load_constitution(str(constitution_file(name_or_path)))
+    file = constitution_file(name_or_path)
+    if file.suffix == ".json":  # published files; copied as YAML they would be read as something else
+        raise UserError(
+            f"--constitution {file}: the demo takes YAML", "`cai import paper-constitution` makes it"
+        )
+    constitution = load_constitution(str(file))
     for line in unread(constitution):
         warn(f"{line}; the sentences that it has are in cai_cli/microworld/wordings.yaml")
     return constitution
