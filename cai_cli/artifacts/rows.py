@@ -10,12 +10,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from cai_cli.artifacts.chunks import ChunkProgress, Told, chunks
+from cai_cli.artifacts.chunks import Told, worked
 from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
@@ -40,6 +39,7 @@ from cai_cli.rows.storage import check_writable
 
 Summary = Callable[[Path, Path], dict[str, Any]]
 Cautions = Callable[[Path], list[str]]
+Settled = tuple[Row | Rejected, int]  # what an item ends as, and how many tokens were sampled for it
 
 
 class HasId(Protocol):
@@ -58,9 +58,7 @@ class RowArtifact:
     Usage:
         artifact = RowArtifact("revise", options, options.generation.shard)
         if artifact.done: return
-        with artifact.chunks(artifact.remaining(items), 256) as parts:
-            for chunk, told in parts:
-                for item in chunk: artifact.settle(row or Rejected(...), tokens)
+        artifact.work(artifact.remaining(items), 256, lambda chunk, told: [(row or Rejected(...), tokens), ...])
         if artifact.finish(): show a summary of options.out
     """
 
@@ -90,6 +88,7 @@ class RowArtifact:
         self.order: list[str] | None = None
         self.share = 0  # how many of them are this process's
         self.tokens = 0
+        self.unordered = False  # whether rows come as they end
         self.started = time.monotonic()
         # Where it is RESTART, the old one is moved to .bak when the first row is written
         self.claim = Claim.NEW
@@ -222,24 +221,28 @@ class RowArtifact:
             self.rejects.unlink(missing_ok=True)
         write_manifest(self.partial_manifest_file, self.manifest)
 
-    @contextmanager
-    def chunks(
-        self, todo: list[Item], size: int, unit: str = "rows", segments: int = 1, first: int = 0
-    ) -> Iterator[Iterator[tuple[list[Item], Told]]]:
-        """Within, what is to be done in runs of `size`, after one of `first`: (items, `told`). What is
-        settled of a run is on the disk before the next one. `told(count)` hears of segments as they end, of
-        which each item has so many.
+    def work(
+        self,
+        todo: list[Item],
+        size: int,
+        do: Callable[[list[Item], Told], Iterable[Settled]],
+        unit: str = "rows",
+        segments: int = 1,
+        first: int = 0,
+        at_once: int = 1,
+    ) -> None:
+        """Do all of it in runs of `size`, after one of `first`, or item by item with `at_once` under way.
+        `do(items, told)` gives for each item the row it ends as, or why it is none, and how many tokens were
+        sampled; `told(count)` hears of segments as they end, of which each item has so many. What is made of a
+        run is on the disk when the next one is.
         """
-
-        def parts() -> Iterator[tuple[list[Item], Told]]:
-            for chunk in chunks(todo, size, first):
-                done = ChunkProgress(advance, len(chunk), segments)
-                yield chunk, done.told
+        self.unordered = at_once > 1
+        with progress(self.manifest["stage"], self.share, self.share - len(todo), unit) as advance:
+            for made, done in worked(todo, size, do, advance, segments, first, at_once):
+                for outcome, tokens in made:
+                    self.settle(outcome, tokens)
                 self.flush()
                 done.through(f"{len(self.rejected_ids)} rejected")
-
-        with progress(self.manifest["stage"], self.share, self.share - len(todo), unit) as advance:
-            yield parts()
 
     def settle(self, outcome: Row | Rejected, tokens: int = 0) -> None:
         """An item's end: the row that it gives or why it gives none, and how many tokens were sampled for it."""
@@ -332,7 +335,7 @@ class RowArtifact:
         """The rows that ranks have written, put into the artifact's own files in the order of the items."""
         for path in (self.partial, self.rejects):
             files = rank_files(self.out if path == self.partial else path)
-            if files:
+            if files or (self.unordered and path.exists()):
                 put_in_order(path, [path, *files], self.order or [])
             for file in files:
                 file.unlink()

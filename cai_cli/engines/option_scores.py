@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cai_cli.compute.batches import like_length, prefill_tokens, right_pad
-from cai_cli.compute.prefix_tree import OptionTokens, Stretch, TreeRow, alone, grow, row_of, shared_length
+from cai_cli.compute.prefix_tree import OptionTokens, Stretch, TreeRow, alone, grow, row_of
 from cai_cli.compute.shortcuts import right_padding, shortcuts_of
 from cai_cli.compute.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
 from cai_cli.engines.base import OptionRequest
+from cai_cli.engines.option_tokens import encode_options
 from cai_cli.engines.trials import picks_outputs, shares_prefixes, takes_tree_masks
 from cai_cli.models.chat import Renderer
 from cai_cli.models.templates import UnfitRow
@@ -64,7 +65,7 @@ class OptionScorer:
     @torch.inference_mode()
     def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         """The log-probability of each option of each request; or why it has none."""
-        encoded = self.encode(requests)
+        encoded = encode_options(self.renderer, self.context, requests)
         sequences = [
             sequence for options in encoded if not isinstance(options, UnfitRow) for sequence in options
         ]
@@ -73,32 +74,6 @@ class OptionScorer:
             options if isinstance(options, UnfitRow) else [next(scores) for _ in options]
             for options in encoded
         ]
-
-    def encode(self, requests: list[OptionRequest]) -> list[list[OptionTokens] | UnfitRow]:
-        """Prompts and options encoded together. What is scored starts where any option leaves the prompt's
-        own tokens.
-        """
-        encoded: list[list[OptionTokens] | UnfitRow] = []
-        texts = [(request.prompt, ["", *request.options]) for request in requests]
-        for request, rows in zip(requests, self.renderer.encode_all(texts), strict=True):
-            if isinstance(rows, UnfitRow):
-                encoded.append(rows)
-            elif (longest := max(map(len, rows))) > self.context:
-                encoded.append(
-                    UnfitRow("question_too_long", f"{longest} tokens, the context holds {self.context}")
-                )
-            else:
-                start = shared_length(rows)
-                lost = [
-                    option for option, row in zip(request.options, rows[1:], strict=True) if len(row) <= start
-                ]
-                if lost:  # scored as certain
-                    encoded.append(
-                        UnfitRow("option_without_tokens", f"the tokenizer makes no token of {lost[0]!r}")
-                    )
-                else:
-                    encoded.append([OptionTokens(row, start) for row in rows[1:]])
-        return encoded
 
     def score_sequences(self, sequences: list[OptionTokens]) -> list[float]:
         totals = [0.0] * len(sequences)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -34,12 +34,15 @@ from cai_cli.console.options import (
     RUNTIME,
     ChatTemplateKwargs,
     DeviceOptions,
+    EngineOptions,
     Needs,
     OutputOptions,
+    ServingOptions,
     check_draws,
     flag,
 )
 from cai_cli.engines.base import Engine, EngineSettings, OptionRequest
+from cai_cli.engines.open import check_engine
 from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.multiple_choice import Item, item_prompt, measure, option_bins, read_items, softmax
@@ -64,6 +67,8 @@ class Options:
     }
 
     hardware: DeviceOptions
+    engines: EngineOptions
+    serving: ServingOptions
     output: OutputOptions
     files: Annotated[
         list[Path], typer.Argument(help="Multiple-choice files: prompt, corrects, incorrects a row."), INPUT
@@ -123,7 +128,7 @@ def run(options: Options) -> None:
         options.cot_samples, "--cot-samples", options.rationale_temperature, "--rationale-temperature"
     )
     if options.model:
-        check_model(options.model, role="language model")
+        check_engine(options.model, settings_of(options))
     else:
         check_model(options.pm or "", "--pm", "preference model")
     groups = {
@@ -167,18 +172,26 @@ def run(options: Options) -> None:
 # Language models
 
 
-def answer_all(options: Options, examples: Examples, items: list[Item]) -> dict[str, Any]:
-    """Fill in the items' probabilities; what the manifest keeps about the model."""
-    from cai_cli.engines.open import open_engine
-
-    settings = EngineSettings(
+def settings_of(options: Options) -> EngineSettings:
+    """How the language model is opened."""
+    return EngineSettings(
+        engine=options.engines.engine,
         device=options.hardware.device,
         dtype=options.hardware.dtype,
         temperature=options.rationale_temperature,
         batch_size=options.batch_size,
         template_kwargs=template_kwargs(options.chat_template_kwargs),
+        base_url=options.engines.base_url or "",
+        api=options.engines.api,
+        **asdict(options.serving),
     )
-    engine = open_engine(str(options.model), settings)
+
+
+def answer_all(options: Options, examples: Examples, items: list[Item]) -> dict[str, Any]:
+    """Fill in the items' probabilities; what the manifest keeps about the model."""
+    from cai_cli.engines.open import open_engine
+
+    engine = open_engine(str(options.model), settings_of(options))
     chat = engine.renderer.form() == "chat"
     with progress("evaluate hhh", len(items), unit="questions") as advance:
         for chunk in chunks(items, CHUNK):

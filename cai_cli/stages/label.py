@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai_cli.artifacts.chunks import Told
-from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.artifacts.rows import RowArtifact, Settled
 from cai_cli.console.messages import say, show_text
 from cai_cli.console.options import (
     check_draws,
 )
 from cai_cli.engines.base import EngineSettings
+from cai_cli.engines.open import check_engine
 from cai_cli.engines.segments import SegmentSettings, attempts_at
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
@@ -36,7 +37,6 @@ from cai_cli.feedback.replies import draw_replies
 from cai_cli.feedback.self_judge import check_author, check_two_models
 from cai_cli.feedback.settings import Options as Options
 from cai_cli.models.devices import check_device
-from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.choices import option_labels
 from cai_cli.prompting.constitution import load_constitution
@@ -59,6 +59,8 @@ def run(options: Options) -> None:
     """
     check_options(options)
     rule, inquiry = options.rule, inquiry_of(options)
+    writing, judging = settings_of(options)
+    check_models(options, writing, judging)
     artifact = RowArtifact("label", options, options.generation.shard)
     if artifact.done:
         return
@@ -72,31 +74,26 @@ def run(options: Options) -> None:
 
     from cai_cli.engines.open import open_engine
 
-    writer = (
-        open_engine(options.model, EngineSettings.of(options.hardware, options.generation))
-        if options.model
-        else None
-    )
-    judge = open_judge(options)
-    if writer and not options.allow_self_judge:
+    writer = open_engine(options.model, writing) if options.model else None
+    judge = open_engine(options.feedback_model, judging, "--feedback-model")
+    if writer and writer.model and judge.model and not options.allow_self_judge:
         check_two_models(writer.model, judge.model, options.feedback_model)
-    preflight = options.min_mass > 0 and not artifact.accepted_ids
-    # The replies, and the label
-    first, segments = (
-        PREFLIGHT_PAIRS if preflight else 0,
+    preflight = todo[:PREFLIGHT_PAIRS] if options.min_mass > 0 and not artifact.accepted_ids else []
+
+    def label(chunk: list[Pair], told: Told) -> list[Settled]:
+        label_pairs(writer, judge, options, inquiry, chunk, told)
+        if preflight and chunk[0] is preflight[0]:
+            check_preflight(judge, options, inquiry, chunk)
+        for pair in chunk:
+            reject_low_mass(pair, options.min_mass)
+        return [(pair.rejected or pair.to_comparison(rule).to_row(), pair.tokens) for pair in chunk]
+
+    size, segments = (
+        CHUNK_BATCHES * options.generation.batch_size,
         options.num_samples + 1,
-    )
-    with artifact.chunks(
-        todo, CHUNK_BATCHES * options.generation.batch_size, "pairs", segments, first
-    ) as parts:
-        for chunk, told in parts:
-            label_pairs(writer, judge, options, inquiry, chunk, told)
-            if preflight:
-                check_preflight(judge, options, inquiry, chunk)
-                preflight = False
-            for pair in chunk:
-                reject_low_mass(pair, options.min_mass)
-                artifact.settle(pair.rejected or pair.to_comparison(rule).to_row(), pair.tokens)
+    )  # replies and label
+    at_once = max(judge.rows_at_once, writer.rows_at_once if writer else 1)
+    artifact.work(todo, size, label, "pairs", segments, len(preflight), at_once)
     facts = (writer or judge).facts()
     from cai_cli.feedback.label_plot import summarise_labels
 
@@ -129,9 +126,12 @@ def check_options(options: Options) -> None:
         raise UserError(
             "--hard makes labels of 0 or 1 and --clamp keeps them from there", "leave one of them out"
         )
-    check_model(options.feedback_model, "--feedback-model", "language model")
+
+
+def check_models(options: Options, writing: EngineSettings, judging: EngineSettings) -> None:
+    check_engine(options.feedback_model, judging, "--feedback-model")
     if options.model:
-        check_model(options.model, role="language model")
+        check_engine(options.model, writing)
     if not options.allow_self_judge:
         check_author(options.model, options.pairs or [], options.feedback_model)
 
@@ -157,18 +157,17 @@ def pairs_to_label(options: Options) -> Iterator[Pair]:
         yield Pair(f"{prompt.id}/0", prompt.id, prompt.prompt, prompt.kind)
 
 
-def open_judge(options: Options) -> Engine:
-    """The feedback model as an engine."""
-    from cai_cli.engines.open import open_engine
-
-    own = replace(
-        EngineSettings.of(options.hardware, options.generation),
+def settings_of(options: Options) -> tuple[EngineSettings, EngineSettings]:
+    """How the writer and the judge are opened."""
+    writing = EngineSettings.of(options.hardware, options.generation, options.engines, options.serving)
+    judging = replace(
+        writing.of_judge(options.judges),
         dtype=options.feedback_dtype,
         temperature=options.rationale_temperature,
         template_kwargs=template_kwargs(options.feedback_chat_template_kwargs),
         prefix_cache=options.prefix_cache,
     )
-    return open_engine(options.feedback_model, own, "--feedback-model")
+    return writing, judging
 
 
 def label_pairs(
