@@ -161,6 +161,10 @@ class Engine(Protocol):
         """How many rows are worked on at a time, each in a thread of its own; 1 where rows share batches."""
         ...
 
+    def follow(self, model: Any) -> None:
+        """From here on, say what this model would say: one that is being trained in this process."""
+        ...
+
     def facts(self) -> dict[str, Any]:
         """What a manifest keeps of the model as it was run."""
         ...

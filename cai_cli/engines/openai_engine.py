@@ -87,6 +87,9 @@ class OpenAIEngine:
         self.workers = Workers(settings.concurrency)
         self.rows_at_once = settings.concurrency
 
+    def follow(self, model: Any) -> None:
+        raise UserError(f"{self.flag}: a server does not take weights", "sample with transformers or vllm")
+
     def facts(self) -> dict[str, Any]:
         """What the manifest keeps about the model as it was run."""
         served = {"name": "openai", "model": self.name, "api": self.settings.api}

@@ -52,6 +52,10 @@ class TransformersEngine:
             bos_token_id=tokenizer.bos_token_id,
         )
 
+    def follow(self, model: Any) -> None:
+        """Nothing to do where it is the same object."""
+        assert model is self.model
+
     def facts(self) -> dict[str, Any]:
         """What the manifest keeps about the model as it was run."""
         dtype = str(self.model.dtype).removeprefix("torch.")

@@ -23,6 +23,7 @@ from cai_cli.errors import UserError, first_line
 from cai_cli.models.chat import Renderer
 from cai_cli.models.configs import NO_CODE, context_length, load_config
 from cai_cli.models.devices import pick_device, pick_dtype
+from cai_cli.models.merging import whole_weights
 from cai_cli.models.paths import base_and_adapters
 from cai_cli.models.templates import UnfitRow
 from cai_cli.models.tokenizers import load_tokenizer
@@ -79,6 +80,12 @@ class VllmEngine:
         context = min(self.llm.llm_engine.model_config.max_model_len, context_length(config))
         self.reader = CompletionReader(self.renderer, context, generation_config_of(path))
         self.place = place
+
+    def follow(self, model: Any) -> None:
+        """Take over the model's weights, adapters merged."""
+        weights = list(whole_weights(model))
+        self.llm.apply_model(lambda inner: sorted(inner.load_weights(weights)))
+        self.llm.reset_prefix_cache()  # keys and values of the weights before
 
     def facts(self) -> dict[str, Any]:
         """What the manifest keeps about the model as it was run."""
@@ -164,15 +171,15 @@ class VllmEngine:
                 prompts.append(option.ids)
                 sampling.append(self._one_token(prompt_logprobs=0))
                 takers.append((n, option))
-        for (n, wanted), output in zip(takers, self._run(prompts, sampling), strict=True):
+        for (n, taker), output in zip(takers, self._run(prompts, sampling), strict=True):
             scores = results[n]
             assert isinstance(scores, list)
-            if isinstance(wanted, OptionTokens):
-                rows = zip(wanted.ids[wanted.start :], output.prompt_logprobs[wanted.start :], strict=True)
+            if isinstance(taker, OptionTokens):
+                rows = zip(taker.ids[taker.start :], output.prompt_logprobs[taker.start :], strict=True)
                 scores.append(sum(row[index].logprob for index, row in rows))
             else:
                 found = output.outputs[0].logprobs[0]
-                scores += [found[index].logprob for index in wanted]
+                scores += [found[index].logprob for index in taker]
         for scores in results:
             if isinstance(scores, list):
                 check_numbers(scores, f"{self.flag} {self.path}: an option's log-probability")
