@@ -125,10 +125,10 @@ def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """(name, weight) of a model as it would be saved: the parts of active adapters added, and nothing changed in
     the model itself.
     """
+    from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    shell = getattr(model, "base_model", None) if hasattr(model, "peft_config") else None
-    inner = model if shell is None else shell.model
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
     adapted = {name: module for name, module in inner.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, weight in inner.state_dict().items():
         layer, _, rest = name.rpartition(".base_layer.")
@@ -136,7 +136,9 @@ def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
             module = adapted[layer]
             yield (
                 f"{layer}.weight",
-                sum((module.get_delta_weight(one) for one in module.active_adapters), weight),
+                sum(
+                (module.get_delta_weight(one).detach() for one in module.active_adapters), weight
+            ),
             )
         elif layer in adapted:
             yield f"{layer}.{rest}", weight
