@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cai_cli.compute.batches import like_length, prefill_tokens, right_pad
+from cai_cli.compute.batches import BATCH_TOKENS, like_length, prefill_tokens, right_pad
 from cai_cli.compute.prefix_tree import OptionTokens, Stretch, TreeRow, alone, grow, row_of
 from cai_cli.compute.shortcuts import right_padding, shortcuts_of
 from cai_cli.compute.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
@@ -49,14 +49,21 @@ class Past:
 
 class OptionScorer:
     def __init__(
-        self, model: Any, renderer: Renderer, context: int, batch_size: int, share: bool = True
+        self,
+        model: Any,
+        renderer: Renderer,
+        context: int,
+        batch_size: int,
+        share: bool = True,
+        most_tokens: int = BATCH_TOKENS,
     ) -> None:
         self.model = model
         self.renderer = renderer
         self.pad = int(renderer.tokenizer.pad_token_id)
         self.context = context
         self.batch_size = batch_size
-        self.most_tokens = prefill_tokens(model.device)
+        self.most_tokens = min(prefill_tokens(model.device), most_tokens)
+        self.longest = 1  # tokens of the longest sequence so far
         self.even = shortcuts_of(model).even if right_padding(model, masked=True) else 0
         self.share = share and self.even > 0 and shares_prefixes(model)
         self.row_tokens = ROW_TOKENS if self.share and takes_tree_masks(model) else 0
@@ -69,6 +76,7 @@ class OptionScorer:
         sequences = [
             sequence for options in encoded if not isinstance(options, UnfitRow) for sequence in options
         ]
+        self.longest = max((len(sequence.ids) for sequence in sequences), default=1)
         scores = iter(self.score_sequences(sequences))
         return [
             options if isinstance(options, UnfitRow) else [next(scores) for _ in options]

@@ -21,8 +21,10 @@ from cai_cli.engines.base import (
 )
 from cai_cli.engines.completions import CompletionReader
 from cai_cli.engines.decoding import KeyedDecoding, allocates_once, prefill
+from cai_cli.engines.memory import Room
 from cai_cli.engines.option_scores import OptionScorer
 from cai_cli.engines.trials import even_length, shares_prefixes, takes_batches
+from cai_cli.errors import RunError
 from cai_cli.models.chat import Renderer
 from cai_cli.models.configs import context_length
 from cai_cli.models.finite import check_outputs
@@ -38,7 +40,9 @@ class TransformersEngine:
         self, model: Any, tokenizer: Any, settings: EngineSettings | None = None, flag: str = "--model"
     ) -> None:
         self.model = model
+        self.flag = flag
         self.tokenizer = tokenizer
+        self.room = Room(model, flag)
         self.settings = settings or EngineSettings()
         self.renderer = Renderer(tokenizer, flag, self.settings.template_kwargs)
         self.reader = CompletionReader(
@@ -75,7 +79,7 @@ class TransformersEngine:
         fitting = list(prompts)
         for batch in self._batches([(len(prompts[n]), requests[n].max_new_tokens) for n in fitting]):
             numbers = [fitting[place] for place in batch]
-            generated = self._generate_batch(
+            generated = self._within_memory(
                 [requests[n] for n in numbers], [prompts[n] for n in numbers], told
             )
             results.update(zip(numbers, generated, strict=True))
@@ -90,13 +94,40 @@ class TransformersEngine:
         even = even_length(self.model)
         wholes = [prompt + new for prompt, new in lengths]
         padded = [n for n, whole in enumerate(wholes) if whole <= even]
-        for places in like_length([wholes[n] for n in padded], self.settings.batch_size):
+        for places in like_length(
+            [wholes[n] for n in padded], self.settings.batch_size, most_tokens=self.room.tokens
+        ):
             yield [padded[place] for place in places]
         if apart := [n for n, whole in enumerate(wholes) if whole > even]:
             size = self.settings.batch_size if takes_batches(self.model) else 1
             most = max(lengths[n][1] for n in apart)
             for places in like_length([lengths[n][0] for n in apart], size, most, even=0):
                 yield [apart[place] for place in places]
+
+    def _within_memory(
+        self, requests: list[Request], prompts: list[list[int]], told: Callable[[int], None] | None
+    ) -> list[Completion]:
+        """A batch in as many parts as the device's memory asks for. Raises RunError where one row does not fit."""
+        longest = max(
+            len(ids) + request.max_new_tokens for ids, request in zip(prompts, requests, strict=True)
+        )
+        if (size := max(1, self.room.tokens // longest)) < len(requests):
+            first = self._within_memory(requests[:size], prompts[:size], told)
+            return first + self._within_memory(requests[size:], prompts[size:], told)
+        try:
+            return self._generate_batch(requests, prompts, told)
+        except torch.OutOfMemoryError:
+            self._make_do(len(requests), longest)
+        return self._within_memory(requests, prompts, told)
+
+    def _make_do(self, rows: int, length: int) -> None:
+        if rows <= 1:
+            told = f"{self.flag}: out of memory with one row of {length} tokens"
+            raise RunError(
+                told,
+                "--dtype bfloat16, a shorter --max-new-tokens, or --engine vllm with --tensor-parallel-size",
+            )
+        self.room.halve(rows * length)
 
     @torch.inference_mode()
     def _generate_batch(
@@ -132,16 +163,25 @@ class TransformersEngine:
 
     def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         """Log-probabilities of the options of each request, prompt and option encoded together."""
+        found = self._scores(requests)
+        for scores in found:
+            check_outputs(
+                self.model, scores if isinstance(scores, list) else (), "an option's log-probability"
+            )
+        return found
+
+    def _scores(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         scorer = OptionScorer(
             self.model,
             self.renderer,
             self.reader.context,
             self.settings.batch_size,
             self.settings.prefix_cache,
+            self.room.tokens,
         )
-        found = scorer.score(requests)
-        for scores in found:
-            check_outputs(
-                self.model, scores if isinstance(scores, list) else (), "an option's log-probability"
-            )
-        return found
+        try:
+            return scorer.score(requests)
+        except torch.OutOfMemoryError:
+            most = min(scorer.most_tokens, self.settings.batch_size * self.reader.context)
+            self._make_do(most // scorer.longest, scorer.longest)
+        return self._scores(requests)

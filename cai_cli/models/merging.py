@@ -136,9 +136,7 @@ def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
             module = adapted[layer]
             yield (
                 f"{layer}.weight",
-                sum(
-                (module.get_delta_weight(one).detach() for one in module.active_adapters), weight
-            ),
+                sum((module.get_delta_weight(one).detach() for one in module.active_adapters), weight),
             )
         elif layer in adapted:
             yield f"{layer}.{rest}", weight

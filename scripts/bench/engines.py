@@ -52,7 +52,8 @@ def questions_of(count: int) -> list[OptionRequest]:
             for topic in (TOPICS[n % 8], TOPICS[(n + 3) % 8])
         ]
         for first, second in (replies, replies[::-1]):
-            text = f"Consider: {ASKS[n % 4].format(TOPICS[n % 8])} ({n})\nWhich reply is kinder?\n (A) {first}\n (B) {second}\nThe answer is:"
+            asked = f"Consider: {ASKS[n % 4].format(TOPICS[n % 8])} ({n})\nWhich reply is kinder?"
+            text = f"{asked}\n (A) {first}\n (B) {second}\nThe answer is:"
             found.append(OptionRequest(text, (" (A)", " (B)")))
     return found
 
