@@ -42,6 +42,7 @@ Answer = TypeVar("Answer")
 SEED_BITS = (1 << 63) - 1
 TOP = 20  # log-probabilities of an answer's first token: the most that hosted servers give
 ANY_CONTEXT = 1 << 30
+STOPS = 4  # stop strings that the API takes
 VOTE_TOKENS = 8  # of a sampled answer to a question
 
 
@@ -136,7 +137,7 @@ class OpenAIEngine:
             "top_p": 1.0,
             "seed": request.key & SEED_BITS,
             "max_tokens": request.max_new_tokens,
-            "stop": list(request.stop) or None,
+            "stop": list(request.stop[:STOPS]) or None,  # at any of the others the text is cut here
         }
         if self.reader and ids is not None:
             # Words of vLLM; other servers pass over them, and their text is taken as it comes.

@@ -141,8 +141,11 @@ class VllmEngine:
         if not prompts:
             return []
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        bar = (lambda **_: Told(told)) if told else False
-        return self.llm.generate(inputs, sampling, use_tqdm=bar)
+
+        def bar(rows: Any = None, **_: Any) -> Any:  # what wraps rows on their way in is none of ours
+            return Told(told) if rows is None and told else rows
+
+        return self.llm.generate(inputs, sampling, use_tqdm=bar if told else False)
 
     # Option scores
 

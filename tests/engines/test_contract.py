@@ -24,6 +24,7 @@ from openai_server import OpenAIServer
 
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Engine, EngineSettings, OptionRequest, Request
 from cai_cli.engines.open import open_engine
+from cai_cli.engines.vllm_engine import ENVIRONMENT
 from cai_cli.keys import key
 from cai_cli.models.templates import UnfitRow
 from cai_cli.prompting.prompts import TRANSCRIPT_STOPS
@@ -57,7 +58,7 @@ def opened(request, model) -> Iterator[tuple[str, dict]]:
         pytest.skip(WITHOUT_VLLM)
     if request.param == "vllm server":
         with vllm_server(model) as url:
-            yield request.param, {"engine": "openai", "base_url": url}
+            yield request.param, {"engine": "openai", "base_url": url, "patience": 60.0}
         return
     yield request.param, {"engine": request.param}
 
@@ -70,7 +71,10 @@ def vllm_server(model: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     words = ("--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port))
     module = "vllm.entrypoints.openai.api_server"
-    process = subprocess.Popen([sys.executable, "-m", module, "--model", str(model), *words])
+    # An engine of its own process has set variables that are not for the server
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    command = [sys.executable, "-m", module, "--model", str(model), *words]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             try:
