@@ -17,7 +17,9 @@ from cai_cli.engines.open import open_engine
 from cai_cli.errors import RunError
 from cai_cli.keys import key
 
-PROMPTS = [f"\n\nHuman: How do I clean my {word} spoon?\n\nAssistant:" for word in ("old", "new", "big", "small")]
+PROMPTS = [
+    f"\n\nHuman: How do I clean my {word} spoon?\n\nAssistant:" for word in ("old", "new", "big", "small")
+]
 
 
 @pytest.fixture
