@@ -83,8 +83,7 @@ class VllmEngine:
 
     def follow(self, model: Any) -> None:
         """Take over the model's weights, adapters merged."""
-        weights = list(whole_weights(model))
-        self.llm.apply_model(lambda inner: sorted(inner.load_weights(weights)))
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole_weights(model)})
         self.llm.reset_prefix_cache()  # keys and values of the weights before
 
     def facts(self) -> dict[str, Any]:
