@@ -94,10 +94,19 @@ def helpful_chat(rng: Random) -> Document:
     return chat(request, helpful_answer(request, rng).text)
 
 
-def random_principle(rng: Random, conjunctions: float = CONJUNCTIONS, there: float = 0.5) -> Principle:
-    """One family, or two that do not speak of the same feature; `there`: the share that wants something there."""
+def random_principle(
+    rng: Random,
+    conjunctions: float = CONJUNCTIONS,
+    there: float = 0.5,
+    shares: dict[str, float] | None = None,
+) -> Principle:
+    """One family, or two that do not speak of the same feature; `there`: the share that wants something there;
+    `shares`: of the features, where they are not asked about alike.
+    """
     wanted = rng.random() < there
-    first = rng.choice([family for family in FAMILIES.values() if family.wanted == wanted])
+    families = [family for family in FAMILIES.values() if family.wanted == wanted]
+    weights = [shares[family.feature] if shares else 1.0 for family in families]
+    first = rng.choices(families, weights)[0]
     if rng.random() >= conjunctions:
         return (first,)
     return first, rng.choice([family for family in FAMILIES.values() if family.feature != first.feature])
@@ -156,18 +165,18 @@ def speaking_share(ease: float) -> float:
     return SPEAKING + (0.95 - SPEAKING) * min(1.0, ease)
 
 
-def comparison_document(rng: Random, ease: float = 0.0) -> Document:
+def comparison_document(rng: Random, ease: float = 0.0, asked: Principle | None = None) -> Document:
     """A multiple-choice question with its answer."""
-    request, principle, (first, second), preferred = comparison(rng, ease)
+    request, principle, (first, second), preferred = comparison(rng, ease, principle=asked)
     first_wins = preferred > 0 if preferred else rng.random() < 0.5
     if rng.random() < 0.5:
         first, second, first_wins = second, first, not first_wins
     words = wordings.write(principle, "comparison", wordings.LEARNED, rng)
-    asked = [message("user", request.text)], first.text, second.text, words
+    shown = [message("user", request.text)], first.text, second.text, words
     if rng.random() < CHAT_SHARE:
-        head = f"{HUMAN} {prompts.comparison_question(*asked)}{ASSISTANT} {prompts.ANSWER_CUE}"
+        head = f"{HUMAN} {prompts.comparison_question(*shown)}{ASSISTANT} {prompts.ANSWER_CUE}"
     else:
-        head = prompts.comparison_prompt(*asked)
+        head = prompts.comparison_prompt(*shown)
     return [(head, 0), (prompts.option("A" if first_wins else "B"), LETTER_WEIGHT), (EOS, 1)]
 
 
