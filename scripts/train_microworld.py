@@ -25,12 +25,14 @@ from cai_cli.microworld import CHECKPOINTS, corpus
 from cai_cli.microworld.features import FEATURES, Principle
 from cai_cli.microworld.tokenizer import build_tokenizer
 
-STEPS = {"helpful-only": 3600, "base": 1200}
+STEPS = {"helpful-only": 5000, "base": 1200}
 WARMUP_STEPS, DECAY_SHARE = 50, 0.4
 REVISIONS_FIRST = 0.28  # of helpful-only's steps
 # Comparisons get harder (`corpus`, ease) by this much a step while of each feature this share of the letters that can
-# be known is right, among its last ones, and easier by half of it else.
+# be known is right, among its last ones, and easier by half of it else; they are as hard as they get from this share of
+# the steps on, whatever is known by then.
 HARDER, KNOWN, LAST, LEAST = 1 / 200, 0.75, 160, 60
+HARD_FROM = 0.7
 TWO = "two"  # of two features at once
 LENGTHS = {
     "comparison": 3,
@@ -105,9 +107,11 @@ class Lessons:
         for name, hit in zip(about, right, strict=True):
             self.seen[name].append(hit)
 
-    def move(self) -> None:
+    def move(self, progress: float) -> None:
+        """Harder or easier, after this share of all steps."""
         worst = min(self.known(name) for name in FEATURES)
-        self.ease = min(2.0, max(0.0, self.ease + (-HARDER if worst > KNOWN else HARDER / 2)))
+        easiest = max(0.0, 2 * (HARD_FROM - progress) / (HARD_FROM - REVISIONS_FIRST))
+        self.ease = min(easiest, max(0.0, self.ease + (-HARDER if worst > KNOWN else HARDER / 2)))
 
     def __str__(self) -> str:
         return f"ease {self.ease:.2f} " + " ".join(f"{name} {self.known(name):.2f}" for name in self.seen)
@@ -201,7 +205,7 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if not first:
-            lessons.move()
+            lessons.move(step / steps)
         if step % 50 == 0 or step == steps - 1:
             seconds = time.time() - start
             told = f" {lessons}" if which == "helpful-only" else ""
