@@ -39,6 +39,7 @@ KINDS = {HARMFUL: 0.5, BENIGN: 0.25, OWN: 0.25}
 COMPARED_KINDS = {HARMFUL: 0.7, BENIGN: 0.15, OWN: 0.15}
 REVISED_KINDS = {HARMFUL: 0.8, BENIGN: 0.1, OWN: 0.1}
 CONJUNCTIONS, SPEAKING = 0.3, 0.8
+REVISED_OFTEN = {"helpful": 2.0, "harmful": 2.0}  # what takes the most words to put right
 # What a random answer has of each feature: else it is absent.
 THERE, NOT_RIGHT = 0.45, 0.07
 EXTRAS = 0.25  # of a helpful answer: thanks in front, a question at the end
@@ -101,11 +102,13 @@ def random_principle(
     shares: dict[str, float] | None = None,
 ) -> Principle:
     """One family, or two that do not speak of the same feature; `there`: the share that wants something there;
-    `shares`: of the features, where they are not asked about alike.
+    `shares`: of features or families that are not asked about as often as the others.
     """
     wanted = rng.random() < there
     families = [family for family in FAMILIES.values() if family.wanted == wanted]
-    weights = [shares[family.feature] if shares else 1.0 for family in families]
+    weights = [
+        (shares or {}).get(family.name, (shares or {}).get(family.feature, 1.0)) for family in families
+    ]
     first = rng.choices(families, weights)[0]
     if rng.random() >= conjunctions:
         return (first,)
@@ -187,7 +190,7 @@ def revision_case(
     drawn = principle
     while True:
         request = train_request(rng, REVISED_KINDS, split)
-        principle = drawn or random_principle(rng)
+        principle = drawn or random_principle(rng, shares=REVISED_OFTEN)
         for attempt in range(8):  # of what helpful answers always have, none can be changed
             own = own_draft and (drawn is None or attempt < 4)
             draft = helpful_answer(request, rng) if own else random_answer(request, rng)
@@ -272,7 +275,7 @@ def batches(which: str, revisions_first: bool = False) -> dict[str, int]:
         return {"base_chat": 44, "question": 20, "fact": 16}
     if revisions_first:
         return {"helpful_chat": 10, "revision": 34, "comparison": 8}
-    return {"helpful_chat": 8, "revision": 10, "comparison": 40}
+    return {"helpful_chat": 12, "revision": 16, "comparison": 32}
 
 
 MAKERS = {
