@@ -2,6 +2,5 @@
 
 shortcuts        what a model can do, found once after loading
 packed_rows      rows without padding, a shared start once;  packed_attention: how they meet in attention
-gradients        derivatives written out
 prefix_tree      texts by what they have in common;  tree_rows: as rows of one pass;  batches: by length
 """

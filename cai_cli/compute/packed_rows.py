@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cai_cli.compute.gradients import replaced, written_out
 from cai_cli.compute.packed_attention import KnownTranspose, Map, pack, packed_attention
 from cai_cli.compute.shortcuts import (
     PACKED,
@@ -121,8 +120,7 @@ def packed_rows(model: Any) -> Iterator[None]:
     for config in configs:
         config._attn_implementation = NAME
     try:
-        with written_out(model):
-            yield
+        yield
     finally:
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = implementation
@@ -183,6 +181,22 @@ def last_mlp_at(model: Any, places: Tensor) -> Iterator[None]:
 
     with replaced(mlp, "forward", part):
         yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, by: Any) -> Iterator[None]:
+    """Within, `owner` has another attribute of this name, of its own; afterwards it has what it had, or its
+    class's again.
+    """
+    before = vars(owner).get(name)
+    setattr(owner, name, by)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
 
 def last_mlp(model: Any) -> Any | None:

@@ -13,7 +13,6 @@ from transformers import GenerationConfig
 
 from cai_cli.artifacts.manifest import device_facts
 from cai_cli.compute.batches import left_pad, like_length
-from cai_cli.compute.gradients import written_out
 from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.engines.base import (
     LENGTH,
@@ -123,16 +122,13 @@ class TransformersEngine:
         decoding = KeyedDecoding(
             requests, self.tokenizer, self.stop_ids, self.settings.temperature, model.device, ours, told
         )
-        with written_out(model):
-            if max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model):
-                inputs = prefill(model, prompts, pad, decoding.longest)
-            else:
-                inputs = dict(
-                    zip(("input_ids", "attention_mask"), left_pad(prompts, pad, model.device), strict=True)
-                )
-            model.generate(
-                **inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding
+        if max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model):
+            inputs = prefill(model, prompts, pad, decoding.longest)
+        else:
+            inputs = dict(
+                zip(("input_ids", "attention_mask"), left_pad(prompts, pad, model.device), strict=True)
             )
+        model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
         if self.settings.odd_numbers_end_it:
             for logprobs in decoding.logprobs:
                 check_outputs(self.model, logprobs, "a token's log-probability")
@@ -180,11 +176,10 @@ class TransformersEngine:
 
     def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         """Log-probabilities of the options of each request, prompt and option encoded together."""
-        with written_out(self.model):
-            scorer = OptionScorer(
-                self.model, self.renderer, self.context, self.settings.batch_size, self.settings.prefix_cache
-            )
-            found = scorer.score(requests)
+        scorer = OptionScorer(
+            self.model, self.renderer, self.context, self.settings.batch_size, self.settings.prefix_cache
+        )
+        found = scorer.score(requests)
         for scores in found:
             check_outputs(
                 self.model, scores if isinstance(scores, list) else (), "an option's log-probability"

@@ -26,7 +26,6 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from cai_cli.compute import packed_attention, shortcuts
-from cai_cli.compute.gradients import NORMS, ROTATIONS
 from cai_cli.compute.shortcuts import PACKED, TRIMMED
 from cai_cli.console.groups import build
 from cai_cli.engines import decoding
@@ -76,7 +75,7 @@ NAMES = (
     "outputs at a few places",
     "the output layer alone",
 )
-SHORTCUTS = (*NAMES, PACKED, TRIMMED, NORMS, ROTATIONS, *ELSEWHERE)
+SHORTCUTS = (*NAMES, PACKED, TRIMMED, *ELSEWHERE)
 
 
 @contextmanager

@@ -205,8 +205,9 @@ def rank_files(folder: Path) -> None:
     )
 
 
-def small_world(folder: Path, seed: int) -> None:
+def small_world(folder: Path, seed: int, constitution: Path) -> None:
     folder.mkdir(parents=True)
+    shutil.copy(constitution, folder / "constitution.yaml")
     for name in ("a", "b"):
         (folder / name).write_text(str(seed))
 

@@ -12,7 +12,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cai_cli.compute import packed_attention
 from cai_cli.compute import packed_rows as packed_rows_file
 from cai_cli.compute.packed_attention import first_holders, pack, table_sizes
-from cai_cli.compute.packed_rows import can_pack, last_mlp, packed_rows, packed_states, prepare, states_at
+from cai_cli.compute.packed_rows import (
+    can_pack,
+    last_mlp,
+    packed_rows,
+    packed_states,
+    prepare,
+    replaced,
+    states_at,
+)
 from cai_cli.compute.shortcuts import TRIMMED, shortcuts_of
 from cai_cli.models.load import load_pm
 from cai_cli.models.score import score_all
@@ -263,3 +271,15 @@ def test_the_example_of_six_tokens():
     assert layout.to_homes(tokens).flatten().tolist() == [1, 2, 3, 0, 0, 4]
     assert layout.from_homes(cells).flatten().tolist() == [1, 2, 4, 32]
     assert layout.from_slots_summed(cells).flatten().tolist() == [1 + 8, 2 + 16, 4, 32]
+
+
+def test_an_attribute_that_was_there_comes_back():
+    config = LlamaConfig()
+    config.mine = 3
+    with pytest.raises(KeyError), replaced(config, "mine", 4):
+        assert config.mine == 4
+        raise KeyError
+    assert config.mine == 3
+    with replaced(config, "to_json_string", 5):
+        assert config.to_json_string == 5
+    assert config.to_json_string() and "to_json_string" not in vars(config)

@@ -55,7 +55,7 @@ def test_texts_and_labels(helpful, world, tmp_path):
             off=off,
         )
         found = shortcuts(folder / "samples.manifest.json") | shortcuts(folder / "labels.manifest.json")
-        assert found.keys() > {"left padding", "right padding", "shared starts", "norms written out"}
+        assert found.keys() > {"left padding", "right padding", "shared starts"}
         for name, told in found.items():
             assert told == ("no: CAI_SHORTCUTS=0" if off and name not in PADDING else "yes"), name
     plain, taken = (tmp_path / str(off) / "samples.jsonl" for off in (True, False))

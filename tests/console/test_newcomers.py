@@ -51,7 +51,7 @@ MISTAKES = [
     (f"{SFT} --load-in-4bit", "here it is `--lora --quantize 4bit`"),
     (f"{SFT} --resume-from-checkpoint x", "the same command again carries on"),
     (f"{SAMPLE} --top-p 0.9", "texts are sampled at --temperature alone"),
-    (f"{SAMPLE} --constitution article", "`cai revise`, `cai label`, `cai constitution test` have it"),
+    (f"{SAMPLE} --constitution article", "`cai demo`, `cai revise`, `cai label` have it"),
     ("label --model lm --prompts prompts.jsonl --judge base --out x.jsonl", "here it is `--feedback-model`"),
     ("sft --model lm --data samples.jsonl prompts.jsonl --out x", "--data samples.jsonl --data prompts.jsonl"),
     ("sample --prompts prompts.jsonl --out x.jsonl", "for example `cai sample --model helpful-only/"),
