@@ -25,7 +25,7 @@ from cai_cli.microworld import CHECKPOINTS, corpus
 from cai_cli.microworld.features import FEATURES, Principle
 from cai_cli.microworld.tokenizer import build_tokenizer
 
-STEPS = {"helpful-only": 4800, "base": 1200}
+STEPS = {"helpful-only": 4800, "base": 3600}
 WARMUP_STEPS, DECAY_SHARE = 50, 0.4
 REVISIONS_FIRST = 0.28  # of helpful-only's steps
 # Comparisons get harder (`corpus`, ease) by this much a step while of each feature this share of the letters that can
