@@ -22,19 +22,23 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from cai_cli.keys import key
 from cai_cli.microworld import CHECKPOINTS, corpus
+from cai_cli.microworld.features import FEATURES, Principle
 from cai_cli.microworld.tokenizer import build_tokenizer
 
-STEPS = {"helpful-only": 3600, "base": 1200}
+STEPS = {"helpful-only": 4800, "base": 3600}
 WARMUP_STEPS, DECAY_SHARE = 50, 0.4
 REVISIONS_FIRST = 0.28  # of helpful-only's steps
-# Comparisons get harder (`corpus`, ease) by this much a step while this share of the letters that can be known is
-# right, over so many steps, and easier by half of it else.
-HARDER, KNOWN, OVER = 1 / 200, 0.84, 12
+# Comparisons get harder (`corpus`, ease) by this much a step while of each feature this share of the letters that can
+# be known is right, among its last ones, and easier by half of it else; they are as hard as they get from this share of
+# the steps on, whatever is known by then.
+HARDER, KNOWN, LAST, LEAST = 1 / 200, 0.75, 160, 60
+HARD_FROM = 0.7
+TWO = "two"  # of two features at once
 LENGTHS = {
     "comparison": 3,
     "revision": 2,
 }  # batches of about one length that a step's documents are sorted into
-Batch = list[tuple[torch.Tensor, torch.Tensor]]
+Batch = list[tuple[torch.Tensor, torch.Tensor, list[str]]]  # ids, weights, what each letter is about
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -76,27 +80,41 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * warm * min(1.0, (steps - step) / (DECAY_SHARE * steps))
 
 
-class Ease:
-    """How easy comparisons are, from 2 to 0: as hard as leaves most of the letters right."""
+class Lessons:
+    """Which comparisons come next: as easy, from 2 to 0, as leaves the letters about each feature right, and
+    more of those that are judged worst.
+    """
 
     def __init__(self) -> None:
-        self.now = 2.0
-        self.seen: deque[tuple[int, int]] = deque(maxlen=OVER)
+        self.ease = 2.0
+        self.seen = {name: deque[bool](maxlen=LAST) for name in (*FEATURES, TWO)}
 
-    def saw(self, right: int, letters: int) -> None:
-        """Take a step's letters into account."""
-        self.seen.append((right, letters))
-        if self.share is None or len(self.seen) < OVER:
-            return
-        knowable = corpus.speaking_share(self.now)  # the others are coins
-        known = (self.share - (1 - knowable) / 2) / knowable
-        self.now = min(2.0, max(0.0, self.now + (-HARDER if known > KNOWN else HARDER / 2)))
+    def known(self, name: str) -> float:
+        """Of the letters about a feature that can be known, the share that was right; 0 of too few."""
+        hits, knowable = self.seen[name], corpus.speaking_share(self.ease)  # the others are coins
+        if len(hits) < LEAST:
+            return 0.0
+        return min(1.0, max(0.0, (sum(hits) / len(hits) - (1 - knowable) / 2) / knowable))
 
-    @property
-    def share(self) -> float | None:
-        """Of the last steps' letters, the share that was right."""
-        letters = sum(asked for _, asked in self.seen)
-        return sum(right for right, _ in self.seen) / letters if letters else None
+    def draw(self, rng: Random) -> Principle:
+        minimal, there = min(1.0, self.ease), 0.5 + 0.45 * max(0.0, self.ease - 1)
+        shares = {name: 1.2 - self.known(name) for name in FEATURES}
+        two = corpus.CONJUNCTIONS * (2 - self.known(TWO)) * (1 - minimal)
+        return corpus.random_principle(rng, two, there, shares)
+
+    def saw(self, about: list[str], right: list[bool]) -> None:
+        """Take letters into account."""
+        for name, hit in zip(about, right, strict=True):
+            self.seen[name].append(hit)
+
+    def move(self, progress: float) -> None:
+        """Harder or easier, after this share of all steps."""
+        worst = min(self.known(name) for name in FEATURES)
+        easiest = max(0.0, 2 * (HARD_FROM - progress) / (HARD_FROM - REVISIONS_FIRST))
+        self.ease = min(easiest, max(0.0, self.ease + (-HARDER if worst > KNOWN else HARDER / 2)))
+
+    def __str__(self) -> str:
+        return f"ease {self.ease:.2f} " + " ".join(f"{name} {self.known(name):.2f}" for name in self.seen)
 
 
 def encode(document: corpus.Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[float]]:
@@ -109,33 +127,44 @@ def encode(document: corpus.Document, tokenizer: PreTrainedTokenizerFast) -> tup
     return ids, weights
 
 
-def make_batch(rng: Random, tokenizer: PreTrainedTokenizerFast, counts: dict[str, int], easy: float) -> Batch:
+def make_batch(
+    rng: Random, tokenizer: PreTrainedTokenizerFast, counts: dict[str, int], lessons: Lessons
+) -> Batch:
     """Padded ids and weights, a few batches of rows of about one length for each sort of document."""
     batch = []
     for name, count in counts.items():
-        settings = {"ease": easy} if name == "comparison" else {}
-        rows = [encode(corpus.MAKERS[name](rng, **settings), tokenizer) for _ in range(count)]
+        rows = []
+        for _ in range(count):
+            if name == "comparison":
+                asked = lessons.draw(rng)
+                document = corpus.comparison_document(rng, lessons.ease, asked)
+                about = [asked[0].feature if len(asked) == 1 else TWO]
+            else:
+                document, about = corpus.MAKERS[name](rng), []
+            rows.append((*encode(document, tokenizer), about))
         rows.sort(key=lambda row: len(row[0]))
         size = -(-count // LENGTHS.get(name, 1))
         batch += [pad(rows[start : start + size], tokenizer.pad_token_id) for start in range(0, count, size)]
     return batch
 
 
-def pad(rows: list[tuple[list[int], list[float]]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(len(ids) for ids, _ in rows)
+def pad(
+    rows: list[tuple[list[int], list[float], list[str]]], filler: int
+) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    longest = max(len(ids) for ids, _, _ in rows)
     ids = torch.full((len(rows), longest), filler)
     weights = torch.zeros(len(rows), longest)
-    for row, (tokens, values) in enumerate(rows):
+    for row, (tokens, values, _) in enumerate(rows):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         weights[row, : len(values)] = torch.tensor(values)
-    return ids, weights
+    return ids, weights, [name for _, _, about in rows for name in about]
 
 
 def weighted_loss(
     model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, int, int]:
-    """Sum of weighted token losses, how many letters are right, and of how many; the output layer runs at
-    weighted positions only.
+) -> tuple[torch.Tensor, list[bool]]:
+    """Sum of weighted token losses, and which letters are right, row by row; the output layer runs at weighted
+    positions only.
 
     Padding is on the right, so under causal attention no real token sees it and no mask is needed.
     """
@@ -145,8 +174,7 @@ def weighted_loss(
     targets, weighted = ids[:, 1:][wanted], weights[:, 1:][wanted]
     losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     letters = weighted == corpus.LETTER_WEIGHT
-    right = (logits.argmax(-1) == targets)[letters].sum()
-    return (losses * weighted).sum(), int(right), int(letters.sum())
+    return (losses * weighted).sum(), (logits.argmax(-1) == targets)[letters].tolist()
 
 
 def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -156,33 +184,33 @@ def train(which: str, steps: int, peak: float, seed: int) -> tuple[LlamaForCausa
     model = build_model(tokenizer).train()
     optimizers = build_optimizers(model, peak)
     start, tokens = time.time(), 0
-    ease = Ease()
+    lessons = Lessons()
     for step in range(steps):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
         first = step < REVISIONS_FIRST * steps
         counts = corpus.batches(which, first)
-        batch = make_batch(Random(key(seed, which, step)), tokenizer, counts, ease.now)
-        total = sum(float(weights[:, 1:].sum()) for _, weights in batch)
-        shown, right, letters = 0.0, 0, 0
-        for ids, weights in batch:
+        batch = make_batch(Random(key(seed, which, step)), tokenizer, counts, lessons)
+        total = sum(float(weights[:, 1:].sum()) for _, weights, _ in batch)
+        shown = 0.0
+        for ids, weights, about in batch:
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss, hits, asked = weighted_loss(model, ids, weights)
+                loss, right = weighted_loss(model, ids, weights)
             (loss / total).backward()
             shown += float(loss.detach()) / total
-            right, letters = right + hits, letters + asked
+            lessons.saw(about, right)
             tokens += int((ids != tokenizer.pad_token_id).sum())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if not first:
-            ease.saw(right, letters)
+            lessons.move(step / steps)
         if step % 50 == 0 or step == steps - 1:
             seconds = time.time() - start
-            letter = f" letters {ease.share:.3f} ease {ease.now:.2f}" if ease.share else ""
+            told = f" {lessons}" if which == "helpful-only" else ""
             print(
-                f"{which} step {step} loss {shown:.4f}{letter} {tokens / seconds:.0f} tok/s {seconds:.0f} s",
+                f"{which} step {step} loss {shown:.4f}{told} {tokens / seconds:.0f} tok/s {seconds:.0f} s",
                 flush=True,
             )
         if not math.isfinite(shown):

@@ -39,6 +39,7 @@ KINDS = {HARMFUL: 0.5, BENIGN: 0.25, OWN: 0.25}
 COMPARED_KINDS = {HARMFUL: 0.7, BENIGN: 0.15, OWN: 0.15}
 REVISED_KINDS = {HARMFUL: 0.8, BENIGN: 0.1, OWN: 0.1}
 CONJUNCTIONS, SPEAKING = 0.3, 0.8
+REVISED_OFTEN = {"helpful": 2.0, "harmful": 2.0}  # what takes the most words to put right
 # What a random answer has of each feature: else it is absent.
 THERE, NOT_RIGHT = 0.45, 0.07
 EXTRAS = 0.25  # of a helpful answer: thanks in front, a question at the end
@@ -94,10 +95,21 @@ def helpful_chat(rng: Random) -> Document:
     return chat(request, helpful_answer(request, rng).text)
 
 
-def random_principle(rng: Random, conjunctions: float = CONJUNCTIONS, there: float = 0.5) -> Principle:
-    """One family, or two that do not speak of the same feature; `there`: the share that wants something there."""
+def random_principle(
+    rng: Random,
+    conjunctions: float = CONJUNCTIONS,
+    there: float = 0.5,
+    shares: dict[str, float] | None = None,
+) -> Principle:
+    """One family, or two that do not speak of the same feature; `there`: the share that wants something there;
+    `shares`: of features or families that are not asked about as often as the others.
+    """
     wanted = rng.random() < there
-    first = rng.choice([family for family in FAMILIES.values() if family.wanted == wanted])
+    families = [family for family in FAMILIES.values() if family.wanted == wanted]
+    weights = [
+        (shares or {}).get(family.name, (shares or {}).get(family.feature, 1.0)) for family in families
+    ]
+    first = rng.choices(families, weights)[0]
     if rng.random() >= conjunctions:
         return (first,)
     return first, rng.choice([family for family in FAMILIES.values() if family.feature != first.feature])
@@ -156,18 +168,18 @@ def speaking_share(ease: float) -> float:
     return SPEAKING + (0.95 - SPEAKING) * min(1.0, ease)
 
 
-def comparison_document(rng: Random, ease: float = 0.0) -> Document:
+def comparison_document(rng: Random, ease: float = 0.0, asked: Principle | None = None) -> Document:
     """A multiple-choice question with its answer."""
-    request, principle, (first, second), preferred = comparison(rng, ease)
+    request, principle, (first, second), preferred = comparison(rng, ease, principle=asked)
     first_wins = preferred > 0 if preferred else rng.random() < 0.5
     if rng.random() < 0.5:
         first, second, first_wins = second, first, not first_wins
     words = wordings.write(principle, "comparison", wordings.LEARNED, rng)
-    asked = [message("user", request.text)], first.text, second.text, words
+    shown = [message("user", request.text)], first.text, second.text, words
     if rng.random() < CHAT_SHARE:
-        head = f"{HUMAN} {prompts.comparison_question(*asked)}{ASSISTANT} {prompts.ANSWER_CUE}"
+        head = f"{HUMAN} {prompts.comparison_question(*shown)}{ASSISTANT} {prompts.ANSWER_CUE}"
     else:
-        head = prompts.comparison_prompt(*asked)
+        head = prompts.comparison_prompt(*shown)
     return [(head, 0), (prompts.option("A" if first_wins else "B"), LETTER_WEIGHT), (EOS, 1)]
 
 
@@ -178,7 +190,7 @@ def revision_case(
     drawn = principle
     while True:
         request = train_request(rng, REVISED_KINDS, split)
-        principle = drawn or random_principle(rng)
+        principle = drawn or random_principle(rng, shares=REVISED_OFTEN)
         for attempt in range(8):  # of what helpful answers always have, none can be changed
             own = own_draft and (drawn is None or attempt < 4)
             draft = helpful_answer(request, rng) if own else random_answer(request, rng)
@@ -263,7 +275,7 @@ def batches(which: str, revisions_first: bool = False) -> dict[str, int]:
         return {"base_chat": 44, "question": 20, "fact": 16}
     if revisions_first:
         return {"helpful_chat": 10, "revision": 34, "comparison": 8}
-    return {"helpful_chat": 8, "revision": 10, "comparison": 40}
+    return {"helpful_chat": 12, "revision": 16, "comparison": 32}
 
 
 MAKERS = {

@@ -76,7 +76,7 @@ def vocabulary() -> list[str]:
     # space.
     found |= {token[1:] for token in found if re.match(r" [A-Z(]", token)}
     found |= {f" {token}" for token in found if re.fullmatch(r"[A-Z][A-Za-z']*", token)}
-    found -= {"{", "}", "x"}
+    found -= {"{", "}", "x", " x"}
     return [*SPECIALS, *sorted(found - set(SPECIALS))]
 
 

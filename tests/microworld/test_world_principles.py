@@ -191,3 +191,38 @@ def test_every_kind_of_request_can_be_spoken_of() -> None:
     rng = Random(2)
     kinds = {corpus.comparison(rng)[0].kind for _ in range(200)}
     assert kinds == set(REQUEST_KINDS)
+
+
+def held_out_words(text: str) -> tuple[bool, list[bool]]:
+    """Of a principle's text: whether its frame is one of those held out, and whether each of its phrases is."""
+    frames = {
+        part: [f for kind in wordings.KINDS for f in wordings.frames(kind, part)] for part in wordings.PARTS
+    }
+    held_out = {phrase for texts in wordings.phrases()[wordings.HELD_OUT].values() for phrase in texts}
+    for part, texts in frames.items():
+        for before, _, after in (frame.partition("{}") for frame in texts):
+            said = text.removeprefix(before).removesuffix(after)
+            if text == before + said + after and wordings.read(text):
+                phrases = [said] if said in wordings.family_of_phrase() else said.split(" and ")
+                return part == wordings.HELD_OUT, [phrase in held_out for phrase in phrases]
+    raise AssertionError(text)
+
+
+@pytest.mark.parametrize("name", sorted(constitutions()))
+def test_only_unseen_is_in_words_that_are_held_out(name: str) -> None:
+    for principle in load_constitution(str(constitutions()[name])).principles:
+        for text in (principle.critique, principle.revision, principle.comparison):
+            frame, phrases = held_out_words(text)
+            assert {frame, *phrases} == {name == "unseen"}, text
+
+
+def test_each_word_of_a_held_out_phrase_stands_in_two_that_are_learned() -> None:
+    for templates in wordings.entries()["families"].values():
+        for template in templates:
+            texts, held_out = wordings.products(template), wordings.held_out_of(template)
+            for phrase in held_out:
+                for slot, word in enumerate(texts[phrase]):
+                    same = [
+                        text for text, words in texts.items() if words[slot] == word and text not in held_out
+                    ]
+                    assert len(same) >= 2, phrase
