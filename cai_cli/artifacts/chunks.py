@@ -38,11 +38,13 @@ class ChunkProgress:
         self.rows = rows
         self.segments = segments
         self.reported = 0.0
+        self.lock = threading.Lock()  # a server's answers are heard of from several threads
 
     def told(self, count: int) -> None:
-        step = min(count / self.segments, self.rows * SAMPLED - self.reported)
-        self.reported += step
-        self.advance(step, "")
+        with self.lock:
+            step = min(count / self.segments, self.rows * SAMPLED - self.reported)
+            self.reported += step
+            self.advance(step, "")
 
     def through(self, note: str) -> None:
         self.advance(self.rows - self.reported, note)
@@ -60,16 +62,16 @@ def worked(
     """What `do(chunk, told)` makes of each chunk, with its progress: one after the other; or, where `at_once` is
     above 1, each item by itself, so many in threads, as they end. A chunk of `first` is worked on alone.
     """
-    alone = items if at_once == 1 else items[:first]
-    for chunk in chunks(alone, size, first):
-        done = ChunkProgress(advance, len(chunk), segments)
-        yield do(chunk, done.told), done
     lock = threading.Lock()
 
     def guarded(steps: float, note: str) -> None:
         with lock:
             advance(steps, note)
 
+    alone = items if at_once == 1 else items[:first]
+    for chunk in chunks(alone, size, first):
+        done = ChunkProgress(guarded, len(chunk), segments)
+        yield do(chunk, done.told), done
     workers, left = Workers(at_once), iter(items[len(alone) :])
     begun: dict[Future[Made], ChunkProgress] = {}
     try:

@@ -81,7 +81,7 @@ class RowArtifact:
         if self.streaming and world_size() > 1:
             raise UserError("--out -: several processes cannot share stdout", "name a .jsonl file")
         self.manifest = begin_manifest(stage, options, self.out.parent)
-        self.accepted_ids: set[str] = set()
+        self.accepted_ids: dict[str, None] = {}  # in the order of the file
         self.rejected_ids: set[str] = set()
         self.reject_reasons: Counter[str] = Counter()
         # Ids of the items of this shard; None where the stage does not know them before
@@ -108,7 +108,7 @@ class RowArtifact:
     @property
     def finished_ids(self) -> set[str]:
         """Ids that need no more work: accepted or rejected."""
-        return self.accepted_ids | self.rejected_ids
+        return self.accepted_ids.keys() | self.rejected_ids
 
     def remaining(self, items: Sequence[Item]) -> list[Item]:
         """This process's part of the items (each with an `id`) that is still to be worked on."""
@@ -117,6 +117,9 @@ class RowArtifact:
         share = mine[rank() :: world_size()]
         self.share = len(share)
         finished = self.finished_ids
+        places = {name: place for place, name in enumerate(self.order)}
+        begun = [places.get(name, -1) for name in self.accepted_ids]
+        self.unordered = begun != sorted(begun)  # a run that was cut off may have written rows as they ended
         return [item for item in share if item.id not in finished]
 
     def _resume(self) -> None:
@@ -171,10 +174,10 @@ class RowArtifact:
 
     def _read_finished_ids(self) -> None:
         """Take up what this run, or one that was cut off, has accepted and rejected, in whichever process."""
-        self.accepted_ids, self.rejected_ids = set(), set()
+        self.accepted_ids, self.rejected_ids = {}, set()
         self.reject_reasons = Counter()
         for path in (self.out, self.partial, *rank_files(self.out)):
-            self.accepted_ids |= {row["id"] for row in self._rows_of(path)}
+            self.accepted_ids |= dict.fromkeys(row["id"] for row in self._rows_of(path))
         for path in (self.rejects, *rank_files(self.rejects)):
             for row in self._rows_of(path):
                 if row["id"] not in self.rejected_ids:
@@ -236,7 +239,8 @@ class RowArtifact:
         sampled; `told(count)` hears of segments as they end, of which each item has so many. What is made of a
         run is on the disk when the next one is.
         """
-        self.unordered = at_once > 1
+        at_once = 1 if self.streaming else at_once  # nobody could put stdout in order
+        self.unordered |= at_once > 1
         with progress(self.manifest["stage"], self.share, self.share - len(todo), unit) as advance:
             for made, done in worked(todo, size, do, advance, segments, first, at_once):
                 for outcome, tokens in made:
@@ -255,7 +259,7 @@ class RowArtifact:
     def accept(self, row: Row) -> None:
         self._open()
         self._rows.write(dump_row(row) + "\n")
-        self.accepted_ids.add(row["id"])
+        self.accepted_ids[row["id"]] = None
 
     def reject(self, rejected: Rejected) -> None:
         self._open()

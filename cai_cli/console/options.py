@@ -92,7 +92,7 @@ BaseUrl = Annotated[
         "Engine",
         "Address of a server that speaks the OpenAI API, as in http://127.0.0.1:8000/v1; its key is read from OPENAI_API_KEY.",
     ),
-    RUNTIME,
+    NOTED,
 ]
 Api = Annotated[
     Literal["completions", "chat"],
@@ -203,6 +203,8 @@ class GenerationOptions:
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """What writes."""
+
+    NEEDS: ClassVar[Needs] = {"api": ("base_url",)}
 
     engine: Annotated[
         Literal["transformers", "vllm", "openai"],

@@ -109,17 +109,19 @@ class EngineSettings:
         serving: ServingOptions,
     ) -> EngineSettings:
         """Those of a stage that samples. Raises UserError where --chat-template-kwargs is no JSON object."""
-        return cls(
-            engine=engine.engine,
+        own = cls(
             device=hardware.device,
             dtype=hardware.dtype,
             temperature=generation.temperature,
             batch_size=generation.batch_size,
             template_kwargs=template_kwargs(generation.chat_template_kwargs),
-            base_url=engine.base_url or "",
-            api=engine.api,
-            **asdict(serving),
         )
+        return own.of_writer(engine, serving)
+
+    def of_writer(self, engine: EngineOptions, serving: ServingOptions) -> EngineSettings:
+        """The same, by this engine."""
+        where = {"engine": engine.engine, "base_url": engine.base_url or "", "api": engine.api}
+        return replace(self, **where, **asdict(serving))
 
     def of_judge(self, judge: FeedbackEngineOptions) -> EngineSettings:
         """The same, but for a judge's engine."""

@@ -1,6 +1,6 @@
 """The engine behind any server that speaks the OpenAI API: vLLM, SGLang, llama.cpp, or a hosted one.
 
-    vllm serve MODEL --dtype float32
+    vllm serve MODEL --dtype float32 --generation-config vllm
     cai label --feedback-engine openai --feedback-base-url http://127.0.0.1:8000/v1 --feedback-model MODEL ...
 
 `completions` (`--api completions`): the prompt is written by us. Where MODEL is a directory here, its tokenizer
@@ -8,30 +8,44 @@ makes the ids that are sent, and texts are read from the ids that come back; els
 Options are scored exactly, from the log-probabilities of prompt and option (`echo`).
 
 `chat` (`--api chat`): the server's own template makes the prompt. An option's probability is that of the first
-tokens, among the 20 likeliest, that begin this option and no other; one that is not among them gets that of the
-least likely of the 20, which is more than it has.
+tokens, among the 20 likeliest, that begin this option and no other; one that is not among them gets a bound.
 
-`--votes N`, the last resort where a server gives no log-probabilities: each question is answered N times, and an
-option has (answers for it + 1/2) / (N + 1).
+`--votes N`, the last resort where a server gives no log-probabilities: each question is answered N times; of the
+answers that name an option, one has its share, with half an answer more for each.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from math import exp, log
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cai_cli.compute.prefix_tree import OptionTokens
-from cai_cli.engines.base import LENGTH, OVERLONG, STOP, Completion, EngineSettings, OptionRequest, Request
+from cai_cli.engines.base import (
+    LENGTH,
+    OVERLONG,
+    STOP,
+    UNFIT,
+    Completion,
+    EngineSettings,
+    OptionRequest,
+    Request,
+)
 from cai_cli.engines.completions import CompletionReader, check_numbers, generation_config_of
 from cai_cli.engines.option_tokens import encode_options, read_at_once
-from cai_cli.engines.server import Server, TooLong
+from cai_cli.engines.served_answers import (
+    ServedRenderer,
+    closed,
+    find_model,
+    of_echo,
+    of_first_tokens,
+    of_votes,
+)
+from cai_cli.engines.server import Refused, Server, TooLong
 from cai_cli.errors import RunError, UserError
 from cai_cli.keys import key
-from cai_cli.models.chat import Renderer, Rendering
+from cai_cli.models.chat import Renderer, encode_rendered
 from cai_cli.models.templates import UnfitRow
 from cai_cli.processes.workers import Workers
 from cai_cli.rows.conversation import Conversation
@@ -44,24 +58,18 @@ TOP = 20  # log-probabilities of an answer's first token: the most that hosted s
 ANY_CONTEXT = 1 << 30
 STOPS = 4  # stop strings that the API takes
 VOTE_TOKENS = 8  # of a sampled answer to a question
+REFUSED = "refused_by_server"
+# What reading an answer raises that is not as the API has it
+ODD = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 
-class ServedRenderer:
-    """How a model without a tokenizer here reads prompts: as text, or by its server's chat template."""
+def open_renderer(path: str, settings: EngineSettings, flag: str) -> Renderer | ServedRenderer:
+    """How prompts go to a server: as ids where the model's tokenizer is here."""
+    if settings.api == "chat" or not Path(path).is_dir():
+        return ServedRenderer(settings.api == "chat")
+    from cai_cli.models.tokenizers import load_tokenizer
 
-    def __init__(self, chat: bool) -> None:
-        self.reply_form: Rendering = "chat" if chat else "transcript"
-
-    def form(self, rendering: Rendering = "auto") -> Rendering:
-        if rendering not in ("auto", self.reply_form):
-            other = "chat" if rendering == "chat" else "completions"
-            raise UserError(
-                f"--rendering {rendering}: is not how this server is asked", f"give --api {other}"
-            )
-        return self.reply_form
-
-    def show(self, prompt: str | Conversation) -> str:
-        return prompt if isinstance(prompt, str) else json.dumps(prompt, indent=2, ensure_ascii=False)
+    return Renderer(load_tokenizer(path, flag), flag, settings.template_kwargs)
 
 
 class OpenAIEngine:
@@ -74,19 +82,17 @@ class OpenAIEngine:
         self.server = Server(settings.base_url, f"{flag.removesuffix('model')}base-url", settings.patience)
         self.chat = settings.api == "chat"
         self.name, served = find_model(self.server.models(), path, flag)
+        self.renderer = open_renderer(path, settings, flag)
         self.reader: CompletionReader | None = None
-        self.renderer: Renderer | ServedRenderer = ServedRenderer(self.chat)
-        if not self.chat and Path(path).is_dir():
+        if isinstance(self.renderer, Renderer):
             from cai_cli.models.configs import context_length, load_config
-            from cai_cli.models.tokenizers import load_tokenizer
 
-            self.renderer = Renderer(load_tokenizer(path, flag), flag, settings.template_kwargs)
-            context = int(served.get("max_model_len") or ANY_CONTEXT)
             own = context_length(load_config(path, flag))
-            self.reader = CompletionReader(self.renderer, min(own, context), generation_config_of(path))
+            context = min(own, int(served.get("max_model_len") or ANY_CONTEXT))
+            self.reader = CompletionReader(self.renderer, context, generation_config_of(path))
         self.reads_at_once = True  # until the server shows that it does not
         self.workers = Workers(settings.concurrency)
-        self.rows_at_once = settings.concurrency
+        self.rows_at_once = max(2, settings.concurrency)  # so that each row is on the disk when it ends
 
     def follow(self, model: Any) -> None:
         raise UserError(f"{self.flag}: a server does not take weights", "sample with transformers or vllm")
@@ -95,9 +101,6 @@ class OpenAIEngine:
         """What the manifest keeps about the model as it was run."""
         served = {"name": "openai", "model": self.name, "api": self.settings.api}
         return {"engine": served | ({"votes": self.settings.votes} if self.settings.votes else {})}
-
-    def close(self) -> None:
-        self.server.close()
 
     def _each(
         self,
@@ -115,6 +118,21 @@ class OpenAIEngine:
 
         futures: list[Future[Answer]] = [self.workers.submit(one, item) for item in asked]
         return [future.result() for future in futures]
+
+    def _ask(self, prompt: str | Conversation | list[int], body: dict[str, Any]) -> dict[str, Any]:
+        """The first choice of the answer, with its `usage`."""
+        whole = {"model": self.name, **{name: value for name, value in body.items() if value is not None}}
+        if self.chat:
+            assert isinstance(prompt, list), "a served chat model is given conversations"
+            if self.settings.template_kwargs:
+                whole["chat_template_kwargs"] = self.settings.template_kwargs
+            answer = self.server.post("/chat/completions", whole | {"messages": closed(prompt)})  # type: ignore[arg-type]
+        else:
+            answer = self.server.post("/completions", whole | {"prompt": prompt})
+        try:
+            return {**answer["choices"][0], "usage": answer.get("usage") or {}}
+        except ODD as error:
+            raise self.server.unread(error) from None
 
     # Generation
 
@@ -140,71 +158,72 @@ class OpenAIEngine:
             "stop": list(request.stop[:STOPS]) or None,  # at any of the others the text is cut here
         }
         if self.reader and ids is not None:
-            # Words of vLLM; other servers pass over them, and their text is taken as it comes.
+            # Words of vLLM; other servers pass over them. What a checkpoint's own generation_config.json asks of
+            # sampling is switched off.
             body |= {
                 "return_token_ids": True,
                 "stop_token_ids": self.reader.stop_ids,
                 "skip_special_tokens": False,
             }
+            body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
         try:
             choice = self._ask(request.prompt if ids is None else ids, body)
         except TooLong:
             return Completion("", OVERLONG, [], [])
-        if self.reader and ids is not None and isinstance(choice.get("token_ids"), list):
-            return self.reader.read(request, ids, choice["token_ids"], None)
-        return self._read(request, choice)
+        except Refused as error:
+            return Completion("", UNFIT, [], [], fault=(REFUSED, str(error)))
+        try:
+            return self._read(request, ids, choice)
+        except ODD as error:
+            raise self.server.unread(error) from None
 
-    def _ask(self, prompt: str | Conversation | list[int], body: dict[str, Any]) -> dict[str, Any]:
-        """The first choice of the answer, with its `usage`."""
-        whole = {"model": self.name, **{name: value for name, value in body.items() if value is not None}}
-        if self.chat:
-            assert isinstance(prompt, list), "a served chat model is given conversations"
-            answer = self.server.post("/chat/completions", whole | {"messages": closed(prompt)})
-        else:
-            answer = self.server.post("/completions", whole | {"prompt": prompt})
-        choices = answer.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise RunError(
-                f"{self.server.flag} {self.server.url}: an answer without choices", "see the server's log"
-            )
-        return {**choices[0], "usage": answer.get("usage") or {}}
-
-    def _read(self, request: Request, choice: dict[str, Any]) -> Completion:
-        """The text of an answer without ids, cut at stop strings that the server let through."""
+    def _read(self, request: Request, ids: list[int] | None, choice: dict[str, Any]) -> Completion:
+        """A completion from the ids of an answer; or from its text, as ids of ours where there is a tokenizer."""
         spoken = choice.get("message") or {}
-        text = (spoken.get("content") if self.chat else choice.get("text")) or ""
-        thinking = spoken.get("reasoning") or spoken.get("reasoning_content") or ""
-        reason = LENGTH if choice.get("finish_reason") == "length" else STOP
-        stop = choice.get("stop_reason")
+        text = (spoken.get("content") if self.chat else choice["text"]) or ""
+        ended, stop = choice.get("finish_reason") != "length", choice.get("stop_reason")
+        if self.reader and ids is not None:
+            drawn = choice.get("token_ids")
+            if drawn is None:
+                drawn = encode_rendered(self.reader.tokenizer, text)
+                if ended and not (drawn and drawn[-1] in self.reader.stop_ids):
+                    drawn.append(self.reader.stop_ids[0])
+            return self.reader.read(request, ids, list(drawn), None)
         cuts = [(at, string) for string in request.stop if (at := text.find(string)) >= 0]
         if cuts:
             at, stop = min(cuts)
-            text, reason = text[:at], STOP
-        count = choice["usage"].get("completion_tokens")
-        return Completion(
-            text, reason, [], [], None, stop if isinstance(stop, str) else None, thinking, counted=count
-        )
+            text, ended = text[:at], True
+        thinking = spoken.get("reasoning") or spoken.get("reasoning_content") or ""
+        named, count = stop if isinstance(stop, str) else None, choice["usage"].get("completion_tokens")
+        return Completion(text, STOP if ended else LENGTH, [], [], None, named, thinking, counted=count)
 
     # Option scores
 
     def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         """Log-probability of each option of each request; see above for which."""
-        if self.settings.votes:
-            return self._each(self._vote, requests)
-        if self.chat:
-            return self._each(self._first_tokens, requests)
-        if self.reader is None:
-            return self._each(self._echoed_texts, requests)
-        encoded = encode_options(self.reader.renderer, self.reader.context, requests)
-        results = self._each(
-            lambda options: options if isinstance(options, UnfitRow) else self._echoed_ids(options), encoded
-        )
-        for scores in results:
-            if isinstance(scores, list):
-                check_numbers(scores, f"{self.flag} {self.name}: an option's log-probability")
-        return results
+        if self.reader and not self.settings.votes:
+            encoded = encode_options(self.reader.renderer, self.reader.context - 1, requests)  # and one drawn
+            return self._each(
+                lambda row: row if isinstance(row, UnfitRow) else self._fitting(self._echoed_ids, row),
+                encoded,
+            )
+        ask = self._vote if self.settings.votes else self._first_tokens if self.chat else self._echoed_texts
+        return self._each(lambda request: self._fitting(ask, request), requests)
 
-    def _echoed_ids(self, options: list[OptionTokens]) -> list[float] | UnfitRow:
+    def _fitting(self, ask: Callable[[Asked], list[float]], asked: Asked) -> list[float] | UnfitRow:
+        """The scores; or why there are none: the prompt is too long for the server, or refused by it."""
+        try:
+            scores = ask(asked)
+        except TooLong as error:
+            return UnfitRow("question_too_long", str(error))
+        except Refused as error:
+            return UnfitRow(REFUSED, str(error))
+        except ODD as error:
+            raise self.server.unread(error) from None
+        check_numbers(scores, f"{self.flag} {self.name}: an option's log-probability")
+        return scores
+
+    def _echoed_ids(self, options: list[OptionTokens]) -> list[float]:
         """From the log-probabilities of the ids of prompt and option; or, of options of one token, from those of
         what follows the prompt, which a server's cache makes cheaper.
         """
@@ -220,7 +239,7 @@ class OpenAIEngine:
                 raise RunError(
                     f"{self.flag} {self.name}: fewer log-probabilities than tokens", "see the server's log"
                 )
-            scores.append(sum(values[option.start : len(option.ids)]))
+            scores.append(float(sum(values[option.start : len(option.ids)])))
         return scores
 
     def _at_once(self, options: list[OptionTokens]) -> list[float] | None:
@@ -233,105 +252,52 @@ class OpenAIEngine:
         return None if None in found else [float(value) for value in found if value is not None]
 
     def _prompt_logprobs(self, prompt: str | list[int]) -> dict[str, Any]:
-        """`tokens`, `token_logprobs` and `text_offset` of the prompt's tokens and one more."""
+        """`token_logprobs` and `text_offset` of the prompt's tokens and one drawn behind them."""
         body = {"max_tokens": 1, "temperature": 1.0, "echo": True, "logprobs": 1}
         found = self._ask(prompt, body).get("logprobs")
         if not isinstance(found, dict) or not found.get("token_logprobs"):
             raise UserError(
                 f"{self.flag} {self.name}: the server gives no log-probabilities of a prompt",
-                "serve it with vLLM; or --api chat with --option-format A, or --votes 8",
+                self._last_resort(),
             )
         return found
 
-    def _echoed_texts(self, request: OptionRequest) -> list[float] | UnfitRow:
-        """The same by the server's own tokenizer: an option begins with the first token that reaches beyond the
-        prompt.
-        """
+    def _echoed_texts(self, request: OptionRequest) -> list[float]:
+        """The same by the server's own tokenizer. Raises UserError where it does not say where tokens lie."""
         assert isinstance(request.prompt, str)
         scores = []
         for option in request.options:
             text = request.prompt + option
-            try:
-                found = self._prompt_logprobs(text)
-            except TooLong as error:
-                return UnfitRow("question_too_long", str(error))
-            total, places = 0.0, [*found["text_offset"][1:], ANY_CONTEXT]
-            for begin, end, value in zip(found["text_offset"], places, found["token_logprobs"], strict=True):
-                if begin < len(text) and min(end, len(text)) > len(request.prompt):
-                    total += value
-            scores.append(total)
+            score = of_echo(self._prompt_logprobs(text), len(request.prompt), len(text))
+            if score is None:
+                raise UserError(
+                    f"{self.flag} {self.name}: the server does not say where in a text its tokens lie",
+                    "name the model's directory, whose tokenizer makes the ids here",
+                )
+            scores.append(score)
         return scores
 
-    def _first_tokens(self, request: OptionRequest) -> list[float] | UnfitRow:
+    def _first_tokens(self, request: OptionRequest) -> list[float]:
         body = {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": TOP}
-        try:
-            choice = self._ask(request.prompt, body)
-        except TooLong as error:
-            return UnfitRow("question_too_long", str(error))
-        content = (choice.get("logprobs") or {}).get("content") or []
+        content = (self._ask(request.prompt, body).get("logprobs") or {}).get("content") or []
         if not content or not content[0].get("top_logprobs"):
             raise UserError(
-                f"{self.flag} {self.name}: the server gives no log-probabilities",
-                "--votes 8 counts sampled answers instead, or take a server that gives them, such as vLLM",
+                f"{self.flag} {self.name}: the server gives no log-probabilities", self._last_resort()
             )
         return of_first_tokens(content[0]["top_logprobs"], request.options)
 
-    def _vote(self, request: OptionRequest) -> list[float] | UnfitRow:
+    def _vote(self, request: OptionRequest) -> list[float]:
         votes = [0] * len(request.options)
         for number in range(self.settings.votes):
-            body = {
-                "max_tokens": VOTE_TOKENS,
-                "temperature": 1.0,
-                "seed": key(str(request.prompt), number) & SEED_BITS,
-            }
-            try:
-                choice = self._ask(request.prompt, body)
-            except TooLong as error:
-                return UnfitRow("question_too_long", str(error))
-            text = (choice.get("message") or {}).get("content") if self.chat else choice.get("text")
-            chosen = [
-                n
-                for n, option in enumerate(request.options)
-                if (text or "").strip().startswith(option.strip())
-            ]
-            if len(chosen) == 1:
-                votes[chosen[0]] += 1
-        return [log((count + 0.5) / (self.settings.votes + 1)) for count in votes]
+            seed = key("vote", str(request.prompt), number) & SEED_BITS
+            choice = self._ask(request.prompt, {"max_tokens": VOTE_TOKENS, "temperature": 1.0, "seed": seed})
+            text = str((choice["message"].get("content") if self.chat else choice["text"]) or "")
+            named = [n for n, option in enumerate(request.options) if option.strip() in text]
+            if len(named) == 1:
+                votes[named[0]] += 1
+        return of_votes(votes, self.settings.votes)
 
-
-def of_first_tokens(top: list[dict[str, Any]], options: tuple[str, ...]) -> list[float]:
-    """Log-probability of each option from the likeliest first tokens: the sum over those that begin it and no
-    other; else that of the least likely, as a bound.
-    """
-    totals = [0.0] * len(options)
-    for entry in top:
-        token = str(entry["token"]).strip()
-        begun = [n for n, option in enumerate(options) if token and option.strip().startswith(token)]
-        if len(begun) == 1:
-            totals[begun[0]] += exp(entry["logprob"])
-    least = min(entry["logprob"] for entry in top)
-    return [log(total) if total else least for total in totals]
-
-
-def closed(prompt: Any) -> Any:
-    """A conversation as chat servers take it: what opens the assistant's last turn stands at the end of the
-    question.
-    """
-    if prompt[-1]["role"] != "assistant":
-        return prompt
-    *before, asked, opened = prompt
-    return [*before, {**asked, "content": f"{asked['content']}\n\n{opened['content']}"}]
-
-
-def find_model(served: list[dict[str, Any]], path: str, flag: str) -> tuple[str, dict[str, Any]]:
-    """What the server calls the model, and what it says of it. Raises UserError where it serves another one."""
-    names = {path, path.rstrip("/"), str(Path(path).resolve())} if Path(path).is_dir() else {path}
-    for model in served:
-        if model["id"] in names or (Path(path).is_dir() and model.get("root") in names):
-            return model["id"], model
-    if not served:  # some give no list
-        return path, {}
-    listed = ", ".join(str(model["id"]) for model in served[:5])
-    raise UserError(
-        f"{flag} {path}: the server has no such model, but {listed}", "name it as the server does"
-    )
+    def _last_resort(self) -> str:
+        """What to do with a judge that tells no probabilities; only what labels has votes."""
+        votes = "--votes 8 counts sampled answers instead, or " if self.flag == "--feedback-model" else ""
+        return f"{votes}take a server that gives them, such as vLLM"

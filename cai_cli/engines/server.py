@@ -11,60 +11,75 @@ import json
 import logging
 import os
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from cai_cli.errors import RunError, UserError, first_line
+from cai_cli.errors import CaiError, RunError, UserError, first_line
 
 logger = logging.getLogger(__name__)
 
 KEY = "OPENAI_API_KEY"
 NO_KEY = "none"  # what servers of one's own take
+CONNECT, ANSWER = 10.0, 900.0  # seconds: to reach the server, and for an answer
 LONGEST_WAIT = 60.0  # seconds between two tries, or what Retry-After says up to this
+UNTOLD = 2.0  # seconds without a good answer that nobody has to hear of
+OTHER = "is it an OpenAI-compatible server? the address ends in /v1"
 
 
 class TooLong(Exception):
     """The server says that a prompt does not fit its model's context."""
 
 
+class Refused(Exception):
+    """The server refuses this request, but has answered others."""
+
+
 class Server:
-    """`base_url` as in http://127.0.0.1:8000/v1. `patience`: seconds in which one request is tried again."""
+    """`base_url` as in http://127.0.0.1:8000/v1. `patience`: seconds for which a request that fails is tried
+    again.
+    """
 
     def __init__(self, base_url: str, flag: str, patience: float) -> None:
         openai = import_openai()
         check_url(base_url, flag)
         self.url, self.flag, self.patience = base_url, flag, patience
-        self.client = openai.OpenAI(
-            base_url=base_url, api_key=os.environ.get(KEY) or NO_KEY, max_retries=0, timeout=patience
-        )
-        self.closed = threading.Event()
+        self.key = read_key()
+        timeout = openai.Timeout(ANSWER, connect=CONNECT)
+        self.client = openai.OpenAI(base_url=base_url, api_key=self.key, max_retries=0, timeout=timeout)
         self.lock = threading.Lock()
-        self.away = False  # whether the last thing heard of the server is that it does not answer
+        self.good = time.monotonic()  # when it answered last
+        self.told = False  # whether a person knows that it does not
+        self.answered = False  # anything but the list of its models
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request. Raises TooLong, UserError where the server refuses it, and RunError once
+        """The answer to a request. Raises TooLong; Refused, or UserError where the first one is; and RunError once
         patience is at its end.
         """
-        return self._trying(lambda: self.client.post(path, body=body, cast_to=object))
+        answer = self._trying(lambda: self.client.post(path, body=body, cast_to=object))
+        self.answered = True
+        return answer
 
     def models(self) -> list[dict[str, Any]]:
         """What it serves, each with its `id`."""
         found = self._trying(lambda: self.client.get("/models", cast_to=object)).get("data")
-        return [model for model in found or [] if isinstance(model, dict) and "id" in model]
+        rows = found if isinstance(found, list) else []
+        return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
 
-    def close(self) -> None:
-        """Let threads that wait for the server end."""
-        self.closed.set()
-        self.client.close()
+    def _trying(self, ask: Callable[[], Any]) -> dict[str, Any]:
+        from tenacity import Retrying, retry_if_exception
 
-    def _trying(self, ask: Any) -> dict[str, Any]:
-        from tenacity import Retrying, retry_if_exception, stop_after_delay, stop_when_event_set
+        failed: list[float] = []  # when the request failed first
+
+        def gave_up(_: Any) -> bool:
+            failed.append(time.monotonic())
+            return failed[-1] - failed[0] >= self.patience
 
         retrying = Retrying(
             retry=retry_if_exception(may_pass),
             wait=seconds_to_wait,
-            stop=stop_after_delay(self.patience) | stop_when_event_set(self.closed),
-            sleep=self.closed.wait,
+            stop=gave_up,
             before_sleep=lambda state: self._heard(state.outcome.exception()),
             reraise=True,
         )
@@ -80,38 +95,46 @@ class Server:
     def _heard(self, error: BaseException | None) -> None:
         """Say once that the server is away, and once that it is back."""
         with self.lock:
-            before, self.away = self.away, error is not None
-            if error is not None and not before:
-                logger.warning(
-                    "%s: %s; trying again for up to %.0f s", self.url, told_of(error), self.patience
-                )
-            elif error is None and before:
-                logger.warning("%s: answers again", self.url)
+            now = time.monotonic()
+            if error is None:
+                if self.told:
+                    logger.warning("%s: answers again", self.url)
+                self.good, self.told = now, False
+            elif not self.told and now - self.good > UNTOLD:
+                self.told = True
+                told = self.words(error)
+                logger.warning("%s: %s; trying again for up to %.0f s", self.url, told, self.patience)
+
+    def words(self, error: BaseException) -> str:
+        """What the client says, in a few words, without the key."""
+        return told_of(error).replace(self.key, "***")
 
     def _end(self, error: Exception) -> Exception:
         """What is raised in the end for what the client raised."""
         import openai
 
-        where = f"{self.flag} {self.url}"
-        if isinstance(error, openai.BadRequestError) and is_about_length(str(error)):
-            return TooLong(first_line(error))
+        where, told = f"{self.flag} {self.url}", self.words(error)
+        if isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError)):
+            if is_about_length(str(error)):
+                return TooLong(told)
+            return Refused(told) if self.answered else UserError(f"{where}: {told}", "see the server's log")
         if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
             return UserError(f"{where}: refuses the key", f"put one that it knows into the variable {KEY}")
         if isinstance(error, openai.NotFoundError):
-            return UserError(
-                f"{where}: {told_of(error)}", "check the address (it ends in /v1) and the model's name"
-            )
-        if isinstance(error, openai.APIStatusError) and not may_pass(error):
-            return UserError(f"{where}: {told_of(error)}", "see the server's log")
+            return UserError(f"{where}: {told}", "check the address (it ends in /v1) and the model's name")
         if may_pass(error):
-            told = f"{where}: {told_of(error)}, for {self.patience:.0f} s"
-            return RunError(
-                told, "the same command goes on from here once it answers; --patience waits longer"
+            hint = (
+                "start it, and give the same command again: rows that are done stay; --patience waits longer"
             )
+            return RunError(f"{where}: {told}, for {self.patience:.0f} s", hint)
+        if isinstance(error, openai.OpenAIError):
+            return UserError(f"{where}: {told}", "see the server's log")
         return error
 
-
-OTHER = "is it an OpenAI-compatible server? the address ends in /v1"
+    def unread(self, error: Exception) -> CaiError:
+        """For an answer without what was to be read from it."""
+        told = f"{self.flag} {self.url}: an answer that is none of the API's ({type(error).__name__}: {first_line(error)})"
+        return RunError(told, OTHER)
 
 
 def import_openai() -> Any:
@@ -126,11 +149,23 @@ def import_openai() -> Any:
     return openai
 
 
+def read_key() -> str:
+    """The key, without the line break that files of secrets end in. Raises UserError where it cannot be sent."""
+    found = os.environ.get(KEY, "").strip() or NO_KEY
+    if not found.isascii() or not found.isprintable():
+        raise UserError(f"{KEY}: holds characters that no key has", "copy the key again")
+    return found
+
+
 def check_url(base_url: str, flag: str) -> None:
     """Raise UserError for an address that is none, or that holds a password: manifests keep it."""
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"{flag} {base_url!r}: is no address", "as in http://127.0.0.1:8000/v1")
+    try:
+        parts = urlsplit(base_url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or brackets
+        fine = False
+    if not fine:
+        raise UserError(f"{flag}: is no address", "as in http://127.0.0.1:8000/v1")
     if parts.username or parts.password or parts.query:
         raise UserError(
             f"{flag}: holds a name, a password or a query", f"a key is read from the variable {KEY}"
@@ -180,6 +215,5 @@ def told_of(error: BaseException) -> str:
 
 def is_about_length(text: str) -> bool:
     """Whether a refusal says that the prompt does not fit the context."""
-    return any(
-        words in text.lower() for words in ("context length", "context window", "max_model_len", "too long")
-    )
+    words = ("context length", "context window", "context size", "max_model_len", "too long")
+    return any(each in text.lower() for each in words)

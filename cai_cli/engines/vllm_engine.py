@@ -24,7 +24,6 @@ from cai_cli.models.chat import Renderer
 from cai_cli.models.configs import NO_CODE, context_length, load_config
 from cai_cli.models.devices import pick_device, pick_dtype
 from cai_cli.models.merging import whole_weights
-from cai_cli.models.paths import base_and_adapters
 from cai_cli.models.templates import UnfitRow
 from cai_cli.models.tokenizers import load_tokenizer
 
@@ -50,12 +49,12 @@ class VllmEngine:
         tokenizer = load_tokenizer(path, flag)
         self.renderer = Renderer(tokenizer, flag, settings.template_kwargs)
         place = pick_device(settings.device)
-        base, adapters = base_and_adapters(path, flag)
-        if adapters:
-            raise UserError(
-                f"{flag} {path}: --engine vllm takes whole models, and this is an adapter on {base}",
-                "merge it first: our trainers save merged models, peft does it by merge_and_unload()",
-            )
+        if (
+            settings.device not in ("auto", place.type)
+            or place.type != vllm.platforms.current_platform.device_type
+        ):
+            told = f"--device {settings.device}: vLLM computes on {vllm.platforms.current_platform.device_type}, the first one"
+            raise UserError(told, "leave it at auto; CUDA_VISIBLE_DEVICES says which GPUs there are")
         config = load_config(path, flag)
         dtype = pick_dtype(settings.dtype, place)
         # vLLM's own "auto" makes float16 of float32
@@ -64,6 +63,7 @@ class VllmEngine:
             self.llm = vllm.LLM(
                 model=path,
                 dtype=self.dtype,
+                max_model_len=-1,  # as long as fits the memory
                 tensor_parallel_size=settings.tensor_parallel_size,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 enforce_eager=place.type == "cpu",  # compiling takes minutes there and wins nothing

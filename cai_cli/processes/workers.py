@@ -24,15 +24,16 @@ class Workers:
             queue.SimpleQueue()
         )
         self.threads: list[threading.Thread] = []
+        self.lock = threading.Lock()
 
     def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """Do it in one of the threads, in the order of submission."""
         future: Future[Result] = Future()
         self.tasks.put((future, work, arguments))
-        if len(self.threads) < self.count:
-            thread = threading.Thread(target=self._run, daemon=True)
-            self.threads.append(thread)
-            thread.start()
+        with self.lock:
+            if len(self.threads) < self.count:
+                self.threads.append(threading.Thread(target=self._run, daemon=True))
+                self.threads[-1].start()
         return future
 
     def _run(self) -> None:

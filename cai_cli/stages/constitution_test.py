@@ -277,13 +277,9 @@ def percent(facts: dict[str, Any], name: str) -> str:
 
 def dry_run(options: Options, inquiries: list[Inquiry], pairs: list[Pair]) -> None:
     """Show the first question exactly as the judge would get it."""
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.tokenizers import load_tokenizer
+    from cai_cli.engines.open import open_reader
 
-    kwargs = template_kwargs(options.feedback_chat_template_kwargs)
-    renderer = Renderer(
-        load_tokenizer(options.feedback_model, "--feedback-model"), "--feedback-model", kwargs
-    )
+    renderer = open_reader(options.feedback_model, settings_of(options), "--feedback-model")
     usable = [pair for pair in pairs if pair.rejected is None]
     question = next(inquiries[0].questions(usable[0]))
     show_text(renderer.show(inquiries[0].prompt(question, renderer.form() == "chat")))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -174,17 +174,14 @@ def run(options: Options) -> None:
 
 def settings_of(options: Options) -> EngineSettings:
     """How the language model is opened."""
-    return EngineSettings(
-        engine=options.engines.engine,
+    own = EngineSettings(
         device=options.hardware.device,
         dtype=options.hardware.dtype,
         temperature=options.rationale_temperature,
         batch_size=options.batch_size,
         template_kwargs=template_kwargs(options.chat_template_kwargs),
-        base_url=options.engines.base_url or "",
-        api=options.engines.api,
-        **asdict(options.serving),
     )
+    return own.of_writer(options.engines, options.serving)
 
 
 def answer_all(options: Options, examples: Examples, items: list[Item]) -> dict[str, Any]:
@@ -345,12 +342,9 @@ def dry_run(options: Options, examples: Examples, items: list[Item]) -> None:
     if options.pm:
         say(f"{len(items)} pairs of transcripts to score")
         return
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.tokenizers import load_tokenizer
+    from cai_cli.engines.open import open_reader
 
-    renderer = Renderer(
-        load_tokenizer(str(options.model)), "--model", template_kwargs(options.chat_template_kwargs)
-    )
+    renderer = open_reader(str(options.model), settings_of(options))
     chat = renderer.form() == "chat"
     show_text(renderer.show(item_prompt(items[0], options.form, examples.before(items[0], chat), chat)))
     say(f"{len(items)} items; options {', '.join(option.strip() for option in items[0].options)}")

@@ -92,7 +92,8 @@ def run(options: Options) -> None:
         CHUNK_BATCHES * options.generation.batch_size,
         options.num_samples + 1,
     )  # replies and label
-    at_once = max(judge.rows_at_once, writer.rows_at_once if writer else 1)
+    # A model in this process takes batches, from one thread; a server beside it is asked about a chunk at once.
+    at_once = min(engine.rows_at_once for engine in (writer, judge) if engine)
     artifact.work(todo, size, label, "pairs", segments, len(preflight), at_once)
     facts = (writer or judge).facts()
     from cai_cli.feedback.label_plot import summarise_labels
@@ -132,8 +133,14 @@ def check_models(options: Options, writing: EngineSettings, judging: EngineSetti
     check_engine(options.feedback_model, judging, "--feedback-model")
     if options.model:
         check_engine(options.model, writing)
-    if not options.allow_self_judge:
+    # What a server calls its model says nothing of the weights, but for the same name at the same server.
+    named = judging.engine == "openai" and not Path(options.feedback_model).is_dir()
+    if not options.allow_self_judge and (not named or judging.base_url == writing.base_url):
         check_author(options.model, options.pairs or [], options.feedback_model)
+    both = options.model and writing.engine == judging.engine == "vllm"
+    if both and options.serving.gpu_memory_utilization > 0.5:
+        told = "--engine vllm and --feedback-engine vllm: two models on one GPU, each with more than half of its memory"
+        raise UserError(told, "--gpu-memory-utilization 0.45, or serve the judge on another one")
 
 
 def inquiry_of(options: Options) -> Inquiry:
@@ -217,13 +224,9 @@ def check_preflight(judge: Engine, options: Options, inquiry: Inquiry, pairs: li
 
 def dry_run(options: Options, inquiry: Inquiry, pair: Pair, remaining: int) -> None:
     """Show the first question exactly as the judge would get it."""
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.tokenizers import load_tokenizer
+    from cai_cli.engines.open import open_reader
 
-    kwargs = template_kwargs(options.feedback_chat_template_kwargs)
-    renderer = Renderer(
-        load_tokenizer(options.feedback_model, "--feedback-model"), "--feedback-model", kwargs
-    )
+    renderer = open_reader(options.feedback_model, settings_of(options)[1], "--feedback-model")
     if not pair.replies[0]:
         pair.replies = ["[the model's first reply]", "[the model's second reply]"]
     questions = list(inquiry.questions(pair))

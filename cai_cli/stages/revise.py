@@ -42,7 +42,6 @@ from cai_cli.engines.open import check_engine
 from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.evaluation.revisions import show, summarise
 from cai_cli.models.devices import check_device
-from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.constitution import load_constitution
 from cai_cli.prompting.few_shot import (
     AUTO,
@@ -334,12 +333,10 @@ def to_record(chain: Chain) -> Revision:
 
 def dry_run(options: Options, constitution: Constitution, chains: list[Chain], remaining: int) -> None:
     """Show the first critique request exactly as the model would get it, with a stand-in for the reply."""
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.tokenizers import load_tokenizer
+    from cai_cli.engines.open import open_reader
 
-    renderer = Renderer(
-        load_tokenizer(options.model), "--model", template_kwargs(options.generation.chat_template_kwargs)
-    )
+    settings = EngineSettings.of(options.hardware, options.generation, options.engines, options.serving)
+    renderer = open_reader(options.model, settings)
     texts = Texts(options, renderer)
     chain = chains[0]
     chain.principle = constitution.draw(options.output.seed, "principle", chain.id, 1)

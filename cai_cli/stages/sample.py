@@ -31,7 +31,6 @@ from cai_cli.engines.base import EngineSettings
 from cai_cli.engines.open import check_engine
 from cai_cli.engines.segments import Sampled, Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.models.devices import check_device
-from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.prompts import TRANSCRIPT_STOPS, reply_prompt
 from cai_cli.rows.conversation import Conversation, message
 from cai_cli.rows.jsonl import Row
@@ -83,7 +82,7 @@ def run(options: Options) -> None:
     Example: cai sample --model helpful-only/ --prompts helpful.jsonl -n 2 --out samples.jsonl
     """
     check_draws(options.num_samples, "--num-samples", options.generation.temperature)
-    settings = EngineSettings.of(options.hardware, options.generation, options.engines, options.serving)
+    settings = settings_of(options)
     check_engine(options.model, settings)
     artifact = RowArtifact("sample", options, options.generation.shard)
     if artifact.done:
@@ -111,6 +110,10 @@ def run(options: Options) -> None:
         artifact.tell_next(
             "cai sft --model BASE --data", options.output.out, "--out", options.output.out.parent / "sl-cai"
         )
+
+
+def settings_of(options: Options) -> EngineSettings:
+    return EngineSettings.of(options.hardware, options.generation, options.engines, options.serving)
 
 
 def outcome(slot: Slot, sampled: Sampled) -> Row | Rejected:
@@ -156,11 +159,8 @@ def reply_segment(options: Options, renderer: Reads) -> Segment[Slot]:
 
 def dry_run(options: Options, slot: Slot, remaining: int) -> None:
     """Show the first prompt exactly as the model would get it."""
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.tokenizers import load_tokenizer
+    from cai_cli.engines.open import open_reader
 
-    renderer = Renderer(
-        load_tokenizer(options.model), "--model", template_kwargs(options.generation.chat_template_kwargs)
-    )
+    renderer = open_reader(options.model, settings_of(options))
     show_text(renderer.show(reply_segment(options, renderer).prompt(slot)))
     say(f"{remaining} replies of at most {options.generation.max_new_tokens} tokens")

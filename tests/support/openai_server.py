@@ -159,8 +159,8 @@ class OpenAIServer:
         table = self.model(torch.tensor([whole])).logits[0].float().log_softmax(-1)
         values = [None, *(float(table[n, index]) for n, index in enumerate(whole[1:]))]
         ends = [
-            len(self.tokenizer.decode(whole[: n + 1], skip_special_tokens=True)) for n in range(len(whole))
-        ]
+            len(self.tokenizer.decode(whole[: n + 1])) for n in range(len(whole))
+        ]  # BOS counts, as in vLLM
         return {"token_logprobs": values, "text_offset": [0, *ends[:-1]], "tokens": [str(n) for n in whole]}
 
     def chat_logprobs(self, first: torch.Tensor, body: dict[str, Any]) -> dict[str, Any]:

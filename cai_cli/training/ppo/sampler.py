@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from cai_cli.engines.base import Engine, EngineSettings
 from cai_cli.errors import UserError
-from cai_cli.processes.ranks import world_size
 
 if TYPE_CHECKING:
     from cai_cli.training.ppo.settings import Options
@@ -43,5 +42,3 @@ def check_sampler(options: Options) -> None:
         raise UserError(
             "--engine vllm with --quantize: weights held in few bits cannot be sent", "leave one out"
         )
-    if world_size() > 1:
-        raise UserError("--engine vllm: samples for one process", "leave it out under torchrun")

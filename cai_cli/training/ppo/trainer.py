@@ -196,7 +196,8 @@ class Trainer:
         requests = [Request(prompt, key(seed, *purpose, n), length) for n, prompt in enumerate(prompts)]
         self.engine.follow(self.policy.learner)
         # On a CPU the small products of single tokens are faster in float32.
-        with nullcontext() if self.policy.learner.device.type == "cpu" else self.learner.computing():
+        plain = self.options.engine == "vllm" or self.policy.learner.device.type == "cpu"
+        with nullcontext() if plain else self.learner.computing():
             return self.engine.generate(own_part(requests))
 
     def gold_scores(self, prompts: list[Prompt], completions: list[Completion]) -> list[float | None]:
