@@ -56,8 +56,7 @@ class RowArtifact:
     """A JSONL file in the making, by one process or by all ranks of a torchrun (see `shards`).
 
     Usage:
-        artifact = RowArtifact("revise", options, options.generation.shard)
-        if artifact.done: return
+        if (artifact := RowArtifact("revise", options, options.generation.shard)).done: return
         artifact.work(artifact.remaining(items), 256, lambda chunk, told: [(row or Rejected(...), tokens), ...])
         if artifact.finish(): show a summary of options.out
     """
@@ -88,7 +87,7 @@ class RowArtifact:
         self.order: list[str] | None = None
         self.share = 0  # how many of them are this process's
         self.tokens = 0
-        self.unordered = False  # whether rows come as they end
+        self.unordered = False
         self.started = time.monotonic()
         # Where it is RESTART, the old one is moved to .bak when the first row is written
         self.claim = Claim.NEW
@@ -107,7 +106,7 @@ class RowArtifact:
 
     @property
     def finished_ids(self) -> set[str]:
-        """Ids that need no more work: accepted or rejected."""
+        """Those that need no more work."""
         return self.accepted_ids.keys() | self.rejected_ids
 
     def remaining(self, items: Sequence[Item]) -> list[Item]:
@@ -119,7 +118,7 @@ class RowArtifact:
         finished = self.finished_ids
         places = {name: place for place, name in enumerate(self.order)}
         begun = [places.get(name, -1) for name in self.accepted_ids]
-        self.unordered = begun != sorted(begun)  # a run that was cut off may have written rows as they ended
+        self.unordered = begun != sorted(begun)  # rows of a run that was cut off may lie as they ended
         return [item for item in share if item.id not in finished]
 
     def _resume(self) -> None:
@@ -234,12 +233,11 @@ class RowArtifact:
         first: int = 0,
         at_once: int = 1,
     ) -> None:
-        """Do all of it in runs of `size`, after one of `first`, or item by item with `at_once` under way.
-        `do(items, told)` gives for each item the row it ends as, or why it is none, and how many tokens were
-        sampled; `told(count)` hears of segments as they end, of which each item has so many. What is made of a
-        run is on the disk when the next one is.
+        """Do all in runs of `size`, after one of `first`, or item by item with `at_once` under way; what is made of
+        a run is then on the disk. `do(items, told)` gives for each item the row it ends as, or why it is none, and
+        how many tokens were sampled; `told(count)` hears of segments as they end, of which each item has so many.
         """
-        at_once = 1 if self.streaming else at_once  # nobody could put stdout in order
+        at_once = 1 if self.streaming else at_once  # stdout keeps its order
         self.unordered |= at_once > 1
         with progress(self.manifest["stage"], self.share, self.share - len(todo), unit) as advance:
             for made, done in worked(todo, size, do, advance, segments, first, at_once):
