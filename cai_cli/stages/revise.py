@@ -189,7 +189,8 @@ def run(options: Options) -> None:
                 artifact.settle(chain.rejected or to_record(chain).to_row(), chain.tokens)
     seconds = round(time.monotonic() - started, 3)
     if artifact.finish(summary=summarise, generation_seconds=seconds, **engine.facts()):
-        show(artifact.manifest)
+        if artifact.accepted_ids:
+            show(artifact.manifest)
         artifact.tell_next(
             "cai sft --model BASE --data", options.output.out, "--out", options.output.out.parent / "sl-cai"
         )

@@ -52,6 +52,10 @@ def run(options: Options) -> None:
     reader = RowReader()
     how = (options.targets, options.output.seed, options.train_on_thinking, reader)
     found = [item for source in options.data for item in read_targets(source, *how)]
+    if not found:
+        raise UserError(
+            f"--data {', '.join(options.data)}: no rows in it", "its stage may have rejected everything"
+        )
     tell_dropped(reader.dropped)
     targets = [item for item in found if isinstance(item, Target)]
     rejected = [item for item in found if isinstance(item, Rejected)]
