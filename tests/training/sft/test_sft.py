@@ -348,7 +348,7 @@ def test_settings_that_do_not_go_together(cai, base, data, tmp_path):
 def test_a_file_whose_stage_rejected_everything_is_told_and_the_others_are_trained_on(
     base, data, tmp_path, capsys
 ):
-    empty = put(tmp_path / "revisions.jsonl", [])
+    empty = put(tmp_path / "empty.jsonl", [])
     options = build(
         sft.Options,
         model=str(base),
@@ -358,7 +358,7 @@ def test_a_file_whose_stage_rejected_everything_is_told_and_the_others_are_train
         num_train_epochs=0.1,
     )
     sft.run(options)
-    assert "revisions.jsonl: no rows in it" in capsys.readouterr().err
+    assert "empty.jsonl: no rows in it" in capsys.readouterr().err
     assert (tmp_path / "both/cai.json").is_file()
     with pytest.raises(UserError, match="no rows in it"):
         sft.run(build(sft.Options, model=str(base), data=[str(empty)], out=tmp_path / "none", device="cpu"))
