@@ -85,14 +85,15 @@ def put_aside(rejected: list[Rejected], unit: str, file: Path) -> None:
 def check_rejects(
     options: Any, out: Path, accepted: int, reasons: Counter[str], rejects: Path | None
 ) -> None:
-    """Raise RunError where too many rows were rejected, or all, with the next step for the commonest reason.
+    """Raise RunError where too many rows were rejected, with the next step for the commonest reason. Where all were,
+    only --max-reject-rate 1 takes that.
 
     `rejects`: the file that they are in, None where nobody keeps them.
     """
     rejected, most = reasons.total(), options.rows.max_reject_rate
     if accepted + rejected == 0:
         raise RunError(f"{out}: there was nothing to work on", "the inputs hold no rows")
-    if accepted and rejected / (accepted + rejected) <= most:
+    if rejected / (accepted + rejected) <= most:
         return
     step = advice(reasons.most_common(1)[0][0], flags_read(options))
     hints = [step] if rejects is None or not step else [f"{step}, with --if-changed restart"]

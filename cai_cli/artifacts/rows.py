@@ -302,7 +302,7 @@ class RowArtifact:
         self._check_rejects()
         if summary is not None and self.accepted_ids:
             self.manifest["summary"] = summary(self.partial, self.rejects)
-        if cautions is not None:
+        if cautions is not None and self.accepted_ids:
             self.manifest["warnings"] = warn_all(cautions(self.partial))
         if not self.rejected_ids:
             self.rejects.unlink(missing_ok=True)

@@ -103,7 +103,8 @@ def run(options: Options) -> None:
 
     facts |= {"summary": lambda rows, _: summarise_labels(rows, options.output.out), "cautions": cautions}
     if artifact.finish(feedback=judge.facts(), **facts):
-        show(artifact.manifest["summary"])
+        if artifact.accepted_ids:
+            show(artifact.manifest["summary"])
         artifact.tell_next(
             "cai train-pm --model PMP --comparisons",
             options.output.out,

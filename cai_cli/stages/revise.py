@@ -194,7 +194,8 @@ def run(options: Options) -> None:
     artifact.work(todo, size, revise, segments=segments, at_once=engine.rows_at_once)
     seconds = round(time.monotonic() - started, 3)
     if artifact.finish(summary=summarise, generation_seconds=seconds, **engine.facts()):
-        show(artifact.manifest)
+        if artifact.accepted_ids:
+            show(artifact.manifest)
         artifact.tell_next(
             "cai sft --model BASE --data", options.output.out, "--out", options.output.out.parent / "sl-cai"
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import Rejected, why_none
-from cai_cli.console.messages import say, show_text, tell_dropped, tell_next
+from cai_cli.console.messages import say, show_text, tell_dropped, tell_next, warn_all
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import target_cautions
 from cai_cli.models.devices import check_device
@@ -51,7 +51,12 @@ def run(options: Options) -> None:
     check_device(options.hardware.device, options.output.dry_run)
     reader = RowReader()
     how = (options.targets, options.output.seed, options.train_on_thinking, reader)
-    found = [item for source in options.data for item in read_targets(source, *how)]
+    by_file = {source: list(read_targets(source, *how)) for source in options.data}
+    found = [item for items in by_file.values() for item in items]
+    empty = [f"{source}: no rows in it" for source, items in by_file.items() if not items]
+    if not found:
+        raise UserError(", ".join(empty), "its stage may have rejected everything")
+    warn_all(empty)
     tell_dropped(reader.dropped)
     targets = [item for item in found if isinstance(item, Target)]
     rejected = [item for item in found if isinstance(item, Rejected)]

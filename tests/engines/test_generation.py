@@ -276,6 +276,13 @@ def test_a_misbehaving_model_is_counted_and_fails_with_advice(monkeypatch, files
     assert rejects(files) == {f"{name}/0": reason for name in "abcd"} and not (files / "out.jsonl").exists()
 
 
+def test_where_all_may_be_rejected_a_model_that_revises_nothing_is_no_error(monkeypatch, files):
+    said, reason, _ = MISBEHAVING["repeats the draft"]
+    run_stage(monkeypatch, files, revise, FakeEngine(by_segment(*said)), rounds=2, max_reject_rate=1.0)
+    assert rejects(files) == {f"{name}/0": reason for name in "abcd"}
+    assert (files / "out.jsonl").read_text() == ""
+
+
 def test_role_markers_behind_a_good_text_are_cut_and_counted(monkeypatch, files):
     """A model that goes on as the human after every segment: none of it gets into a row."""
     tail = "\n\nHuman: And then?\n\nAssistant: Mix it and"

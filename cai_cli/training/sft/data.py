@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.artifacts.rejects import Rejected
-from cai_cli.errors import RecordError, UserError
+from cai_cli.errors import RecordError
 from cai_cli.keys import shuffled
 from cai_cli.prompting.hygiene import UNREVISED, is_near, share_kept
 from cai_cli.rows.conversation import Conversation, message
@@ -80,8 +80,6 @@ def read_targets(
         except RecordError as error:
             raise error.at(f"{path}:{line}") from None
         check_new(seen, name, Path(path), line)
-    if not found:
-        raise UserError(f"{path}: no rows in it", "its stage may have rejected everything")
     yield from (item for item in found if isinstance(item, Rejected))
     targets = [item for item in found if isinstance(item, Target)]
     whole = int(proportion)

@@ -343,3 +343,22 @@ def test_settings_that_do_not_go_together(cai, base, data, tmp_path):
     mistake(cai(*words, "--quantize", "4bit"), "--quantize does nothing without --lora")
     mistake(cai(*words, "--chat-template-kwargs", "{x"), "--chat-template-kwargs: not valid JSON")
     assert dataset_of([]).num_rows == 0
+
+
+def test_a_file_whose_stage_rejected_everything_is_told_and_the_others_are_trained_on(
+    base, data, tmp_path, capsys
+):
+    empty = put(tmp_path / "empty.jsonl", [])
+    options = build(
+        sft.Options,
+        model=str(base),
+        data=[str(empty), str(data)],
+        out=tmp_path / "both",
+        device="cpu",
+        num_train_epochs=0.1,
+    )
+    sft.run(options)
+    assert "empty.jsonl: no rows in it" in capsys.readouterr().err
+    assert (tmp_path / "both/cai.json").is_file()
+    with pytest.raises(UserError, match="no rows in it"):
+        sft.run(build(sft.Options, model=str(base), data=[str(empty)], out=tmp_path / "none", device="cpu"))
