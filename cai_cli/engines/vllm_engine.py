@@ -155,7 +155,7 @@ class VllmEngine:
         before; any others token by token from the log-probabilities of the whole text, which vLLM computes
         without its cache.
         """
-        encoded = encode_options(self.renderer, self.reader.context, requests)
+        encoded = encode_options(self.renderer, self.reader.context - 1, requests)  # and one drawn
         results: list[list[float] | UnfitRow] = [row if isinstance(row, UnfitRow) else [] for row in encoded]
         prompts: list[list[int]] = []
         sampling: list[Any] = []

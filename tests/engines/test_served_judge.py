@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from conftest import mistake, run_cai
 from openai_server import OpenAIServer
 
-from cai_cli.engines.openai_engine import closed, of_first_tokens
+from cai_cli.engines.served_answers import closed, of_echo, of_first_tokens, of_votes
 from cai_cli.rows.conversation import message
 
 ROWS = 24
@@ -68,21 +69,20 @@ def test_labels_of_a_served_judge_are_those_of_a_local_one(server, samples, worl
     assert engine == {"name": "openai", "model": str(helpful), "api": "completions"}
 
 
-def test_faults_on_the_way_cost_no_row_and_one_line_each_time(server, samples, world, helpful, tmp_path):
+def test_faults_on_the_way_cost_no_row_and_at_most_one_line(server, samples, world, helpful, tmp_path):
     server.faults.extend([429, 500, "half", 503, 1.0, "half", 502])
     done = judged(samples, world, helpful, tmp_path / "x.jsonl", *at(server, "--concurrency", 1))
     assert done.returncode == 0, done.stderr
     assert not server.faults
     assert len(rows(tmp_path / "x.jsonl")) > ROWS // 2
-    told = [line for line in done.stderr.splitlines() if "trying again" in line]
-    assert 1 <= len(told) <= 6 and "429" in told[0]
+    assert len([line for line in done.stderr.splitlines() if "trying again" in line]) <= 1
 
 
 def test_a_server_that_goes_and_comes_back(server, samples, world, helpful, tmp_path):
     def away() -> None:
         time.sleep(0.5)
         server.stop()
-        time.sleep(2)
+        time.sleep(4)
         server.start()
 
     server.faults.extend([0.3] * 12)
@@ -162,6 +162,24 @@ def test_without_ids_texts_are_taken_as_they_come(helpful, samples, world, tmp_p
         server.stop()
 
 
+def test_a_judge_known_by_name_alone_reads_the_transcript(helpful, samples, world, tmp_path):
+    """Its server's tokenizer makes the ids, and puts a BOS in front, which its places count."""
+    server = OpenAIServer(helpful, name="judge")
+    try:
+        out = tmp_path / "named.jsonl"
+        words = at(server, "--feedback-model", "judge", "--limit", 6)
+        common = ("--pairs", samples, "--constitution", world / "constitution.yaml", "--min-mass", 0)
+        done = run_cai("label", *common, *words, "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert judged(samples, world, helpful, tmp_path / "local.jsonl", "--limit", 6).returncode == 0
+        for a, b in zip(rows(out), rows(tmp_path / "local.jsonl"), strict=True):
+            assert a["probability"] == pytest.approx(b["probability"], abs=1e-4)
+        shown = run_cai("label", *common, *words, "--dry-run", "--out", tmp_path / "dry.jsonl")
+        assert shown.returncode == 0 and "The answer is:" in shown.stdout, shown.stderr
+    finally:
+        server.stop()
+
+
 def test_a_judge_without_log_probabilities(helpful, samples, world, tmp_path):
     server = OpenAIServer(helpful, logprobs=False)
     try:
@@ -180,7 +198,7 @@ def test_a_key_goes_to_the_server_and_nowhere_else(helpful, samples, world, tmp_
     out = tmp_path / "x.jsonl"
     try:
         assert mistake(judged(samples, world, helpful, out, *at(server)), "refuses the key", "OPENAI_API_KEY")
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret\n")  # as files of secrets end
         done = judged(samples, world, helpful, out, *at(server), "--limit", 3)
         assert done.returncode == 0, done.stderr
         assert "sk-very-secret" not in done.stderr + out.with_suffix(".manifest.json").read_text()
@@ -225,3 +243,24 @@ def test_an_open_turn_stands_at_the_end_of_the_question():
     talk = [message("user", "Which?"), message("assistant", "The answer is:")]
     assert closed(talk) == [message("user", "Which?\n\nThe answer is:")]
     assert closed(talk[:1]) == talk[:1]
+
+
+def test_places_are_counted_from_the_end():
+    """The example of the docstring; and servers that write -1, or say nothing of use."""
+    found = {"text_offset": [0, 3, 7, 9, 11], "token_logprobs": [None, -2.0, -1.0, -0.5, -3.0]}
+    assert of_echo(found, prompt=4, whole=8) == pytest.approx(-1.5)
+    without = {"text_offset": [0, 4, 6, 8], "token_logprobs": [None, -1.0, -0.5, -3.0]}
+    assert of_echo(without, prompt=4, whole=8) == pytest.approx(-1.5)
+    assert of_echo({**found, "text_offset": [-1] * 5}, prompt=4, whole=8) is None
+
+
+def test_votes():
+    """3 and 1 of 4 that name an option, of 8 asked: half of the answers times 3.5/5 and 1.5/5."""
+    assert [math.exp(value) for value in of_votes([3, 1], 8)] == pytest.approx([0.35, 0.15])
+    assert sum(math.exp(value) for value in of_votes([0, 0], 8)) < 1e-6
+
+
+def test_what_the_likeliest_tokens_leave_bounds_the_others():
+    assert of_first_tokens([{"token": "(", "logprob": -0.05}], (" (A)", " (B)")) == pytest.approx(
+        [math.log(1 - math.exp(-0.05))] * 2
+    )

@@ -32,11 +32,13 @@ class QuietServer(ThreadingHTTPServer):
 
 class OpenAIServer:
     """`key`: what Authorization has to say, if anything. `logprobs`: whether it gives any. `ids`: whether it
-    knows of token ids; `asked`: paths by how often.
+    knows of token ids; `name`: what it calls the model; `asked`: paths by how often.
     """
 
-    def __init__(self, path: Path, key: str = "", logprobs: bool = True, ids: bool = True) -> None:
-        self.path, self.key, self.logprobs, self.ids = path, key, logprobs, ids
+    def __init__(
+        self, path: Path, key: str = "", logprobs: bool = True, ids: bool = True, name: str = ""
+    ) -> None:
+        self.path, self.key, self.logprobs, self.ids, self.name = path, key, logprobs, ids, name or str(path)
         self.tokenizer = load_tokenizer(str(path))
         self.model = load_lm(str(path), "cpu", "float32", tokenizer=self.tokenizer)
         self.lock = threading.Lock()
@@ -93,8 +95,8 @@ class OpenAIServer:
 
     def found(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == "/v1/models":
-            return {"data": [{"id": str(self.path), "max_model_len": self.context}]}
-        if body["model"] != str(self.path):
+            return {"data": [{"id": self.name, "max_model_len": self.context}]}
+        if body["model"] != self.name:
             raise ValueError(f"no model {body['model']}")
         chat = path == "/v1/chat/completions"
         prompt = (
