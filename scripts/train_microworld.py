@@ -97,7 +97,7 @@ class Lessons:
         return min(1.0, max(0.0, (sum(hits) / len(hits) - (1 - knowable) / 2) / knowable))
 
     def draw(self, rng: Random) -> Principle:
-        minimal, there = min(1.0, self.ease), 0.5 + 0.45 * max(0.0, self.ease - 1)
+        minimal, there = corpus.mixture(self.ease)
         shares = {name: 1.2 - self.known(name) for name in FEATURES}
         two = corpus.CONJUNCTIONS * (2 - self.known(TWO)) * (1 - minimal)
         return corpus.random_principle(rng, two, there, shares)

@@ -325,12 +325,16 @@ class RowArtifact:
         return True
 
     def tell_next(self, command: str, *words: object) -> None:
-        """Name the command that comes next (see `messages`); a shard is joined with the others first."""
+        """Name the command that comes next (see `messages`); a shard is joined with the others first. Nothing
+        comes of a file without rows.
+        """
         if self.shard[1] > 1:
             command, words = (
                 "cai merge",
                 (self.out, "OTHER-SHARDS", "--out", self.out.with_name(f"whole-{self.out.name}")),
             )
+        elif not self.accepted_ids:
+            return
         tell_next(command, *words)
 
     def _gather(self) -> None:

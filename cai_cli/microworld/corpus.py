@@ -106,9 +106,8 @@ def random_principle(
     """
     wanted = rng.random() < there
     families = [family for family in FAMILIES.values() if family.wanted == wanted]
-    weights = [
-        (shares or {}).get(family.name, (shares or {}).get(family.feature, 1.0)) for family in families
-    ]
+    shares = shares or {}
+    weights = [shares.get(family.name, shares.get(family.feature, 1.0)) for family in families]
     first = rng.choices(families, weights)[0]
     if rng.random() >= conjunctions:
         return (first,)
@@ -148,7 +147,7 @@ def comparison(
     """Request, principle, two answers, and by how much the principle prefers the first. `speaks` and
     `principle` are drawn where they are not given.
     """
-    minimal, there = min(1.0, ease), 0.5 + 0.45 * max(0.0, ease - 1)
+    minimal, there = mixture(ease)
     if speaks is None:
         speaks = rng.random() < speaking_share(ease)
     drawn = principle
@@ -161,6 +160,11 @@ def comparison(
             preferred = features.preference(principle, request, first, second)
             if first.text != second.text and (preferred != 0) == speaks:
                 return request, principle, [first, second], preferred
+
+
+def mixture(ease: float) -> tuple[float, float]:
+    """Shares at this ease: of pairs that differ in what is asked alone, and of principles that want something there."""
+    return min(1.0, ease), 0.5 + 0.45 * max(0.0, ease - 1)
 
 
 def speaking_share(ease: float) -> float:

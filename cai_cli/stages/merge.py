@@ -102,10 +102,11 @@ def run(options: Options) -> None:
     write_rejects(shards, rejects)
     manifest = joined_manifest(shards, options, mine)
     temporary = options.output.out.with_name(options.output.out.name + ".partial")
-    write_lines(temporary, (line for shard in shards for _, line in read_lines(shard.path)))
-    if summary := SUMMARIES.get(manifest["stage"]):
+    rows = write_lines(temporary, (line for shard in shards for _, line in read_lines(shard.path)))
+    summary = SUMMARIES.get(manifest["stage"]) if rows else None  # of nothing there is none
+    if summary:
         manifest["summary"] = summary(temporary, rejects, options.output.out)
-    if manifest["stage"] == "label":
+    if rows and manifest["stage"] == "label":
         summarised = manifest["summary"]
         manifest["warnings"] = warn_all(label_cautions(*(summarised[name] for name in CAUTIONED)))
     write_manifest(manifest_path(options.output.out), manifest)

@@ -329,3 +329,17 @@ def test_keys_do_not_depend_on_batch_size_or_neighbours(monkeypatch, files):
         run_stage(monkeypatch, folder, sample, engine, num_samples=2, **settings)
         keys.append({(r.prompt[0]["content"], r.key) for requests in engine.calls for r in requests})
     assert len(keys[0]) == 8 and len(keys[1]) == 4 and keys[1] < keys[0]
+
+
+def test_shards_that_reject_everything_are_merged_into_an_empty_file(cai, monkeypatch, files):
+    said, reason, _ = MISBEHAVING["repeats the draft"]
+    for part in range(2):
+        engine = FakeEngine(by_segment(*said))
+        run_stage(monkeypatch, files, revise, engine, rounds=1, max_reject_rate=1.0, shard=f"{part}/2")
+        for name in ("out.jsonl", "out.manifest.json", "out.rejects.jsonl"):
+            (files / name).rename(files / name.replace("out", f"part{part}"))
+    done = cai("merge", files / "part0.jsonl", files / "part1.jsonl", "--out", files / "whole.jsonl")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert (files / "whole.jsonl").read_text() == ""
+    counts = json.loads((files / "whole.manifest.json").read_text())["counts"]
+    assert counts == {"in": 4, "out": 0, "rejected": {reason: 4}}
