@@ -318,9 +318,8 @@ class RowArtifact:
         self.partial.replace(self.out)
         self.partial_manifest_file.unlink(missing_ok=True)
         give_back(self.out)
-        told = (
-            f", {sum(rejected.values())} rejected ({reasons_text(self.reject_reasons)})" if rejected else ""
-        )
+        reasons = reasons_text(self.reject_reasons)
+        told = f", {sum(rejected.values())} rejected ({reasons})" if rejected else ""
         say(f"{self.out}: {len(self.accepted_ids)} rows{told}")
         return True
 
@@ -329,13 +328,10 @@ class RowArtifact:
         comes of a file without rows.
         """
         if self.shard[1] > 1:
-            command, words = (
-                "cai merge",
-                (self.out, "OTHER-SHARDS", "--out", self.out.with_name(f"whole-{self.out.name}")),
-            )
-        elif not self.accepted_ids:
-            return
-        tell_next(command, *words)
+            whole = self.out.with_name(f"whole-{self.out.name}")
+            tell_next("cai merge", self.out, "OTHER-SHARDS", "--out", whole)
+        elif self.accepted_ids:
+            tell_next(command, *words)
 
     def _gather(self) -> None:
         """The rows that ranks have written, put into the artifact's own files in the order of the items."""

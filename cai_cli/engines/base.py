@@ -120,8 +120,13 @@ class EngineSettings:
 
     def of_writer(self, engine: EngineOptions, serving: ServingOptions) -> EngineSettings:
         """The same, by this engine."""
-        where = {"engine": engine.engine, "base_url": engine.base_url or "", "api": engine.api}
-        return replace(self, **where, **asdict(serving))
+        return replace(
+            self,
+            engine=engine.engine,
+            base_url=engine.base_url or "",
+            api=engine.api,
+            **asdict(serving),
+        )
 
     def of_judge(self, judge: FeedbackEngineOptions) -> EngineSettings:
         """The same, but for a judge's engine."""

@@ -80,7 +80,7 @@ class Server:
             retry=retry_if_exception(may_pass),
             wait=seconds_to_wait,
             stop=gave_up,
-            before_sleep=lambda state: self._heard(state.outcome.exception()),
+            before_sleep=lambda state: self._heard(error_of(state)),
             reraise=True,
         )
         try:
@@ -189,9 +189,15 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, halves)
 
 
+def error_of(state: Any) -> BaseException:
+    """What a try that failed has raised."""
+    error: BaseException = state.outcome.exception()
+    return error
+
+
 def seconds_to_wait(state: Any) -> float:
     """What Retry-After says, or 0.5, 1, 2, ... seconds."""
-    error = state.outcome.exception()
+    error = error_of(state)
     response = getattr(error, "response", None)
     try:
         asked = float(response.headers["retry-after"]) if response is not None else 0.0

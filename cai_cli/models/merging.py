@@ -133,11 +133,10 @@ def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     for name, weight in inner.state_dict().items():
         layer, _, rest = name.rpartition(".base_layer.")
         if layer in adapted and rest == "weight":
-            module = adapted[layer]
-            yield (
-                f"{layer}.weight",
-                sum((module.get_delta_weight(one).detach() for one in module.active_adapters), weight),
-            )
+            module: Any = adapted[layer]
+            for one in module.active_adapters:
+                weight = weight + module.get_delta_weight(one).detach()
+            yield f"{layer}.weight", weight
         elif layer in adapted:
             yield f"{layer}.{rest}", weight
         elif not any(name.startswith(f"{one}.") for one in adapted):  # the adapters' own

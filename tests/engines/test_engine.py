@@ -315,7 +315,7 @@ def test_only_the_stopped_rows_stop(tiny):
 def test_prompts_that_do_not_fit_are_named_and_leave_the_others_alone(helpful):
     long = Request([message("user", "water a daisy " * 300)], key("long"), 8)
     text = "water a daisy " * 100
-    limit = helpful.context - len(encode_text(helpful.tokenizer, text))
+    limit = helpful.reader.context - len(encode_text(helpful.tokenizer, text))
     over, fits = Request(text, 1, limit + 1), Request(text, 1, limit)
     results = helpful.generate([long, chat(1)[0], over, fits])
     assert [c.finish_reason == OVERLONG for c in results] == [True, False, True, False]
