@@ -183,7 +183,7 @@ def test_a_judge_known_by_name_alone_reads_the_transcript(helpful, samples, worl
 def test_a_judge_without_log_probabilities(helpful, samples, world, tmp_path):
     server = OpenAIServer(helpful, logprobs=False)
     try:
-        done = judged(samples, world, helpful, tmp_path / "x.jsonl", *at(server, "--feedback-api", "chat"))
+        done = judged(samples, world, helpful, tmp_path / "none.jsonl", *at(server, "--feedback-api", "chat"))
         assert mistake(done, "gives no log-probabilities", "--votes 8")
         votes = at(server, "--feedback-api", "chat", "--votes", 3)
         done = judged(samples, world, helpful, tmp_path / "x.jsonl", *votes, "--limit", 3)
