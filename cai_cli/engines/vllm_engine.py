@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from cai_cli.compute.prefix_tree import OptionTokens
@@ -49,12 +50,12 @@ class VllmEngine:
         tokenizer = load_tokenizer(path, flag)
         self.renderer = Renderer(tokenizer, flag, settings.template_kwargs)
         place = pick_device(settings.device)
-        if (
-            settings.device not in ("auto", place.type)
-            or place.type != vllm.platforms.current_platform.device_type
-        ):
-            told = f"--device {settings.device}: vLLM computes on {vllm.platforms.current_platform.device_type}, the first one"
-            raise UserError(told, "leave it at auto; CUDA_VISIBLE_DEVICES says which GPUs there are")
+        computes_on = import_module("vllm.platforms").current_platform.device_type
+        if settings.device not in ("auto", place.type) or place.type != computes_on:
+            raise UserError(
+                f"--device {settings.device}: vLLM computes on the first {computes_on}",
+                "leave it at auto; CUDA_VISIBLE_DEVICES says which GPUs there are",
+            )
         config = load_config(path, flag)
         dtype = pick_dtype(settings.dtype, place)
         # vLLM's own "auto" makes float16 of float32
@@ -130,9 +131,7 @@ class VllmEngine:
 
     @property
     def final_only(self) -> Any:
-        from vllm.sampling_params import RequestOutputKind
-
-        return RequestOutputKind.FINAL_ONLY
+        return import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY
 
     def _run(
         self, prompts: list[list[int]], sampling: list[Any], told: Callable[[int], None] | None = None

@@ -2,11 +2,13 @@
 
     python scripts/bench/engines.py --model SmolLM2-135M-Instruct --prompts 64 --new-tokens 128 --rounds 2
 
-Ways: transformers' own `generate`, one prompt at a time and in one padded batch; our transformers engine; vLLM called
-directly with the same ids; our vLLM engine. And pairs per second of option scores (two options, both orders): ours,
-and ours through vLLM. All sample at temperature 1 in --dtype from the same chat prompts; each way runs a few prompts
-unmeasured first; ways take turns, and each figure is the median of the rounds. vLLM's rows need vLLM (see
-CONTRIBUTING) and are left out with a word where it is missing.
+Ways: transformers' own `generate`, one prompt at a time and in padded batches; our transformers engine; vLLM called
+directly with the same ids; our vLLM engine. Work: chat prompts, and the critique requests of a few-shot `cai revise`
+(the default demonstrations in front, the transcript's stop strings, half as many tokens). And pairs per second of
+option scores (two options, both orders): ours, and ours through vLLM. All sample at temperature 1 in --dtype from the
+same prompts; each way runs a few prompts unmeasured first; ways take turns, and each figure is the median of the
+rounds; vLLM's cache of prefixes is emptied before each. vLLM's rows need vLLM (see CONTRIBUTING) and are left out
+with a word where it is missing.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -21,9 +25,13 @@ from typing import Any
 
 import torch
 
+from cai_cli.artifacts.chunks import chunks
 from cai_cli.engines.base import EngineSettings, OptionRequest, Request
 from cai_cli.engines.open import open_engine
 from cai_cli.keys import key
+from cai_cli.prompting.constitution import load_constitution
+from cai_cli.prompting.few_shot import DEFAULT, few_shot_prefix, load_critique_demonstrations
+from cai_cli.prompting.prompts import TRANSCRIPT_STOPS, critique_prompt
 from cai_cli.rows.conversation import message
 
 TOPICS = ("bread", "bees", "old clocks", "a garden in winter", "the moon", "knots", "small boats", "tea")
@@ -44,6 +52,19 @@ def requests_of(count: int, length: int) -> list[Request]:
     ]
 
 
+def critiques_of(count: int, length: int) -> list[Request]:
+    """What a few-shot `cai revise` asks in its first round, by rows that differ behind the demonstrations."""
+    constitution = load_constitution("article", ("critique", "revision"))
+    few_shot = few_shot_prefix(load_critique_demonstrations(DEFAULT))
+    found = []
+    for n, request in enumerate(requests_of(count, length)):
+        response = f"It is best to look at {TOPICS[n % len(TOPICS)]} slowly, and often. " * 2
+        drawn = constitution.draw(0, "principle", str(n), 1)
+        asked = critique_prompt(request.prompt, response, drawn.critique, few_shot)  # type: ignore[arg-type]
+        found.append(Request(asked, request.key, length, TRANSCRIPT_STOPS))
+    return found
+
+
 def questions_of(count: int) -> list[OptionRequest]:
     found = []
     for n in range(count):
@@ -58,13 +79,15 @@ def questions_of(count: int) -> list[OptionRequest]:
     return found
 
 
-def by_generate(engine: Any, batch: bool) -> Way:
-    """transformers' own loop, sampled, with our stop ids."""
+def by_generate(engine: Any, batch: int) -> Way:
+    """transformers' own loop over batches of prompts, sampled, with our stop ids; no stop strings, which it looks
+    for in the text of each row and token.
+    """
 
     def run(requests: list[Request]) -> int:
         prompts, _ = engine.reader.encode(requests)
         pad, stops, drawn = engine.tokenizer.pad_token_id, engine.reader.stop_ids, 0
-        for rows in [list(prompts.values())] if batch else [[row] for row in prompts.values()]:
+        for rows in chunks(list(prompts.values()), batch):
             width = max(map(len, rows))
             ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=engine.model.device)
             mask = torch.tensor(
@@ -105,6 +128,11 @@ def by_vllm(engine: Any) -> Way:
     return run
 
 
+def pairs(judge: Any, questions: list[OptionRequest]) -> int:
+    """How many pairs were asked about, each in both orders."""
+    return len(judge.score(questions)) // 2
+
+
 def rate(work: Callable[[], int]) -> float:
     begun = time.monotonic()
     done = work()
@@ -127,40 +155,40 @@ def main() -> None:
     given = parser.parse_args()
     common = {"dtype": given.dtype, "device": given.device, "batch_size": given.batch_size}
     ours = open_engine(str(given.model), EngineSettings(**common))
-    requests, questions = requests_of(given.prompts, given.new_tokens), questions_of(given.pairs)
-    few = requests[: given.one_by_one]
-    works: dict[str, tuple[str, Callable[[], int]]] = {
-        "generate, one by one": ("tokens/s", lambda: by_generate(ours, False)(few)),
-        "generate, one batch": ("tokens/s", lambda: by_generate(ours, True)(requests)),
-        "ours": ("tokens/s", lambda: by_engine(ours)(requests)),
-        "scores, ours": ("pairs/s", lambda: len(ours.score(questions)) // 2),
-    }
-    warm: list[Callable[[], Any]] = [
-        lambda: by_engine(ours)(requests_of(2, 8)),
-        lambda: ours.score(questions[:2]),
-    ]
+    served: Any = None
     if find_spec("vllm"):
         served = open_engine(str(given.model), EngineSettings(engine="vllm", **common))
-        works |= {
-            "vLLM": ("tokens/s", lambda: by_vllm(served)(requests)),
-            "ours through vLLM": ("tokens/s", lambda: by_engine(served)(requests)),
-            "scores, ours through vLLM": ("pairs/s", lambda: len(served.score(questions)) // 2),
-        }
-        warm += [lambda: by_engine(served)(requests_of(2, 8)), lambda: served.score(questions[:2])]
     else:
         print("vLLM is not installed: its rows are left out")
-    for work in warm:
-        work()
-    found: dict[str, list[float]] = {name: [] for name in works}
+    loads = {
+        "chat": requests_of(given.prompts, given.new_tokens),
+        "few-shot": critiques_of(given.prompts, given.new_tokens // 2),
+    }
+    questions = questions_of(given.pairs)
+    ways: dict[str, Way] = {"generate": by_generate(ours, given.batch_size), "ours": by_engine(ours)}
+    if served:
+        ways |= {"vLLM": by_vllm(served), "ours through vLLM": by_engine(served)}
+    works = {f"{load}: {way}": partial(ways[way], loads[load]) for load in loads for way in ways}
+    works["chat: generate, one by one"] = partial(by_generate(ours, 1), loads["chat"][: given.one_by_one])
+    judges = {"ours": ours} | ({"ours through vLLM": served} if served else {})
+    scores = {f"pairs: {way}": partial(pairs, judge, questions) for way, judge in judges.items()}
+    for way in ways.values():
+        for load in loads.values():
+            way([replace(request, max_new_tokens=8) for request in load[:2]])
+    for judge in judges.values():
+        pairs(judge, questions[:2])
+    found: dict[str, list[float]] = {}
     for _ in range(given.rounds):
-        for name, (_, work) in works.items():
-            found[name].append(rate(work))
-            print(f"{name}: {found[name][-1]:.1f} {works[name][0]}", flush=True)
+        for name, work in {**works, **scores}.items():
+            if served:
+                served.llm.reset_prefix_cache()
+            found.setdefault(name, []).append(rate(work))
+            print(f"{name}: {found[name][-1]:.2f}", flush=True)
     print(
         f"\n{given.model}, {given.dtype}, {torch.get_num_threads()} threads, {given.prompts} prompts x {given.new_tokens} tokens"
     )
     for name, rates in found.items():
-        print(f"| {name} | {median(rates):.1f} {works[name][0]} |")
+        print(f"| {name} | {median(rates):.1f} {'pairs' if name in scores else 'tokens'}/s |")
 
 
 if __name__ == "__main__":
