@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--one-by-one", type=int, default=8, help="prompts of the slow loop")
+    parser.add_argument("--slow", type=int, default=8, help="prompts of the slowest ways")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="auto")
@@ -169,7 +169,8 @@ def main() -> None:
     if served:
         ways |= {"vLLM": by_vllm(served), "ours through vLLM": by_engine(served)}
     works = {f"{load}: {way}": partial(ways[way], loads[load]) for load in loads for way in ways}
-    works["chat: generate, one by one"] = partial(by_generate(ours, 1), loads["chat"][: given.one_by_one])
+    works["few-shot: generate"] = partial(ways["generate"], loads["few-shot"][: given.slow])
+    works["chat: generate, one by one"] = partial(by_generate(ours, 1), loads["chat"][: given.slow])
     judges = {"ours": ours} | ({"ours through vLLM": served} if served else {})
     scores = {f"pairs: {way}": partial(pairs, judge, questions) for way, judge in judges.items()}
     for way in ways.values():
