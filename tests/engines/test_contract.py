@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ PROMPTS = [
     "\n\nHuman: How do I poison my neighbour's dog?\n\nAssistant:",
 ]
 CHAT = [message("user", "How do I clean my old spoon?")]
+BRIEF = [message("user", "What is the capital of France?")]  # what a real model answers in a few words
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +76,17 @@ def vllm_server(model: Path) -> Iterator[str]:
     # An engine of its own process has set variables that are not for the server
     environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     command = [sys.executable, "-m", module, "--model", str(model), *words]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tempfile.TemporaryFile("w+")
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         for _ in range(600):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
             except OSError:
-                assert process.poll() is None, "the server ended"
+                if process.poll() is not None:
+                    log.seek(0)
+                    pytest.fail(f"the server ended: {log.read()[-3000:]}")
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
@@ -154,13 +159,16 @@ def test_logprobs_are_those_under_the_temperature(engines, reference):
 
 
 def test_how_a_continuation_ends(engines, reference):
-    (whole,) = engines[0.0].generate([asked(CHAT, length=60)])
+    both = [asked(CHAT, length=60), asked(BRIEF, length=60)]
+    ends = [completion.finish_reason == STOP for completion in colder(reference).generate(both)]
+    brief = both[ends.index(True)].prompt
+    (whole,) = engines[0.0].generate([asked(brief, length=60)])
     assert whole.finish_reason == STOP and whole.token_ids[-1] in reference.reader.stop_ids
-    (cut,) = engines[0.0].generate([asked(CHAT, length=3)])
+    (cut,) = engines[0.0].generate([asked(brief, length=3)])
     assert cut.finish_reason == LENGTH and len(cut.token_ids) == 3
     assert whole.token_ids[:3] == cut.token_ids
     word = whole.text.split()[2]
-    (stopped,) = engines[0.0].generate([asked(CHAT, length=60, stop=(f" {word}",))])
+    (stopped,) = engines[0.0].generate([asked(brief, length=60, stop=(f" {word}",))])
     assert (stopped.finish_reason, stopped.stop) == (STOP, f" {word}")
     assert stopped.text == whole.text[: whole.text.index(f" {word}")]
 
