@@ -24,6 +24,10 @@ from cai_cli.engines.base import Request
 from cai_cli.engines.sampling import inverse_cdf, uniforms
 
 FULL = 15 / 16  # Ended rows are dropped once fewer than this share of a batch goes on.
+# After how many tokens what was drawn is looked at. A GPU would wait for each look; rows that have ended meanwhile
+# draw on in vain.
+LOOK_EVERY = {"cpu": 1}
+ELSEWHERE = 8
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -232,6 +236,7 @@ class KeyedDecoding:
         cached = 1 if inputs.get("use_cache", True) else None
         length: int | None = input_ids.size(1) - computed
         ids, first = input_ids, True
+        every, drawn = LOOK_EVERY.get(input_ids.device.type, ELSEWHERE), []
         for step in range(self.longest):
             prepared = model.prepare_inputs_for_generation(
                 ids, next_sequence_length=length, is_first_iteration=first, **inputs
@@ -241,9 +246,10 @@ class KeyedDecoding:
             token, logprob = inverse_cdf(
                 output.logits[:, -1].float(), self.uniforms[rows, step], self.temperature
             )
-            before, going = len(going), self.take(rows.tolist(), going, token.tolist(), logprob.tolist())
-            if len(going) < before:
-                self.told(before - len(going))
+            drawn.append((token, logprob))
+            looked = len(drawn) == every or step == self.longest - 1
+            if looked:
+                going, drawn = self.look(rows.tolist(), going, drawn), []
             if not going:
                 break
             # An architecture may have begun another cache; one of its own kind may hold what `reorder_cache`
@@ -251,13 +257,25 @@ class KeyedDecoding:
             past = inputs.get("past_key_values")
             # Without attention layers it has no length
             cache = inputs.get("cache_params") if past is None else past
-            if type(cache) is DynamicCache and len(going) <= FULL * len(rows):
+            if looked and type(cache) is DynamicCache and len(going) <= FULL * len(rows):
                 kept = torch.tensor(kept_places(going), device=rows.device)
                 cache.reorder_cache(kept)  # type: ignore[arg-type]
                 rows, ids, token, going = rows[kept], ids[kept], token[kept], list(range(len(going)))
                 inputs = {name: self.select(value, kept) for name, value in inputs.items()}
             ids, length, first = torch.cat([ids, token.unsqueeze(-1)], dim=-1), cached, False
         return input_ids
+
+    def look(self, rows: list[int], going: list[int], drawn: list[tuple[Tensor, Tensor]]) -> list[int]:
+        """Take what a few steps have drawn, of each (token, log-probability) for the rows; returns the places of
+        those that still go on.
+        """
+        before = len(going)
+        steps = zip(*(torch.stack(column).tolist() for column in zip(*drawn, strict=True)), strict=True)
+        for tokens, logprobs in steps:
+            going = self.take(rows, going, tokens, logprobs)
+        if len(going) < before:
+            self.told(before - len(going))
+        return going
 
     def take(self, rows: list[int], going: list[int], tokens: list[int], logprobs: list[float]) -> list[int]:
         """Add what was drawn to the rows that go on; returns the places of those that still do."""

@@ -5,6 +5,7 @@ forward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from transformers import GenerationConfig
 
 from cai_cli.artifacts.manifest import device_facts
 from cai_cli.compute.batches import left_pad, like_length
+from cai_cli.compute.grouped_attention import grouped_queries
+from cai_cli.compute.products import fast_products
 from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.engines.base import (
     Completion,
@@ -23,7 +26,7 @@ from cai_cli.engines.completions import CompletionReader
 from cai_cli.engines.decoding import KeyedDecoding, allocates_once, prefill
 from cai_cli.engines.memory import Room
 from cai_cli.engines.option_scores import OptionScorer
-from cai_cli.engines.trials import even_length, shares_prefixes, takes_batches
+from cai_cli.engines.trials import even_length, groups_queries, shares_prefixes, takes_batches
 from cai_cli.errors import RunError
 from cai_cli.models.chat import Renderer
 from cai_cli.models.configs import context_length
@@ -145,12 +148,16 @@ class TransformersEngine:
             told,
         )
         if max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model):
-            inputs = prefill(model, prompts, pad, decoding.longest)
+            with fast_products(model):
+                inputs = prefill(model, prompts, pad, decoding.longest)
         else:
             inputs = dict(
                 zip(("input_ids", "attention_mask"), left_pad(prompts, pad, model.device), strict=True)
             )
-        model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)
+        with fast_products(model), grouped_queries(model) if groups_queries(model) else nullcontext():
+            model.generate(
+                **inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding
+            )
         if self.settings.odd_numbers_end_it:
             for logprobs in decoding.logprobs:
                 check_outputs(self.model, logprobs, "a token's log-probability")
@@ -180,7 +187,8 @@ class TransformersEngine:
             self.room.tokens,
         )
         try:
-            return scorer.score(requests)
+            with fast_products(self.model), torch.inference_mode():
+                return scorer.score(requests)
         except torch.OutOfMemoryError:
             most = min(scorer.most_tokens, self.settings.batch_size * self.reader.context)
             self._make_do(most // scorer.longest, scorer.longest)

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from cai_cli.compute.batches import left_pad
+from cai_cli.compute.grouped_attention import grouped_queries
 from cai_cli.compute.prefix_tree import OptionTokens, Stretch, row_of
 from cai_cli.compute.shortcuts import TRIAL, at_rest, difference, says_cannot, shortcuts_of, trial_rows
 from cai_cli.compute.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
@@ -89,6 +90,25 @@ def shares_prefixes(model: Any) -> bool:
 def takes_tree_masks(model: Any) -> bool:
     """Whether a token behind another branch of its tree gets the output that it has in its own sequence."""
     return shortcuts_of(model).allows("trees", lambda: difference(model, lambda: branches(model, 2)))
+
+
+def groups_queries(model: Any) -> bool:
+    """Whether new tokens attend without copies of keys for each query head (see `grouped_attention`)."""
+    config = model.config.get_text_config()
+
+    def reason() -> str:
+        attention = model.config._attn_implementation
+        if attention != "sdpa":
+            return f"attention is {attention}"
+        heads = getattr(config, "num_attention_heads", None)
+        if getattr(config, "num_key_value_heads", None) in (None, heads):
+            return "each head has keys of its own"
+        longest = shortcuts_of(model).trial
+        lengths = [longest, longest - 15, 6] if even_length(model) else [12, 12, 12]
+        with grouped_queries(model):
+            return difference(model, lambda: continued(model, lengths))
+
+    return shortcuts_of(model).allows("grouped queries", reason)
 
 
 def picks_outputs(model: Any) -> bool:

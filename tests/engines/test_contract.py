@@ -76,9 +76,7 @@ def vllm_server(model: Path) -> Iterator[str]:
     # An engine of its own process has set variables that are not for the server
     environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     command = [sys.executable, "-m", module, "--model", str(model), *words]
-    log = tempfile.TemporaryFile("w+")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
+    with tempfile.TemporaryFile("w+") as log, served(command, environment, log) as process:
         for _ in range(600):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
@@ -89,6 +87,13 @@ def vllm_server(model: Path) -> Iterator[str]:
                     pytest.fail(f"the server ended: {log.read()[-3000:]}")
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def served(command: list[str], environment: dict[str, str], log) -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield process
     finally:
         process.terminate()
         process.wait()
