@@ -22,11 +22,19 @@ from cai_cli.engines.base import (
     OptionRequest,
     Request,
 )
+from cai_cli.engines.caches import allocates_once
 from cai_cli.engines.completions import CompletionReader
-from cai_cli.engines.decoding import KeyedDecoding, allocates_once, prefill
+from cai_cli.engines.decoding import KeyedDecoding
 from cai_cli.engines.memory import Room
 from cai_cli.engines.option_scores import OptionScorer
-from cai_cli.engines.trials import even_length, groups_queries, shares_prefixes, takes_batches
+from cai_cli.engines.prefill import prefill, shared_start
+from cai_cli.engines.trials import (
+    even_length,
+    groups_queries,
+    keeps_starts,
+    shares_prefixes,
+    takes_batches,
+)
 from cai_cli.errors import RunError
 from cai_cli.models.chat import Renderer
 from cai_cli.models.configs import context_length
@@ -80,7 +88,8 @@ class TransformersEngine:
         """Sampled continuations in the order of the requests."""
         prompts, results = self.reader.encode(requests)
         fitting = list(prompts)
-        for batch in self._batches([(len(prompts[n]), requests[n].max_new_tokens) for n in fitting]):
+        lengths = [(len(prompts[n]), requests[n].max_new_tokens) for n in fitting]
+        for batch in self._batches(lengths, self._kept_once(list(prompts.values()), lengths)):
             numbers = [fitting[place] for place in batch]
             generated = self._within_memory(
                 [requests[n] for n in numbers], [prompts[n] for n in numbers], told
@@ -88,9 +97,16 @@ class TransformersEngine:
             results.update(zip(numbers, generated, strict=True))
         return [results[n] for n in range(len(requests))]
 
-    def _batches(self, lengths: list[tuple[int, int]]) -> Iterator[list[int]]:
+    def _kept_once(self, prompts: list[list[int]], lengths: list[tuple[int, int]]) -> int:
+        """How many tokens that all prompts start with are in the memory once, not with each row."""
+        if len(prompts) < 2 or max(map(sum, lengths)) > even_length(self.model):
+            return 0
+        shared = shared_start(prompts)
+        return shared if shared and shares_prefixes(self.model) and keeps_starts(self.model) else 0
+
+    def _batches(self, lengths: list[tuple[int, int]], kept: int) -> Iterator[list[int]]:
         """Indices of the rows of each pass, given the lengths of prompt and continuation: padded, or of
-        prompts of one length.
+        prompts of one length. `kept`: tokens that are in the memory once.
         """
         if not lengths:
             return
@@ -98,7 +114,7 @@ class TransformersEngine:
         wholes = [prompt + new for prompt, new in lengths]
         padded = [n for n, whole in enumerate(wholes) if whole <= even]
         for places in like_length(
-            [wholes[n] for n in padded], self.settings.batch_size, most_tokens=self.room.tokens
+            [wholes[n] - kept for n in padded], self.settings.batch_size, most_tokens=self.room.tokens
         ):
             yield [padded[place] for place in places]
         if apart := [n for n, whole in enumerate(wholes) if whole > even]:
@@ -111,9 +127,8 @@ class TransformersEngine:
         self, requests: list[Request], prompts: list[list[int]], told: Callable[[int], None] | None
     ) -> list[Completion]:
         """A batch in as many parts as the device's memory asks for. Raises RunError where one row does not fit."""
-        longest = max(
-            len(ids) + request.max_new_tokens for ids, request in zip(prompts, requests, strict=True)
-        )
+        lengths = [(len(ids), request.max_new_tokens) for ids, request in zip(prompts, requests, strict=True)]
+        longest = max(map(sum, lengths)) - self._kept_once(prompts, lengths)
         if (size := max(1, self.room.tokens // longest)) < len(requests):
             first = self._within_memory(requests[:size], prompts[:size], told)
             return first + self._within_memory(requests[size:], prompts[size:], told)
@@ -147,14 +162,16 @@ class TransformersEngine:
             ours,
             told,
         )
-        if max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model):
-            with fast_products(model):
-                inputs = prefill(model, prompts, pad, decoding.longest)
-        else:
-            inputs = dict(
-                zip(("input_ids", "attention_mask"), left_pad(prompts, pad, model.device), strict=True)
-            )
-        with fast_products(model), grouped_queries(model) if groups_queries(model) else nullcontext():
+        shares = max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model)
+        lengths = [(len(ids), decoding.longest) for ids in prompts]
+        once = self._kept_once(prompts, lengths) > 0
+        with fast_products(model), grouped_queries(model) if once or groups_queries(model) else nullcontext():
+            if shares:
+                inputs = prefill(model, prompts, pad, decoding.longest, once)
+            else:
+                inputs = dict(
+                    zip(("input_ids", "attention_mask"), left_pad(prompts, pad, model.device), strict=True)
+                )
             model.generate(
                 **inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding
             )

@@ -68,6 +68,8 @@ class VllmEngine:
                 tensor_parallel_size=settings.tensor_parallel_size,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 enforce_eager=place.type == "cpu",  # compiling takes minutes there and wins nothing
+                # Winds a seed back after half a prompt, which no generator on a CPU can (0.32)
+                enable_chunked_prefill=place.type != "cpu",
                 enable_prefix_caching=settings.prefix_cache,
                 logprobs_mode="processed_logprobs",  # under the temperature, as `Completion` has them
                 generation_config="vllm",  # not the checkpoint's own top-p and penalties
