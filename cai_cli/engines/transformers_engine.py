@@ -165,7 +165,7 @@ class TransformersEngine:
         shares = max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model)
         lengths = [(len(ids), decoding.longest) for ids in prompts]
         once = self._kept_once(prompts, lengths) > 0
-        with fast_products(model), grouped_queries(model) if once or groups_queries(model) else nullcontext():
+        with fast_products(model), grouped_queries(model) if groups_queries(model) or once else nullcontext():
             if shares:
                 inputs = prefill(model, prompts, pad, decoding.longest, once)
             else:

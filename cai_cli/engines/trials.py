@@ -96,14 +96,14 @@ def takes_tree_masks(model: Any) -> bool:
 def groups_queries(model: Any) -> bool:
     """Whether new tokens attend without copies of keys for each query head (see `grouped_attention`)."""
     config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if getattr(config, "num_key_value_heads", None) in (None, heads):
+        return False  # each query head has keys of its own
 
     def reason() -> str:
         attention = model.config._attn_implementation
         if attention != "sdpa":
             return f"attention is {attention}"
-        heads = getattr(config, "num_attention_heads", None)
-        if getattr(config, "num_key_value_heads", None) in (None, heads):
-            return "each head has keys of its own"
         longest = shortcuts_of(model).trial
         lengths = [longest, longest - 15, 6] if even_length(model) else [12, 12, 12]
         with grouped_queries(model):
