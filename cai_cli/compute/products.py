@@ -21,6 +21,7 @@ from cai_cli.compute.shortcuts import difference, shortcuts_of, trial_rows
 
 NAME = "products by oneDNN"
 INTEL = "GenuineIntel"
+LARGE = 1 << 18  # weights; below, the call costs what the product gains
 
 
 def product(layer: nn.Linear, states: Tensor) -> Tensor:
@@ -41,9 +42,7 @@ def fast_products(model: Any) -> Iterator[None]:
 
 @contextmanager
 def by_one_dnn(model: Any) -> Iterator[None]:
-    layers = [
-        module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)
-    ]
+    layers = large_layers(model)
     for layer in layers:
         layer.forward = partial(product, layer)  # type: ignore[method-assign]
     try:
@@ -51,6 +50,14 @@ def by_one_dnn(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+def large_layers(model: Any) -> list[nn.Linear]:
+    """Those in which the product itself takes longer than the call."""
+    plain = [
+        module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)
+    ]
+    return [layer for layer in plain if layer.weight.numel() >= LARGE]
 
 
 def gains(model: Any) -> bool:
