@@ -61,14 +61,12 @@ def large_layers(model: Any) -> list[nn.Linear]:
 
 
 def gains(model: Any) -> bool:
-    """Whether it is faster here: float32 on a CPU that is not Intel's, as of now (autocast has its own types)."""
-    whole = bool(model.device.type == "cpu" and model.dtype == torch.float32)
-    return (
-        whole
-        and torch.backends.mkldnn.is_available()
-        and not_intel()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    """Whether it is faster here: large layers of float32 on a CPU that is not Intel's, as of now (autocast has types of
+    its own).
+    """
+    if model.device.type != "cpu" or model.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return torch.backends.mkldnn.is_available() and not_intel() and bool(large_layers(model))
 
 
 def not_intel() -> bool:

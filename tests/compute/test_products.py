@@ -18,6 +18,8 @@ def model(tmp_path_factory):
 
 def test_the_numbers_are_the_models_own_and_nothing_of_it_stays_changed(model, monkeypatch):
     monkeypatch.setattr(products, "not_intel", lambda: True)
+    assert not products.gains(model)  # its layers are small
+    monkeypatch.setattr(products, "LARGE", 0)
     ids = torch.arange(24).view(2, 12)
     used = []
     counted = lambda layer, states: used.append(layer) or one(layer, states)  # noqa: E731
@@ -34,6 +36,8 @@ def test_the_numbers_are_the_models_own_and_nothing_of_it_stays_changed(model, m
 
 def test_it_is_left_alone_in_other_types_and_on_intel(model, monkeypatch):
     monkeypatch.setattr(products, "not_intel", lambda: True)
+    assert not products.gains(model)  # its layers are small
+    monkeypatch.setattr(products, "LARGE", 0)
     assert products.gains(model)
     with torch.autocast("cpu", torch.bfloat16):
         assert not products.gains(model)
