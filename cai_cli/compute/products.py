@@ -54,10 +54,14 @@ def by_one_dnn(model: Any) -> Iterator[None]:
 
 def large_layers(model: Any) -> list[nn.Linear]:
     """Those in which the product itself takes longer than the call."""
-    plain = [
-        module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)
+    return [
+        module
+        for module in model.modules()
+        if type(module) is nn.Linear
+        and "forward" not in vars(module)  # a launcher's, such as for weights that are elsewhere
+        and type(module.weight.data) is Tensor
+        and module.weight.numel() >= LARGE
     ]
-    return [layer for layer in plain if layer.weight.numel() >= LARGE]
 
 
 def gains(model: Any) -> bool:

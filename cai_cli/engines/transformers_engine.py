@@ -204,7 +204,7 @@ class TransformersEngine:
             self.room.tokens,
         )
         try:
-            with fast_products(self.model), torch.inference_mode():
+            with fast_products(self.model):
                 return scorer.score(requests)
         except torch.OutOfMemoryError:
             most = min(scorer.most_tokens, self.settings.batch_size * self.reader.context)

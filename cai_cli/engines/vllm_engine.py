@@ -72,6 +72,7 @@ class VllmEngine:
                 enable_chunked_prefill=place.type != "cpu",
                 enable_prefix_caching=settings.prefix_cache,
                 logprobs_mode="processed_logprobs",  # under the temperature, as `Completion` has them
+                use_tqdm_on_load=False,
                 generation_config="vllm",  # not the checkpoint's own top-p and penalties
                 **NO_CODE,
             )
