@@ -10,12 +10,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from cai_cli.artifacts.chunks import ChunkProgress, Told, chunks
+from cai_cli.artifacts.chunks import Told, worked
 from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
@@ -40,6 +39,7 @@ from cai_cli.rows.storage import check_writable
 
 Summary = Callable[[Path, Path], dict[str, Any]]
 Cautions = Callable[[Path], list[str]]
+Settled = tuple[Row | Rejected, int]  # what an item ends as, and how many tokens were sampled for it
 
 
 class HasId(Protocol):
@@ -56,11 +56,8 @@ class RowArtifact:
     """A JSONL file in the making, by one process or by all ranks of a torchrun (see `shards`).
 
     Usage:
-        artifact = RowArtifact("revise", options, options.generation.shard)
-        if artifact.done: return
-        with artifact.chunks(artifact.remaining(items), 256) as parts:
-            for chunk, told in parts:
-                for item in chunk: artifact.settle(row or Rejected(...), tokens)
+        if (artifact := RowArtifact("revise", options, options.generation.shard)).done: return
+        artifact.work(artifact.remaining(items), 256, lambda chunk, told: [(row or Rejected(...), tokens), ...])
         if artifact.finish(): show a summary of options.out
     """
 
@@ -83,13 +80,14 @@ class RowArtifact:
         if self.streaming and world_size() > 1:
             raise UserError("--out -: several processes cannot share stdout", "name a .jsonl file")
         self.manifest = begin_manifest(stage, options, self.out.parent)
-        self.accepted_ids: set[str] = set()
+        self.accepted_ids: dict[str, None] = {}  # in the order of the file
         self.rejected_ids: set[str] = set()
         self.reject_reasons: Counter[str] = Counter()
         # Ids of the items of this shard; None where the stage does not know them before
         self.order: list[str] | None = None
         self.share = 0  # how many of them are this process's
         self.tokens = 0
+        self.unordered = False
         self.started = time.monotonic()
         # Where it is RESTART, the old one is moved to .bak when the first row is written
         self.claim = Claim.NEW
@@ -108,8 +106,8 @@ class RowArtifact:
 
     @property
     def finished_ids(self) -> set[str]:
-        """Ids that need no more work: accepted or rejected."""
-        return self.accepted_ids | self.rejected_ids
+        """Those that need no more work."""
+        return self.accepted_ids.keys() | self.rejected_ids
 
     def remaining(self, items: Sequence[Item]) -> list[Item]:
         """This process's part of the items (each with an `id`) that is still to be worked on."""
@@ -118,6 +116,9 @@ class RowArtifact:
         share = mine[rank() :: world_size()]
         self.share = len(share)
         finished = self.finished_ids
+        places = {name: place for place, name in enumerate(self.order)}
+        begun = [places.get(name, -1) for name in self.accepted_ids]
+        self.unordered = begun != sorted(begun)  # rows of a run that was cut off may lie as they ended
         return [item for item in share if item.id not in finished]
 
     def _resume(self) -> None:
@@ -172,10 +173,10 @@ class RowArtifact:
 
     def _read_finished_ids(self) -> None:
         """Take up what this run, or one that was cut off, has accepted and rejected, in whichever process."""
-        self.accepted_ids, self.rejected_ids = set(), set()
+        self.accepted_ids, self.rejected_ids = {}, set()
         self.reject_reasons = Counter()
         for path in (self.out, self.partial, *rank_files(self.out)):
-            self.accepted_ids |= {row["id"] for row in self._rows_of(path)}
+            self.accepted_ids |= dict.fromkeys(row["id"] for row in self._rows_of(path))
         for path in (self.rejects, *rank_files(self.rejects)):
             for row in self._rows_of(path):
                 if row["id"] not in self.rejected_ids:
@@ -222,24 +223,28 @@ class RowArtifact:
             self.rejects.unlink(missing_ok=True)
         write_manifest(self.partial_manifest_file, self.manifest)
 
-    @contextmanager
-    def chunks(
-        self, todo: list[Item], size: int, unit: str = "rows", segments: int = 1, first: int = 0
-    ) -> Iterator[Iterator[tuple[list[Item], Told]]]:
-        """Within, what is to be done in runs of `size`, after one of `first`: (items, `told`). What is
-        settled of a run is on the disk before the next one. `told(count)` hears of segments as they end, of
-        which each item has so many.
+    def work(
+        self,
+        todo: list[Item],
+        size: int,
+        do: Callable[[list[Item], Told], Iterable[Settled]],
+        unit: str = "rows",
+        segments: int = 1,
+        first: int = 0,
+        at_once: int = 1,
+    ) -> None:
+        """Do all in runs of `size`, after one of `first`, or item by item with `at_once` under way; what is made of
+        a run is then on the disk. `do(items, told)` gives for each item the row it ends as, or why it is none, and
+        how many tokens were sampled; `told(count)` hears of segments as they end, of which each item has so many.
         """
-
-        def parts() -> Iterator[tuple[list[Item], Told]]:
-            for chunk in chunks(todo, size, first):
-                done = ChunkProgress(advance, len(chunk), segments)
-                yield chunk, done.told
+        at_once = 1 if self.streaming else at_once  # stdout keeps its order
+        self.unordered |= at_once > 1
+        with progress(self.manifest["stage"], self.share, self.share - len(todo), unit) as advance:
+            for made, done in worked(todo, size, do, advance, segments, first, at_once):
+                for outcome, tokens in made:
+                    self.settle(outcome, tokens)
                 self.flush()
                 done.through(f"{len(self.rejected_ids)} rejected")
-
-        with progress(self.manifest["stage"], self.share, self.share - len(todo), unit) as advance:
-            yield parts()
 
     def settle(self, outcome: Row | Rejected, tokens: int = 0) -> None:
         """An item's end: the row that it gives or why it gives none, and how many tokens were sampled for it."""
@@ -252,7 +257,7 @@ class RowArtifact:
     def accept(self, row: Row) -> None:
         self._open()
         self._rows.write(dump_row(row) + "\n")
-        self.accepted_ids.add(row["id"])
+        self.accepted_ids[row["id"]] = None
 
     def reject(self, rejected: Rejected) -> None:
         self._open()
@@ -313,9 +318,8 @@ class RowArtifact:
         self.partial.replace(self.out)
         self.partial_manifest_file.unlink(missing_ok=True)
         give_back(self.out)
-        told = (
-            f", {sum(rejected.values())} rejected ({reasons_text(self.reject_reasons)})" if rejected else ""
-        )
+        reasons = reasons_text(self.reject_reasons)
+        told = f", {sum(rejected.values())} rejected ({reasons})" if rejected else ""
         say(f"{self.out}: {len(self.accepted_ids)} rows{told}")
         return True
 
@@ -324,19 +328,16 @@ class RowArtifact:
         comes of a file without rows.
         """
         if self.shard[1] > 1:
-            command, words = (
-                "cai merge",
-                (self.out, "OTHER-SHARDS", "--out", self.out.with_name(f"whole-{self.out.name}")),
-            )
-        elif not self.accepted_ids:
-            return
-        tell_next(command, *words)
+            whole = self.out.with_name(f"whole-{self.out.name}")
+            tell_next("cai merge", self.out, "OTHER-SHARDS", "--out", whole)
+        elif self.accepted_ids:
+            tell_next(command, *words)
 
     def _gather(self) -> None:
         """The rows that ranks have written, put into the artifact's own files in the order of the items."""
         for path in (self.partial, self.rejects):
             files = rank_files(self.out if path == self.partial else path)
-            if files:
+            if files or (self.unordered and path.exists()):
                 put_in_order(path, [path, *files], self.order or [])
             for file in files:
                 file.unlink()

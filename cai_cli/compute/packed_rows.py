@@ -9,12 +9,13 @@ causal; `prepare` tries it, and the others get padded rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cai_cli.compute.attention_names import attending
 from cai_cli.compute.packed_attention import KnownTranspose, Map, pack, packed_attention
 from cai_cli.compute.shortcuts import (
     PACKED,
@@ -103,27 +104,11 @@ def checkpointed_layers(model: Any) -> list[Any]:
     ]
 
 
-@contextmanager
-def packed_rows(model: Any) -> Iterator[None]:
+def packed_rows(model: Any) -> AbstractContextManager[None]:
     """Within, the model's attention takes packed rows. Around the backward pass too, where activations are
     made again.
     """
-    from transformers import AttentionInterface
-
-    if model.config._attn_implementation == NAME:  # inside it already
-        yield
-        return
-    AttentionInterface.register(NAME, packed_attention)
-    held: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    configs = {id(config): config for config in held if hasattr(config, "_attn_implementation")}.values()
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
+    return attending(model, NAME, packed_attention)
 
 
 def packed_states(model: Any, ids: Tensor, lengths: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -86,6 +86,22 @@ ChatTemplateKwargs = Annotated[
     str | None,
     flag("Model", """JSON object of settings for the chat template, as in '{"enable_thinking": false}'."""),
 ]
+BaseUrl = Annotated[
+    str | None,
+    flag(
+        "Engine",
+        "Address of a server that speaks the OpenAI API, as in http://127.0.0.1:8000/v1; its key is read from OPENAI_API_KEY.",
+    ),
+    NOTED,
+]
+Api = Annotated[
+    Literal["completions", "chat"],
+    flag(
+        "Engine",
+        "completions: our prompt as ids (where the model is a directory here) or text; chat: the server's own template.",
+    ),
+    NOTED,
+]
 IfChanged = Annotated[
     Literal["error", "restart"],
     flag(
@@ -182,6 +198,61 @@ class GenerationOptions:
         flag("Output", "Work on part I of N only, from 0/N to N-1/N; `cai merge` joins the parts."),
         RUNTIME,
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What writes."""
+
+    NEEDS: ClassVar[Needs] = {"api": ("base_url",)}
+
+    engine: Annotated[
+        Literal["transformers", "vllm", "openai"],
+        flag("Engine", "vllm: in this process, extra cai-cli[vllm]; openai: a server, see --base-url."),
+        NOTED,
+    ] = "transformers"
+    base_url: BaseUrl = None
+    api: Api = "completions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedbackEngineOptions:
+    """What judges."""
+
+    NEEDS: ClassVar[Needs] = dict.fromkeys(("feedback_api", "votes"), ("feedback_base_url",))
+
+    feedback_engine: Annotated[
+        Literal["transformers", "vllm", "openai"], flag("Engine", "The judge's --engine."), NOTED
+    ] = "transformers"
+    feedback_base_url: BaseUrl = None
+    feedback_api: Api = "completions"
+    votes: Annotated[
+        int | None,
+        flag(
+            "Engine",
+            "Where a server gives no log-probabilities: answers sampled to each question; an option has "
+            "(answers + 1/2) / (N + 1). Not in the paper.",
+            min=2,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions:
+    """How much an engine may take."""
+
+    tensor_parallel_size: Annotated[
+        int, flag("Engine", "vllm: GPUs that hold one model together.", min=1), RUNTIME
+    ] = 1
+    gpu_memory_utilization: Annotated[
+        float, flag("Engine", "vllm: share of a GPU's memory to take.", min=0.01, max=1.0), RUNTIME
+    ] = 0.9
+    concurrency: Annotated[int, flag("Engine", "openai: requests under way at once.", min=1), RUNTIME] = 32
+    patience: Annotated[
+        float,
+        flag("Engine", "openai: seconds for which a request that fails is tried again.", min=1),
+        RUNTIME,
+    ] = 600.0
 
 
 def check_training_dtype(dtype: str) -> None:

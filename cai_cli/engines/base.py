@@ -8,11 +8,17 @@ attempt), so a text does not depend on batch size, shard or resume.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from cai_cli.console.options import DeviceOptions, GenerationOptions
-from cai_cli.models.chat import Renderer
+from cai_cli.console.options import (
+    DeviceOptions,
+    EngineOptions,
+    FeedbackEngineOptions,
+    GenerationOptions,
+    ServingOptions,
+)
+from cai_cli.models.chat import Rendering
 from cai_cli.models.templates import UnfitRow, template_kwargs
 from cai_cli.rows.conversation import Conversation
 
@@ -38,7 +44,8 @@ class Completion:
     `logprobs`: of each token under the sampling temperature, where the engine knows them. `stop`: what ended
     the text before its stop token: a stop string, or the special token with which another turn starts.
     `thinking`: what a reasoning model wrote in front of its answer, which is not part of `text`. `fault`: the
-    reason not to keep the text, whatever it says, and its detail.
+    reason not to keep the text, whatever it says, and its detail. `counted`: how many tokens were drawn, where
+    a server says that but not which.
     """
 
     text: str
@@ -49,6 +56,12 @@ class Completion:
     stop: str | None = None
     thinking: str = ""
     fault: tuple[str, str] | None = None
+    counted: int | None = None
+
+    @property
+    def drawn(self) -> int:
+        """How many tokens were drawn."""
+        return len(self.token_ids) if self.counted is None else self.counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +79,12 @@ class EngineSettings:
 
     `template_kwargs`: settings of its chat template. `prefix_cache`: whether questions that start alike share
     the work on their start. `odd_numbers_end_it`: whether log-probabilities that are not finite end the run,
-    or are left to the caller.
+    or are left to the caller. `tensor_parallel_size` and `gpu_memory_utilization` are vLLM's; `base_url` to
+    `votes` are for a server: where it is, how it is asked, by how many requests at once, how long it may be
+    away, and how many sampled answers stand for log-probabilities.
     """
 
+    engine: str = "transformers"
     device: str = "auto"
     dtype: str = "auto"
     temperature: float = 1.0
@@ -76,31 +92,84 @@ class EngineSettings:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     prefix_cache: bool = True
     odd_numbers_end_it: bool = True
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    base_url: str = ""
+    api: str = "completions"
+    concurrency: int = 32
+    patience: float = 600.0
+    votes: int = 0
 
     @classmethod
-    def of(cls, hardware: DeviceOptions, generation: GenerationOptions) -> EngineSettings:
+    def of(
+        cls,
+        hardware: DeviceOptions,
+        generation: GenerationOptions,
+        engine: EngineOptions,
+        serving: ServingOptions,
+    ) -> EngineSettings:
         """Those of a stage that samples. Raises UserError where --chat-template-kwargs is no JSON object."""
-        kwargs = template_kwargs(generation.chat_template_kwargs)
-        return cls(
+        own = cls(
             device=hardware.device,
             dtype=hardware.dtype,
             temperature=generation.temperature,
             batch_size=generation.batch_size,
-            template_kwargs=kwargs,
+            template_kwargs=template_kwargs(generation.chat_template_kwargs),
         )
+        return own.of_writer(engine, serving)
+
+    def of_writer(self, engine: EngineOptions, serving: ServingOptions) -> EngineSettings:
+        """The same, by this engine."""
+        return replace(
+            self,
+            engine=engine.engine,
+            base_url=engine.base_url or "",
+            api=engine.api,
+            **asdict(serving),
+        )
+
+    def of_judge(self, judge: FeedbackEngineOptions) -> EngineSettings:
+        """The same, but for a judge's engine."""
+        return replace(
+            self,
+            engine=judge.feedback_engine,
+            base_url=judge.feedback_base_url or "",
+            api=judge.feedback_api,
+            votes=judge.votes or 0,
+        )
+
+
+class Reads(Protocol):
+    """How a model reads prompts: those of `cai_cli.models.chat.Renderer` that stages use."""
+
+    @property
+    def reply_form(self) -> Rendering: ...
+
+    def form(self, rendering: Rendering = "auto") -> Rendering: ...
+
+    def show(self, prompt: str | Conversation) -> str: ...
 
 
 class Engine(Protocol):
     """What a stage needs of a model that writes text and answers questions."""
 
     @property
-    def renderer(self) -> Renderer:
+    def renderer(self) -> Reads:
         """How it reads prompts."""
         ...
 
     @property
     def model(self) -> Any:
         """The model itself where it is in this process, else None."""
+        ...
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows are worked on at a time, each in a thread of its own; 1 where rows share batches."""
+        ...
+
+    def follow(self, model: Any) -> None:
+        """From here on, say what this model would say: one that is being trained in this process."""
         ...
 
     def facts(self) -> dict[str, Any]:

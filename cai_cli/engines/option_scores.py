@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cai_cli.compute.batches import like_length, prefill_tokens, right_pad
-from cai_cli.compute.prefix_tree import OptionTokens, Stretch, TreeRow, alone, grow, row_of, shared_length
+from cai_cli.compute.batches import BATCH_TOKENS, like_length, prefill_tokens, right_pad
+from cai_cli.compute.prefix_tree import OptionTokens, Stretch, TreeRow, alone, grow, row_of
 from cai_cli.compute.shortcuts import right_padding, shortcuts_of
 from cai_cli.compute.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
 from cai_cli.engines.base import OptionRequest
+from cai_cli.engines.option_tokens import encode_options
 from cai_cli.engines.trials import picks_outputs, shares_prefixes, takes_tree_masks
 from cai_cli.models.chat import Renderer
 from cai_cli.models.templates import UnfitRow
@@ -48,14 +49,21 @@ class Past:
 
 class OptionScorer:
     def __init__(
-        self, model: Any, renderer: Renderer, context: int, batch_size: int, share: bool = True
+        self,
+        model: Any,
+        renderer: Renderer,
+        context: int,
+        batch_size: int,
+        share: bool = True,
+        most_tokens: int = BATCH_TOKENS,
     ) -> None:
         self.model = model
         self.renderer = renderer
         self.pad = int(renderer.tokenizer.pad_token_id)
         self.context = context
         self.batch_size = batch_size
-        self.most_tokens = prefill_tokens(model.device)
+        self.most_tokens = min(prefill_tokens(model.device), most_tokens)
+        self.longest = 1  # tokens of the longest sequence so far
         self.even = shortcuts_of(model).even if right_padding(model, masked=True) else 0
         self.share = share and self.even > 0 and shares_prefixes(model)
         self.row_tokens = ROW_TOKENS if self.share and takes_tree_masks(model) else 0
@@ -64,41 +72,16 @@ class OptionScorer:
     @torch.inference_mode()
     def score(self, requests: list[OptionRequest]) -> list[list[float] | UnfitRow]:
         """The log-probability of each option of each request; or why it has none."""
-        encoded = self.encode(requests)
+        encoded = encode_options(self.renderer, self.context, requests)
         sequences = [
             sequence for options in encoded if not isinstance(options, UnfitRow) for sequence in options
         ]
+        self.longest = max((len(sequence.ids) for sequence in sequences), default=1)
         scores = iter(self.score_sequences(sequences))
         return [
             options if isinstance(options, UnfitRow) else [next(scores) for _ in options]
             for options in encoded
         ]
-
-    def encode(self, requests: list[OptionRequest]) -> list[list[OptionTokens] | UnfitRow]:
-        """Prompts and options encoded together. What is scored starts where any option leaves the prompt's
-        own tokens.
-        """
-        encoded: list[list[OptionTokens] | UnfitRow] = []
-        texts = [(request.prompt, ["", *request.options]) for request in requests]
-        for request, rows in zip(requests, self.renderer.encode_all(texts), strict=True):
-            if isinstance(rows, UnfitRow):
-                encoded.append(rows)
-            elif (longest := max(map(len, rows))) > self.context:
-                encoded.append(
-                    UnfitRow("question_too_long", f"{longest} tokens, the context holds {self.context}")
-                )
-            else:
-                start = shared_length(rows)
-                lost = [
-                    option for option, row in zip(request.options, rows[1:], strict=True) if len(row) <= start
-                ]
-                if lost:  # scored as certain
-                    encoded.append(
-                        UnfitRow("option_without_tokens", f"the tokenizer makes no token of {lost[0]!r}")
-                    )
-                else:
-                    encoded.append([OptionTokens(row, start) for row in rows[1:]])
-        return encoded
 
     def score_sequences(self, sequences: list[OptionTokens]) -> list[float]:
         totals = [0.0] * len(sequences)

@@ -105,7 +105,7 @@ def keep_or_reason(
     completion: Completion, item: Item, segment: Segment[Item], before: Sampled | None = None
 ) -> Sampled:
     """Clean one completion and say whether it is kept. `before`: what came of the attempt before it."""
-    tokens = len(completion.token_ids) + (before.tokens if before else 0)
+    tokens = completion.drawn + (before.tokens if before else 0)
     events = before.events if before else ()
     if completion.finish_reason == OVERLONG:
         return Sampled("", OVERLONG, tokens, OVERLONG_PROMPT, (*events, OVERLONG_PROMPT))

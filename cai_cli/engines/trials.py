@@ -15,11 +15,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from cai_cli.compute.batches import left_pad
+from cai_cli.compute.grouped_attention import grouped_queries
 from cai_cli.compute.prefix_tree import OptionTokens, Stretch, row_of
 from cai_cli.compute.shortcuts import TRIAL, at_rest, difference, says_cannot, shortcuts_of, trial_rows
 from cai_cli.compute.tree_rows import ROW_TOKENS, ids_of, outputs_at, positions_of, tree_mask
 from cai_cli.engines.base import Request
-from cai_cli.engines.decoding import KeyedDecoding, prefill
+from cai_cli.engines.decoding import KeyedDecoding
+from cai_cli.engines.prefill import prefill
 from cai_cli.errors import RunError, first_line
 
 NEW_TOKENS = (2, 6, 4)  # That rows end at different steps: those that have ended leave the batch.
@@ -91,6 +93,41 @@ def takes_tree_masks(model: Any) -> bool:
     return shortcuts_of(model).allows("trees", lambda: difference(model, lambda: branches(model, 2)))
 
 
+def groups_queries(model: Any) -> bool:
+    """Whether new tokens attend without copies of keys for each query head (see `grouped_attention`)."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if getattr(config, "num_key_value_heads", None) in (None, heads):
+        return False  # each query head has keys of its own
+
+    def reason() -> str:
+        attention = model.config._attn_implementation
+        if attention != "sdpa":
+            return f"attention is {attention}"
+        longest = shortcuts_of(model).trial
+        lengths = [longest, longest - 15, 6] if even_length(model) else [12, 12, 12]
+        with grouped_queries(model):
+            return difference(model, lambda: continued(model, lengths))
+
+    return shortcuts_of(model).allows("grouped queries", reason)
+
+
+def keeps_starts(model: Any) -> bool:
+    """Whether a start that all rows share can be kept once for all of them, inside `grouped_queries`."""
+
+    def reason() -> str:
+        attention = model.config._attn_implementation
+        if attention != "sdpa":
+            return f"attention is {attention}"
+        if not shares_prefixes(model):
+            return "no shared starts"
+        lengths = [TRIAL, TRIAL - 15, TRIAL - 9]
+        with grouped_queries(model):
+            return difference(model, lambda: continued(model, lengths, shared=16, once=True))
+
+    return shortcuts_of(model).allows("starts kept once", reason)
+
+
 def picks_outputs(model: Any) -> bool:
     """Whether the output layer can be given the states of a few places alone."""
 
@@ -103,7 +140,9 @@ def picks_outputs(model: Any) -> bool:
     return shortcuts_of(model).allows("outputs at a few places", lambda: difference(model, attempt))
 
 
-def continued(model: Any, lengths: list[int], shared: int = 0, room: bool = True) -> tuple[Tensor, Tensor]:
+def continued(
+    model: Any, lengths: list[int], shared: int = 0, room: bool = True, once: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the tokens that are drawn after rows of these lengths, in one batch; and as of
     each row alone.
     """
@@ -112,7 +151,7 @@ def continued(model: Any, lengths: list[int], shared: int = 0, room: bool = True
     requests = [Request("", n, new) for n, new in zip(range(len(rows)), NEW_TOKENS, strict=False)]
     decoding = KeyedDecoding(requests, None, [], 1.0, model.device, room)
     if shared:
-        inputs = prefill(model, rows, 0, decoding.longest)
+        inputs = prefill(model, rows, 0, decoding.longest, once)
     else:
         inputs = dict(zip(("input_ids", "attention_mask"), left_pad(rows, 0, model.device), strict=True))
     model.generate(**inputs, max_new_tokens=decoding.longest, do_sample=False, custom_generate=decoding)

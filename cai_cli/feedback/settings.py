@@ -13,11 +13,14 @@ from cai_cli.console.options import (
     NOTED,
     RUNTIME,
     DeviceOptions,
+    EngineOptions,
+    FeedbackEngineOptions,
     GenerationOptions,
     Needs,
     OutputOptions,
     Principles,
     RowOptions,
+    ServingOptions,
     Takes,
     flag,
 )
@@ -53,6 +56,9 @@ class Options:
     }
 
     hardware: DeviceOptions
+    engines: EngineOptions
+    judges: FeedbackEngineOptions
+    serving: ServingOptions
     generation: GenerationOptions
     output: OutputOptions
     rows: RowOptions

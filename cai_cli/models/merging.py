@@ -11,7 +11,9 @@ from cai_cli.models.paths import HEAD_NAMES
 from cai_cli.models.weight_files import Shapes, adapter_shapes
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Iterator
+
+    from torch import Tensor
 
 
 COPY = re.compile(r"\.(modules_to_save|original_module)\.")
@@ -117,3 +119,25 @@ def told(error: Exception) -> str:
 
 def is_peft(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
+
+
+def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """(name, weight) of a model as it would be saved: the parts of active adapters added, and nothing changed in
+    the model itself.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    adapted = {name: module for name, module in inner.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, weight in inner.state_dict().items():
+        layer, _, rest = name.rpartition(".base_layer.")
+        if layer in adapted and rest == "weight":
+            module: Any = adapted[layer]
+            for one in module.active_adapters:
+                weight = weight + module.get_delta_weight(one).detach()
+            yield f"{layer}.weight", weight
+        elif layer in adapted:
+            yield f"{layer}.{rest}", weight
+        elif not any(name.startswith(f"{one}.") for one in adapted):  # the adapters' own
+            yield name, weight

@@ -14,7 +14,7 @@ often do not listen.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,18 +30,20 @@ from cai_cli.console.options import (
     MODEL,
     RUNTIME,
     Device,
+    FeedbackEngineOptions,
     OutputOptions,
     Principles,
+    ServingOptions,
     flag,
 )
 from cai_cli.engines.base import EngineSettings
+from cai_cli.engines.open import check_engine
 from cai_cli.errors import RunError
 from cai_cli.feedback.judge import Inquiry
 from cai_cli.feedback.labels import Pair
 from cai_cli.feedback.pairs import check_pairs, read_pairs
 from cai_cli.feedback.settings import FeedbackChatTemplateKwargs, FeedbackDtype, OptionFormat, PrefixCache
 from cai_cli.models.devices import check_device
-from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.choices import option_labels
 from cai_cli.prompting.constitution import load_constitution
@@ -58,6 +60,8 @@ CHUNK_BATCHES = 4
 @dataclass(frozen=True, kw_only=True)
 class Options:
     output: OutputOptions
+    judges: FeedbackEngineOptions
+    serving: ServingOptions
     feedback_model: Annotated[str, flag("Model", "The judge, as for `cai label`."), MODEL]
     feedback_dtype: FeedbackDtype = "auto"
     feedback_chat_template_kwargs: FeedbackChatTemplateKwargs = None
@@ -102,7 +106,7 @@ def run(options: Options) -> None:
 
     Example: cai constitution test --feedback-model base/ --pairs comparisons.jsonl --out article.json
     """
-    check_model(options.feedback_model, "--feedback-model", "language model")
+    check_engine(options.feedback_model, settings_of(options), "--feedback-model")
     inquiries = inquiries_of(options)
     results = ResultsFile("constitution test", options)
     if results.done:
@@ -163,6 +167,19 @@ def inquiries_of(options: Options) -> list[Inquiry]:
     return [inquiry, replace(inquiry, constitution=other, every=other.principles)]
 
 
+def settings_of(options: Options) -> EngineSettings:
+    """How the judge is opened."""
+    own = EngineSettings(
+        device=options.device,
+        dtype=options.feedback_dtype,
+        batch_size=options.batch_size,
+        template_kwargs=template_kwargs(options.feedback_chat_template_kwargs),
+        prefix_cache=options.prefix_cache,
+        **asdict(options.serving),
+    )
+    return own.of_judge(options.judges)
+
+
 def judge_all(
     options: Options, inquiries: list[Inquiry], pairs: list[Pair]
 ) -> tuple[list[list[Pair]], dict[str, Any]]:
@@ -170,14 +187,7 @@ def judge_all(
     from cai_cli.engines.open import open_engine
     from cai_cli.feedback.steering import ask_all
 
-    settings = EngineSettings(
-        device=options.device,
-        dtype=options.feedback_dtype,
-        batch_size=options.batch_size,
-        template_kwargs=template_kwargs(options.feedback_chat_template_kwargs),
-        prefix_cache=options.prefix_cache,
-    )
-    judge = open_engine(options.feedback_model, settings, "--feedback-model")
+    judge = open_engine(options.feedback_model, settings_of(options), "--feedback-model")
     judged: list[list[Pair]] = []
     size = max(1, CHUNK_BATCHES * options.batch_size // questions_of(inquiries))
     with progress("constitution test", len(pairs), unit="pairs") as advance:
@@ -267,13 +277,9 @@ def percent(facts: dict[str, Any], name: str) -> str:
 
 def dry_run(options: Options, inquiries: list[Inquiry], pairs: list[Pair]) -> None:
     """Show the first question exactly as the judge would get it."""
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.tokenizers import load_tokenizer
+    from cai_cli.engines.open import open_reader
 
-    kwargs = template_kwargs(options.feedback_chat_template_kwargs)
-    renderer = Renderer(
-        load_tokenizer(options.feedback_model, "--feedback-model"), "--feedback-model", kwargs
-    )
+    renderer = open_reader(options.feedback_model, settings_of(options), "--feedback-model")
     usable = [pair for pair in pairs if pair.rejected is None]
     question = next(inquiries[0].questions(usable[0]))
     show_text(renderer.show(inquiries[0].prompt(question, renderer.form() == "chat")))

@@ -34,12 +34,15 @@ from cai_cli.console.options import (
     RUNTIME,
     ChatTemplateKwargs,
     DeviceOptions,
+    EngineOptions,
     Needs,
     OutputOptions,
+    ServingOptions,
     check_draws,
     flag,
 )
 from cai_cli.engines.base import Engine, EngineSettings, OptionRequest
+from cai_cli.engines.open import check_engine
 from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.multiple_choice import Item, item_prompt, measure, option_bins, read_items, softmax
@@ -64,6 +67,8 @@ class Options:
     }
 
     hardware: DeviceOptions
+    engines: EngineOptions
+    serving: ServingOptions
     output: OutputOptions
     files: Annotated[
         list[Path], typer.Argument(help="Multiple-choice files: prompt, corrects, incorrects a row."), INPUT
@@ -123,7 +128,7 @@ def run(options: Options) -> None:
         options.cot_samples, "--cot-samples", options.rationale_temperature, "--rationale-temperature"
     )
     if options.model:
-        check_model(options.model, role="language model")
+        check_engine(options.model, settings_of(options))
     else:
         check_model(options.pm or "", "--pm", "preference model")
     groups = {
@@ -167,18 +172,23 @@ def run(options: Options) -> None:
 # Language models
 
 
-def answer_all(options: Options, examples: Examples, items: list[Item]) -> dict[str, Any]:
-    """Fill in the items' probabilities; what the manifest keeps about the model."""
-    from cai_cli.engines.open import open_engine
-
-    settings = EngineSettings(
+def settings_of(options: Options) -> EngineSettings:
+    """How the language model is opened."""
+    own = EngineSettings(
         device=options.hardware.device,
         dtype=options.hardware.dtype,
         temperature=options.rationale_temperature,
         batch_size=options.batch_size,
         template_kwargs=template_kwargs(options.chat_template_kwargs),
     )
-    engine = open_engine(str(options.model), settings)
+    return own.of_writer(options.engines, options.serving)
+
+
+def answer_all(options: Options, examples: Examples, items: list[Item]) -> dict[str, Any]:
+    """Fill in the items' probabilities; what the manifest keeps about the model."""
+    from cai_cli.engines.open import open_engine
+
+    engine = open_engine(str(options.model), settings_of(options))
     chat = engine.renderer.form() == "chat"
     with progress("evaluate hhh", len(items), unit="questions") as advance:
         for chunk in chunks(items, CHUNK):
@@ -332,12 +342,9 @@ def dry_run(options: Options, examples: Examples, items: list[Item]) -> None:
     if options.pm:
         say(f"{len(items)} pairs of transcripts to score")
         return
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.tokenizers import load_tokenizer
+    from cai_cli.engines.open import open_reader
 
-    renderer = Renderer(
-        load_tokenizer(str(options.model)), "--model", template_kwargs(options.chat_template_kwargs)
-    )
+    renderer = open_reader(str(options.model), settings_of(options))
     chat = renderer.form() == "chat"
     show_text(renderer.show(item_prompt(items[0], options.form, examples.before(items[0], chat), chat)))
     say(f"{len(items)} items; options {', '.join(option.strip() for option in items[0].options)}")

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai_cli.artifacts.chunks import Told
-from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.artifacts.rows import RowArtifact, Settled
 from cai_cli.console.messages import say, show_text
 from cai_cli.console.options import (
     check_draws,
 )
 from cai_cli.engines.base import EngineSettings
+from cai_cli.engines.open import check_engine
 from cai_cli.engines.segments import SegmentSettings, attempts_at
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
@@ -36,7 +37,6 @@ from cai_cli.feedback.replies import draw_replies
 from cai_cli.feedback.self_judge import check_author, check_two_models
 from cai_cli.feedback.settings import Options as Options
 from cai_cli.models.devices import check_device
-from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.choices import option_labels
 from cai_cli.prompting.constitution import load_constitution
@@ -59,6 +59,8 @@ def run(options: Options) -> None:
     """
     check_options(options)
     rule, inquiry = options.rule, inquiry_of(options)
+    writing, judging = settings_of(options)
+    check_models(options, writing, judging)
     artifact = RowArtifact("label", options, options.generation.shard)
     if artifact.done:
         return
@@ -72,31 +74,27 @@ def run(options: Options) -> None:
 
     from cai_cli.engines.open import open_engine
 
-    writer = (
-        open_engine(options.model, EngineSettings.of(options.hardware, options.generation))
-        if options.model
-        else None
-    )
-    judge = open_judge(options)
-    if writer and not options.allow_self_judge:
+    writer = open_engine(options.model, writing) if options.model else None
+    judge = open_engine(options.feedback_model, judging, "--feedback-model")
+    if writer and writer.model and judge.model and not options.allow_self_judge:
         check_two_models(writer.model, judge.model, options.feedback_model)
-    preflight = options.min_mass > 0 and not artifact.accepted_ids
-    # The replies, and the label
-    first, segments = (
-        PREFLIGHT_PAIRS if preflight else 0,
+    preflight = todo[:PREFLIGHT_PAIRS] if options.min_mass > 0 and not artifact.accepted_ids else []
+
+    def label(chunk: list[Pair], told: Told) -> list[Settled]:
+        label_pairs(writer, judge, options, inquiry, chunk, told)
+        if preflight and chunk[0] is preflight[0]:
+            check_preflight(judge, options, inquiry, chunk)
+        for pair in chunk:
+            reject_low_mass(pair, options.min_mass)
+        return [(pair.rejected or pair.to_comparison(rule).to_row(), pair.tokens) for pair in chunk]
+
+    size, segments = (
+        CHUNK_BATCHES * options.generation.batch_size,
         options.num_samples + 1,
-    )
-    with artifact.chunks(
-        todo, CHUNK_BATCHES * options.generation.batch_size, "pairs", segments, first
-    ) as parts:
-        for chunk, told in parts:
-            label_pairs(writer, judge, options, inquiry, chunk, told)
-            if preflight:
-                check_preflight(judge, options, inquiry, chunk)
-                preflight = False
-            for pair in chunk:
-                reject_low_mass(pair, options.min_mass)
-                artifact.settle(pair.rejected or pair.to_comparison(rule).to_row(), pair.tokens)
+    )  # replies and label
+    # A model in this process takes batches, from one thread; a server beside it is asked about a chunk at once.
+    at_once = min(engine.rows_at_once for engine in (writer, judge) if engine)
+    artifact.work(todo, size, label, "pairs", segments, len(preflight), at_once)
     facts = (writer or judge).facts()
     from cai_cli.feedback.label_plot import summarise_labels
 
@@ -130,11 +128,20 @@ def check_options(options: Options) -> None:
         raise UserError(
             "--hard makes labels of 0 or 1 and --clamp keeps them from there", "leave one of them out"
         )
-    check_model(options.feedback_model, "--feedback-model", "language model")
+
+
+def check_models(options: Options, writing: EngineSettings, judging: EngineSettings) -> None:
+    check_engine(options.feedback_model, judging, "--feedback-model")
     if options.model:
-        check_model(options.model, role="language model")
-    if not options.allow_self_judge:
+        check_engine(options.model, writing)
+    # What a server calls its model says nothing of the weights, but for the same name at the same server.
+    named = judging.engine == "openai" and not Path(options.feedback_model).is_dir()
+    if not options.allow_self_judge and (not named or judging.base_url == writing.base_url):
         check_author(options.model, options.pairs or [], options.feedback_model)
+    both = options.model and writing.engine == judging.engine == "vllm"
+    if both and options.serving.gpu_memory_utilization > 0.5:
+        told = "--engine vllm and --feedback-engine vllm: two models on one GPU, each with more than half of its memory"
+        raise UserError(told, "--gpu-memory-utilization 0.45, or serve the judge on another one")
 
 
 def inquiry_of(options: Options) -> Inquiry:
@@ -158,18 +165,17 @@ def pairs_to_label(options: Options) -> Iterator[Pair]:
         yield Pair(f"{prompt.id}/0", prompt.id, prompt.prompt, prompt.kind)
 
 
-def open_judge(options: Options) -> Engine:
-    """The feedback model as an engine."""
-    from cai_cli.engines.open import open_engine
-
-    own = replace(
-        EngineSettings.of(options.hardware, options.generation),
+def settings_of(options: Options) -> tuple[EngineSettings, EngineSettings]:
+    """How the writer and the judge are opened."""
+    writing = EngineSettings.of(options.hardware, options.generation, options.engines, options.serving)
+    judging = replace(
+        writing.of_judge(options.judges),
         dtype=options.feedback_dtype,
         temperature=options.rationale_temperature,
         template_kwargs=template_kwargs(options.feedback_chat_template_kwargs),
         prefix_cache=options.prefix_cache,
     )
-    return open_engine(options.feedback_model, own, "--feedback-model")
+    return writing, judging
 
 
 def label_pairs(
@@ -219,13 +225,9 @@ def check_preflight(judge: Engine, options: Options, inquiry: Inquiry, pairs: li
 
 def dry_run(options: Options, inquiry: Inquiry, pair: Pair, remaining: int) -> None:
     """Show the first question exactly as the judge would get it."""
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.tokenizers import load_tokenizer
+    from cai_cli.engines.open import open_reader
 
-    kwargs = template_kwargs(options.feedback_chat_template_kwargs)
-    renderer = Renderer(
-        load_tokenizer(options.feedback_model, "--feedback-model"), "--feedback-model", kwargs
-    )
+    renderer = open_reader(options.feedback_model, settings_of(options)[1], "--feedback-model")
     if not pair.replies[0]:
         pair.replies = ["[the model's first reply]", "[the model's second reply]"]
     questions = list(inquiry.questions(pair))

@@ -29,6 +29,7 @@ from cai_cli.rows.prompt_files import Known, read_prompts
 from cai_cli.rows.prompt_mix import mixed_prompts
 from cai_cli.rows.records import Prompt
 from cai_cli.rows.sources import parse_weight
+from cai_cli.training.ppo.sampler import check_sampler
 from cai_cli.training.ppo.settings import Options as Options
 from cai_cli.training.trackers import check_trackers
 
@@ -89,6 +90,7 @@ def check_options(options: Options) -> None:
         check_model(options.gold_pm, "--gold-pm", "preference model")
     check_training_dtype(options.models.hardware.dtype)
     check_value_device(options)
+    check_sampler(options)
     if options.ppo.rollout_batch_size < world_size():
         told = f"--rollout-batch-size {options.ppo.rollout_batch_size}: there are {world_size()} processes"
         raise UserError(told, "give each at least one episode")

@@ -19,28 +19,29 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from cai_cli.artifacts.chunks import Told
 from cai_cli.artifacts.rejects import Rejected
-from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.artifacts.rows import RowArtifact, Settled
 from cai_cli.console.messages import say, show_text
 from cai_cli.console.options import (
     CONSTITUTION,
     DEMONSTRATIONS,
     MODEL,
     DeviceOptions,
+    EngineOptions,
     GenerationOptions,
     Needs,
     OutputOptions,
     Principles,
     Prompts,
     RowOptions,
+    ServingOptions,
     check_draws,
     flag,
 )
 from cai_cli.engines.base import EngineSettings
+from cai_cli.engines.open import check_engine
 from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.evaluation.revisions import show, summarise
 from cai_cli.models.devices import check_device
-from cai_cli.models.paths import check_model
-from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.constitution import load_constitution
 from cai_cli.prompting.few_shot import (
     AUTO,
@@ -68,8 +69,7 @@ from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import Event, Prompt, Revision, Round, events_text
 
 if TYPE_CHECKING:
-    from cai_cli.engines.base import Engine
-    from cai_cli.models.chat import Renderer
+    from cai_cli.engines.base import Engine, Reads
 
 CHUNK_BATCHES = 4  # Prompts are worked on in chunks of this many batches; rows are on disk after each.
 
@@ -79,6 +79,8 @@ class Options:
     NEEDS: ClassVar[Needs] = {"attempts": ("temperature",)}
 
     hardware: DeviceOptions
+    engines: EngineOptions
+    serving: ServingOptions
     generation: GenerationOptions
     output: OutputOptions
     rows: RowOptions
@@ -163,7 +165,8 @@ def run(options: Options) -> None:
     revisions.jsonl
     """
     check_draws(options.num_samples, "--num-samples", options.generation.temperature)
-    check_model(options.model, role="language model")
+    settings = EngineSettings.of(options.hardware, options.generation, options.engines, options.serving)
+    check_engine(options.model, settings)
     constitution = load_constitution(options.constitution, ("critique", "revision"), options.principles)
     artifact = RowArtifact("revise", options, options.generation.shard)
     if artifact.done:
@@ -178,15 +181,17 @@ def run(options: Options) -> None:
 
     from cai_cli.engines.open import open_engine
 
-    engine = open_engine(options.model, EngineSettings.of(options.hardware, options.generation))
+    engine = open_engine(options.model, settings)
     texts = Texts(options, engine.renderer)
     started = time.monotonic()
     segments = 1 + options.rounds * (2 if options.critique else 1)
-    with artifact.chunks(todo, CHUNK_BATCHES * options.generation.batch_size, segments=segments) as parts:
-        for chunk, told in parts:
-            revise_chunk(engine, texts, options, constitution, chunk, told)
-            for chain in chunk:
-                artifact.settle(chain.rejected or to_record(chain).to_row(), chain.tokens)
+
+    def revise(chunk: list[Chain], told: Told) -> list[Settled]:
+        revise_chunk(engine, texts, options, constitution, chunk, told)
+        return [(chain.rejected or to_record(chain).to_row(), chain.tokens) for chain in chunk]
+
+    size = CHUNK_BATCHES * options.generation.batch_size
+    artifact.work(todo, size, revise, segments=segments, at_once=engine.rows_at_once)
     seconds = round(time.monotonic() - started, 3)
     if artifact.finish(summary=summarise, generation_seconds=seconds, **engine.facts()):
         if artifact.accepted_ids:
@@ -276,7 +281,7 @@ def sample_alive(
 class Texts:
     """The prompts of the loop in the chosen rendering."""
 
-    def __init__(self, options: Options, renderer: Renderer) -> None:
+    def __init__(self, options: Options, renderer: Reads) -> None:
         self.chat = renderer.form(options.rendering) == "chat"
         self.stops = () if self.chat else TRANSCRIPT_STOPS
         self.skip_critique = not options.critique
@@ -329,12 +334,10 @@ def to_record(chain: Chain) -> Revision:
 
 def dry_run(options: Options, constitution: Constitution, chains: list[Chain], remaining: int) -> None:
     """Show the first critique request exactly as the model would get it, with a stand-in for the reply."""
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.tokenizers import load_tokenizer
+    from cai_cli.engines.open import open_reader
 
-    renderer = Renderer(
-        load_tokenizer(options.model), "--model", template_kwargs(options.generation.chat_template_kwargs)
-    )
+    settings = EngineSettings.of(options.hardware, options.generation, options.engines, options.serving)
+    renderer = open_reader(options.model, settings)
     texts = Texts(options, renderer)
     chain = chains[0]
     chain.principle = constitution.draw(options.output.seed, "principle", chain.id, 1)

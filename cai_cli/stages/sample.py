@@ -10,25 +10,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from cai_cli.artifacts.chunks import Told
 from cai_cli.artifacts.rejects import Rejected
-from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.artifacts.rows import RowArtifact, Settled
 from cai_cli.console.messages import say, show_text
 from cai_cli.console.options import (
     MODEL,
     DeviceOptions,
+    EngineOptions,
     GenerationOptions,
     Needs,
     OutputOptions,
     Prompts,
     RowOptions,
+    ServingOptions,
     check_draws,
     flag,
 )
 from cai_cli.engines.base import EngineSettings
+from cai_cli.engines.open import check_engine
 from cai_cli.engines.segments import Sampled, Segment, SegmentSettings, attempts_at, sample_segment
 from cai_cli.models.devices import check_device
-from cai_cli.models.paths import check_model
-from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.prompts import TRANSCRIPT_STOPS, reply_prompt
 from cai_cli.rows.conversation import Conversation, message
 from cai_cli.rows.jsonl import Row
@@ -36,7 +38,7 @@ from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import Event, Prompt, Sample, events_text
 
 if TYPE_CHECKING:
-    from cai_cli.models.chat import Renderer
+    from cai_cli.engines.base import Reads
 
 CHUNK_BATCHES = 4
 
@@ -46,6 +48,8 @@ class Options:
     NEEDS: ClassVar[Needs] = {"attempts": ("temperature",)}
 
     hardware: DeviceOptions
+    engines: EngineOptions
+    serving: ServingOptions
     generation: GenerationOptions
     output: OutputOptions
     rows: RowOptions
@@ -78,7 +82,8 @@ def run(options: Options) -> None:
     Example: cai sample --model helpful-only/ --prompts helpful.jsonl -n 2 --out samples.jsonl
     """
     check_draws(options.num_samples, "--num-samples", options.generation.temperature)
-    check_model(options.model, role="language model")
+    settings = settings_of(options)
+    check_engine(options.model, settings)
     artifact = RowArtifact("sample", options, options.generation.shard)
     if artifact.done:
         return
@@ -92,16 +97,23 @@ def run(options: Options) -> None:
 
     from cai_cli.engines.open import open_engine
 
-    engine = open_engine(options.model, EngineSettings.of(options.hardware, options.generation))
+    engine = open_engine(options.model, settings)
     segment = reply_segment(options, engine.renderer)
-    with artifact.chunks(todo, CHUNK_BATCHES * options.generation.batch_size) as parts:
-        for chunk, told in parts:
-            for slot, sampled in zip(chunk, sample_segment(engine, chunk, segment, told), strict=True):
-                artifact.settle(outcome(slot, sampled), sampled.tokens)
+
+    def reply(chunk: list[Slot], told: Told) -> list[Settled]:
+        found = zip(chunk, sample_segment(engine, chunk, segment, told), strict=True)
+        return [(outcome(slot, sampled), sampled.tokens) for slot, sampled in found]
+
+    size = CHUNK_BATCHES * options.generation.batch_size
+    artifact.work(todo, size, reply, at_once=engine.rows_at_once)
     if artifact.finish(**engine.facts()):
         artifact.tell_next(
             "cai sft --model BASE --data", options.output.out, "--out", options.output.out.parent / "sl-cai"
         )
+
+
+def settings_of(options: Options) -> EngineSettings:
+    return EngineSettings.of(options.hardware, options.generation, options.engines, options.serving)
 
 
 def outcome(slot: Slot, sampled: Sampled) -> Row | Rejected:
@@ -127,7 +139,7 @@ def events_of(sampled: Sampled) -> list[Event]:
     return [(rule, "reply") for rule in sampled.events]
 
 
-def reply_segment(options: Options, renderer: Renderer) -> Segment[Slot]:
+def reply_segment(options: Options, renderer: Reads) -> Segment[Slot]:
     """How a reply is drawn: through the chat template, or as a transcript where the model has none."""
     chat = renderer.reply_form == "chat"
 
@@ -147,11 +159,8 @@ def reply_segment(options: Options, renderer: Renderer) -> Segment[Slot]:
 
 def dry_run(options: Options, slot: Slot, remaining: int) -> None:
     """Show the first prompt exactly as the model would get it."""
-    from cai_cli.models.chat import Renderer
-    from cai_cli.models.tokenizers import load_tokenizer
+    from cai_cli.engines.open import open_reader
 
-    renderer = Renderer(
-        load_tokenizer(options.model), "--model", template_kwargs(options.generation.chat_template_kwargs)
-    )
+    renderer = open_reader(options.model, settings_of(options))
     show_text(renderer.show(reply_segment(options, renderer).prompt(slot)))
     say(f"{remaining} replies of at most {options.generation.max_new_tokens} tokens")

@@ -17,9 +17,10 @@ from typing import Annotated, Any
 
 import typer
 
+from cai_cli.artifacts.chunks import Told
 from cai_cli.artifacts.manifest import device_facts
 from cai_cli.artifacts.rejects import Rejected
-from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.artifacts.rows import RowArtifact, Settled
 from cai_cli.console.messages import say, show_text, warn_all
 from cai_cli.console.options import INPUT, MODEL, RUNTIME, DeviceOptions, OutputOptions, RowOptions, flag
 from cai_cli.errors import RecordError, UserError
@@ -102,20 +103,22 @@ def run(options: Options) -> None:
     pm = open_preference_model(options.pm, options.hardware.device, options.hardware.dtype)
     added: list[float] = []
     texts_a_row = max((len(item.texts) for item in todo), default=1)
-    with artifact.chunks(todo, CHUNK_BATCHES * options.batch_size, segments=texts_a_row) as parts:
-        for chunk, told in parts:
-            encoded: list[tuple[Item, list[list[int]]]] = []
-            for item in chunk:
-                try:
-                    encoded.append((item, [encode(prompt, reply) for prompt, reply in item.texts.values()]))
-                except UnfitRow as error:
-                    artifact.settle(Rejected(item.id, error.reason, error.detail, item.row))
-            rows = [ids for _, texts in encoded for ids in texts]
-            scores = iter(score_all(pm.model, rows, pm.pad, options.batch_size, told))
-            for item, texts in encoded:
-                found = {name: next(scores) for name in item.texts}
-                added += found.values()
-                artifact.settle({**item.row, "id": item.id, **found}, sum(map(len, texts)))
+
+    def read(chunk: list[Item], told: Told) -> Iterator[Settled]:
+        encoded: list[tuple[Item, list[list[int]]]] = []
+        for item in chunk:
+            try:
+                encoded.append((item, [encode(prompt, reply) for prompt, reply in item.texts.values()]))
+            except UnfitRow as error:
+                yield Rejected(item.id, error.reason, error.detail, item.row), 0
+        rows = [ids for _, texts in encoded for ids in texts]
+        scores = iter(score_all(pm.model, rows, pm.pad, options.batch_size, told))
+        for item, texts in encoded:
+            found = {name: next(scores) for name in item.texts}
+            added.extend(found.values())
+            yield {**item.row, "id": item.id, **found}, sum(map(len, texts))
+
+    artifact.work(todo, CHUNK_BATCHES * options.batch_size, read, segments=texts_a_row)
     if artifact.streaming:
         warn_all(score_cautions(added))
     facts = device_facts(str(pm.model.device), str(pm.model.dtype).removeprefix("torch."))

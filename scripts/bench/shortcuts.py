@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicLayer
 from cai_cli.compute import packed_attention, shortcuts
 from cai_cli.compute.shortcuts import PACKED, TRIMMED
 from cai_cli.console.groups import build
-from cai_cli.engines import decoding
+from cai_cli.engines import caches, decoding
 from cai_cli.engines.base import EngineSettings, Request
 from cai_cli.engines.segments import SegmentSettings
 from cai_cli.engines.transformers_engine import TransformersEngine
@@ -53,7 +53,7 @@ def plain_ids(self: chat.Renderer, texts: list[str], **settings: object) -> list
     return list(self.tokenizer(texts, return_attention_mask=False, **settings)["input_ids"])
 
 
-class GrowingLayer(decoding.PreallocatedLayer):
+class GrowingLayer(caches.PreallocatedLayer):
     """A layer whose memory is copied at every token and whenever rows leave, as transformers' own is."""
 
     update = DynamicLayer.update
@@ -63,7 +63,7 @@ class GrowingLayer(decoding.PreallocatedLayer):
 # What is not in `Shortcuts`, since nothing about a model decides on it.
 ELSEWHERE: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "rows that have ended leave the batch": lambda: patch.object(decoding, "FULL", -1.0),
-    "caches allocated once": lambda: patch.object(decoding, "PreallocatedLayer", GrowingLayer),
+    "caches allocated once": lambda: patch.object(caches, "PreallocatedLayer", GrowingLayer),
     "attention of short rows written out": lambda: patch.object(packed_attention, "SHORT", 0),
     "ids from the library below the tokenizer": lambda: patch.object(
         chat.Renderer, "_ids_of_texts", plain_ids

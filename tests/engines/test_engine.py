@@ -13,9 +13,11 @@ import pytest
 import torch
 from tiny import make_model
 
+from cai_cli.compute import shortcuts
 from cai_cli.compute.packed_rows import prepare
 from cai_cli.compute.prefix_tree import shared_length
 from cai_cli.compute.shortcuts import PACKED, shortcuts_of
+from cai_cli.engines import decoding
 from cai_cli.engines.base import LENGTH, OVERLONG, STOP, EngineSettings, OptionRequest, Request
 from cai_cli.engines.decoding import kept_places
 from cai_cli.engines.sampling import inverse_cdf, uniforms
@@ -312,10 +314,43 @@ def test_only_the_stopped_rows_stop(tiny):
     assert whole.text == free[1].text
 
 
+def test_a_start_kept_once_and_looks_every_few_tokens_change_no_text(tmp_path, monkeypatch):
+    """On a model whose query heads share keys, with demonstrations in front of prompts of other lengths."""
+    path = str(make_model(tmp_path / "grouped"))
+    prompts = [DEMONSTRATION * 3 + text for text in REQUESTS[:12]]
+    requests = [Request(text, key("kept", n), 6 + 2 * n, ("e.",)) for n, text in enumerate(prompts)]
+    engine = open_model(path)
+    found = engine.generate(requests)
+    facts = engine.facts()["shortcuts"]
+    assert facts["starts kept once"] == facts["grouped queries"] == "yes"
+    monkeypatch.setattr(decoding, "LOOK_EVERY", {"cpu": 5})
+    heard: list[int] = []
+    looked = open_model(path).generate(requests, heard.append)
+    assert sum(heard) == len(requests) and max(heard) > 1
+    monkeypatch.setattr(shortcuts, "LEFT_OUT", {"starts kept once", "grouped queries"})
+    plain = open_model(path).generate(requests)
+    for one, other, third in zip(found, looked, plain, strict=True):
+        assert one.token_ids == other.token_ids == third.token_ids
+        assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+        assert one.logprobs == pytest.approx(third.logprobs, abs=1e-4)
+
+
+def test_rows_are_counted_without_the_start_that_is_kept_once(tmp_path):
+    engine = open_model(str(make_model(tmp_path / "grouped")))
+    requests = [Request(DEMONSTRATION * 3 + text, key("rows", n), 4) for n, text in enumerate(REQUESTS[:12])]
+    whole = max(len(encode_text(engine.tokenizer, request.prompt)) for request in requests) + 4
+    engine.room.tokens = 4 * whole  # four rows, if each held its start
+    sizes = []
+    one = engine._generate_batch
+    engine._generate_batch = lambda some, *rest: sizes.append(len(some)) or one(some, *rest)
+    engine.generate(requests)
+    assert max(sizes) > 4
+
+
 def test_prompts_that_do_not_fit_are_named_and_leave_the_others_alone(helpful):
     long = Request([message("user", "water a daisy " * 300)], key("long"), 8)
     text = "water a daisy " * 100
-    limit = helpful.context - len(encode_text(helpful.tokenizer, text))
+    limit = helpful.reader.context - len(encode_text(helpful.tokenizer, text))
     over, fits = Request(text, 1, limit + 1), Request(text, 1, limit)
     results = helpful.generate([long, chat(1)[0], over, fits])
     assert [c.finish_reason == OVERLONG for c in results] == [True, False, True, False]

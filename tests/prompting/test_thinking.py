@@ -128,7 +128,7 @@ def test_marks_that_are_tokens_are_found(tmp_path, opening: str, closing: str, s
 
 def test_channels_are_told_apart(tmp_path) -> None:
     engine = engine_of(tmp_path / "m", HARMONY, *CHANNEL_MARKS, "<|return|>", eos="<|return|>")
-    assert engine.stop_ids == [engine.tokenizer.convert_tokens_to_ids("<|return|>")]
+    assert engine.reader.stop_ids == [engine.tokenizer.convert_tokens_to_ids("<|return|>")]
     thought = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
     found = said(engine, f"{thought}<|channel|>final<|message|>No.<|return|>")
     assert (found.thinking, found.text, found.finish_reason, found.fault) == ("hm", "No.", "stop", None)

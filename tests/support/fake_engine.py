@@ -12,6 +12,8 @@ from cai_cli.engines.segments import Segment, SegmentSettings
 class FakeEngine:
     """Answers each request with `say(request, number of the call)`: a text, or (text, finish reason)."""
 
+    rows_at_once = 1
+
     def __init__(self, say: Callable[[Request, int], str | tuple[str, str]], chat: bool = True) -> None:
         self.say = say
         self.calls: list[list[Request]] = []

@@ -216,3 +216,15 @@ class Options:
     batch_size: Annotated[
         int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME
     ] = 128
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        flag(
+            "Generation",
+            "What samples; vllm (extra cai-cli[vllm]) holds a copy of the policy and takes its weights before each "
+            "rollout, and the policy computes the log-probabilities again.",
+        ),
+        NOTED,
+    ] = "transformers"
+    gpu_memory_utilization: Annotated[
+        float, flag("Generation", "vllm: share of the GPU's memory to take.", min=0.01, max=1.0), RUNTIME
+    ] = 0.3

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from cai_cli.console.messages import warn
-from cai_cli.engines.base import Completion, EngineSettings, Request
-from cai_cli.engines.transformers_engine import TransformersEngine
+from cai_cli.engines.base import Completion, Request
 from cai_cli.errors import RunError, UserError
 from cai_cli.keys import key
 from cai_cli.models.adapters import load_trainable_state, save_trained, trainable_state
@@ -39,6 +38,7 @@ from cai_cli.training.ppo.measures import Episode, mean_rows
 from cai_cli.training.ppo.models import load_pair
 from cai_cli.training.ppo.rewards import GoldPM, reward_shape
 from cai_cli.training.ppo.rollout import Clock, Rollout
+from cai_cli.training.ppo.sampler import open_sampler
 from cai_cli.training.run_facts import peak_memory
 
 if TYPE_CHECKING:
@@ -81,14 +81,10 @@ class Trainer:
         if options.gold_pm:
             device, dtype = models.hardware.device, models.hardware.dtype
             self.gold = GoldPM(options.gold_pm, device, dtype, self.learner.pass_rows)
-        # Numbers that are not finite: their KL ends the run, with the last policy that was good.
-        settings = EngineSettings(
-            temperature=options.temperature, batch_size=options.batch_size, odd_numbers_end_it=False
-        )
-        self.engine = TransformersEngine(self.policy.learner, self.tokenizer, settings)
+        self.engine = open_sampler(options, self.policy.learner, self.tokenizer)
         # A reply's log-probabilities are those of the pass that is trained only where both compute in
-        # float32.
-        float32 = self.policy.learner.dtype == torch.float32
+        # float32, and by the same code.
+        float32 = self.policy.learner.dtype == torch.float32 and options.engine == "transformers"
         self.recompute = models.bf16 or not float32 or bool(models.adapters.quantize)
         self.warned = False
         self.kl = KLController(reward.kl_coef, reward.target_kl, reward.kl_horizon)
@@ -198,8 +194,10 @@ class Trainer:
         """This process's part of one reply to each prompt, keyed by (seed, purpose, place in the batch)."""
         seed, length = self.options.output.seed, self.options.max_new_tokens
         requests = [Request(prompt, key(seed, *purpose, n), length) for n, prompt in enumerate(prompts)]
+        self.engine.follow(self.policy.learner)
         # On a CPU the small products of single tokens are faster in float32.
-        with nullcontext() if self.policy.learner.device.type == "cpu" else self.learner.computing():
+        plain = self.options.engine == "vllm" or self.policy.learner.device.type == "cpu"
+        with nullcontext() if plain else self.learner.computing():
             return self.engine.generate(own_part(requests))
 
     def gold_scores(self, prompts: list[Prompt], completions: list[Completion]) -> list[float | None]:

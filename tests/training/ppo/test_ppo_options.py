@@ -227,8 +227,12 @@ CHANGES = {
         lambda b, o: o.rows()[0]["eval_gold_score"] != o.rows()[0]["eval_score"],
     ),
 }
-# Told apart by their own tests: which files go in and out, refusals to start, and flags of every command.
-ELSEWHERE = {"model", "pm", "prompts", "out", "dry_run", "if_changed", "max_reject_rate", "lora_dropout"}
+# Told apart by their own tests: which files go in and out, refusals to start, flags of every command, and who
+# samples (test_ppo_sampler.py).
+ELSEWHERE = {"model", "pm", "prompts", "out", "dry_run", "if_changed", "max_reject_rate", "lora_dropout"} | {
+    "engine",
+    "gpu_memory_utilization",
+}
 
 
 def test_every_flag_is_here():
