@@ -322,12 +322,12 @@ def test_a_start_kept_once_and_looks_every_few_tokens_change_no_text(tmp_path, m
     engine = open_model(path)
     found = engine.generate(requests)
     facts = engine.facts()["shortcuts"]
-    assert facts["starts kept once"] == facts["grouped queries"] == "yes"
+    assert facts["shared-prefix attention"] == facts["grouped-query attention"] == "yes"
     monkeypatch.setattr(decoding, "LOOK_EVERY", {"cpu": 5})
     heard: list[int] = []
     looked = open_model(path).generate(requests, heard.append)
     assert sum(heard) == len(requests) and max(heard) > 1
-    monkeypatch.setattr(shortcuts, "LEFT_OUT", {"starts kept once", "grouped queries"})
+    monkeypatch.setattr(shortcuts, "LEFT_OUT", {"shared-prefix attention", "grouped-query attention"})
     plain = open_model(path).generate(requests)
     for one, other, third in zip(found, looked, plain, strict=True):
         assert one.token_ids == other.token_ids == third.token_ids
@@ -339,7 +339,7 @@ def test_rows_are_counted_without_the_start_that_is_kept_once(tmp_path):
     engine = open_model(str(make_model(tmp_path / "grouped")))
     requests = [Request(DEMONSTRATION * 3 + text, key("rows", n), 4) for n, text in enumerate(REQUESTS[:12])]
     whole = max(len(encode_text(engine.tokenizer, request.prompt)) for request in requests) + 4
-    engine.room.tokens = 4 * whole  # four rows, if each held its start
+    engine.budget.limit = 4 * whole  # four rows, if each held its start
     sizes = []
     one = engine._generate_batch
     engine._generate_batch = lambda some, *rest: sizes.append(len(some)) or one(some, *rest)
