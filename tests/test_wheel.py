@@ -71,7 +71,7 @@ def test_what_the_package_says_of_itself(installed: Path) -> None:
     assert (installed / "cai_cli" / "py.typed").is_file()
     (about,) = installed.glob("*.dist-info/METADATA")
     fields = message_from_string(about.read_text(encoding="utf-8"))
-    assert sorted(fields.get_all("Provides-Extra", [])) == ["dev", "tensorboard", "wandb"]
+    assert sorted(fields.get_all("Provides-Extra", [])) == ["dev", "openai", "tensorboard", "vllm", "wandb"]
     assert fields["License-Expression"] == "Apache-2.0" and list(about.parent.glob("licenses/LICENSE"))
     assert "Typing :: Typed" in fields.get_all("Classifier", [])
     assert all(url.partition(", ")[2].startswith("https://") for url in fields.get_all("Project-URL", []))

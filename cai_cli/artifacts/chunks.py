@@ -81,7 +81,8 @@ def worked(
                 begun[workers.submit(do, [item], done.told)] = done
             if not begun:
                 return
-            for future in wait(begun, return_when=FIRST_COMPLETED).done:
+            ended = wait(begun, return_when=FIRST_COMPLETED).done
+            for future in sorted(ended, key=lambda one: one.exception() is not None):  # what is made, first
                 done = begun.pop(future)
                 yield future.result(), done
     finally:

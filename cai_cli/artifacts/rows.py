@@ -116,10 +116,12 @@ class RowArtifact:
         share = mine[rank() :: world_size()]
         self.share = len(share)
         finished = self.finished_ids
+        todo = [item for item in share if item.id not in finished]
+        # Rows of a run that was cut off may lie as they ended, and those to come behind them
         places = {name: place for place, name in enumerate(self.order)}
-        begun = [places.get(name, -1) for name in self.accepted_ids]
-        self.unordered = begun != sorted(begun)  # rows of a run that was cut off may lie as they ended
-        return [item for item in share if item.id not in finished]
+        lie = [places.get(name, len(places)) for name in (*self.accepted_ids, *(item.id for item in todo))]
+        self.unordered = lie != sorted(lie)
+        return todo
 
     def _resume(self) -> None:
         """Find out whether the artifact is done, can be continued, or is to be started."""
@@ -309,11 +311,8 @@ class RowArtifact:
         rejected = dict(sorted(self.reject_reasons.items()))
         seen = len(self.order or ()) if seen is None else seen
         self.manifest["counts"] = {"in": seen, "out": len(self.accepted_ids), "rejected": rejected}
-        self.manifest |= {
-            "tokens": self.tokens,
-            "seconds": round(time.monotonic() - self.started, 3),
-            **facts,
-        }
+        seconds = round(time.monotonic() - self.started, 3)
+        self.manifest |= {"tokens": self.tokens, "seconds": seconds, **facts}
         write_manifest(self.manifest_file, self.manifest)
         self.partial.replace(self.out)
         self.partial_manifest_file.unlink(missing_ok=True)

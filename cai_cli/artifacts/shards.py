@@ -68,7 +68,7 @@ def put_in_order(target: Path, files: Iterable[Path], order: Sequence[str]) -> N
         opened = [stack.enter_context(file.open("rb")) for file in there]
 
         def lines() -> Iterator[str]:
-            for name in sorted(lies, key=lambda name: place.get(name, -1)):
+            for name in sorted(lies, key=lambda name: place.get(name, len(place))):
                 number, begin, end = lies[name]
                 opened[number].seek(begin)
                 yield opened[number].read(end - begin).decode()

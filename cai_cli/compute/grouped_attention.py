@@ -1,5 +1,5 @@
-"""Attention of the next token of each row, where several query heads share the keys of one head: without a copy of
-all keys and values for each of them.
+"""Grouped-query attention of the next token of each row, without a copy of all keys and values for each query head
+that shares them; and shared-prefix attention.
 
 transformers' `sdpa` repeats them at every token in every layer where rows are padded, and so does torch's own
 `enable_gqa` on a CPU. Here the queries that share a head stand as rows of one table before it. Four query heads, two
@@ -43,13 +43,15 @@ def grouped_attention(
     """An attention function for transformers: query (B, H * G, 1, D), key and value (B, H, T, D) ->
     (B, 1, H * G, D). What it has no answer for is `sdpa`'s.
     """
-    if shared_starts is not None:
-        start = shared_starts[module.layer_idx].start
-        if start is not None:
-            assert query.size(2) == 1 and not dropout, "one token a row goes on from a shared start"
-            return behind_start(query, start, key, value, attention_mask, scaling), None
     odd = [name for name, setting in settings.items() if setting is not None and name not in PLAIN]
-    if odd or dropout or query.size(2) != 1 or query.size(1) == key.size(1):
+    if odd:
+        raise TypeError(f"attention with {', '.join(odd)}")
+    start = None if shared_starts is None else shared_starts[module.layer_idx].start
+    if start is not None:
+        if query.size(2) != 1 or dropout:
+            raise TypeError("one token a row goes on from a start that is kept once")
+        return shared_prefix_attention(query, start, key, value, attention_mask, scaling), None
+    if dropout or query.size(2) != 1 or query.size(1) == key.size(1):
         given = {"dropout": dropout, "scaling": scaling, **settings}
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **given
@@ -60,7 +62,7 @@ def grouped_attention(
     return attended.flatten(1, 2).unsqueeze(1), None
 
 
-def behind_start(
+def shared_prefix_attention(
     query: Tensor,
     start: tuple[Tensor, Tensor],
     key: Tensor,
@@ -69,20 +71,21 @@ def behind_start(
     scaling: float | None,
 ) -> Tensor:
     """(B, 1, H * G, D): of queries (B, H * G, 1, D) to a start (1, H, S, D), twice, and to what each row has behind it
-    (B, H, T, D); `mask` (B, 1, 1, S + T), added or a choice.
+    (B, H, T, D); `mask` (B, 1, 1, S + T), added or a choice. Scores are float32, as a fused kernel has them.
     """
     batch, heads, length = len(query), key.size(1), start[0].size(2)
-    rows = query.view(batch, heads, -1, query.size(-1)) * (
-        query.size(-1) ** -0.5 if scaling is None else scaling
-    )
+    scaling = query.size(-1) ** -0.5 if scaling is None else scaling
+    rows = query.view(batch, heads, -1, query.size(-1)).float() * scaling
     groups = rows.size(2)
     table = rows.transpose(0, 1).flatten(1, 2)  # (H, B * G, D)
-    before = (table @ start[0][0].transpose(-1, -2)).view(heads, batch, groups, length).transpose(0, 1)
-    behind = rows @ key.transpose(-1, -2)  # (B, H, G, T)
+    before = (
+        (table @ start[0][0].float().transpose(-1, -2)).view(heads, batch, groups, length).transpose(0, 1)
+    )
+    behind = rows @ key.float().transpose(-1, -2)  # (B, H, G, T)
     if mask is not None:
         own = mask[..., length:]
         behind = behind.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else behind + own
-    weights = torch.cat([before, behind], dim=-1).softmax(-1, dtype=torch.float32).to(value.dtype)
+    weights = torch.cat([before, behind], dim=-1).softmax(-1).to(value.dtype)
     to_start = weights[..., :length].transpose(0, 1).reshape(heads, batch * groups, length)
     found = (to_start @ start[1][0]).view(heads, batch, groups, -1).transpose(0, 1)
     return (found + weights[..., length:] @ value).flatten(1, 2).unsqueeze(1)

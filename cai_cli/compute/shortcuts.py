@@ -199,7 +199,7 @@ def says_cannot(error: Exception) -> bool:
         return (
             type(error) is RuntimeError and bool(SHAPES.search(str(error))) and not DEVICE.search(str(error))
         )
-    return isinstance(error, (AttributeError, IndexError, NotImplementedError, TypeError, ValueError))
+    return isinstance(error, (AttributeError, LookupError, NotImplementedError, TypeError, ValueError))
 
 
 def difference(model: Any, attempt: Callable[[], tuple[Tensor, Tensor]]) -> str:

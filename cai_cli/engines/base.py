@@ -2,7 +2,7 @@
 the requests.
 
 Sampling is keyed, not streamed: each request carries a key made from (seed, id, round, segment, sample,
-attempt), so a text does not depend on batch size, shard or resume.
+attempt), so a text does not depend on batch size, shard or resume, but for rounding.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ class KeyedDecoding:
 
     Called by `generate` with the prompts' ids (B, T) and what it prepared. `tokens`, `logprobs`: what was
     drawn for each row, the stop token included, and its log-probabilities under the sampling temperature.
-    `room`: whether a fresh cache gets our layers. `told(count)` hears of rows as they end.
+    `room`: whether a fresh cache gets our layers. `told(count)` hears of rows as they end. `every`: after how many
+    tokens what was drawn is looked at, and rows that have ended leave.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class KeyedDecoding:
         device: Any,
         room: bool = True,
         told: Callable[[int], None] | None = None,
+        every: int | None = None,
     ) -> None:
+        self.every = LOOK_EVERY.get(torch.device(device).type, ELSEWHERE) if every is None else every
         self.requests = requests
         self.tokenizer = tokenizer
         self.stop_ids = set(stop_ids)
@@ -80,7 +83,7 @@ class KeyedDecoding:
         cached = 1 if inputs.get("use_cache", True) else None
         length: int | None = input_ids.size(1) - computed
         ids, first = input_ids, True
-        every, drawn = LOOK_EVERY.get(input_ids.device.type, ELSEWHERE), []
+        drawn: list[tuple[Tensor, Tensor]] = []
         for step in range(self.longest):
             prepared = model.prepare_inputs_for_generation(
                 ids, next_sequence_length=length, is_first_iteration=first, **inputs
@@ -91,7 +94,7 @@ class KeyedDecoding:
                 output.logits[:, -1].float(), self.uniforms[rows, step], self.temperature
             )
             drawn.append((token, logprob))
-            looked = len(drawn) == every or step == self.longest - 1
+            looked = len(drawn) == self.every or step == self.longest - 1
             if looked:
                 going, drawn = self.look(rows.tolist(), going, drawn), []
             if not going:

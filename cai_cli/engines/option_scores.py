@@ -63,7 +63,7 @@ class OptionScorer:
         self.context = context
         self.batch_size = batch_size
         self.most_tokens = min(prefill_tokens(model.device), most_tokens)
-        self.longest = 1  # tokens of the longest sequence so far
+        self.under_way = (1, 1)  # rows of the pass, and tokens of each with what lies in front
         self.even = shortcuts_of(model).even if right_padding(model, masked=True) else 0
         self.share = share and self.even > 0 and shares_prefixes(model)
         self.row_tokens = ROW_TOKENS if self.share and takes_tree_masks(model) else 0
@@ -76,7 +76,6 @@ class OptionScorer:
         sequences = [
             sequence for options in encoded if not isinstance(options, UnfitRow) for sequence in options
         ]
-        self.longest = max((len(sequence.ids) for sequence in sequences), default=1)
         scores = iter(self.score_sequences(sequences))
         return [
             options if isinstance(options, UnfitRow) else [next(scores) for _ in options]
@@ -123,6 +122,7 @@ class OptionScorer:
                 [rows[n].length for n in numbers], self.batch_size, width, self.most_tokens, self.even
             ):
                 batch = [numbers[place] for place in places]
+                self.under_way = len(batch), width + max(rows[n].length for n in batch)
                 before = (
                     None if past is None or parents is None else select(past, [parents[n] for n in batch])
                 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cai_cli.compute.batches import left_pad, like_length, prefill_tokens, right_pad
+from cai_cli.compute.batches import BATCH_TOKENS, left_pad, like_length, prefill_tokens, right_pad
 from cai_cli.compute.packed_rows import fill_packed, packed_rows
 from cai_cli.compute.prefix_tree import LEAST_SAVING, shared_length
 from cai_cli.compute.shortcuts import shortcuts_of
@@ -19,7 +19,12 @@ from cai_cli.engines.caches import make_room
 
 
 def prefill(
-    model: Any, prompts: list[list[int]], pad: int, new_tokens: int, once: bool = False
+    model: Any,
+    prompts: list[list[int]],
+    pad: int,
+    new_tokens: int,
+    once: bool = False,
+    most_tokens: int = BATCH_TOKENS,
 ) -> dict[str, Any]:
     """What `generate` takes for a batch of prompts whose tokens but the last have been through the model, in
     passes of like length.
@@ -27,7 +32,7 @@ def prefill(
     For models that `shares_prefixes` allows. Where rows are packed, what any prompts of a pass start with
     alike goes through the model once. Else what all prompts start with does, and stands in the cache in front
     of the padding, since keys and values do not depend on where in it they lie; `once`: one time for all rows, for
-    models that `keeps_starts` allows.
+    models that `keeps_starts` allows. `most_tokens`: of a pass.
     """
     packs = shortcuts_of(model).packs and not once
     shared = 0 if packs else shared_start(prompts)
@@ -48,7 +53,8 @@ def prefill(
     rests = [prompt[shared:-1] for prompt in prompts]
     filled = [n for n, rest in enumerate(rests) if rest]
     lengths = [len(rests[n]) for n in filled]
-    for places in like_length(lengths, len(prompts), shared, prefill_tokens(model.device)):
+    most_tokens = min(most_tokens, prefill_tokens(model.device))
+    for places in like_length(lengths, len(prompts), shared, most_tokens):
         rows = [filled[place] for place in places]
         some = [rests[n] for n in rows]
         passed = packed_pass_over(model, some, pad) if packs else pass_over(model, some, pad, common, shared)

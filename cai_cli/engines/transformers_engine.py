@@ -25,7 +25,7 @@ from cai_cli.engines.base import (
 from cai_cli.engines.caches import allocates_once
 from cai_cli.engines.completions import CompletionReader
 from cai_cli.engines.decoding import KeyedDecoding
-from cai_cli.engines.memory import Room
+from cai_cli.engines.memory import TokenBudget
 from cai_cli.engines.option_scores import OptionScorer
 from cai_cli.engines.prefill import prefill, shared_start
 from cai_cli.engines.trials import (
@@ -41,6 +41,8 @@ from cai_cli.models.configs import context_length
 from cai_cli.models.finite import check_outputs
 from cai_cli.models.templates import UnfitRow, template_hash
 
+LEAST_KEPT = 64  # tokens of a start; attention to a shorter one is faster in one piece
+
 
 class TransformersEngine:
     """`settings.device` and `dtype` say how the model was loaded: it is taken as it is."""
@@ -53,7 +55,7 @@ class TransformersEngine:
         self.model = model
         self.flag = flag
         self.tokenizer = tokenizer
-        self.room = Room(model, flag)
+        self.budget = TokenBudget(model, flag)
         self.settings = settings or EngineSettings()
         self.renderer = Renderer(tokenizer, flag, self.settings.template_kwargs)
         self.reader = CompletionReader(
@@ -102,7 +104,8 @@ class TransformersEngine:
         if len(prompts) < 2 or max(map(sum, lengths)) > even_length(self.model):
             return 0
         shared = shared_start(prompts)
-        return shared if shared and shares_prefixes(self.model) and keeps_starts(self.model) else 0
+        fits = shared >= LEAST_KEPT and shares_prefixes(self.model) and keeps_starts(self.model)
+        return shared if fits else 0
 
     def _batches(self, lengths: list[tuple[int, int]], kept: int) -> Iterator[list[int]]:
         """Indices of the rows of each pass, given the lengths of prompt and continuation: padded, or of
@@ -114,7 +117,7 @@ class TransformersEngine:
         wholes = [prompt + new for prompt, new in lengths]
         padded = [n for n, whole in enumerate(wholes) if whole <= even]
         for places in like_length(
-            [wholes[n] - kept for n in padded], self.settings.batch_size, most_tokens=self.room.tokens
+            [wholes[n] - kept for n in padded], self.settings.batch_size, most_tokens=self.budget.tokens
         ):
             yield [padded[place] for place in places]
         if apart := [n for n, whole in enumerate(wholes) if whole > even]:
@@ -128,24 +131,27 @@ class TransformersEngine:
     ) -> list[Completion]:
         """A batch in as many parts as the device's memory asks for. Raises RunError where one row does not fit."""
         lengths = [(len(ids), request.max_new_tokens) for ids, request in zip(prompts, requests, strict=True)]
-        longest = max(map(sum, lengths)) - self._kept_once(prompts, lengths)
-        if (size := max(1, self.room.tokens // longest)) < len(requests):
+        kept = self._kept_once(prompts, lengths)
+        longest = max(map(sum, lengths)) - kept
+        if (size := max(1, (self.budget.tokens - kept) // longest)) < len(requests):
             first = self._within_memory(requests[:size], prompts[:size], told)
             return first + self._within_memory(requests[size:], prompts[size:], told)
+        heard = Heard(told)
         try:
-            return self._generate_batch(requests, prompts, told)
+            return self._generate_batch(requests, prompts, heard)
         except torch.OutOfMemoryError:
-            self._make_do(len(requests), longest)
-        return self._within_memory(requests, prompts, told)
+            self._make_do(len(requests), longest, kept)
+        return self._within_memory(requests, prompts, heard.again())
 
-    def _make_do(self, rows: int, length: int) -> None:
+    def _make_do(self, rows: int, length: int, kept: int = 0) -> None:
+        """After a pass of so many rows, of so many tokens each and `kept` for all, that did not fit."""
         if rows <= 1:
-            told = f"{self.flag}: out of memory with one row of {length} tokens"
+            told = f"{self.flag}: out of memory with one row of {length + kept} tokens"
             raise RunError(
                 told,
                 "--dtype bfloat16, a shorter --max-new-tokens, or --engine vllm with --tensor-parallel-size",
             )
-        self.room.halve(rows * length)
+        self.budget.halve(rows * length + kept)
 
     @torch.inference_mode()
     def _generate_batch(
@@ -167,7 +173,7 @@ class TransformersEngine:
         once = self._kept_once(prompts, lengths) > 0
         with fast_products(model), grouped_queries(model) if groups_queries(model) or once else nullcontext():
             if shares:
-                inputs = prefill(model, prompts, pad, decoding.longest, once)
+                inputs = prefill(model, prompts, pad, decoding.longest, once, self.budget.tokens)
             else:
                 inputs = dict(
                     zip(("input_ids", "attention_mask"), left_pad(prompts, pad, model.device), strict=True)
@@ -201,12 +207,35 @@ class TransformersEngine:
             self.reader.context,
             self.settings.batch_size,
             self.settings.prefix_cache,
-            self.room.tokens,
+            self.budget.tokens,
         )
         try:
             with fast_products(self.model):
                 return scorer.score(requests)
         except torch.OutOfMemoryError:
-            most = min(scorer.most_tokens, self.settings.batch_size * self.reader.context)
-            self._make_do(most // scorer.longest, scorer.longest)
+            self._make_do(*scorer.under_way)
         return self._scores(requests)
+
+
+class Heard:
+    """How many rows a pass has told of, so that another try does not tell of them again."""
+
+    def __init__(self, told: Callable[[int], None] | None) -> None:
+        self.told = told or (lambda count: None)
+        self.count = 0
+
+    def __call__(self, count: int) -> None:
+        self.count += count
+        self.told(count)
+
+    def again(self) -> Callable[[int], None]:
+        left = self.count
+
+        def told(count: int) -> None:
+            nonlocal left
+            known = min(left, count)
+            left -= known
+            if count > known:
+                self.told(count - known)
+
+        return told

@@ -109,7 +109,7 @@ def groups_queries(model: Any) -> bool:
         with grouped_queries(model):
             return difference(model, lambda: continued(model, lengths))
 
-    return shortcuts_of(model).allows("grouped queries", reason)
+    return shortcuts_of(model).allows("grouped-query attention", reason)
 
 
 def keeps_starts(model: Any) -> bool:
@@ -125,7 +125,7 @@ def keeps_starts(model: Any) -> bool:
         with grouped_queries(model):
             return difference(model, lambda: continued(model, lengths, shared=16, once=True))
 
-    return shortcuts_of(model).allows("starts kept once", reason)
+    return shortcuts_of(model).allows("shared-prefix attention", reason)
 
 
 def picks_outputs(model: Any) -> bool:
@@ -149,7 +149,8 @@ def continued(
     least = shortcuts_of(model).even - max(NEW_TOKENS)
     rows = trial_rows(model, [max(1, min(length, least)) for length in lengths], shared)
     requests = [Request("", n, new) for n, new in zip(range(len(rows)), NEW_TOKENS, strict=False)]
-    decoding = KeyedDecoding(requests, None, [], 1.0, model.device, room)
+    # Looked at after each token, so that rows leave within the few that are drawn
+    decoding = KeyedDecoding(requests, None, [], 1.0, model.device, room, every=1)
     if shared:
         inputs = prefill(model, rows, 0, decoding.longest, once)
     else:

@@ -5,14 +5,15 @@
 
 Prompts are rendered and encoded by us and texts are read from the ids by us, so stop strings, leaked turns and
 thoughts are treated as with any engine. Each request is seeded by its key: a text does not depend on the
-batch it shares. It is another text than the transformers engine's, whose draws are of another kind.
+batch it shares, but for rounding. It is another text than the transformers engine's, whose draws are of another kind.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -28,6 +29,7 @@ from cai_cli.models.merging import whole_weights
 from cai_cli.models.templates import UnfitRow
 from cai_cli.models.tokenizers import load_tokenizer
 
+LEAST, MOST = 0.01, 2.0  # temperatures
 SEED_BITS = (1 << 63) - 1  # of a key: what vLLM takes as a seed
 # One process, so that Ctrl-C and weights reach the model. No line of its own on stderr but warnings.
 ENVIRONMENT = {
@@ -45,6 +47,11 @@ class VllmEngine:
 
     def __init__(self, path: str, settings: EngineSettings, flag: str = "--model") -> None:
         self.settings, self.path, self.flag = settings, path, flag
+        if settings.temperature and not LEAST <= settings.temperature <= MOST:
+            raise UserError(
+                f"--temperature {settings.temperature:g}: vLLM samples at {LEAST:g} to {MOST:g}, or at 0",
+                "choose one there, or --engine transformers",
+            )
         vllm = import_vllm()
         self.vllm = vllm
         tokenizer = load_tokenizer(path, flag)
@@ -87,7 +94,8 @@ class VllmEngine:
 
     def follow(self, model: Any) -> None:
         """Take over the model's weights, adapters merged."""
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole_weights(model)})
+        with warnings_told():  # of weights that found no place
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole_weights(model)})
         self.llm.reset_prefix_cache()  # keys and values of the weights before
 
     def facts(self) -> dict[str, Any]:
@@ -210,6 +218,16 @@ class Told:
     def refresh(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+@contextmanager
+def warnings_told() -> Iterator[None]:
+    logger = logging.getLogger("vllm")
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(logging.ERROR)
 
 
 def import_vllm() -> Any:

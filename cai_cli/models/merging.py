@@ -122,13 +122,23 @@ def is_peft(model: Any) -> bool:
 
 
 def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """(name, weight) of a model as it would be saved: the parts of active adapters added, and nothing changed in
-    the model itself.
+    """(name, weight) of a model as it would be saved: the parts of active adapters added, under a checkpoint's names,
+    and nothing changed in the model itself.
     """
     from peft import PeftModel
+    from transformers.core_model_loading import revert_weight_conversion
+
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if getattr(inner, "_weight_conversions", None):  # what loading has renamed, split or put together
+        yield from revert_weight_conversion(inner, dict(merged_weights(inner))).items()
+    else:
+        yield from merged_weights(inner)  # one at a time: with adapters each is a copy
+
+
+def merged_weights(inner: Any) -> Iterator[tuple[str, Tensor]]:
+    """The same under the names of the model's own modules."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
     adapted = {name: module for name, module in inner.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, weight in inner.state_dict().items():
         layer, _, rest = name.rpartition(".base_layer.")

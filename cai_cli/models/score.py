@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cai_cli.compute.batches import like_length, right_pad
 from cai_cli.compute.packed_rows import states_at
+from cai_cli.compute.products import fast_products
 from cai_cli.compute.shortcuts import (
     at_rest,
     close,
@@ -136,10 +137,11 @@ def score_all(
     `told(count)` hears of sequences as they are scored. Raises RunError where a score is not finite.
     """
     scores = [0.0] * len(rows)
-    for batch in like_length([len(row) for row in rows], batch_size, most_tokens=sys.maxsize):
-        found = final_scores(model, [rows[n] for n in batch], pad).tolist()
-        check_outputs(model, found, "a score")
-        for n, score in zip(batch, found, strict=True):
-            scores[n] = score
-        told(len(batch))
+    with fast_products(model):
+        for batch in like_length([len(row) for row in rows], batch_size, most_tokens=sys.maxsize):
+            found = final_scores(model, [rows[n] for n in batch], pad).tolist()
+            check_outputs(model, found, "a score")
+            for n, score in zip(batch, found, strict=True):
+                scores[n] = score
+            told(len(batch))
     return scores

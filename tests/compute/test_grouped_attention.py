@@ -72,3 +72,31 @@ def test_a_start_kept_once(states, mask, kind):
         whole,
     )
     assert torch.allclose(got, wanted, atol=1e-6)
+
+
+def test_scores_are_float32_where_the_model_is_not(states, mask):
+    """As a fused kernel has them: weights of large scores would be off by some per cent."""
+    query, key, value = (tensor.to(torch.bfloat16) for tensor in states)
+    query = query * 8
+    start = key[:1], value[:1]
+    whole = torch.cat([mask.new_ones(BATCH, LENGTH), mask], dim=-1)
+    module = SimpleNamespace(num_key_value_groups=GROUPS, layer_idx=0)
+    layers = [SimpleNamespace(start=start)]
+    got, _ = grouped_attention(module, query, key, value, shown(whole, "bool"), shared_starts=layers)
+    wanted = by_hand(
+        query.float(),
+        lambda row, head: torch.cat([start[0][0, head], key[row, head]]).float(),
+        lambda row, head: torch.cat([start[1][0, head], value[row, head]]).float(),
+        whole,
+    )
+    assert torch.allclose(got.float(), wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_is_not_known_is_refused(states, shared):
+    """So that a trial says no, instead of a bias or a choice of blocks that is passed over."""
+    query, key, value = states
+    module = SimpleNamespace(num_key_value_groups=GROUPS, layer_idx=0)
+    layers = [SimpleNamespace(start=(key[:1], value[:1]))] if shared else None
+    with pytest.raises(TypeError, match="position_bias"):
+        grouped_attention(module, query, key, value, None, shared_starts=layers, position_bias=torch.zeros(1))

@@ -22,6 +22,7 @@ from cai_cli.engines.base import LENGTH, OVERLONG, STOP, EngineSettings, OptionR
 from cai_cli.engines.decoding import kept_places
 from cai_cli.engines.sampling import inverse_cdf, uniforms
 from cai_cli.engines.transformers_engine import TransformersEngine
+from cai_cli.errors import UserError
 from cai_cli.keys import key
 from cai_cli.microworld import checkpoint
 from cai_cli.models.chat import encode_text
@@ -322,12 +323,12 @@ def test_a_start_kept_once_and_looks_every_few_tokens_change_no_text(tmp_path, m
     engine = open_model(path)
     found = engine.generate(requests)
     facts = engine.facts()["shortcuts"]
-    assert facts["starts kept once"] == facts["grouped queries"] == "yes"
+    assert facts["shared-prefix attention"] == facts["grouped-query attention"] == "yes"
     monkeypatch.setattr(decoding, "LOOK_EVERY", {"cpu": 5})
     heard: list[int] = []
     looked = open_model(path).generate(requests, heard.append)
     assert sum(heard) == len(requests) and max(heard) > 1
-    monkeypatch.setattr(shortcuts, "LEFT_OUT", {"starts kept once", "grouped queries"})
+    monkeypatch.setattr(shortcuts, "LEFT_OUT", {"shared-prefix attention", "grouped-query attention"})
     plain = open_model(path).generate(requests)
     for one, other, third in zip(found, looked, plain, strict=True):
         assert one.token_ids == other.token_ids == third.token_ids
@@ -339,7 +340,7 @@ def test_rows_are_counted_without_the_start_that_is_kept_once(tmp_path):
     engine = open_model(str(make_model(tmp_path / "grouped")))
     requests = [Request(DEMONSTRATION * 3 + text, key("rows", n), 4) for n, text in enumerate(REQUESTS[:12])]
     whole = max(len(encode_text(engine.tokenizer, request.prompt)) for request in requests) + 4
-    engine.room.tokens = 4 * whole  # four rows, if each held its start
+    engine.budget.limit = 4 * whole  # four rows, if each held its start
     sizes = []
     one = engine._generate_batch
     engine._generate_batch = lambda some, *rest: sizes.append(len(some)) or one(some, *rest)
@@ -537,3 +538,23 @@ def test_packed_prompts_change_no_text(tiny, monkeypatch, most_tokens):
     assert [done.token_ids for done in found] == [done.token_ids for done in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.001, 2.5])
+def test_a_temperature_that_vllm_does_not_sample_at_is_one_line(temperature):
+    from cai_cli.engines.vllm_engine import VllmEngine
+
+    with pytest.raises(UserError, match="vLLM samples at"):
+        VllmEngine("model", EngineSettings(engine="vllm", temperature=temperature))
+
+
+def test_the_trial_sees_rows_leave_where_draws_are_looked_at_later(monkeypatch):
+    """As on a GPU: states that do not follow when a batch gets smaller are found out before a text is wrong."""
+    from cai_cli.engines import trials
+
+    monkeypatch.setattr(decoding, "LOOK_EVERY", {"cpu": 8})
+    sizes = []
+    kept = decoding.kept_places
+    monkeypatch.setattr(decoding, "kept_places", lambda places: sizes.append(len(places)) or kept(places))
+    trials.continued(open_model(str(checkpoint("helpful-only"))).model, [12, 12, 12])
+    assert sizes

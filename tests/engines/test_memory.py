@@ -73,6 +73,41 @@ def test_one_row_that_does_not_fit_is_one_line(engine):
             engine.score([question])
 
 
+def test_progress_hears_of_each_row_once(engine):
+    heard: list[int] = []
+    engine.generate(requests(4))
+    with short_of_memory(engine, 3):
+        engine.generate(requests(12), heard.append)
+    assert sum(heard) == 12
+
+
+def test_rows_that_failed_are_counted_by_their_own_pass(engine):
+    """One long question passes alone; the short ones behind it do not share a pass, and are halved."""
+    short = [OptionRequest(f"{prompt} Yes. The answer is:", (" (A)", " (B)")) for prompt in PROMPTS]
+    asked = [OptionRequest(PROMPTS[0] * 20, (" (A)", " (B)")), *short]
+    engine.settings = EngineSettings(batch_size=16, prefix_cache=False)
+    wanted = engine.score(asked)
+    with short_of_memory(engine, 2):
+        for ours, theirs in zip(engine.score(asked), wanted, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        ("MambaConfig", 0),
+        ("RwkvConfig", 0),
+        ("FalconConfig", 2 * 1 * 64),  # multi-query: one head for all
+        ("DeepseekV3Config", 512 + 64),  # a latent vector and the rotary part
+    ],
+)
+def test_bytes_of_other_caches(config, numbers):
+    import transformers
+
+    made = getattr(transformers, config)()
+    assert bytes_a_token(made, 4) == 2 * made.num_hidden_layers * numbers * 4
+
+
 def test_bytes_of_a_token():
     """Two layers, 3 key-value heads of 8, keys and values in float32, twice: 2 x 2 x 2 x 3 x 8 x 4."""
     text = SimpleNamespace(num_hidden_layers=2, num_key_value_heads=3, num_attention_heads=6, head_dim=8)

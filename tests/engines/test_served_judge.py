@@ -79,8 +79,11 @@ def test_faults_on_the_way_cost_no_row_and_at_most_one_line(server, samples, wor
 
 
 def test_a_server_that_goes_and_comes_back(server, samples, world, helpful, tmp_path):
+    before = server.asked.total()
+
     def away() -> None:
-        time.sleep(0.5)
+        while server.asked.total() < before + 6:  # some rows are done, others under way
+            time.sleep(0.01)
         server.stop()
         time.sleep(4)
         server.start()

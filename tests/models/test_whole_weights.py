@@ -52,3 +52,18 @@ def test_a_model_without_adapters_is_itself(llama):
     model = load_lm(str(llama), "cpu")
     found = dict(whole_weights(model))
     assert found.keys() == model.state_dict().keys()
+
+
+def test_names_are_those_of_a_checkpoint(tmp_path):
+    """A mixture of experts, whose weights are put together in memory and lie apart in files."""
+    from safetensors.torch import load_file
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    MixtralForCausalLM(
+        MixtralConfig(vocab_size=64, num_hidden_layers=2, num_local_experts=2, **sizes)
+    ).save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    found = dict(whole_weights(MixtralForCausalLM.from_pretrained(tmp_path)))
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in saved.items())

@@ -113,7 +113,7 @@ def said(engine: TransformersEngine, drawn: str) -> Completion:
     """What is kept where the model draws the tokens of this text in answer to a question."""
     prompt = [message("user", "Why?")]
     ids = engine.tokenizer(drawn, add_special_tokens=False)["input_ids"]
-    return engine._completion(Request(prompt, 0, 99), engine.renderer.encode(prompt), ids, [0.0] * len(ids))
+    return engine.reader.read(Request(prompt, 0, 99), engine.renderer.encode(prompt), ids, [0.0] * len(ids))
 
 
 @pytest.mark.parametrize("special", [True, False])

@@ -64,9 +64,11 @@ class OpenAIServer:
 
         self.http = QuietServer(("127.0.0.1", self.port), Handler)
         self.port = self.http.server_address[1]
+        self.away = False
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
+        self.away = True  # who is connected already is left without an answer too
         self.http.shutdown()
         self.http.server_close()
 
@@ -75,6 +77,9 @@ class OpenAIServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        if self.away:
+            handler.close_connection = True
+            return
         self.asked[handler.path] += 1
         if self.key and handler.headers["authorization"] != f"Bearer {self.key}":
             send(handler, 401, {"error": {"message": "a wrong key"}})

@@ -17,6 +17,7 @@ from transformers import get_scheduler
 
 from cai_cli.compute.batches import like_size
 from cai_cli.compute.packed_rows import training_pass
+from cai_cli.compute.products import fast_products
 from cai_cli.console.options import schedule_of
 from cai_cli.errors import RunError
 from cai_cli.keys import key
@@ -97,7 +98,7 @@ class Learner(ABC):
         """(B, T): the outputs before it improves."""
         if not self.in_one_pass(episodes):
             return over_episodes(episodes, self.outputs, self.pass_rows)
-        with training_pass(self.model):
+        with fast_products(self.model), training_pass(self.model):
             self.graph = self.outputs(episodes)
         return self.graph.detach()
 
@@ -179,7 +180,7 @@ class Learner(ABC):
 
         Returns its part of the minibatch's measures, and its largest |outputs - old|.
         """
-        with training_pass(self.model):
+        with fast_products(self.model), training_pass(self.model):
             if outputs is None:
                 outputs = self.outputs(part)
             found = torch.stack(self.loss(outputs, old, target, part.mask))
@@ -226,7 +227,7 @@ class PolicyLearner(Learner):
 
     def outputs(self, part: Episodes, model: Any = None) -> Tensor:
         model = model or self.model
-        with self.computing():
+        with self.computing(), fast_products(model):
             return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.temperature)
 
     def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
@@ -247,7 +248,7 @@ class ValueLearner(Learner):
 
     def outputs(self, part: Episodes, model: Any = None) -> Tensor:
         model = model or self.model
-        with self.computing():
+        with self.computing(), fast_products(model):
             return response_values(model, part.ids, part.prompt_lengths, part.mask)
 
     def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:

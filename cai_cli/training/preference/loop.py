@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from cai_cli.compute.products import fast_products
 from cai_cli.console.messages import progress, say
 from cai_cli.console.options import TrainingOptions, schedule_of
 from cai_cli.errors import RunError
@@ -67,7 +68,8 @@ def fit_pairwise(
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     metrics_file = MetricsFile(folder / "metrics.jsonl", step, trackers(step))
-    with progress(stage, steps, step, "steps") as advance, metrics_file as metrics, after_the_step():
+    shown = progress(stage, steps, step, "steps")
+    with shown as advance, metrics_file as metrics, after_the_step(), fast_products(model):
         while step < steps:
             # For the adapters' dropout; nothing else draws
             torch.manual_seed(key(seed, "step", step, rank()) % (1 << 63))

@@ -4,6 +4,7 @@ card.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import Rejected, counted, put_aside
+from cai_cli.compute.products import fast_products
 from cai_cli.console.messages import say, warn_all
 from cai_cli.evaluation.cautions import rate_cautions
 from cai_cli.models.adapters import save_trained
-from cai_cli.processes.ranks import main_first
+from cai_cli.processes.ranks import by_fsdp, main_first
 from cai_cli.rows.jsonl import write_atomically
 from cai_cli.training.checkpoints import newest_whole
 from cai_cli.training.model_card import model_card
@@ -60,7 +62,9 @@ def finetune(
     checkpoint = newest_whole(artifact.checkpoints, "checkpoint")
     packs = f" in {len(data)} packs" if options.packing else ""
     say(f"sft: {len(train)} rows{packs}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
-    with TrainingLog("sft", artifact.metrics_file, partial(open_trackers, options, "sft")) as log:
+    trackers = partial(open_trackers, options, "sft")
+    products = nullcontext() if by_fsdp() else fast_products(trainer.model)
+    with TrainingLog("sft", artifact.metrics_file, trackers) as log, products:
         log.train(trainer, checkpoint)
         held_out = log.evaluate(trainer)
         train_loss = log.mean_loss(trainer)
