@@ -14,7 +14,7 @@ from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_mani
 from cai_cli.artifacts.places import MODEL_MANIFEST, PARTIAL_MODEL_MANIFEST, move_to_backup
 from cai_cli.console.messages import say
 from cai_cli.errors import RunError, UserError
-from cai_cli.processes.ranks import barrier, check_sharding, is_main, main_first
+from cai_cli.processes.ranks import barrier, check_launch, is_main, main_first
 from cai_cli.rows.storage import MAKE_ROOM, check_writable
 
 
@@ -42,9 +42,9 @@ class ModelArtifact:
 
     def __init__(self, stage: str, options: Any, beside: str | None = None, fsdp: bool = False) -> None:
         """`beside`: how the names of files begin that may lie there before a model is begun; `fsdp`: see
-        `check_sharding`.
+        `check_launch`.
         """
-        check_sharding(fsdp)
+        check_launch(fsdp)
         self.options = options
         self.folder: Path = options.output.out
         if self.folder.is_file():

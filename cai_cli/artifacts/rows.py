@@ -33,7 +33,7 @@ from cai_cli.artifacts.shards import (
 )
 from cai_cli.console.messages import progress, say, tell_next, warn_all
 from cai_cli.errors import RecordError, UserError
-from cai_cli.processes.ranks import barrier, check_sharding, is_main, main_first, rank, world_size
+from cai_cli.processes.ranks import barrier, check_launch, is_main, main_first, rank, world_size
 from cai_cli.rows.jsonl import Appended, Row, dump_row, read_own_rows, repair_tail, write_atomically
 from cai_cli.rows.storage import check_writable
 
@@ -63,7 +63,7 @@ class RowArtifact:
 
     def __init__(self, stage: str, options: Any, shard: str | None = None) -> None:
         """`shard`: the part of the rows to work on, as --shard has it."""
-        check_sharding()
+        check_launch(apart=shard is not None)
         self.options = options
         self.out: Path = options.output.out
         self.limit: int | None = options.rows.limit

@@ -22,6 +22,8 @@ DATA_PARALLEL = (
     "launch it with torchrun, or with accelerate's --multi_gpu; --lora makes what each process holds smaller"
 )
 
+ONE_A_NODE = "start one torchrun a node (scripts/slurm), or give each task --shard $SLURM_PROCID/$SLURM_NTASKS and its own --out"
+
 
 def rank() -> int:
     """This process among all, counted from 0."""
@@ -102,11 +104,11 @@ def main_first(work: Callable[[], None]) -> None:
         raise error
 
 
-def check_sharding(fsdp: bool = False) -> None:
+def check_launch(fsdp: bool = False, apart: bool = False) -> None:
     """Raise UserError where the launcher asks for a model in parts and the stage would hold a copy in each
-    process.
+    process, or where srun has started several tasks that know nothing of each other.
 
-    `fsdp`: the stage can do it by FSDP version 2.
+    `fsdp`: the stage can do it by FSDP version 2. `apart`: each task has rows of its own, by --shard.
     """
     asked = next((name for variable, name in SHARDING.items() if is_set(variable)), None)
     if asked == "FSDP" and fsdp:
@@ -115,6 +117,9 @@ def check_sharding(fsdp: bool = False) -> None:
     elif asked:
         hint = "sft shards with --use_fsdp --fsdp_version 2" if fsdp else DATA_PARALLEL
         raise UserError(f"the launcher asks for {asked}, which this stage cannot do", hint)
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")  # of srun's step alone; a batch script has none
+    if tasks != "1" and "WORLD_SIZE" not in os.environ and not apart:
+        raise UserError(f"srun starts {tasks} tasks, and each would do all of this", ONE_A_NODE)
 
 
 def by_fsdp() -> bool:
