@@ -54,7 +54,7 @@ def test_a_job_told_to_stop_is_queued_again_and_ends_in_the_same_bytes(slurm, wo
     os.kill(int((place / "batch.pid").read_text()), signal.SIGTERM)  # to the batch script alone, as B: has it
     said = job.communicate(timeout=280)[1]
     assert job.returncode == 0, said
-    assert asked(slurm)[-1] == "requeue 2" and "continuing from" in said
+    assert asked(slurm)[-1] == f"requeue {int(slurm['FIRST_JOB']) + 2}" and "continuing from" in said
     assert metrics(world / "cut") == metrics(world / "whole")
     model = "model.safetensors"
     assert (world / "cut" / model).read_bytes() == (world / "whole" / model).read_bytes()

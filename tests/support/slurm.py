@@ -5,6 +5,7 @@ two processes for GPUs. What they were asked is in `slurm.log` beside them.
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -20,13 +21,14 @@ log = place / "slurm.log"
 number = 1 + sum(line.startswith("sbatch") for line in log.read_text().splitlines()) if log.exists() else 1
 with log.open("a") as file:
     print("sbatch", number, given.get("--dependency", ""), *words, file=file)
-job = {"SLURM_JOB_ID": str(number), "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "localhost"}
+job = {"SLURM_JOB_ID": str(int(os.environ["FIRST_JOB"]) + number)}
+job |= {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "localhost"}
 first, _, last = given.get("--array", "").partition("-")
 tasks = [{"SLURM_ARRAY_TASK_ID": str(n), "SLURM_ARRAY_TASK_COUNT": str(int(last) + 1)}
          for n in range(int(first), int(last) + 1)] if last else [{}]
 codes = []
 for task in tasks if "RUNS" in os.environ else []:
-    queued = place / f"queued.{number}"
+    queued = place / f"queued.{job['SLURM_JOB_ID']}"
     queued.touch()
     while queued.exists():
         queued.unlink()
@@ -73,4 +75,7 @@ def stand_in(folder: Path) -> dict[str, str]:
         file.write_text(f"#!{sys.executable}{code}")
         file.chmod(0o755)
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RUNS": "1"}
+    modules = os.pathsep.join(filter(None, sys.path))
+    # Jobs meet at a port that is made of their number
+    first = str(1000 * secrets.randbelow(1000))
+    return os.environ | {"PATH": path, "PYTHONPATH": modules, "RUNS": "1", "FIRST_JOB": first}
