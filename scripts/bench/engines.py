@@ -1,7 +1,7 @@
 """Tokens per second of the engines on one model, side by side in one run: `python scripts/bench/engines.py --model DIR`.
 
     python scripts/bench/engines.py --model SmolLM2-135M-Instruct --prompts 64 --new-tokens 128 --rounds 2
-    python scripts/bench/engines.py --random --dtype bfloat16 --prompts 256 --batch-size 256      about 0.5B random weights, for a GPU
+    python scripts/bench/engines.py --random --dtype bfloat16 --prompts 256 --batch-size 256      0.5B random weights, for a GPU
 
 Ways: transformers' own `generate`, one prompt at a time and in padded batches; our transformers engine; vLLM called
 directly with the same ids; our vLLM engine. Work: chat prompts, and the critique requests of a few-shot `cai revise`
