@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cai_cli.console.messages import show_text, visible
+from cai_cli.console.messages import say, show_text, visible
 from cai_cli.console.options import flag
 from cai_cli.errors import RecordError, UserError
 from cai_cli.prompting.hygiene import is_near, share_kept
@@ -89,6 +89,7 @@ def pages_of(options: Options) -> Iterator[Page]:
     wanted = set(options.id or [])
     missing = set(wanted)
     seen: dict[str, int] = {}
+    number = 0
     for number, (line, row) in enumerate(read_rows(options.file), start=1):
         if (
             isinstance(row.get("id"), str) and "reason" not in row
@@ -102,6 +103,12 @@ def pages_of(options: Options) -> Iterator[Page]:
         except RecordError as error:
             raise error.at(f"{options.file}:{line}") from None
         yield [(visible(text, keep="\n\t"), style) for text, style in page]
+    if not number:
+        say(f"{options.file}: no rows")
+    elif number < options.first:
+        raise UserError(
+            f"{options.file}: has {number} rows, none at --from {options.first}", "choose one there"
+        )
     if missing:
         raise UserError(
             f"{options.file}: no row with id {', '.join(sorted(missing))}", "see `cai inspect` without --id"

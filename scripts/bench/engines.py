@@ -1,6 +1,7 @@
 """Tokens per second of the engines on one model, side by side in one run: `python scripts/bench/engines.py --model DIR`.
 
     python scripts/bench/engines.py --model SmolLM2-135M-Instruct --prompts 64 --new-tokens 128 --rounds 2
+    python scripts/bench/engines.py --random --dtype bfloat16 --prompts 256 --batch-size 256      0.5B random weights, for a GPU
 
 Ways: transformers' own `generate`, one prompt at a time and in padded batches; our transformers engine; vLLM called
 directly with the same ids; our vLLM engine. Work: chat prompts, and the critique requests of a few-shot `cai revise`
@@ -21,9 +22,11 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from ppo import make_random
 
 from cai_cli.artifacts.chunks import chunks
 from cai_cli.engines.base import EngineSettings, OptionRequest, Request
@@ -143,7 +146,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, required=True)
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--model", type=Path)
+    chosen.add_argument("--random", action="store_true", help="about 0.5B random weights, as of ppo.py")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=32)
@@ -153,13 +158,21 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        if given.random:
+            given.model, _, _ = make_random(Path(folder))
+        measure(given)
+
+
+def measure(given: argparse.Namespace) -> None:
     common = {"dtype": given.dtype, "device": given.device, "batch_size": given.batch_size}
-    ours = open_engine(str(given.model), EngineSettings(**common))
     served: Any = None
-    if find_spec("vllm"):
-        served = open_engine(str(given.model), EngineSettings(engine="vllm", **common))
+    if find_spec("vllm"):  # first, since it takes its share of the memory at once
+        settings = EngineSettings(engine="vllm", gpu_memory_utilization=0.45, **common)
+        served = open_engine(str(given.model), settings)
     else:
         print("vLLM is not installed: its rows are left out")
+    ours = open_engine(str(given.model), EngineSettings(**common))
     loads = {
         "chat": requests_of(given.prompts, given.new_tokens),
         "few-shot": critiques_of(given.prompts, given.new_tokens // 2),

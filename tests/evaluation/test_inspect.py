@@ -147,3 +147,13 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
     process.stdout.close()
     said = process.stderr.read()
     assert process.wait() == 141 and said == ""  # 128 + SIGPIPE, as of `cat`
+
+
+def test_a_file_without_rows_and_a_start_behind_its_end_are_each_one_line(cai: Cai, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    done = cai("inspect", empty)
+    assert done.returncode == 0 and done.stderr == f"{empty}: no rows\n", done.stderr
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"id": "a", "prompt": [{"role": "user", "content": "Hi"}]}\n')
+    mistake(cai("inspect", one, "--from", 3), "has 1 rows, none at --from 3")
