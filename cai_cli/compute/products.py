@@ -8,6 +8,7 @@ forward (2, 3) x (3, 4); backward, of gradients (2, 4), the states' are (2, 4) x
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ NAME = "matrix products by oneDNN"
 INTEL = "GenuineIntel"
 # Weights of a layer, or multiplications of a product, below which the call costs what it gains
 LARGE_LAYER, LARGE_PRODUCT = 1 << 18, 1 << 22
+# oneDNN and what torch has around it keep a compiled product for each shape, by default 1,024, and every step of a
+# training has new ones: hundreds of megabytes. Read by both at their first product.
+for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(kept, "24")
 
 
 def one_dnn(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
