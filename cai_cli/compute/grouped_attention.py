@@ -41,7 +41,7 @@ def grouped_attention(
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """An attention function for transformers: query (B, H * G, 1, D), key and value (B, H, T, D) ->
-    (B, 1, H * G, D). What it has no answer for is `sdpa`'s.
+    (B, 1, H * G, D). More tokens a row are `sdpa`'s. Raises TypeError for settings that it does not know.
     """
     odd = [name for name, setting in settings.items() if setting is not None and name not in PLAIN]
     if odd:

@@ -40,8 +40,10 @@ LOCAL = re.compile(r"window|local|attention_chunk|attn_chunk|index_topk")
 # Names of counts and shares that LOCAL finds too.
 NO_LENGTH = re.compile(r"layer|pattern|experts|heads|prob|num_")
 # What a pass raises that an architecture does not know in this form. Lack of memory and a device's faults are
-# RuntimeErrors of other words, and go their way.
-SHAPES = re.compile(r"shape|size|dimension|must match|index .*out of|broadcast", re.IGNORECASE)
+# RuntimeErrors of other words, and go their way. A "primitive" is oneDNN's.
+SHAPES = re.compile(
+    r"shape|size|dimension|must match|index .*out of|broadcast|primitive|same dtype", re.IGNORECASE
+)
 DEVICE = re.compile(r"memory|cuda|cublas|cudnn|hip", re.IGNORECASE)
 
 

@@ -47,8 +47,7 @@ def tokens_that_fit(model: Any) -> int:
     """Of which keys and values fit into the free memory of a GPU; on other devices, and of models without, what has
     proved itself.
     """
-    size = bytes_a_token(model.config, model.dtype.itemsize)
-    if model.device.type != "cuda" or not size:
+    if model.device.type != "cuda" or not (size := bytes_a_token(model.config, model.dtype.itemsize)):
         return BATCH_TOKENS
     free, _ = torch.cuda.mem_get_info(model.device)
     free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)

@@ -138,7 +138,7 @@ class TransformersEngine:
             return first + self._within_memory(requests[size:], prompts[size:], told)
         heard = Heard(told)
         try:
-            return self._generate_batch(requests, prompts, heard)
+            return self._generate_batch(requests, prompts, kept > 0, heard)
         except torch.OutOfMemoryError:
             self._make_do(len(requests), longest, kept)
         return self._within_memory(requests, prompts, heard.again())
@@ -155,8 +155,9 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _generate_batch(
-        self, requests: list[Request], prompts: list[list[int]], told: Callable[[int], None] | None = None
+        self, requests: list[Request], prompts: list[list[int]], once: bool, told: Callable[[int], None]
     ) -> list[Completion]:
+        """`once`: whether the start of all rows is kept once."""
         model, pad = self.model, int(self.tokenizer.pad_token_id)
         ours = allocates_once(model) and (len(prompts) > 1 or even_length(model) > 0 or takes_batches(model))
         decoding = KeyedDecoding(
@@ -169,8 +170,6 @@ class TransformersEngine:
             told,
         )
         shares = max(map(len, prompts)) + decoding.longest <= even_length(model) and shares_prefixes(model)
-        lengths = [(len(ids), decoding.longest) for ids in prompts]
-        once = self._kept_once(prompts, lengths) > 0
         with fast_products(model), grouped_queries(model) if groups_queries(model) or once else nullcontext():
             if shares:
                 inputs = prefill(model, prompts, pad, decoding.longest, once, self.budget.tokens)

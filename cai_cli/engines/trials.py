@@ -93,6 +93,12 @@ def takes_tree_masks(model: Any) -> bool:
     return shortcuts_of(model).allows("trees", lambda: difference(model, lambda: branches(model, 2)))
 
 
+def other_attention(model: Any) -> str:
+    """Why `grouped_queries` has nothing to stand in for; empty where it has."""
+    attention = model.config._attn_implementation
+    return "" if attention == "sdpa" else f"attention is {attention}"
+
+
 def groups_queries(model: Any) -> bool:
     """Whether new tokens attend without copies of keys for each query head (see `grouped_attention`)."""
     config = model.config.get_text_config()
@@ -101,9 +107,8 @@ def groups_queries(model: Any) -> bool:
         return False  # each query head has keys of its own
 
     def reason() -> str:
-        attention = model.config._attn_implementation
-        if attention != "sdpa":
-            return f"attention is {attention}"
+        if other := other_attention(model):
+            return other
         longest = shortcuts_of(model).trial
         lengths = [longest, longest - 15, 6] if even_length(model) else [12, 12, 12]
         with grouped_queries(model):
@@ -116,9 +121,8 @@ def keeps_starts(model: Any) -> bool:
     """Whether a start that all rows share can be kept once for all of them, inside `grouped_queries`."""
 
     def reason() -> str:
-        attention = model.config._attn_implementation
-        if attention != "sdpa":
-            return f"attention is {attention}"
+        if other := other_attention(model):
+            return other
         if not shares_prefixes(model):
             return "no shared starts"
         lengths = [TRIAL, TRIAL - 15, TRIAL - 9]

@@ -51,9 +51,9 @@ def run(options: Options) -> None:
     check_device(options.hardware.device, options.output.dry_run)
     reader = RowReader()
     how = (options.targets, options.output.seed, options.train_on_thinking, reader)
-    by_file = {source: list(read_targets(source, *how)) for source in options.data}
-    found = [item for items in by_file.values() for item in items]
-    empty = [f"{source}: no rows in it" for source, items in by_file.items() if not items]
+    by_file = [(source, list(read_targets(source, *how))) for source in options.data]
+    found = [item for _, items in by_file for item in items]
+    empty = [f"{source}: no rows in it" for source, items in by_file if not items]
     if not found:
         raise UserError(", ".join(empty), "its stage may have rejected everything")
     warn_all(empty)
