@@ -190,7 +190,19 @@ def close(got: Tensor, wanted: Tensor, exact: bool) -> bool:
 
 
 def is_exact(model: Any) -> bool:
-    return bool(model.dtype == torch.float32) and not torch.is_autocast_enabled(model.device.type)
+    """Whether it computes in float32: weights held in 4 or 8 bits may be computed with in 16, whatever the others
+    are held in.
+    """
+    if model.dtype != torch.float32 or torch.is_autocast_enabled(model.device.type):
+        return False
+    return not any(computes_in_16_bits(module) for module in model.modules())
+
+
+def computes_in_16_bits(module: Any) -> bool:
+    """Of bitsandbytes' layers: 4 bits are computed with as the settings say, 8 bits in float16 on a GPU."""
+    if type(module).__name__ == "Linear8bitLt":
+        return bool(module.weight.device.type != "cpu")
+    return getattr(module, "compute_dtype", None) in (torch.bfloat16, torch.float16)
 
 
 def says_cannot(error: Exception) -> bool:

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cai_cli.errors import UserError
-from cai_cli.processes.ranks import local_rank
+from cai_cli.processes.ranks import local_rank, local_world_size
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,11 @@ def pick_device(device: str, flag: str = "--device") -> torch.device:
     import torch
 
     if device == "auto":
-        return torch.device(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
+        count, processes = torch.cuda.device_count(), local_world_size()
+        if 0 < count < processes:
+            told = f"{flag} auto: {processes} processes run here, and there are {count} CUDA devices"
+            raise UserError(told, f"start at most {count} a machine, or use {flag} cpu")
+        return torch.device(f"cuda:{local_rank()}" if count else "cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError:

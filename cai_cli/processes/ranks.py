@@ -35,6 +35,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world_size() -> int:
+    """How many processes of the command run on this machine; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def world_size() -> int:
     """How many processes run the command together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -46,16 +51,19 @@ def is_main() -> bool:
 
 
 def join_group() -> None:
-    """Connect to the other processes: nccl where each has a GPU, else gloo. Nothing to do for one process."""
+    """Connect to the other processes: nccl where each has a GPU of its own, else gloo. Nothing to do for one
+    process.
+    """
     if world_size() == 1:
         return
     import torch
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        if torch.cuda.is_available():
+        has_gpu = local_world_size() <= torch.cuda.device_count()
+        if has_gpu:
             torch.cuda.set_device(local_rank())
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
 
 
 def leave_group() -> None:

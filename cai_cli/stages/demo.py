@@ -199,12 +199,7 @@ def run_command(step: str, options: Options, **names: str) -> float:
     say("")
     say(f"$ cai {shlex.join(words)}")
     start = time.monotonic()
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["cai_cli.training.preload"])
-    with (
-        held_back()
-    ):  # a signal to all is for the demo, and for the stage: without the server nobody knows how that ended
-        forkserver.ensure_running()
+    processes = start_method()
     process = processes.Process(target=run_cli, args=(words,))
     process.start()
     try:
@@ -221,6 +216,22 @@ def run_command(step: str, options: Options, **names: str) -> float:
         hint = "its message is above; the same command continues"
         raise RunError(f"`cai {words[0]}` ended with exit code {code}", hint)
     return time.monotonic() - start
+
+
+def start_method() -> Any:
+    """How a stage's process begins: forked from one that has all imported, in a tenth of a second; where there is a
+    GPU anew, since some library opens it as it is imported, and then a forked process could not use it.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["cai_cli.training.preload"])
+    # A signal to all is for the demo, and for the stage: without the server nobody knows how that ended.
+    with held_back():
+        forkserver.ensure_running()
+    return processes
 
 
 def hand_on(stopped: Terminated, process: Any) -> None:

@@ -156,7 +156,7 @@ def test_logprobs_are_those_under_the_temperature(engines, reference):
         pytest.skip("a server's are not asked for")
     prompt = reference.renderer.tokenizer.decode(drawn.prompt_ids)
     assert len(drawn.logprobs) == len(drawn.token_ids)
-    ids = torch.tensor([drawn.prompt_ids + drawn.token_ids])
+    ids = torch.tensor([drawn.prompt_ids + drawn.token_ids], device=reference.model.device)
     table = reference.model(ids).logits[0].log_softmax(-1)
     begin = len(drawn.prompt_ids) - 1
     wanted = [float(table[begin + n, index]) for n, index in enumerate(drawn.token_ids)]

@@ -24,7 +24,8 @@ def nudge(model) -> None:
     """Change everything that learns, as training would."""
     with torch.no_grad():
         for weight in trainable_state(model).values():
-            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+            weight.add_(0.05 * noise.to(weight.device))
 
 
 def outputs(model) -> torch.Tensor:
