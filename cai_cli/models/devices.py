@@ -79,6 +79,15 @@ def training_dtype(dtype: str) -> str:
     return "float32" if dtype == "auto" else dtype
 
 
+def leave_out_cudnn_attention() -> None:
+    """Of torch's attentions on a GPU, take another than cuDNN's: it builds a plan for each new shape, and here every
+    token that is drawn makes one.
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep up to 256 MiB that tensors have freed, and take blocks up to 64 MiB from there.
 

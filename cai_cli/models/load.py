@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_cli.errors import UserError, first_line
 from cai_cli.models.configs import NO_CODE, check_classifier, next_step, quiet_transformers
-from cai_cli.models.devices import keep_freed_memory, pick_device, pick_dtype
+from cai_cli.models.devices import keep_freed_memory, leave_out_cudnn_attention, pick_device, pick_dtype
 from cai_cli.models.paths import base_and_adapters, is_preference_model
 from cai_cli.models.tokenizers import fit_tokenizer
 
@@ -103,6 +103,8 @@ def _load(
     place = pick_device(device)
     if place.type == "cpu":
         keep_freed_memory()
+    else:
+        leave_out_cudnn_attention()
     settings |= {"dtype": pick_dtype(dtype, place), "use_safetensors": True, **NO_CODE}
     if quantize and adapters:
         raise UserError(
