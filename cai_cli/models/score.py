@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,14 @@ from cai_cli.errors import UserError, first_line
 from cai_cli.models.finite import check_outputs
 from cai_cli.models.merging import is_peft
 from cai_cli.models.paths import HEAD_NAMES
+
+
+class Passes(Protocol):
+    """How several processes go through a model that they hold together (`training/parallel.py`)."""
+
+    def run(self, compute: Callable[..., Any], *given: Any) -> Any: ...
+
+    def even(self, own: list[list[int]], filler: list[int]) -> list[tuple[list[int], bool]]: ...
 
 
 def score_head(model: Any) -> Any:
@@ -131,15 +139,24 @@ def score_all(
     pad: int,
     batch_size: int,
     told: Callable[[int], None] = lambda count: None,
+    enter: Passes | None = None,
 ) -> list[float]:
     """Scores of any number of sequences, in their order, computed in batches of similar length.
 
-    `told(count)` hears of sequences as they are scored. Raises RunError where a score is not finite.
+    `told(count)` hears of sequences as they are scored. `enter`: where processes go through the model together.
+    Raises RunError where a score is not finite.
     """
     scores = [0.0] * len(rows)
+    batches = list(like_length([len(row) for row in rows], batch_size, most_tokens=sys.maxsize))
     with fast_products(model):
-        for batch in like_length([len(row) for row in rows], batch_size, most_tokens=sys.maxsize):
-            found = final_scores(model, [rows[n] for n in batch], pad).tolist()
+        for batch, counts in (
+            [(batch, True) for batch in batches] if enter is None else enter.even(batches, [])
+        ):
+            some = [rows[n] for n in batch] if counts else [[pad]]
+            scored = final_scores(model, some, pad) if enter is None else enter.run(final_scores, some, pad)
+            if not counts:
+                continue
+            found = scored.tolist()
             check_outputs(model, found, "a score")
             for n, score in zip(batch, found, strict=True):
                 scores[n] = score

@@ -7,7 +7,7 @@ Work is dealt out like cards: of W processes, process r has every W-th item from
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -50,6 +50,17 @@ def of_the_first(value: Item) -> Item:
     sent: list[Any] = [value]
     dist.broadcast_object_list(sent)
     return sent[0]
+
+
+def everywhere(work: Callable[[], None]) -> None:
+    """Do something on every process. Where it fails on one, that one says why, and all of them end."""
+    failed: Exception | None = None
+    try:
+        work()
+    except Exception as error:
+        failed = error
+    if any(gathered([failed is not None])):
+        raise failed or SystemExit(1)
 
 
 def told_to_stop(device: torch.device) -> bool:

@@ -152,7 +152,7 @@ def run(options: Options) -> None:
         write_comparisons(options)
         give_back(options.output.out)
         return
-    artifact = ModelArtifact("pmp", options, beside="comparisons.")
+    artifact = ModelArtifact("pmp", options, beside="comparisons.", fsdp=True)
     if artifact.done:
         return
     check_device(options.fit.hardware.device, options.output.dry_run)

@@ -58,7 +58,7 @@ def run(options: Options) -> None:
     """
     check_model(options.model, role="either")
     check_trackers(options.fit.report.report_to)
-    artifact = ModelArtifact("train-pm", options)
+    artifact = ModelArtifact("train-pm", options, fsdp=True)
     if artifact.done:
         return
     check_device(options.fit.hardware.device, options.output.dry_run)

@@ -1,7 +1,7 @@
 """Checkpoints: a directory each, sealed last with a list of checksums. The two newest are kept, in case one
 is damaged later.
 
-    step-<n>/          of our own loops: state.pt, and what `also` writes
+    step-<n>/          of our own loops: state.pt, and what `also` writes, or a file of each process (training/parts.py)
     checkpoint-<n>/    of a Hugging Face Trainer
     .../complete       the list: SHA-256 and size of every file. Without it a kill has left the checkpoint half-written.
 
@@ -24,8 +24,8 @@ import torch
 from cai_cli.artifacts.fingerprints import hash_file
 from cai_cli.console.messages import warn
 from cai_cli.errors import RunError
-from cai_cli.processes.collective import of_the_first
-from cai_cli.processes.ranks import is_main
+from cai_cli.processes.collective import everywhere, of_the_first
+from cai_cli.processes.ranks import is_main, main_first
 from cai_cli.rows.jsonl import write_atomically
 
 MARK, STATE = "complete", "state.pt"
@@ -77,6 +77,34 @@ def save_weights(target: Path, state: dict[str, Any], also: Callable[[Path], Non
     except Exception:
         drop([target])
         raise
+
+
+def save_in_parts(
+    folder: Path, step: int, state: dict[str, Any], part_file: str, part: dict[str, Any]
+) -> None:
+    """`save_checkpoint` by all processes together: each writes its own `part` as `part_file`, the first the state, and
+    the seal once all are there. What fails on one of them leaves no half of it, and ends them all.
+    """
+    target = step_folder(folder, step)
+
+    def begin() -> None:
+        drop([target])
+        folder.mkdir(exist_ok=True)
+        target.mkdir()
+
+    def write() -> None:
+        write_state(target / part_file, part)
+        if is_main():
+            write_state(target / STATE, state)
+
+    main_first(begin)
+    try:
+        everywhere(write)
+    except BaseException:
+        main_first(lambda: drop([target]))
+        raise
+    main_first(lambda: seal(target))
+    main_first(lambda: drop(checkpoints(folder, "step")[KEPT:]))
 
 
 def seal_hf_checkpoint(folder: Path, step: int) -> None:

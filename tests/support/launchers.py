@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+
+import psutil
+
 ON_A_CPU = """
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
@@ -25,3 +29,11 @@ ACCELERATE = [
     *("--dynamo_backend=no", "--main_process_port=0", "--use_fsdp", "--fsdp_version=2"),
     *("--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "fsdp.py"),
 ]
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """The launcher and the processes that it started, which have sessions of their own."""
+    workers = psutil.Process(process.pid).children(recursive=True)
+    for each in (process, *workers):
+        each.kill()
+    psutil.wait_procs(workers)

@@ -3,8 +3,8 @@
 In: pairs as token ids closed by EOS, with the probability that chosen is preferred and a loss weight. The
 order of the data is a function of (seed, epoch), what is drawn at a step one of (seed, step), and checkpoints
 hold all state: so a killed run ends in the same weights, bit for bit on a CPU, as one that was not. Several
-processes share the batches of a step and add up their gradients: W processes do what one does with W times
-the gradient accumulation.
+processes share the batches of a step, and hold copies of the model or parts of it (`training/parallel.py`): W
+processes do what one does with W times the gradient accumulation.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from cai_cli.console.messages import progress, say
 from cai_cli.console.options import TrainingOptions, schedule_of
 from cai_cli.errors import RunError
 from cai_cli.keys import key
-from cai_cli.models.adapters import load_trainable_state, trainable_state
+from cai_cli.models.adapters import trainable_state
 from cai_cli.models.finite import advice, check_weights
-from cai_cli.processes.collective import sum_gradients, told_to_stop
+from cai_cli.processes.collective import everywhere, told_to_stop
 from cai_cli.processes.interruption import Terminated, after_the_step
 from cai_cli.processes.ranks import is_main, rank, world_size
-from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint, step_of
+from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint, save_in_parts, step_of
 from cai_cli.training.metrics_file import MetricsFile
+from cai_cli.training.parallel import Parallel
+from cai_cli.training.parts import kept_state, part_name, put_back, read_parts
 from cai_cli.training.preference.losses import backward, evaluate_pairs
 from cai_cli.training.preference.pairs import TokenPair
 from cai_cli.training.preference.settings import PairwiseOptions
@@ -62,11 +64,13 @@ def fit_pairwise(
     steps = math.ceil(len(batches) / per_step)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = get_scheduler(schedule_of(options.lr_scheduler_type), optimizer, options.warmup_steps, steps)
-    step, recent = resume(folder, model, optimizer, schedule)
     model.train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    parallel = Parallel(model, optimizer, fit.hardware.device)
+    optimizer = parallel.optimizer
+    schedule = get_scheduler(schedule_of(options.lr_scheduler_type), optimizer, options.warmup_steps, steps)
+    step, recent = resume(folder, parallel, schedule)
     metrics_file = MetricsFile(folder / "metrics.jsonl", step, trackers(step))
     shown = progress(stage, steps, step, "steps")
     with shown as advance, metrics_file as metrics, after_the_step(), fast_products(model):
@@ -74,9 +78,8 @@ def fit_pairwise(
             # For the adapters' dropout; nothing else draws
             torch.manual_seed(key(seed, "step", step, rank()) % (1 << 63))
             group = batches[step * per_step : (step + 1) * per_step]
-            losses = backward([[pairs[n] for n in batch] for batch in group], model, fit, pad, head)
-            sum_gradients(weights)
-            norm = torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm or math.inf).item()
+            losses = backward([[pairs[n] for n in batch] for batch in group], parallel, fit, pad, head)
+            norm = parallel.clip(options.max_grad_norm)
             for name, number in {**losses, "gradient's norm": norm}.items():
                 if not math.isfinite(number):
                     told = f"the {name.replace('_', ' ')} is {number} at step {step}"
@@ -93,11 +96,11 @@ def fit_pairwise(
                 recent = []
             if held_out and fit.eval_steps and step % fit.eval_steps == 0 and step < steps:
                 metrics.write(
-                    {"step": step, **evaluate_pairs(model, held_out, pad, evaluation_batch(options))}
+                    {"step": step, **evaluate_pairs(parallel, held_out, pad, evaluation_batch(options))}
                 )
             stopping = told_to_stop(model.device)
             if stopping or (step % options.save_steps == 0 and step < steps):
-                save_training_state(folder, step, model, optimizer, schedule, recent)
+                save_training_state(folder, step, parallel, schedule, recent)
             if stopping:
                 raise Terminated
     if options.gradient_checkpointing:
@@ -105,7 +108,7 @@ def fit_pairwise(
     model.eval()
     facts: dict[str, Any] = {"steps": steps, "pairs": len(pairs), "held_out": len(held_out)}
     if held_out:
-        facts |= evaluate_pairs(model, held_out, pad, evaluation_batch(options))
+        facts |= evaluate_pairs(parallel, held_out, pad, evaluation_batch(options))
     return facts
 
 
@@ -133,7 +136,7 @@ def all_batches(pairs: list[TokenPair], options: TrainingOptions, seed: int) -> 
     return batches
 
 
-def resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> tuple[int, list[dict[str, float]]]:
+def resume(folder: Path, parallel: Parallel, schedule: Any) -> tuple[int, list[dict[str, float]]]:
     """Take up the newest whole checkpoint, if any; returns the step to go on from, and the losses since the
     last log line.
     """
@@ -142,21 +145,20 @@ def resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> tuple[int
         return 0, []
     checkpoint, state = found
     step = step_of(checkpoint)
-    load_trainable_state(model, state["model"])
-    optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
+    put_back(parallel.model, parallel.optimizer, read_parts(checkpoint, state))
     say(f"{folder}: continuing from step {step}")
     return step, state["recent"]
 
 
 def save_training_state(
-    folder: Path, step: int, model: Any, optimizer: Any, schedule: Any, recent: list[dict[str, float]]
+    folder: Path, step: int, parallel: Parallel, schedule: Any, recent: list[dict[str, float]]
 ) -> None:
-    if is_main():
-        check_weights(trainable_state(model), f"step {step}")
-        state = {
-            "model": trainable_state(model),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-        }
-        save_checkpoint(folder / "checkpoints", step, {**state, "recent": recent})
+    """By every process: where each holds a part, each writes its own."""
+    target, state = folder / "checkpoints", {"schedule": schedule.state_dict(), "recent": recent}
+    everywhere(lambda: check_weights(trainable_state(parallel.model), f"step {step}"))
+    kept = kept_state(parallel.model, parallel.optimizer)
+    if parallel.in_parts:
+        save_in_parts(target, step, {**state, "parts": world_size()}, part_name(rank()), kept)
+    elif is_main():
+        save_checkpoint(target, step, {**state, "parts": 0, "kept": kept})

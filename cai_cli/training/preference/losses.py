@@ -18,12 +18,13 @@ from cai_cli.models.score import hidden_states, last_scores, score_all
 from cai_cli.processes.collective import gathered, own_part, total
 from cai_cli.training.losses import centring_loss, soft_pairwise_loss
 from cai_cli.training.modes import autocast
+from cai_cli.training.parallel import Parallel
 from cai_cli.training.preference.pairs import TokenPair
 from cai_cli.training.preference.settings import PairwiseOptions
 
 
 def backward(
-    group: list[list[TokenPair]], model: Any, fit: PairwiseOptions, pad: int, head: nn.Module | None
+    group: list[list[TokenPair]], parallel: Parallel, fit: PairwiseOptions, pad: int, head: nn.Module | None
 ) -> dict[str, float]:
     """Add this process's part of the gradients of one step, whose batches are `group`; the mean losses of the
     whole step.
@@ -32,17 +33,21 @@ def backward(
     """
     pairs = sum(map(len, group))
     tokens = sum(len(pair.chosen) - 1 for batch in group for pair in batch)
-    sums = torch.zeros(3, device=model.device, dtype=torch.float64)
-    for batch in own_part(group):
-        with autocast(model.device.type, fit.training.bf16):
-            parts = batch_losses(model, batch, pad, head if fit.lm_coef else None)
-            loss = (
-                parts[0] / pairs
-                + fit.center_rewards_coefficient * parts[1] / pairs
-                + fit.lm_coef * parts[2] / tokens
-            )
-        loss.backward()
-        sums += torch.stack(parts).detach().double()
+    device = parallel.model.device
+    sums = torch.zeros(3, device=device, dtype=torch.float64)
+    batches = parallel.even(own_part(group), group[0])
+    for number, (batch, counts) in enumerate(batches):
+        with parallel.one_pass(last=number == len(batches) - 1):
+            with autocast(device.type, fit.training.bf16):
+                parts = parallel.run(batch_losses, batch, pad, head if fit.lm_coef else None)
+                loss = (
+                    parts[0] / pairs
+                    + fit.center_rewards_coefficient * parts[1] / pairs
+                    + fit.lm_coef * parts[2] / tokens
+                )
+            parallel.backward(loss if counts else loss * 0)
+        if counts:
+            sums += torch.stack(parts).detach().double()
     pairwise, centring, language = total(sums).tolist()
     losses = {"loss": pairwise / pairs}
     if fit.center_rewards_coefficient:
@@ -75,12 +80,12 @@ def batch_losses(
     return [pairwise, centring_loss(chosen, rejected).sum(), language]
 
 
-def evaluate_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int) -> dict[str, Any]:
+def evaluate_pairs(parallel: Parallel, pairs: list[TokenPair], pad: int, batch_size: int) -> dict[str, Any]:
     """Accuracy, Brier score and calibration error by origin, and the mean and deviation of all scores."""
-    training = model.training
+    model, training = parallel.model, parallel.model.training
     model.eval()
     try:
-        judged, scores = score_pairs(model, pairs, pad, batch_size)
+        judged, scores = score_pairs(parallel, pairs, pad, batch_size)
     except RunError as error:  # found in a model in training, whatever it was made of
         raise RunError(f"held-out pairs: {error.message}", LEARNED_TOO_FAST) from None
     model.train(training)
@@ -94,11 +99,11 @@ def evaluate_pairs(model: Any, pairs: list[TokenPair], pad: int, batch_size: int
 
 
 def score_pairs(
-    model: Any, pairs: list[TokenPair], pad: int, batch_size: int
+    parallel: Parallel, pairs: list[TokenPair], pad: int, batch_size: int
 ) -> tuple[list[Judged], list[float]]:
     """What the model says of each pair, and all scores: the chosen texts' and then the rejected ones'."""
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    scores = gathered(score_all(model, own_part(rows), pad, batch_size))
+    scores = gathered(score_all(parallel.model, own_part(rows), pad, batch_size, enter=parallel))
     judged = []
     for pair, high, low in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True):
         lengths = len(pair.chosen), len(pair.rejected)

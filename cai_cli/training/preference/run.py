@@ -17,8 +17,8 @@ from cai_cli.console.messages import say, table, warn_all
 from cai_cli.evaluation.cautions import label_cautions, rate_cautions, undecided_rate
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
 from cai_cli.models.adapters import add_lora, save_trained
-from cai_cli.models.devices import training_dtype
-from cai_cli.models.language_head import language_head, save_language_head
+from cai_cli.models.devices import pick_device, training_dtype
+from cai_cli.models.language_head import TiedHead, language_head, save_language_head
 from cai_cli.models.load import load_pm
 from cai_cli.models.paths import is_preference_model
 from cai_cli.models.saved_configs import settle_configs
@@ -27,6 +27,8 @@ from cai_cli.processes.ranks import main_first
 from cai_cli.rows.jsonl import write_atomically
 from cai_cli.training.model_card import model_card
 from cai_cli.training.modes import disable_dropout
+from cai_cli.training.parallel import place_to_load, share_weights
+from cai_cli.training.parts import whole_weights
 from cai_cli.training.preference.loop import fit_pairwise
 from cai_cli.training.preference.pairs import TokenPair
 from cai_cli.training.preference.settings import PairwiseOptions
@@ -48,12 +50,14 @@ def run_pairwise_stage(
     options, seed, stage = fit.training, artifact.options.output.seed, artifact.manifest["stage"]
     transformers.set_seed(seed)
     dtype = training_dtype(fit.hardware.dtype)
-    model = load_pm(base, fit.hardware.device, dtype, "--model", tokenizer, fit.adapters.quantize)
+    model = load_pm(base, place_to_load(fit.hardware.device), dtype, "--model", tokenizer, fit.adapters.quantize)
     settle_configs(model, tokenizer)
     if not is_preference_model(base):
         reset_head(model, seed)
     disable_dropout(model)
     head = language_head(model, base) if fit.lm_coef else None
+    if head is not None and not isinstance(head, TiedHead):
+        share_weights(head.to(pick_device(fit.hardware.device)))
     if fit.adapters.lora:
         model = add_lora(model, fit.adapters, "SEQ_CLS", seed)
     if not artifact.begun:
@@ -87,9 +91,11 @@ def run_pairwise_stage(
     facts["warnings"] = warn_all(pairwise_cautions(training + held_out, facts) + rates)
     card = model_card({**artifact.manifest, **facts}, artifact.folder)
 
+    weights = whole_weights(model)
+
     def save(folder: Path) -> None:
         tokenizer.padding_side = "right"  # positions then count from the first real token in any library
-        save_trained(model, tokenizer, folder, fit.adapters, base, "SEQ_CLS")
+        save_trained(model, tokenizer, folder, fit.adapters, base, "SEQ_CLS", weights)
         save_language_head(head, folder)
         write_atomically(folder / "README.md", card)
 

@@ -5,19 +5,14 @@ evaluations.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import forks
-import jsonlines
 import pytest
 import torch
 from catching import catch
-from pairwise_runs import PAD, options, random_pairs
+from pairwise_runs import COMMAND, PAD, options, random_pairs, write_comparisons
 from safetensors.torch import load_file
-from tiny import make_model
 
 from cai_cli.errors import UserError
 from cai_cli.models.adapters import add_lora
@@ -25,8 +20,8 @@ from cai_cli.models.language_head import TiedHead, language_head
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.score import final_scores, reset_head, score_all
 from cai_cli.models.tokenizers import load_tokenizer
-from cai_cli.rows.conversation import message
 from cai_cli.training.modes import disable_dropout
+from cai_cli.training.parallel import Parallel
 from cai_cli.training.preference.loop import fit_pairwise
 from cai_cli.training.preference.losses import backward, batch_losses
 
@@ -101,7 +96,9 @@ def test_each_coefficient_weighs_its_gradient(llama):
         parts.append(gradients(model))
     model = fresh(llama)
     settings = options(lm_coef=0.7, center_rewards_coefficient=0.2)
-    losses = backward([pairs[:1], pairs[1:]], model, settings, PAD, language_head(model, str(llama)))
+    parallel = Parallel(model, torch.optim.SGD(model.parameters()))
+    head = language_head(model, str(llama))
+    losses = backward([pairs[:1], pairs[1:]], parallel, settings, PAD, head)
     assert losses.keys() == {"loss", "centring_loss", "lm_loss"}
     tokens = sum(len(pair.chosen) - 1 for pair in pairs)
     for name, gradient in gradients(model).items():
@@ -189,46 +186,15 @@ def test_evaluations_by_origin_on_the_way(llama, tmp_path):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     """A tiny language model and comparisons of two origins."""
-    folder = tmp_path_factory.mktemp("pairwise")
-    make_model(folder / "lm")
-    for origin in ("ai", "human"):
-        with jsonlines.open(folder / f"{origin}.jsonl", "w") as writer:
-            for n in range(120):
-                prompt = [message("user", f"How do I make bread, {'please, ' * (n % 4)}number {n} {origin}?")]
-                good, bad = (
-                    [message("assistant", "First, mix it." * (1 + n % 3))],
-                    [message("assistant", "No." * (1 + n % 4))],
-                )
-                row = {
-                    "id": f"{origin}{n}",
-                    "prompt": prompt,
-                    "chosen": good,
-                    "rejected": bad,
-                    "origin": origin,
-                }
-                writer.write({**row, "probability": 1.0 if origin == "human" else 0.5 + n % 50 / 100})
-    return folder
+    return write_comparisons(tmp_path_factory.mktemp("pairwise"))
 
 
-COMMAND = (
-    "train-pm --model lm --comparisons ai.jsonl:3 --comparisons human.jsonl --num-train-epochs 2 --learning-rate 1e-3"
-    " --lm-coef 0.5 --held-out 0.2 --logging-steps 5 --save-steps 10 --eval-steps 15"
-)
+def start(files: Path, *arguments: str) -> forks.Command:
+    return forks.start([*COMMAND.split(), *arguments], files)
 
 
-def start(files: Path, *arguments: str, ranks: int = 1) -> forks.Command:
-    if ranks == 1:
-        return forks.start([*COMMAND.split(), *arguments], files)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, *launcher, "-m", "cai_cli", *COMMAND.split(), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    return subprocess.Popen(
-        command, cwd=files, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
-def finish(files: Path, *arguments: str, ranks: int = 1) -> str:
-    process = start(files, *arguments, ranks=ranks)
+def finish(files: Path, *arguments: str) -> str:
+    process = start(files, *arguments)
     _, said = process.communicate(timeout=250)
     assert process.returncode == 0, said
     return said
@@ -255,25 +221,6 @@ def test_a_killed_adapter_run_ends_in_the_same_bytes(files):
         assert (files / "cut" / name).read_bytes() == (files / "whole" / name).read_bytes(), name
     kept = load_file(files / "whole/lm_head.safetensors")["weight"]
     assert torch.equal(kept, load_file(files / "lm/model.safetensors")["lm_head.weight"])
-
-
-def test_two_processes_do_what_one_does_with_twice_the_batches(files):
-    finish(files, "--out", "two", ranks=2)
-    finish(files, "--gradient-accumulation-steps", "2", "--out", "one")
-    one, two = load_file(files / "one/model.safetensors"), load_file(files / "two/model.safetensors")
-    base = load_file(files / "lm/model.safetensors")
-    for name, weight in one.items():
-        assert torch.allclose(weight, two[name], atol=2e-4), name
-        assert name not in base or not torch.allclose(weight, base[name], atol=2e-3), name
-    rows = [
-        [json.loads(line) for line in (files / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    ]
-    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
-    assert rows[0][0]["loss"] == pytest.approx(rows[1][0]["loss"], abs=1e-4)
-    manifests = [json.loads((files / name / "cai.json").read_text()) for name in ("one", "two")]
-    assert manifests[0]["evaluation"].keys() == manifests[1]["evaluation"].keys() == {"all", "ai", "human"}
-    assert manifests[0]["score_mean"] == pytest.approx(manifests[1]["score_mean"], abs=1e-2)
 
 
 def test_the_card_tells_accuracy_by_origin(files):

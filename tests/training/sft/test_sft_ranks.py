@@ -13,12 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from catching import catch
 from conftest import mistake, run_cai
-from launchers import ACCELERATE, ON_A_CPU, TORCHRUN
+from launchers import ACCELERATE, ON_A_CPU, TORCHRUN, kill_all
 from safetensors.torch import load_file
 from tiny import make_model
 
@@ -60,14 +59,6 @@ def finish(folder: Path, out: str, fsdp: bool, *flags: str) -> str:
     return said
 
 
-def kill(process: subprocess.Popen) -> None:
-    """The launcher and the processes that it started, which have sessions of their own."""
-    workers = psutil.Process(process.pid).children(recursive=True)
-    for each in (process, *workers):
-        each.kill()
-    psutil.wait_procs(workers)
-
-
 def losses(folder: Path, out: str) -> list[float]:
     rows = [json.loads(line) for line in (folder / out / "metrics.jsonl").read_text().splitlines()]
     return [row.get("loss", row.get("held_out_loss")) for row in rows]
@@ -77,7 +68,7 @@ def test_a_model_in_parts_is_trained_and_saved_as_one_in_copies(folder: Path) ->
     """The whole is the data-parallel run up to rounding; killed and continued it is the same."""
     finish(folder, "copies", False)
     sealed = lambda: list((folder / "parts").glob("checkpoints/checkpoint-*/complete"))  # noqa: E731
-    catch(lambda: start(folder, "parts", True), folder / "parts", sealed, send=kill)
+    catch(lambda: start(folder, "parts", True), folder / "parts", sealed, send=kill_all)
     assert not (folder / "parts/cai.json").exists()
     assert "continuing from" in finish(folder, "parts", True)
     assert losses(folder, "parts") == pytest.approx(losses(folder, "copies"), abs=1e-4)

@@ -1,0 +1,81 @@
+"""`train-pm` in two processes, with copies of the model and with parts of it, against one with twice the batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from catching import catch
+from launchers import ACCELERATE, ON_A_CPU, TORCHRUN, kill_all
+from pairwise_runs import COMMAND, write_comparisons
+from safetensors.torch import load_file
+
+ONE = ("--gradient-accumulation-steps", "2")
+WAYS = {"copies": TORCHRUN, "parts": ACCELERATE}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder = write_comparisons(tmp_path_factory.mktemp("ranks"))
+    (folder / "fsdp.py").write_text(ON_A_CPU)
+    finish(folder, ["-m", "cai_cli"], *ONE, "--out", "one")
+    return folder
+
+
+def start(files: Path, launcher: list[str], *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *launcher, *COMMAND.split(), "--device", "cpu", *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(command, cwd=files, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(files: Path, launcher: list[str], *arguments: str) -> str:
+    process = start(files, launcher, *arguments)
+    _, said = process.communicate(timeout=280)
+    assert process.returncode == 0, said
+    return said
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def assert_the_same(files: Path, out: str) -> None:
+    one, many = (load_file(files / name / "model.safetensors") for name in ("one", out))
+    base = load_file(files / "lm/model.safetensors")
+    assert one.keys() == many.keys()
+    for name, weight in one.items():
+        assert torch.allclose(weight, many[name], atol=1e-4), name
+        assert name not in base or not torch.allclose(weight, base[name], atol=2e-3), name
+    assert losses(files / out) == pytest.approx(losses(files / "one"), abs=1e-4)
+    manifests = [json.loads((files / name / "cai.json").read_text()) for name in ("one", out)]
+    assert manifests[0]["evaluation"].keys() == manifests[1]["evaluation"].keys() == {"all", "ai", "human"}
+    assert manifests[0]["score_mean"] == pytest.approx(manifests[1]["score_mean"], abs=1e-3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_do_what_one_does_with_twice_the_batches(files: Path, way: str) -> None:
+    """Killed after a checkpoint and continued, it ends in the bytes of the uninterrupted run."""
+    finish(files, WAYS[way], "--out", way)
+    assert_the_same(files, way)
+    cut = f"cut-{way}"
+    sealed = lambda: list((files / cut).glob("checkpoints/step-*/complete"))  # noqa: E731
+    catch(lambda: start(files, WAYS[way], "--out", cut), files / cut, sealed, send=kill_all)
+    assert len(list((files / cut).glob("checkpoints/step-*/part-*.pt"))) == (2 if way == "parts" else 0)
+    assert "continuing from step" in finish(files, WAYS[way], "--out", cut)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (files / cut / name).read_bytes() == (files / way / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_two_processes_began_one_goes_on_with(files: Path, way: str) -> None:
+    cut = f"begun-{way}"
+    sealed = lambda: list((files / cut).glob("checkpoints/step-*/complete"))  # noqa: E731
+    catch(lambda: start(files, WAYS[way], "--out", cut), files / cut, sealed, send=kill_all)
+    assert "continuing from step" in finish(files, ["-m", "cai_cli"], *ONE, "--out", cut)
+    assert_the_same(files, cut)
