@@ -287,7 +287,9 @@ class TrainingOptions:
     per_device_train_batch_size: Annotated[
         int, flag("Optimisation", "Rows per forward and backward pass.", min=1)
     ] = 8
-    gradient_accumulation_steps: Annotated[int, flag("Optimisation", "Passes per optimiser step.", min=1)] = 1
+    gradient_accumulation_steps: Annotated[
+        int, flag("Optimisation", "Passes per optimiser step, on each process.", min=1), NOTED
+    ] = 1
     lr_scheduler_type: Annotated[
         Literal["constant", "linear", "cosine"],
         flag("Optimisation", "Learning-rate schedule after the warm-up (paper: constant)."),

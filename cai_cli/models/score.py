@@ -35,6 +35,8 @@ class Passes(Protocol):
 
     def run(self, compute: Callable[..., Any], *given: Any) -> Any: ...
 
+    def no_grad(self) -> Any: ...
+
     def even(self, own: list[list[int]], filler: list[int]) -> list[tuple[list[int], bool]]: ...
 
 
@@ -132,7 +134,6 @@ def final_scores(model: Any, rows: list[list[int]], pad: int) -> Tensor:
     return head_scores(model, states_at(transformer(model), ids, lengths, places, lengths - 1))
 
 
-@torch.inference_mode()
 def score_all(
     model: Any,
     rows: list[list[int]],
@@ -148,7 +149,7 @@ def score_all(
     """
     scores = [0.0] * len(rows)
     batches = list(like_length([len(row) for row in rows], batch_size, most_tokens=sys.maxsize))
-    with fast_products(model):
+    with torch.inference_mode() if enter is None else enter.no_grad(), fast_products(model):
         for batch, counts in (
             [(batch, True) for batch in batches] if enter is None else enter.even(batches, [])
         ):

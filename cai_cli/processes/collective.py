@@ -1,4 +1,4 @@
-"""What several processes compute or agree on together: sums, lists, gradients, when to stop. With one process
+"""What several processes compute or agree on together: sums, lists, when to stop. With one process
 each is what it was given.
 
 Work is dealt out like cards: of W processes, process r has every W-th item from the r-th on (`own_part`);
@@ -7,7 +7,7 @@ Work is dealt out like cards: of W processes, process r has every W-th item from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +17,6 @@ from cai_cli.processes.interruption import asked_to_stop
 from cai_cli.processes.ranks import join_group, rank, world_size
 
 Item = TypeVar("Item")
-BUCKET = 1 << 23  # Numbers sent in one message when gradients are summed: 32 MiB in float32.
 
 
 def own_part(items: list[Item]) -> list[Item]:
@@ -82,22 +81,3 @@ def total(value: Tensor) -> Tensor:
     value = value.detach().clone()
     dist.all_reduce(value)
     return value
-
-
-def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its sum over all processes; one that had nothing to do counts as zero."""
-    if world_size() == 1:
-        return
-    weights = [weight for weight in parameters if weight.requires_grad]
-    for weight in weights:
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-    bucket: list[Tensor] = []
-    for number, weight in enumerate(weights):
-        bucket.append(weight.grad)  # type: ignore[arg-type]
-        alike = number + 1 < len(weights) and weights[number + 1].dtype == weight.dtype
-        if not alike or sum(gradient.numel() for gradient in bucket) >= BUCKET:
-            sent = total(torch.cat([gradient.flatten() for gradient in bucket]))
-            for gradient, summed in zip(bucket, sent.split([g.numel() for g in bucket]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
-            bucket = []

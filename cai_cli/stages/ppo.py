@@ -43,7 +43,7 @@ def run(options: Options) -> None:
     Example: cai ppo --model sl-cai/ --pm pm/ --prompts red-team.jsonl --prompts helpful.jsonl --out rl-cai/
     """
     check_options(options)
-    artifact = ModelArtifact("ppo", options)
+    artifact = ModelArtifact("ppo", options, fsdp=True)
     if artifact.done:
         return
     check_device(options.models.hardware.device, options.output.dry_run)

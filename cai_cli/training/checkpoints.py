@@ -23,7 +23,7 @@ import torch
 
 from cai_cli.artifacts.fingerprints import hash_file
 from cai_cli.console.messages import warn
-from cai_cli.errors import RunError
+from cai_cli.errors import RunError, UserError
 from cai_cli.processes.collective import everywhere, of_the_first
 from cai_cli.processes.ranks import is_main, main_first
 from cai_cli.rows.jsonl import write_atomically
@@ -61,7 +61,7 @@ def save_checkpoint(
 ) -> None:
     """Write `folder/step-<n>`, then drop the older ones but one. `also` writes more into that directory."""
     save_weights(step_folder(folder, step), state, also)
-    drop(checkpoints(folder, "step")[KEPT:])
+    drop_old(folder)
 
 
 def save_weights(target: Path, state: dict[str, Any], also: Callable[[Path], None] | None = None) -> None:
@@ -79,17 +79,14 @@ def save_weights(target: Path, state: dict[str, Any], also: Callable[[Path], Non
         raise
 
 
-def save_in_parts(
-    folder: Path, step: int, state: dict[str, Any], part_file: str, part: dict[str, Any]
-) -> None:
-    """`save_checkpoint` by all processes together: each writes its own `part` as `part_file`, the first the state, and
+def save_in_parts(target: Path, state: dict[str, Any], part_file: str, part: dict[str, Any]) -> None:
+    """`save_weights` by all processes together: each writes its own `part` as `part_file`, the first the state, and
     the seal once all are there. What fails on one of them leaves no half of it, and ends them all.
     """
-    target = step_folder(folder, step)
 
     def begin() -> None:
         drop([target])
-        folder.mkdir(exist_ok=True)
+        target.parent.mkdir(exist_ok=True)
         target.mkdir()
 
     def write() -> None:
@@ -101,10 +98,15 @@ def save_in_parts(
     try:
         everywhere(write)
     except BaseException:
-        main_first(lambda: drop([target]))
+        if is_main():
+            drop([target])
         raise
     main_first(lambda: seal(target))
-    main_first(lambda: drop(checkpoints(folder, "step")[KEPT:]))
+
+
+def drop_old(folder: Path) -> None:
+    """Of the checkpoints keep the newest ones."""
+    drop(checkpoints(folder, "step")[KEPT:])
 
 
 def seal_hf_checkpoint(folder: Path, step: int) -> None:
@@ -214,6 +216,16 @@ def load_checkpoint(
     """The newest whole checkpoint and its state, or None; see `newest_whole`."""
     found = newest_whole(folder, *(names or ("step",)), look=look)
     return None if found is None else (found, read_state(found / STATE))
+
+
+def check_pace(kept: int, now: int) -> None:
+    """Raise UserError where a step of the run that left a checkpoint took another number of batches than now: each
+    process counts, and its --gradient-accumulation-steps.
+    """
+    if kept == now:
+        return
+    hint = f"so many processes times --gradient-accumulation-steps have to make {kept}"
+    raise UserError(f"a step of this run took {kept} batches, and would take {now} now", hint)
 
 
 def load_weights(target: Path) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 
 Wrappers of both kinds act on their root's forward: so everything is computed inside that of `Entered`, which is
 handed what to compute. A process that comes to fewer passes than another would leave that one waiting for ever:
-`even` fills up with passes that count for nothing.
+`even` and `learning` fill up with passes that count for
+nothing.
 
     parallel = Parallel(model, optimizer)
-    with parallel.one_pass(last=True):
-        loss = parallel.run(lambda model, ids: ..., ids)     # this process's part of a sum over all
-        parallel.backward(loss)
+    for batch, counts in parallel.learning(batches, filler):
+        with parallel.one_pass(last=...):
+            loss = parallel.run(lambda model, batch: ..., batch)     # this process's part of a sum over all
+            parallel.backward(loss if counts else loss * 0)
     norm = parallel.clip(1.0)
     parallel.optimizer.step()
 """
@@ -23,6 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from cai_cli.compute.shortcuts import right_padding, shortcuts_of
 from cai_cli.errors import UserError
@@ -50,30 +53,95 @@ class Entered(nn.Module):
         self.model.tie_weights()
 
 
-class Parallel:
-    """A model and the optimiser of its weights; `optimizer` is to be used from here on in place of the one given.
+class Passes:
+    """How all processes go through a model: each through its own copy, or, under FSDP, through all of it together."""
 
-    Under FSDP the model's weights are in parts outside of `run`. Raises UserError where it cannot be taken apart.
+    def __init__(self, model: Any, device: str = "auto") -> None:
+        """A frozen model. `device`: where the parts go of one that FSDP takes apart, which comes on the CPU
+        (`place_to_load`). Raises UserError where it cannot be taken apart.
+        """
+        self.model = model
+        self.in_parts = by_fsdp() and world_size() > 1
+        self.root: Any = Entered(model)
+        if self.in_parts:
+            from accelerate.utils import fsdp2_prepare_model
+
+            check_parts(model)
+            self.root = fsdp2_prepare_model(launched(on_cpu(device)), self.root)
+
+    def run(self, compute: Callable[..., Any], *given: Any) -> Any:
+        """`compute(model, *given)`. Whatever has to do with weights goes through here."""
+        if not self.in_parts:
+            return compute(self.model, *given)
+        found = self.root(compute, *given)
+        if not torch.is_grad_enabled():
+            self.root.reshard()  # which FSDP does after a backward pass alone; a checkpoint keeps slices
+        return found
+
+    def even(self, own: list[Item], filler: Item) -> list[tuple[Item, bool]]:
+        """This process's items, each with whether it counts: filled up to as many as any other process has, where
+        passes of one wait for those of the others.
+        """
+        if not self.in_parts:
+            return [(item, True) for item in own]
+        return filled(own, filler)
+
+    def no_grad(self) -> Any:
+        """For passes without gradients. What inference mode makes of gathered weights no later pass could train on."""
+        return torch.no_grad() if self.in_parts else torch.inference_mode()
+
+    def whole(self, compute: Callable[..., Item], *given: Any) -> Item:
+        """`compute(model, *given)` with all weights gathered on each process, for work of different length on each:
+        sampling.
+        """
+        if not self.in_parts:
+            return compute(self.model, *given)
+        layers = [
+            module
+            for module in self.root.modules()
+            if isinstance(module, FSDPModule) and module is not self.root
+        ]
+        with torch.no_grad():
+            for module in (self.root, *layers):
+                module.set_reshard_after_forward(False, recurse=False)
+                module.unshard()
+            try:
+                return self.root(compute, *given)
+            finally:
+                for module in layers:
+                    module.set_reshard_after_forward(True, recurse=False)
+                for module in (self.root, *layers):
+                    module.reshard()
+
+
+class Parallel(Passes):
+    """A model that learns, and the optimiser of its weights: `optimizer` is to be used from here on in place of the
+    one given.
     """
 
     def __init__(self, model: Any, optimizer: torch.optim.Optimizer, device: str = "auto") -> None:
-        """`device`: where the parts go of a model that FSDP takes apart, which comes on the CPU (`place_to_load`)."""
+        """See `Passes`; copies are made alike, and share their gradients."""
         self.model, self.optimizer = model, optimizer
         self.in_parts = by_fsdp() and world_size() > 1
-        self.root: Any = Entered(model)
+        self.root = Entered(model)
         if world_size() > 1:
-            place = model.device
             if self.in_parts:
-                place = pick_device(device)
                 check_parts(model)
             join_group()
-            self.root, prepared = launched(place.type == "cpu").prepare(self.root, optimizer)
+            cpu = on_cpu(device) if self.in_parts else model.device.type == "cpu"
+            self.root, prepared = launched(cpu).prepare(self.root, optimizer)
             self.optimizer = prepared.optimizer
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
 
     def run(self, compute: Callable[..., Any], *given: Any) -> Any:
-        """`compute(model, *given)`. Whatever has to do with weights goes through here."""
-        return self.root(compute, *given)
+        """See `Passes`; a pass with gradients goes through what shares them."""
+        if world_size() > 1 and not self.in_parts and torch.is_grad_enabled():
+            return self.root(compute, *given)
+        return super().run(compute, *given)
+
+    def learning(self, own: list[Item], filler: Item) -> list[tuple[Item, bool]]:
+        """`even` for passes with gradients: copies wait for each other in them too."""
+        return filled(own, filler)
 
     def one_pass(self, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward of a micro-batch: copies share their gradients after the `last` of a step."""
@@ -90,12 +158,14 @@ class Parallel:
         norm = torch.nn.utils.clip_grad_norm_(self.weights, most or math.inf)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
-    def even(self, own: list[Item], filler: Item) -> list[tuple[Item, bool]]:
-        """This process's items, each with whether it counts: filled up to as many as any other process has, where
-        passes of one wait for those of the others.
-        """
-        most = max(gathered([len(own)])) if world_size() > 1 else len(own)
-        return [(item, True) for item in own] + [(filler, False)] * (most - len(own))
+
+def filled(own: list[Item], filler: Item) -> list[tuple[Item, bool]]:
+    most = max(gathered([len(own)])) if world_size() > 1 else len(own)
+    return [(item, True) for item in own] + [(filler, False)] * (most - len(own))
+
+
+def on_cpu(device: str) -> bool:
+    return pick_device(device).type == "cpu"
 
 
 def place_to_load(device: str) -> str:
@@ -104,7 +174,7 @@ def place_to_load(device: str) -> str:
 
 
 @cache
-def launched(on_cpu: bool) -> Any:
+def launched(cpu: bool) -> Any:
     """accelerate's view of the launch: DDP or FSDP 2, on the CPU or on a GPU a process. It places nothing: the models
     are where they are to be. Mixed precision is that of --bf16, not the launch file's.
     """
@@ -112,7 +182,7 @@ def launched(on_cpu: bool) -> Any:
     from accelerate.utils import DistributedDataParallelKwargs
 
     copies = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[copies])
+    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[copies])
 
 
 def share_weights(module: nn.Module) -> None:

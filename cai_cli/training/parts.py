@@ -38,15 +38,10 @@ def kept_state(model: Any, optimizer: torch.optim.Optimizer) -> Kept:
 
 
 def put_back(model: Any, optimizer: torch.optim.Optimizer, parts: list[Kept]) -> None:
-    """Set weights and optimiser to what so many processes kept, in their order. Raises RunError where the model does
-    not have the same weights to train.
-    """
-    named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    if odd := sorted(named.keys() ^ parts[0]["model"].keys()):
-        raise RunError(f"the checkpoint is of another model: {odd[0]}", AFRESH)
-    with torch.no_grad():
-        for name, weight in named.items():
-            fill(weight, [part["model"][name] for part in parts])
+    """Set weights and optimiser to what so many processes kept, in their order."""
+    put_weights(model, [part["model"] for part in parts])
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
             optimizer.state[weight] = {
                 key: rebuilt(weight, [part["optimizer"][name][key] for part in parts])
                 for key in parts[0]["optimizer"].get(name, {})
@@ -55,11 +50,22 @@ def put_back(model: Any, optimizer: torch.optim.Optimizer, parts: list[Kept]) ->
         group["lr"] = rate
 
 
-def read_parts(checkpoint: Path, state: dict[str, Any]) -> list[Kept]:
-    """What each process kept in a checkpoint with this state; one entry where it was kept whole."""
-    files = [checkpoint / part_name(number) for number in range(state["parts"])]
-    read = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
-    return read or [state["kept"]]
+def put_weights(model: Any, parts: list[dict[str, Tensor]]) -> None:
+    """Set the weights that learn. Raises RunError where the model does not have the same ones."""
+    named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if odd := sorted(named.keys() ^ parts[0].keys()):
+        raise RunError(f"the checkpoint is of another model: {odd[0]}", AFRESH)
+    with torch.no_grad():
+        for name, weight in named.items():
+            fill(weight, [part[name] for part in parts])
+
+
+def read_parts(checkpoint: Path, name: str, kept: dict[str, Any]) -> list[Kept]:
+    """What each process kept under a name; `kept`: in how many `parts`, or for none the `whole`."""
+    if not kept["parts"]:
+        return [kept["whole"]]
+    files = [checkpoint / part_name(number) for number in range(kept["parts"])]
+    return [torch.load(file, map_location="cpu", weights_only=True, mmap=True)[name] for file in files]
 
 
 def part_name(number: int) -> str:
@@ -80,7 +86,7 @@ def rebuilt(weight: Tensor, slices: list[Tensor]) -> Tensor:
     return moment
 
 
-def fill(target: Tensor, slices: list[Tensor]) -> None:
+def fill(target: Any, slices: list[Tensor]) -> None:
     """Copy from slices along the first axis, in place; into this process's own slice where `target` is in parts."""
     whole = torch.cat(slices) if len(slices) > 1 else slices[0]
     if whole.shape != target.shape:
@@ -96,14 +102,14 @@ def fill(target: Tensor, slices: list[Tensor]) -> None:
     own.copy_(whole[begin : begin + len(own)])
 
 
-def whole_weights(model: Any) -> dict[str, Tensor] | None:
+def whole_weights(model: Any, learned: bool = False) -> dict[str, Tensor] | None:
     """Name -> tensor on the CPU of a model in parts, on the first process; None where each process has it whole.
-    Every process takes part, and one weight at a time is whole on its device.
+    Every process takes part, and one weight at a time is whole on its device. `learned`: of what learns alone.
     """
     if not any(hasattr(weight, "full_tensor") for weight in model.parameters()):
         return None
     found = {}
-    for name, value in model.state_dict().items():
+    for name, value in (trainable_state(model) if learned else model.state_dict()).items():
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
         if is_main():
             found[name] = whole.detach().cpu()

@@ -25,7 +25,14 @@ ADAMW_STATES = 3  # a checkpoint holds each weight that learns and two moments o
 
 
 def rehearse_saving(
-    model: Any, tokenizer: Any, folder: Path, checkpoints: Path, saves: int, learned: int, kept: int = 0
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    checkpoints: Path,
+    saves: int,
+    learned: int,
+    kept: int = 0,
+    weights: dict[str, Any] | None = None,
 ) -> None:
     """Save the model as it will be after training, to a folder that is removed again. Raises CaiError or
     OSError.
@@ -34,7 +41,7 @@ def rehearse_saving(
     command.
 
     `saves`: checkpoints of the whole run; `learned`: bytes of all weights that learn; `kept`: bytes held
-    beside a checkpoint.
+    beside a checkpoint; `weights`: all of a model that is in parts already (`training/parts.py`).
     """
     if (name := odd_weight(dict(model.named_parameters()))) is not None:
         raise UserError(
@@ -48,7 +55,7 @@ def rehearse_saving(
         check_room(folder, checkpoint, saved_bytes(model), saves, kept)
         with (scratch / "size").open("wb") as stream:  # a limit on the size of a file; a hole takes no room
             stream.truncate(checkpoint if saves else 0)
-        save_all(model, tokenizer, scratch)
+        save_all(model, tokenizer, scratch, weights)
     except (CaiError, OSError):
         raise
     except (
@@ -63,12 +70,12 @@ def rehearse_saving(
                 path.rmdir()
 
 
-def save_all(model: Any, tokenizer: Any, scratch: Path) -> None:
+def save_all(model: Any, tokenizer: Any, scratch: Path, weights: dict[str, Any] | None) -> None:
     """Whole weights, or of a model with adapters those and what is saved beside the merged weights."""
     if not is_peft(model):
-        save_whole(model, tokenizer, scratch)
+        save_whole(model, tokenizer, scratch, weights)
         return
-    model.save_pretrained(scratch / ADAPTER, save_embedding_layers=False)
+    model.save_pretrained(scratch / ADAPTER, state_dict=weights, save_embedding_layers=False)
     base = model.get_base_model()
     with as_settled(base, tokenizer):
         base.config.save_pretrained(scratch)

@@ -198,6 +198,7 @@ def measure_policy(o: argparse.Namespace) -> dict[str, float]:
     from cai_cli.keys import key
     from cai_cli.models.load import load_lm, load_pm
     from cai_cli.rows.prompt_files import read_prompts
+    from cai_cli.training.parallel import Passes
     from cai_cli.training.ppo.advantages import sequence_kl
     from cai_cli.training.ppo.episodes import make_episodes, over_episodes, sampled_logprobs
     from cai_cli.training.ppo.forward import response_logprobs
@@ -210,7 +211,11 @@ def measure_policy(o: argparse.Namespace) -> dict[str, float]:
     requests = [Request(prompt, key(0, "eval", n), o.max_new_tokens) for n, prompt in enumerate(prompts)]
     completions = engine.generate(requests)
     scores = score_completions(
-        load_pm(o.pm, dtype="float32", tokenizer=engine.renderer.tokenizer), completions, eos, pad, 128
+        Passes(load_pm(o.pm, dtype="float32", tokenizer=engine.renderer.tokenizer)),
+        completions,
+        eos,
+        pad,
+        128,
     )
     reference = load_lm(o.model, dtype="float32", tokenizer=engine.renderer.tokenizer)
     episodes = make_episodes(completions, pad, reference.device)
@@ -218,6 +223,7 @@ def measure_policy(o: argparse.Namespace) -> dict[str, float]:
         episodes,
         lambda part: response_logprobs(reference, part.ids, part.prompt_lengths, part.mask, 1.0),
         128,
+        Passes(reference),
     )
     kl = sequence_kl(sampled_logprobs(completions, episodes), logprobs, episodes.mask).mean().item()
     return {

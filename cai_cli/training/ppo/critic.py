@@ -20,12 +20,11 @@ import torch
 from cai_cli.console.groups import changed
 from cai_cli.engines.base import Completion
 from cai_cli.errors import RunError
-from cai_cli.models.adapters import load_trainable_state, trainable_state
 from cai_cli.models.devices import pick_device
-from cai_cli.models.finite import check_weights
 from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.processes.interruption import end_with_parent, ignore
 from cai_cli.training.checkpoints import read_state, write_state
+from cai_cli.training.parts import Kept, read_parts
 from cai_cli.training.ppo.episodes import make_episodes
 from cai_cli.training.ppo.learner import ValueLearner
 from cai_cli.training.ppo.models import load_pair
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 Answer = Callable[[], Any]  # Waits for the result of a call, and returns it or raises what the call raised.
 STATE = "critic.pt"  # Beside the trainer's own state in a checkpoint.
+VALUE = "value"  # in the parts of one
 
 
 class Critic:
@@ -50,7 +50,7 @@ class Critic:
         ppo, seed = options.ppo, options.output.seed
         self.pair = load_pair(options.models, options.pm, "SEQ_CLS", tokenizer, longest, seed)
         rate = ppo.learning_rate if ppo.value_learning_rate is None else ppo.value_learning_rate
-        self.learner = ValueLearner(ppo, self.pair, seed, options.models.bf16, rate, ppo.steps)
+        self.learner = ValueLearner(ppo, self.pair, seed, options.models, rate, ppo.steps)
 
     def score(self, completions: list[Completion]) -> list[float]:
         """The preference model's score of each reply, closed by EOS."""
@@ -75,14 +75,22 @@ class Critic:
 
     def save(self, folder: Path) -> None:
         """All that training changed; large, so that the process which holds it writes it."""
-        value = trainable_state(self.pair.learner)
-        check_weights(value, "the value function")
-        write_state(folder / STATE, {"value": value, "learner": self.learner.state()})
+        write_state(folder / STATE, {"kept": self.learner.kept(), "schedule": self.schedule()})
 
-    def load(self, folder: Path) -> None:
-        state = read_state(folder / STATE)
-        load_trainable_state(self.pair.learner, state["value"])
-        self.learner.load(state["learner"])
+    def kept(self) -> Kept:
+        """For a part of a checkpoint."""
+        return self.learner.kept()
+
+    def schedule(self) -> dict[str, Any]:
+        return self.learner.schedule.state_dict()
+
+    def load(self, folder: Path, kept: dict[str, Any]) -> None:
+        """`kept`: in how many `parts` a checkpoint has it, and then its `schedule`; for none see `save`."""
+        if kept["parts"]:
+            self.learner.load(read_parts(folder, VALUE, kept), kept["schedule"])
+        else:
+            state = read_state(folder / STATE)
+            self.learner.load([state["kept"]], state["schedule"])
 
     def peak_memory(self) -> float:
         return peak_memory(self.pair.learner.device)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cai_cli.compute.batches import like_size, right_pad
 from cai_cli.engines.base import Completion
+from cai_cli.training.parallel import Passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,21 @@ def sampled_logprobs(completions: list[Completion], episodes: Episodes) -> Tenso
     return torch.tensor(rows, dtype=torch.float32, device=episodes.mask.device)
 
 
-def over_episodes(episodes: Episodes, compute: Callable[[Episodes], Tensor], batch_size: int) -> Tensor:
-    """(B, T) of what `compute` gives for micro-batches of like length, without gradients."""
+def over_episodes(
+    episodes: Episodes, compute: Callable[[Episodes], Tensor], batch_size: int, passes: Passes
+) -> Tensor:
+    """(B, T) of what `compute` gives for micro-batches of like length, without gradients, in `passes` of a model."""
     result = torch.zeros_like(episodes.mask)
-    with torch.inference_mode():
-        for index in like_size(episodes.lengths.tolist(), batch_size):
-            part = episodes.select(index)
-            result[index, : part.mask.size(1)] = compute(part)
+    with passes.no_grad():
+        for index, counts in passes.even(like_size(episodes.lengths.tolist(), batch_size), []):
+            part = episodes.select(index) if counts else one_token(episodes)
+            found = compute(part)
+            if counts:
+                result[index, : part.mask.size(1)] = found
     return result
+
+
+def one_token(like: Episodes) -> Episodes:
+    """An episode that counts for nothing: a reply of one token, for a pass that other processes wait for."""
+    ids = like.ids.new_zeros(1, 2)
+    return Episodes(ids, like.prompt_lengths.new_ones(1), like.mask.new_ones(1, 1))

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,17 +22,20 @@ from cai_cli.compute.products import fast_products
 from cai_cli.console.options import schedule_of
 from cai_cli.errors import RunError
 from cai_cli.keys import key
-from cai_cli.models.finite import advice
-from cai_cli.processes.collective import gathered, sum_gradients, total
+from cai_cli.models.adapters import trainable_state
+from cai_cli.models.finite import advice, check_weights
+from cai_cli.processes.collective import everywhere, gathered, total
 from cai_cli.processes.ranks import rank, world_size
 from cai_cli.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean
 from cai_cli.training.modes import autocast
-from cai_cli.training.ppo.episodes import Episodes, over_episodes
+from cai_cli.training.parallel import Parallel, Passes
+from cai_cli.training.parts import Kept, kept_state, put_back
+from cai_cli.training.ppo.episodes import Episodes, one_token, over_episodes
 from cai_cli.training.ppo.forward import response_logprobs, response_values
 from cai_cli.training.ppo.models import Pair
 
 if TYPE_CHECKING:
-    from cai_cli.training.ppo.settings import PPOOptions
+    from cai_cli.training.ppo.settings import ModelOptions, PPOOptions
 
 
 class Learner(ABC):
@@ -43,23 +47,31 @@ class Learner(ABC):
     measures: ClassVar[tuple[str, ...]]  # what `loss` returns
 
     def __init__(
-        self, ppo: PPOOptions, pair: Pair, seed: int, bf16: bool, learning_rate: float, steps: int
+        self,
+        ppo: PPOOptions,
+        pair: Pair,
+        seed: int,
+        models: ModelOptions,
+        learning_rate: float,
+        steps: int,
     ) -> None:
         """`steps`: how often it will improve."""
         self.ppo = ppo
-        self.seed, self.bf16 = seed, bf16
+        self.seed, self.bf16 = seed, models.bf16
         self.pair = pair
         self.model = pair.learner
-        self.parameters = pair.parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
+        weights = pair.parameters()
+        optimizer = torch.optim.AdamW(
+            weights,
             lr=learning_rate,
             betas=(0.9, 0.95),
             # PyTorch adds it after the bias correction; 1e-5 tempers the first steps (arXiv 2403.17031).
             eps=1e-5,
             weight_decay=0.0,
-            fused=self.parameters[0].device.type in ("cpu", "cuda"),
+            fused=weights[0].device.type in ("cpu", "cuda"),
         )
+        self.parallel = pair.passes = Parallel(self.model, optimizer, models.hardware.device)
+        self.optimizer = self.parallel.optimizer
         updates = ppo.num_ppo_epochs * ppo.num_mini_batches
         kind = schedule_of(ppo.lr_scheduler_type)
         self.schedule = get_scheduler(kind, self.optimizer, ppo.warmup_steps * updates, steps * updates)
@@ -81,7 +93,7 @@ class Learner(ABC):
         return 4 * self.ppo.per_device_train_batch_size
 
     @abstractmethod
-    def outputs(self, part: Episodes, model: Any = None) -> Tensor:
+    def outputs(self, part: Episodes, passes: Passes | None = None) -> Tensor:
         """(B, T) float32: what this model, or another of its kind, gives for each response token."""
 
     @abstractmethod
@@ -89,15 +101,17 @@ class Learner(ABC):
         """The loss and what else is measured of (B, T): scalars, in the order of `measures`."""
 
     def in_one_pass(self, episodes: Episodes) -> bool:
-        """Whether one micro-batch is a whole epoch: then the first takes over the pass of `first_outputs`,
-        with its graph.
+        """Whether one micro-batch is a whole epoch, on every process: then the first takes over the pass of
+        `first_outputs`, with its graph. Not in parts, which other passes gather and give back in between.
         """
-        return self.ppo.num_mini_batches == 1 and len(episodes.ids) <= self.ppo.per_device_train_batch_size
+        if self.ppo.num_mini_batches > 1 or self.parallel.in_parts:
+            return False
+        return max(gathered([len(episodes.ids)])) <= self.ppo.per_device_train_batch_size
 
     def first_outputs(self, episodes: Episodes) -> Tensor:
         """(B, T): the outputs before it improves."""
         if not self.in_one_pass(episodes):
-            return over_episodes(episodes, self.outputs, self.pass_rows)
+            return over_episodes(episodes, self.outputs, self.pass_rows, self.parallel)
         with fast_products(self.model), training_pass(self.model):
             self.graph = self.outputs(episodes)
         return self.graph.detach()
@@ -128,21 +142,26 @@ class Learner(ABC):
             chosen = episodes.select(index)
             sums = torch.zeros(len(self.measures), device=index.device)
             largest = torch.zeros((), device=index.device)
-            for micro in like_size(chosen.lengths.tolist(), self.ppo.per_device_train_batch_size):
-                # part: micro-batch rows, cut to their longest response; where (b,): their rows in (B, T) tables
-                part, where = chosen.select(micro), index[micro]
-                width = part.mask.size(1)
-                if width == 0:
-                    continue  # Not one response token among them.
-                share = part.mask.sum() / real
-                # The pass before the update, with its graph: backward goes through it instead of a second one.
-                known = None if graph is None else graph[where, :width]
-                found, gap = self.backward(part, old[where, :width], target[where, :width], share, known)
+            sizes = like_size(chosen.lengths.tolist(), self.ppo.per_device_train_batch_size)
+            # Those with a response token among them
+            micros = self.parallel.learning([micro for micro in sizes if bool(chosen.mask[micro].any())], [])
+            for place, (micro, counts) in enumerate(micros):
+                with self.parallel.one_pass(last=place == len(micros) - 1):
+                    if not counts:
+                        self.backward_nothing(episodes)
+                        continue
+                    # part: micro-batch rows, cut to their longest response; where (b,): their rows in (B, T) tables
+                    part, where = chosen.select(micro), index[micro]
+                    width = part.mask.size(1)
+                    share = part.mask.sum() / real
+                    # The pass before the update, with its graph: backward goes through it instead of a second one.
+                    known = None if graph is None else graph[where, :width]
+                    found, gap = self.backward(part, old[where, :width], target[where, :width], share, known)
                 sums += found
                 largest = torch.maximum(largest, gap)
             graph = None
             numbers = dict(zip(self.measures, total(sums).tolist(), strict=True))
-            numbers[f"{self.name}_grad_norm"] = self.gradient_norm().item()
+            numbers[f"{self.name}_grad_norm"] = self.parallel.clip(self.ppo.max_grad_norm)
             if number == 0:
                 self.first_gap = max(gathered([largest.item()]))
                 if check:
@@ -184,23 +203,31 @@ class Learner(ABC):
             if outputs is None:
                 outputs = self.outputs(part)
             found = torch.stack(self.loss(outputs, old, target, part.mask))
-            (share * self.weight * found[0]).backward()
+            self.parallel.backward(share * self.weight * found[0])
         return share * found.detach(), ((outputs.detach() - old) * part.mask).abs().max()
 
-    def gradient_norm(self) -> Tensor:
-        """Sum the gradients of all processes and clip them; returns their norm before clipping."""
-        sum_gradients(self.parameters)
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.ppo.max_grad_norm or math.inf)
+    def backward_nothing(self, episodes: Episodes) -> None:
+        """A pass that adds nothing, for those of other processes that wait for it."""
+        with fast_products(self.model), training_pass(self.model):
+            self.parallel.backward(0 * self.outputs(one_token(episodes)).sum())
 
     def computing(self) -> Any:
         return autocast(self.model.device.type, self.bf16)
 
-    def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+    def kept(self) -> Kept:
+        """This process's slices of the weights that learn and of the optimiser's. Raises RunError where one is not
+        finite.
+        """
+        check = partial(check_weights, trainable_state(self.model), f"the {self.name}")
+        if self.parallel.in_parts:
+            everywhere(check)
+        else:  # by the first process alone
+            check()
+        return kept_state(self.model, self.optimizer)
 
-    def load(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+    def load(self, parts: list[Kept], schedule: dict[str, Any]) -> None:
+        self.schedule.load_state_dict(schedule)
+        put_back(self.model, self.optimizer, parts)
 
 
 class PolicyLearner(Learner):
@@ -216,19 +243,21 @@ class PolicyLearner(Learner):
         ppo: PPOOptions,
         pair: Pair,
         seed: int,
-        bf16: bool,
+        models: ModelOptions,
         learning_rate: float,
         steps: int,
         temperature: float,
     ) -> None:
         """`temperature`: at which replies are sampled; log-probabilities are those under it."""
-        super().__init__(ppo, pair, seed, bf16, learning_rate, steps)
+        super().__init__(ppo, pair, seed, models, learning_rate, steps)
         self.temperature = temperature
 
-    def outputs(self, part: Episodes, model: Any = None) -> Tensor:
-        model = model or self.model
-        with self.computing(), fast_products(model):
-            return response_logprobs(model, part.ids, part.prompt_lengths, part.mask, self.temperature)
+    def outputs(self, part: Episodes, passes: Passes | None = None) -> Tensor:
+        passes = passes or self.parallel
+        with self.computing(), fast_products(passes.model):
+            given = (part.ids, part.prompt_lengths, part.mask, self.temperature)
+            found: Tensor = passes.run(response_logprobs, *given)
+            return found
 
     def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         loss, clipped = clipped_policy_loss(outputs, old, target, mask, self.ppo.clip_range)
@@ -246,10 +275,11 @@ class ValueLearner(Learner):
     def weight(self) -> float:
         return self.ppo.value_coef
 
-    def outputs(self, part: Episodes, model: Any = None) -> Tensor:
-        model = model or self.model
-        with self.computing(), fast_products(model):
-            return response_values(model, part.ids, part.prompt_lengths, part.mask)
+    def outputs(self, part: Episodes, passes: Passes | None = None) -> Tensor:
+        passes = passes or self.parallel
+        with self.computing(), fast_products(passes.model):
+            found: Tensor = passes.run(response_values, part.ids, part.prompt_lengths, part.mask)
+            return found
 
     def loss(self, outputs: Tensor, old: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         return clipped_value_loss(outputs, old, target, mask, self.ppo.value_clip_range)

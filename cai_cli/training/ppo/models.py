@@ -23,10 +23,11 @@ from cai_cli.errors import UserError, first_line
 from cai_cli.keys import key
 from cai_cli.models.adapters import Task, add_lora
 from cai_cli.models.configs import NO_CODE, load_config
-from cai_cli.models.devices import training_dtype
+from cai_cli.models.devices import pick_device, training_dtype
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.saved_configs import settle_configs
 from cai_cli.training.modes import disable_dropout
+from cai_cli.training.parallel import Passes, place_to_load
 from cai_cli.training.ppo.forward import has_plain_head
 
 if TYPE_CHECKING:
@@ -35,22 +36,24 @@ if TYPE_CHECKING:
 
 class Pair:
     """`learner`: the model to call and to train; `whole`: what is saved (the learner, or the peft model
-    around it).
+    around it). `passes`: of the learner, once it has an optimiser.
     """
 
-    def __init__(self, learner: Any, whole: Any, copy: Any | None = None) -> None:
+    passes: Passes
+
+    def __init__(self, learner: Any, whole: Any, copy: Passes | None = None) -> None:
         self.learner = learner
         self.whole = whole
         self.copy = copy
 
     @contextmanager
-    def frozen(self) -> Iterator[Any]:
+    def frozen(self) -> Iterator[Passes]:
         """The model as it was before training, for passes without gradients."""
         if self.copy is not None:
             yield self.copy
             return
         with self.whole.disable_adapter():
-            yield self.learner
+            yield self.passes
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The weights that learn."""
@@ -66,10 +69,11 @@ def load_pair(models: ModelOptions, path: str, task: Task, tokenizer: Any, longe
     if task == "CAUSAL_LM":
         check_angles(path, longest)
     dtype = training_dtype(hardware.dtype)
-    model = load(path, hardware.device, dtype, name, tokenizer, adapters.quantize)
+    device = place_to_load(hardware.device)
+    model = load(path, device, dtype, name, tokenizer, adapters.quantize)
     settle_configs(model, tokenizer)
     attention = models.attn_implementation
-    if attention == "auto" and model.device.type == "cpu" and longest <= SHORT:
+    if attention == "auto" and pick_device(hardware.device).type == "cpu" and longest <= SHORT:
         attention = "eager"
     if attention != "auto":
         set_attention(model, attention)
@@ -77,14 +81,14 @@ def load_pair(models: ModelOptions, path: str, task: Task, tokenizer: Any, longe
     if adapters.lora:
         whole = add_lora(model, adapters, task, key(seed, "adapter", task) % (1 << 63))
         pair = Pair(whole.get_base_model(), whole)
+        prepare(pair.learner, longest, packs=task == "SEQ_CLS" or has_plain_head(pair.learner))
     else:
         own_dtype = dtype if models.frozen_dtype == "auto" else models.frozen_dtype
-        frozen = load(path, hardware.device, own_dtype, name, tokenizer)
+        frozen = load(path, device, own_dtype, name, tokenizer).requires_grad_(False)
         frozen.set_attn_implementation(model.config._attn_implementation)
-        pair = Pair(model, model, frozen.requires_grad_(False))
-    for each in (pair.learner, pair.copy):
-        if each is not None:
+        for each in (model, frozen):
             prepare(each, longest, packs=task == "SEQ_CLS" or has_plain_head(each))
+        pair = Pair(model, model, Passes(frozen, hardware.device))
     if models.gradient_checkpointing:
         pair.learner.gradient_checkpointing_enable({"use_reentrant": False})
         pair.learner.eval()

@@ -16,6 +16,7 @@ from cai_cli.models.chat import close_with_eos
 from cai_cli.models.score import score_all
 from cai_cli.models.templates import UnfitRow
 from cai_cli.rows.conversation import Conversation, message
+from cai_cli.training.parallel import Passes, share_weights
 from cai_cli.training.preference.reading import open_preference_model
 
 if TYPE_CHECKING:
@@ -23,14 +24,11 @@ if TYPE_CHECKING:
 
 
 def score_completions(
-    pm: Any, completions: list[Completion], eos: int, pad: int, batch_size: int
+    pm: Passes, completions: list[Completion], eos: int, pad: int, batch_size: int
 ) -> list[float]:
     """The PM's score of each reply: it reads prompt and response closed by EOS."""
-    if not completions:
-        return []
-    return score_all(
-        pm, [close_with_eos(c.prompt_ids + c.token_ids, eos) for c in completions], pad, batch_size
-    )
+    rows = [close_with_eos(c.prompt_ids + c.token_ids, eos) for c in completions]
+    return score_all(pm.model, rows, pad, batch_size, enter=pm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +72,7 @@ class GoldPM:
     def __init__(self, path: str, device: str, dtype: str, batch_size: int) -> None:
         self.pm = open_preference_model(path, device, dtype, "--gold-pm")
         self.pm.model.requires_grad_(False)
+        share_weights(self.pm.model)
         self.batch_size = batch_size
 
     def score(self, prompts: list[Conversation], replies: list[str]) -> list[float | None]:

@@ -8,10 +8,13 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import Rejected, counted, put_aside
 from cai_cli.console.messages import say, table, warn, warn_all
 from cai_cli.engines.base import LENGTH
+from cai_cli.errors import UserError
 from cai_cli.evaluation.cautions import rate_cautions, reply_cautions
 from cai_cli.models.chat import Renderer
 from cai_cli.processes.collective import told_to_stop
@@ -20,6 +23,7 @@ from cai_cli.processes.ranks import is_main, main_first
 from cai_cli.rows.jsonl import write_atomically
 from cai_cli.rows.records import Prompt
 from cai_cli.training.model_card import model_card
+from cai_cli.training.parts import whole_weights
 from cai_cli.training.ppo.log import RunLog
 from cai_cli.training.ppo.measures import Episode, sample_rows
 from cai_cli.training.ppo.rollout import Clock
@@ -54,9 +58,14 @@ def optimise(
     )
     ppo, track = options.ppo, options.track
     trainer = Trainer(options, longest)
+    if 0 < len(eval_prompts) < trainer.parts:
+        told = f"--eval-prompts: {len(eval_prompts)} prompts for {trainer.parts} processes that hold a model together"
+        raise UserError(told, "give each process one")
     state = RunState(track, options.reward.max_kl, ppo.steps, trainer, artifact.checkpoints, eval_prompts)
     if not artifact.begun:
-        main_first(lambda: rehearse(ppo.steps // track.save_steps, trainer, artifact, state.keeps_best))
+        untrained = whole_weights(trainer.policy.whole)
+        saves = ppo.steps // track.save_steps
+        main_first(lambda: rehearse(saves, trainer, artifact, state.keeps_best, untrained))
     artifact.start()
     if not options.eval_prompts:
         say(
@@ -87,8 +96,10 @@ def optimise(
         **model_facts(trainer.policy.learner, trainer.tokenizer),
     }
 
+    weights = whole_weights(trainer.policy.whole)
+
     def save(folder: Path) -> None:
-        trainer.save_policy(folder)
+        trainer.save_policy(folder, weights)
         write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
 
     artifact.finish(save, **facts)
@@ -131,16 +142,22 @@ def loop(
             raise Terminated
 
 
-def rehearse(saves: int, trainer: Trainer, artifact: ModelArtifact, keeps_best: bool) -> None:
-    """Find what only saving would find. `saves`: checkpoints of the whole run.
+def rehearse(
+    saves: int,
+    trainer: Trainer,
+    artifact: ModelArtifact,
+    keeps_best: bool,
+    weights: dict[str, Tensor] | None,
+) -> None:
+    """Find what only saving would find. `saves`: checkpoints of the whole run; `weights`: of a policy in parts.
 
     A value function in a process of its own is taken to be as large as the policy.
     """
     policy = learned_bytes(trainer.policy.learner)
     # Of each checkpoint, and two while the better one is written
     best = min(saves, 2) * policy + 2 * policy if keeps_best else 0
-    whole = trainer.policy.whole
-    rehearse_saving(whole, trainer.tokenizer, artifact.folder, artifact.checkpoints, saves, 2 * policy, best)
+    whole, checkpoints = trainer.policy.whole, artifact.checkpoints
+    rehearse_saving(whole, trainer.tokenizer, artifact.folder, checkpoints, saves, 2 * policy, best, weights)
 
 
 def last_cautions(episodes: list[Episode]) -> list[str]:

@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 from cai_cli.console.messages import say
 from cai_cli.errors import RunError
 from cai_cli.models.finite import blame
-from cai_cli.processes.ranks import barrier, is_main
+from cai_cli.processes.ranks import barrier, is_main, rank
 from cai_cli.rows.records import Prompt
 from cai_cli.training.checkpoints import (
     checkpoints,
     damage,
     drop,
+    drop_old,
     load_checkpoint,
     load_weights,
-    save_checkpoint,
+    save_in_parts,
     save_weights,
     step_folder,
     step_of,
 )
+from cai_cli.training.parts import part_name
 from cai_cli.training.ppo.best import Best, Guard, Stop
 from cai_cli.training.ppo.measures import Episode, held_out_row
 from cai_cli.training.ppo.rollout import Rollout
@@ -97,11 +99,19 @@ class RunState:
         checkpoints refer to.
         """
         self.checked = self.step
+        self.write(step_folder(self.folder, self.step))
         if is_main():
-            save_checkpoint(self.folder, self.step, self.state(), self.trainer.save_critic)
+            drop_old(self.folder)
             drop(checkpoints(self.folder, "unchecked"))
             self.drop_bests()
         barrier()
+
+    def write(self, target: Path) -> None:
+        """All state: by the first process, or of models in parts by all of them."""
+        if self.trainer.parts:
+            save_in_parts(target, self.state(), part_name(rank()), self.trainer.part())
+        elif is_main():
+            save_weights(target, self.state(), self.trainer.save_critic)
 
     def drop_bests(self) -> None:
         """Of the best policies keep the one there is and those that checkpoints go on with."""
@@ -112,9 +122,9 @@ class RunState:
 
     def save_unchecked(self) -> None:
         """Keep all state to go on from, before it is known how far the policy has gone."""
+        target = step_folder(self.folder, self.step, "unchecked")
+        self.write(target)
         if is_main():
-            target = step_folder(self.folder, self.step, "unchecked")
-            save_weights(target, self.state(), self.trainer.save_critic)
             drop([path for path in checkpoints(self.folder, "unchecked") if path != target])
         barrier()
 
@@ -175,9 +185,11 @@ class RunState:
         if not episodes:
             return row
         budget = self.max_kl if self.track.best_max_kl is None else self.track.best_max_kl
-        if self.keeps_best and self.best.offer(self.step, episodes, budget) and is_main():
-            save_weights(self.best_folder, self.trainer.policy_state())
-            self.drop_bests()
+        if self.keeps_best and self.best.offer(self.step, episodes, budget):
+            weights = self.trainer.policy_weights()
+            if is_main():
+                save_weights(self.best_folder, weights)
+                self.drop_bests()
         if self.stopped is None:
             self.stopped = self.guard.watch(self.step, episodes)
         return row
@@ -203,7 +215,7 @@ class RunState:
         gone_too_far = self.stopped is not None and self.stopped.kind == "gold"
         if (self.track.load_best_model_at_end or gone_too_far) and self.best.step >= 0:
             if self.best.step != self.step:
-                self.trainer.load_policy(load_weights(self.best_folder))
+                self.trainer.load_policy([load_weights(self.best_folder)])
             return self.best.step
         if self.stopped is None or gone_too_far:
             return self.step
@@ -212,5 +224,5 @@ class RunState:
             if self.step == 0 and self.stopped.kind == "not_finite":
                 hint = blame(self.trainer.policy.learner, self.trainer.learner.bf16)
             raise RunError(f"{self.stopped.text}, before the first checkpoint", hint)
-        self.trainer.load_policy(load_weights(step_folder(self.folder, self.checked))["trainer"]["policy"])
+        self.trainer.load_policy_of(step_folder(self.folder, self.checked))
         return self.checked

@@ -16,14 +16,17 @@ from cai_cli.console.messages import warn
 from cai_cli.engines.base import Completion, Request
 from cai_cli.errors import RunError, UserError
 from cai_cli.keys import key
-from cai_cli.models.adapters import load_trainable_state, save_trained, trainable_state
+from cai_cli.models.adapters import save_trained, trainable_state
 from cai_cli.models.chat import vocabulary_hash
 from cai_cli.models.finite import check_weights
 from cai_cli.models.templates import require_template, template_hash
 from cai_cli.models.tokenizers import load_tokenizer
-from cai_cli.processes.collective import gathered, own_part, total
+from cai_cli.processes.collective import everywhere, gathered, own_part, total
+from cai_cli.processes.ranks import world_size
 from cai_cli.rows.conversation import Conversation
 from cai_cli.rows.records import Prompt
+from cai_cli.training.checkpoints import load_weights
+from cai_cli.training.parts import Kept, put_weights, read_parts, whole_weights
 from cai_cli.training.ppo.advantages import (
     KLController,
     generalised_advantages,
@@ -31,7 +34,7 @@ from cai_cli.training.ppo.advantages import (
     token_rewards,
     whiten,
 )
-from cai_cli.training.ppo.critic import CriticProcess, LocalCritic
+from cai_cli.training.ppo.critic import VALUE, CriticProcess, LocalCritic
 from cai_cli.training.ppo.episodes import Episodes, make_episodes, over_episodes, sampled_logprobs
 from cai_cli.training.ppo.learner import PolicyLearner
 from cai_cli.training.ppo.measures import Episode, mean_rows
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
 # |log π - log π_old| before an update. In float32 rollout and update differ by rounding; elsewhere old
 # log-probabilities are computed again and the mean gap to the rollout's is watched.
+POLICY = "policy"  # in the parts of a checkpoint
 FLOAT32_RATIO, GAP_WARNING, GAP_STOP = 1e-4, 0.02, 0.1
 
 
@@ -72,7 +76,7 @@ class Trainer:
             ppo,
             self.policy,
             seed,
-            models.bf16,
+            models,
             ppo.learning_rate,
             max(1, ppo.steps - ppo.critic_warmup_steps),
             options.temperature,
@@ -198,7 +202,7 @@ class Trainer:
         # On a CPU the small products of single tokens are faster in float32.
         plain = self.options.engine == "vllm" or self.policy.learner.device.type == "cpu"
         with nullcontext() if plain else self.learner.computing():
-            return self.engine.generate(own_part(requests))
+            return self.learner.parallel.whole(lambda _: self.engine.generate(own_part(requests)))
 
     def gold_scores(self, prompts: list[Prompt], completions: list[Completion]) -> list[float | None]:
         assert self.gold is not None
@@ -207,9 +211,8 @@ class Trainer:
 
     def reference_logprobs(self, episodes: Episodes) -> Tensor:
         with self.policy.frozen() as reference:
-            return over_episodes(
-                episodes, lambda part: self.learner.outputs(part, reference), self.learner.pass_rows
-            )
+            outputs = lambda part: self.learner.outputs(part, reference)  # noqa: E731
+            return over_episodes(episodes, outputs, self.learner.pass_rows, reference)
 
     @contextmanager
     def sharing_threads(self) -> Iterator[None]:
@@ -285,24 +288,33 @@ class Trainer:
     # State
 
     def state(self) -> dict[str, Any]:
-        """What training changed, but for the critic; draws and the data's order are functions of the step's
-        number.
+        """What training changed; draws and the data's order are functions of the step's number. Weights that are in
+        parts are not in it (`part`), nor is a whole critic's state (`save_critic`).
         """
-        return {
-            "policy": self.policy_state(),
-            "learner": self.learner.state(),
-            "kl_coef": self.kl.coefficient,
-        }
+        policy: dict[str, Any] = {"parts": self.parts, "schedule": self.learner.schedule.state_dict()}
+        if not self.parts:
+            policy["whole"] = self.learner.kept()
+        value = {"parts": self.parts, "schedule": self.critic.call("schedule")()}
+        return {POLICY: policy, VALUE: value, "kl_coef": self.kl.coefficient}
+
+    @property
+    def parts(self) -> int:
+        """In how many parts the models are; 0 where each process has copies."""
+        return world_size() if self.learner.parallel.in_parts else 0
+
+    def part(self) -> dict[str, Kept]:
+        """This process's slices of policy and value."""
+        return {POLICY: self.learner.kept(), VALUE: self.critic.call("kept")()}
 
     def save_critic(self, folder: Path) -> None:
         self.critic.call("save", folder)()
 
     def load(self, state: dict[str, Any], folder: Path) -> None:
-        """Go on from this state and the critic's in `folder`."""
-        self.load_policy(state["policy"])
-        self.learner.load(state["learner"])
+        """Go on from this state and the parts, or the critic's state, in `folder`."""
+        policy = state[POLICY]
+        self.learner.load(read_parts(folder, POLICY, policy), policy["schedule"])
         self.kl.coefficient = state["kl_coef"]
-        self.critic.call("load", folder)()
+        self.critic.call("load", folder, state[VALUE])()
 
     def peak_memory(self) -> dict[str, float]:
         """Of this process, and of the critic's if it has its own: MiB."""
@@ -313,19 +325,28 @@ class Trainer:
         """End the critic's process, if it has one."""
         self.critic.close()
 
-    def policy_state(self) -> dict[str, Tensor]:
-        """The policy's weights that learn. Raises RunError where they are not finite."""
-        state = trainable_state(self.policy.learner)
-        check_weights(state, "the policy")
-        return state
+    def policy_weights(self) -> dict[str, Tensor]:
+        """The policy's weights that learn, whole on the first process; every process takes part. Raises RunError
+        where they are not finite.
+        """
+        policy = self.policy.learner
+        everywhere(lambda: check_weights(trainable_state(policy), "the policy"))
+        gathered_here = whole_weights(policy, learned=True)
+        return trainable_state(policy) if gathered_here is None else gathered_here
 
-    def load_policy(self, state: dict[str, Tensor]) -> None:
-        load_trainable_state(self.policy.learner, state)
+    def load_policy(self, parts: list[dict[str, Tensor]]) -> None:
+        put_weights(self.policy.learner, parts)
 
-    def save_policy(self, folder: Path) -> None:
+    def load_policy_of(self, checkpoint: Path) -> None:
+        """The policy of a checkpoint without its optimiser."""
+        state = load_weights(checkpoint)["trainer"][POLICY]
+        self.load_policy([kept["model"] for kept in read_parts(checkpoint, POLICY, state)])
+
+    def save_policy(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
+        """`weights`: all of a policy in parts, as `whole_weights` gives them."""
         options = self.options
         whole, adapters = self.policy.whole, options.models.adapters
-        save_trained(whole, self.tokenizer, folder, adapters, options.model, "CAUSAL_LM")
+        save_trained(whole, self.tokenizer, folder, adapters, options.model, "CAUSAL_LM", weights)
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:

@@ -26,8 +26,16 @@ from cai_cli.models.adapters import trainable_state
 from cai_cli.models.finite import advice, check_weights
 from cai_cli.processes.collective import everywhere, told_to_stop
 from cai_cli.processes.interruption import Terminated, after_the_step
-from cai_cli.processes.ranks import is_main, rank, world_size
-from cai_cli.training.checkpoints import load_checkpoint, save_checkpoint, save_in_parts, step_of
+from cai_cli.processes.ranks import is_main, main_first, rank, world_size
+from cai_cli.training.checkpoints import (
+    check_pace,
+    drop_old,
+    load_checkpoint,
+    save_checkpoint,
+    save_in_parts,
+    step_folder,
+    step_of,
+)
 from cai_cli.training.metrics_file import MetricsFile
 from cai_cli.training.parallel import Parallel
 from cai_cli.training.parts import kept_state, part_name, put_back, read_parts
@@ -38,6 +46,7 @@ from cai_cli.training.trackers import Trackers
 
 # Batches are cut from length-sorted runs of this many, which saves padding and keeps the order random.
 GROUP_BATCHES = 16
+LEARNED = "learned"  # what a checkpoint keeps of the model, in its parts
 
 
 def fit_pairwise(
@@ -63,14 +72,16 @@ def fit_pairwise(
     per_step = options.gradient_accumulation_steps * world_size()
     steps = math.ceil(len(batches) / per_step)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+        weights, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+    )
     model.train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parallel = Parallel(model, optimizer, fit.hardware.device)
     optimizer = parallel.optimizer
     schedule = get_scheduler(schedule_of(options.lr_scheduler_type), optimizer, options.warmup_steps, steps)
-    step, recent = resume(folder, parallel, schedule)
+    step, recent = resume(folder, parallel, schedule, per_step)
     metrics_file = MetricsFile(folder / "metrics.jsonl", step, trackers(step))
     shown = progress(stage, steps, step, "steps")
     with shown as advance, metrics_file as metrics, after_the_step(), fast_products(model):
@@ -100,7 +111,7 @@ def fit_pairwise(
                 )
             stopping = told_to_stop(model.device)
             if stopping or (step % options.save_steps == 0 and step < steps):
-                save_training_state(folder, step, parallel, schedule, recent)
+                save_training_state(folder, step, parallel, schedule, recent, per_step)
             if stopping:
                 raise Terminated
     if options.gradient_checkpointing:
@@ -136,7 +147,9 @@ def all_batches(pairs: list[TokenPair], options: TrainingOptions, seed: int) -> 
     return batches
 
 
-def resume(folder: Path, parallel: Parallel, schedule: Any) -> tuple[int, list[dict[str, float]]]:
+def resume(
+    folder: Path, parallel: Parallel, schedule: Any, per_step: int
+) -> tuple[int, list[dict[str, float]]]:
     """Take up the newest whole checkpoint, if any; returns the step to go on from, and the losses since the
     last log line.
     """
@@ -145,20 +158,29 @@ def resume(folder: Path, parallel: Parallel, schedule: Any) -> tuple[int, list[d
         return 0, []
     checkpoint, state = found
     step = step_of(checkpoint)
+    check_pace(state["per_step"], per_step)
     schedule.load_state_dict(state["schedule"])
-    put_back(parallel.model, parallel.optimizer, read_parts(checkpoint, state))
+    put_back(parallel.model, parallel.optimizer, read_parts(checkpoint, LEARNED, state["kept"]))
     say(f"{folder}: continuing from step {step}")
     return step, state["recent"]
 
 
 def save_training_state(
-    folder: Path, step: int, parallel: Parallel, schedule: Any, recent: list[dict[str, float]]
+    folder: Path,
+    step: int,
+    parallel: Parallel,
+    schedule: Any,
+    recent: list[dict[str, float]],
+    per_step: int,
 ) -> None:
     """By every process: where each holds a part, each writes its own."""
-    target, state = folder / "checkpoints", {"schedule": schedule.state_dict(), "recent": recent}
+    target = folder / "checkpoints"
+    state = {"schedule": schedule.state_dict(), "recent": recent, "per_step": per_step}
     everywhere(lambda: check_weights(trainable_state(parallel.model), f"step {step}"))
     kept = kept_state(parallel.model, parallel.optimizer)
     if parallel.in_parts:
-        save_in_parts(target, step, {**state, "parts": world_size()}, part_name(rank()), kept)
+        state["kept"] = {"parts": world_size()}
+        save_in_parts(step_folder(target, step), state, part_name(rank()), {LEARNED: kept})
+        main_first(lambda: drop_old(target))
     elif is_main():
-        save_checkpoint(target, step, {**state, "parts": 0, "kept": kept})
+        save_checkpoint(target, step, {**state, "kept": {"parts": 0, "whole": kept}})

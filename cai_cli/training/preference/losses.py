@@ -18,7 +18,7 @@ from cai_cli.models.score import hidden_states, last_scores, score_all
 from cai_cli.processes.collective import gathered, own_part, total
 from cai_cli.training.losses import centring_loss, soft_pairwise_loss
 from cai_cli.training.modes import autocast
-from cai_cli.training.parallel import Parallel
+from cai_cli.training.parallel import Parallel, Passes
 from cai_cli.training.preference.pairs import TokenPair
 from cai_cli.training.preference.settings import PairwiseOptions
 
@@ -35,7 +35,7 @@ def backward(
     tokens = sum(len(pair.chosen) - 1 for batch in group for pair in batch)
     device = parallel.model.device
     sums = torch.zeros(3, device=device, dtype=torch.float64)
-    batches = parallel.even(own_part(group), group[0])
+    batches = parallel.learning(own_part(group), group[0])
     for number, (batch, counts) in enumerate(batches):
         with parallel.one_pass(last=number == len(batches) - 1):
             with autocast(device.type, fit.training.bf16):
@@ -80,12 +80,12 @@ def batch_losses(
     return [pairwise, centring_loss(chosen, rejected).sum(), language]
 
 
-def evaluate_pairs(parallel: Parallel, pairs: list[TokenPair], pad: int, batch_size: int) -> dict[str, Any]:
+def evaluate_pairs(passes: Passes, pairs: list[TokenPair], pad: int, batch_size: int) -> dict[str, Any]:
     """Accuracy, Brier score and calibration error by origin, and the mean and deviation of all scores."""
-    model, training = parallel.model, parallel.model.training
+    model, training = passes.model, passes.model.training
     model.eval()
     try:
-        judged, scores = score_pairs(parallel, pairs, pad, batch_size)
+        judged, scores = score_pairs(passes, pairs, pad, batch_size)
     except RunError as error:  # found in a model in training, whatever it was made of
         raise RunError(f"held-out pairs: {error.message}", LEARNED_TOO_FAST) from None
     model.train(training)
@@ -99,11 +99,11 @@ def evaluate_pairs(parallel: Parallel, pairs: list[TokenPair], pad: int, batch_s
 
 
 def score_pairs(
-    parallel: Parallel, pairs: list[TokenPair], pad: int, batch_size: int
+    passes: Passes, pairs: list[TokenPair], pad: int, batch_size: int
 ) -> tuple[list[Judged], list[float]]:
     """What the model says of each pair, and all scores: the chosen texts' and then the rejected ones'."""
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    scores = gathered(score_all(parallel.model, own_part(rows), pad, batch_size, enter=parallel))
+    scores = gathered(score_all(passes.model, own_part(rows), pad, batch_size, enter=passes))
     judged = []
     for pair, high, low in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True):
         lengths = len(pair.chosen), len(pair.rejected)

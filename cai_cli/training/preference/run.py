@@ -50,7 +50,9 @@ def run_pairwise_stage(
     options, seed, stage = fit.training, artifact.options.output.seed, artifact.manifest["stage"]
     transformers.set_seed(seed)
     dtype = training_dtype(fit.hardware.dtype)
-    model = load_pm(base, place_to_load(fit.hardware.device), dtype, "--model", tokenizer, fit.adapters.quantize)
+    model = load_pm(
+        base, place_to_load(fit.hardware.device), dtype, "--model", tokenizer, fit.adapters.quantize
+    )
     settle_configs(model, tokenizer)
     if not is_preference_model(base):
         reset_head(model, seed)

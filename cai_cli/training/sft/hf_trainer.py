@@ -19,8 +19,14 @@ from cai_cli.models.adapters import trainable_state
 from cai_cli.models.finite import LEARNED_TOO_FAST, check_weights
 from cai_cli.processes.collective import told_to_stop
 from cai_cli.processes.interruption import Terminated, after_the_step
-from cai_cli.processes.ranks import is_main, rank
-from cai_cli.training.checkpoints import drop_half_written, read_state, seal_hf_checkpoint, write_state
+from cai_cli.processes.ranks import is_main, rank, world_size
+from cai_cli.training.checkpoints import (
+    check_pace,
+    drop_half_written,
+    read_state,
+    seal_hf_checkpoint,
+    write_state,
+)
 from cai_cli.training.metrics_file import MetricsFile
 from cai_cli.training.trackers import Trackers
 
@@ -105,6 +111,7 @@ class TrainingLog(TrainerCallback):
             own = own_file(self.checkpoint)
             # More processes than before
             kept = read_state(own if own.exists() else own_file(self.checkpoint, 0))
+            check_pace(kept["per_step"], batches_a_step(args))
             self.order = kept["order"]
             take_up_window(self.trainer, kept)
 
@@ -152,7 +159,8 @@ class TrainingLog(TrainerCallback):
         # Of the epoch to go on in
         order = torch.get_rng_state() if float(state.epoch).is_integer() else self.order
         write_state(
-            own_file(folder / f"checkpoint-{state.global_step}"), {"order": order, **window(self.trainer)}
+            own_file(folder / f"checkpoint-{state.global_step}"),
+            {"order": order, "per_step": batches_a_step(args), **window(self.trainer)},
         )
         # Each process writes its own file and RNG state; the seal comes after all of them.
         args.distributed_state.wait_for_everyone()
@@ -161,6 +169,10 @@ class TrainingLog(TrainerCallback):
         if self.stopping:
             args.distributed_state.wait_for_everyone()
             raise Terminated
+
+
+def batches_a_step(args: Any) -> int:
+    return int(args.gradient_accumulation_steps) * world_size()
 
 
 def held_out_losses(entry: dict[str, Any]) -> dict[str, float]:

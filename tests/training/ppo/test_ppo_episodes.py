@@ -14,6 +14,7 @@ from cai_cli.compute.packed_rows import can_pack, prepare
 from cai_cli.compute.shortcuts import shortcuts_of
 from cai_cli.engines.base import STOP, Completion
 from cai_cli.models.load import load_lm, load_pm
+from cai_cli.training.parallel import Passes
 from cai_cli.training.ppo.advantages import generalised_advantages, token_rewards
 from cai_cli.training.ppo.episodes import make_episodes, over_episodes, sampled_logprobs
 from cai_cli.training.ppo.forward import has_plain_head, response_logprobs, response_values
@@ -49,8 +50,10 @@ def test_a_batch_equals_each_row_alone(models, attention, temperature, monkeypat
     episodes = make_episodes(completions, PAD, "cpu")
     sampled = sampled_logprobs(completions, episodes)
     for batch_size in (1, 4, 64):
-        logprobs = over_episodes(episodes, lambda part: logprobs_of(policy, part, temperature), batch_size)
-        values = over_episodes(episodes, lambda part: values_of(pm, part), batch_size)
+        logprobs = over_episodes(
+            episodes, lambda part: logprobs_of(policy, part, temperature), batch_size, Passes(policy)
+        )
+        values = over_episodes(episodes, lambda part: values_of(pm, part), batch_size, Passes(pm))
         for n, completion in enumerate(completions):
             ids = torch.tensor([completion.prompt_ids + completion.token_ids])
             start, length = len(completion.prompt_ids), len(completion.token_ids)

@@ -12,6 +12,7 @@ from cai_cli.compute.packed_rows import checkpointed_layers, training_pass
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.training.parallel import Passes
 from cai_cli.training.ppo.episodes import make_episodes
 from cai_cli.training.ppo.forward import response_logprobs, response_values
 from cai_cli.training.ppo.learner import PolicyLearner, ValueLearner
@@ -58,16 +59,17 @@ def test_learner_and_frozen_start_alike_and_only_one_learns(files, episodes, tmp
     pair = pair_of(options, task, load_tokenizer(str(files[0])))
     path, load = (files[0], load_lm) if task == "CAUSAL_LM" else (files[1], load_pm)
     original = outputs(task, load(str(path), "cpu"), episodes)
+    pair.passes = Passes(pair.learner)
     with pair.frozen() as frozen:
-        before = outputs(task, frozen, episodes)
+        before = outputs(task, frozen.model, episodes)
     exact = "quantize" not in changes
     assert torch.allclose(before, original, atol=1e-5 if exact else 0.5)
     assert torch.allclose(outputs(task, pair.learner, episodes), before, atol=1e-5)
     nudge(pair)
     assert not torch.allclose(outputs(task, pair.learner, episodes), before, atol=1e-2)
     with pair.frozen() as frozen:
-        assert torch.equal(outputs(task, frozen, episodes), before)
-        assert frozen is (pair.learner if options.models.adapters.lora else pair.copy)
+        assert torch.equal(outputs(task, frozen.model, episodes), before)
+        assert frozen is (pair.passes if options.models.adapters.lora else pair.copy)
     assert not torch.allclose(outputs(task, pair.learner, episodes), before, atol=1e-2)
 
 
@@ -85,7 +87,7 @@ def test_with_adapters_there_is_one_backbone(files, tmp_path):
 def test_the_frozen_models_dtype_is_a_choice(files, tmp_path):
     options = options_for(*files, tmp_path, frozen_dtype="bfloat16")
     pair = pair_of(options, "CAUSAL_LM", load_tokenizer(str(files[0])))
-    assert pair.learner.dtype == torch.float32 and pair.copy.dtype == torch.bfloat16
+    assert pair.learner.dtype == torch.float32 and pair.copy.model.dtype == torch.bfloat16
 
 
 def test_attention_is_eager_where_rows_are_short_on_a_cpu(files, tmp_path):
@@ -93,7 +95,11 @@ def test_attention_is_eager_where_rows_are_short_on_a_cpu(files, tmp_path):
     for longest, attention, expected in ((64, "auto", "eager"), (4000, "auto", "sdpa"), (64, "sdpa", "sdpa")):
         options = options_for(*files, tmp_path, attn_implementation=attention)
         pair = pair_of(options, "CAUSAL_LM", tokenizer, longest)
-        assert pair.learner.config._attn_implementation == pair.copy.config._attn_implementation == expected
+        assert (
+            pair.learner.config._attn_implementation
+            == pair.copy.model.config._attn_implementation
+            == expected
+        )
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -115,7 +121,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(files, episodes, tmp_pa
             layer = pairs[0].learner.model.layers[0]
             assert layer.training == checkpointing and not layer.mlp.training
         assert not layer.training
-        how = {"seed": 0, "bf16": False, "learning_rate": 1e-3, "steps": 10}
+        how = {"seed": 0, "models": options.models, "learning_rate": 1e-3, "steps": 10}
         policy = PolicyLearner(options.ppo, pairs[0], **how, temperature=1.0)
         for learner in (policy, ValueLearner(options.ppo, pairs[1], **how)):
             stats = learner.improve(episodes, torch.zeros_like(advantages), advantages, 6, 0)

@@ -1,22 +1,29 @@
-"""Two processes under torchrun: the same rollouts, updates and files as one, up to rounding."""
+"""Two processes, with copies of the models and with parts of them: the same rollouts, updates and files as one, up to
+rounding.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from catching import catch
+from launchers import ACCELERATE, ON_A_CPU, TORCHRUN, kill_all
 from ppo_setup import make_pair, write_prompts
 from safetensors.torch import load_file
 
 FLAGS = (
     "ppo --model lm --pm pm --prompts prompts.jsonl --eval-prompts held.jsonl --eval-steps 2 --steps 6 --save-steps 2 "
     "--rollout-batch-size 10 --num-mini-batches 2 --num-ppo-epochs 2 --max-new-tokens 8 --learning-rate 1e-3 --device cpu "
-    "--whiten-rewards --sample-steps 2"
+    "--whiten-rewards --sample-steps 2 --per-device-train-batch-size 2"
 )
+ALONE = ["-m", "cai_cli"]
+WAYS = {"copies": TORCHRUN, "parts": ACCELERATE}
 
 
 @pytest.fixture(scope="module")
@@ -25,40 +32,71 @@ def folder(tmp_path_factory) -> Path:
     make_pair(folder)
     write_prompts(folder / "prompts.jsonl")
     write_prompts(folder / "held.jsonl", 5)
+    (folder / "fsdp.py").write_text(ON_A_CPU)
+    finish(folder, "one", ALONE)
     return folder
 
 
-def command(out: str, processes: int) -> list[str]:
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        if processes > 1
-        else []
-    )
-    return [sys.executable, *launcher, "-m", "cai_cli", *FLAGS.split(), "--out", out]
+def start(folder: Path, out: str, launcher: list[str], *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *launcher, *FLAGS.split(), *more, "--out", out]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
 
-def run(folder: Path, out: str, processes: int) -> str:
-    done = subprocess.run(
-        command(out, processes), cwd=folder, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    return done.stderr
+def finish(folder: Path, out: str, launcher: list[str], *more: str) -> str:
+    process = start(folder, out, launcher, *more)
+    written, said = process.communicate(timeout=280)
+    assert process.returncode == 0, said
+    assert written == ""
+    return said
 
 
 def rows(folder: Path, name: str = "metrics") -> list[dict]:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_do_what_one_does(folder):
-    run(folder, "one", 1)
-    said = run(folder, "two", 2)
-    assert said.count("steps is saved") == 1  # the first process talks
-    for alone, together in zip(rows(folder / "one"), rows(folder / "two"), strict=True):
+def assert_the_same(folder: Path, out: str) -> None:
+    for alone, together in zip(rows(folder / "one"), rows(folder / out), strict=True):
         assert together == pytest.approx(alone, rel=2e-3, abs=2e-4)
-    texts = [[row["completion"] for row in rows(folder / name, "samples")] for name in ("one", "two")]
+    texts = [[row["completion"] for row in rows(folder / name, "samples")] for name in ("one", out)]
     assert texts[0] == texts[1]
-    start, one, two = (load_file(folder / name / "model.safetensors") for name in ("lm", "one", "two"))
+    start, one, two = (load_file(folder / name / "model.safetensors") for name in ("lm", "one", out))
+    assert one.keys() == two.keys()
     for name, weight in one.items():
         assert torch.allclose(two[name], weight, atol=5e-5), name
     assert max((one[name] - start[name]).abs().max() for name in one) > 1e-3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_do_what_one_does(folder: Path, way: str) -> None:
+    """Killed after a checkpoint, the same command ends in the bytes of the uninterrupted run."""
+    said = finish(folder, way, WAYS[way])
+    assert said.count("steps is saved") == 1  # the first process talks
+    assert_the_same(folder, way)
+    cut = f"cut-{way}"
+    sealed = lambda: list((folder / cut).glob("checkpoints/step-*/complete"))  # noqa: E731
+    catch(lambda: start(folder, cut, WAYS[way]), folder / cut, sealed, send=kill_all)
+    assert len(list((folder / cut).glob("checkpoints/step-00000002/part-*.pt"))) == (
+        2 if way == "parts" else 0
+    )
+    assert "continuing from step" in finish(folder, cut, WAYS[way])
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (folder / cut / name).read_bytes() == (folder / way / name).read_bytes(), name
+
+
+def test_what_two_processes_began_in_parts_one_goes_on_with(folder: Path) -> None:
+    sealed = lambda: list((folder / "begun").glob("checkpoints/step-*/complete"))  # noqa: E731
+    catch(lambda: start(folder, "begun", ACCELERATE), folder / "begun", sealed, send=kill_all)
+    assert "continuing from step" in finish(folder, "begun", ALONE)
+    assert_the_same(folder, "begun")
+
+
+def test_adapters_on_one_backbone_learn_in_parts(folder: Path) -> None:
+    """And of the policies measured the best one is put back from its file and saved."""
+    adapters = ("--lora", "--lora-r", "4", "--load-best-model-at-end")
+    for name, launcher in (("lora-one", ALONE), ("lora-parts", ACCELERATE)):
+        finish(folder, name, launcher, *adapters)
+    one, two = (load_file(folder / name / "model.safetensors") for name in ("lora-one", "lora-parts"))
+    for name, weight in one.items():
+        assert torch.allclose(two[name], weight, atol=5e-5), name

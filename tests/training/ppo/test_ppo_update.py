@@ -144,7 +144,7 @@ def test_the_pm_reads_the_reply_closed_by_eos_and_a_cut_one_pays(files, tmp_path
     critic = trainer.critic.critic
     scores = critic.score([ended, cut])
     with torch.no_grad(), critic.pair.frozen() as pm:
-        expected = final_scores(pm, [[5, 6, 7, 8, EOS]], PAD).item()
+        expected = final_scores(pm.model, [[5, 6, 7, 8, EOS]], PAD).item()
     assert scores == pytest.approx([expected, expected], abs=1e-5)
     assert trainer.shape(2.0, ended) == 2.0
     assert trainer.shape(2.0, cut) == 0.5

@@ -19,6 +19,7 @@ from cai_cli.models.load import load_pm
 from cai_cli.models.score import reset_head, score_all
 from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.training.metrics_file import MetricsFile
+from cai_cli.training.parallel import Passes
 from cai_cli.training.preference.loop import all_batches, fit_pairwise
 from cai_cli.training.preference.losses import batch_losses, evaluate_pairs
 
@@ -111,7 +112,7 @@ def test_accumulated_batches_are_one_batch(pm, path, tmp_path):
 
 def test_it_learns_a_preference(pm, tmp_path):
     training, held_out = random_pairs(256, 1.0), random_pairs(64, 1.0, seed=1)
-    before = evaluate_pairs(pm, held_out, PAD, 64)["evaluation"]["all"]["accuracy"]
+    before = evaluate_pairs(Passes(pm), held_out, PAD, 64)["evaluation"]["all"]["accuracy"]
     facts = fit_pairwise(pm, training, held_out, options(num_train_epochs=3.0), tmp_path, PAD, 0)
     after = facts["evaluation"]["all"]
     assert before < 0.8
@@ -127,7 +128,7 @@ def test_it_learns_the_probability_not_the_side(pm, tmp_path):
     """Labels of 0.75 lead to scores log(3) apart."""
     fit_pairwise(pm, random_pairs(256, 0.75), [], options(num_train_epochs=4.0), tmp_path, PAD, 0)
     held_out = random_pairs(64, 0.75, seed=1)
-    evaluation = evaluate_pairs(pm, held_out, PAD, 64)["evaluation"]["all"]
+    evaluation = evaluate_pairs(Passes(pm), held_out, PAD, 64)["evaluation"]["all"]
     assert evaluation["calibration_error"] < 0.06
     assert evaluation["brier"] < 0.01
 
@@ -216,7 +217,7 @@ def test_batches_are_of_like_length():
 
 def test_evaluation_by_origin(pm):
     pairs = random_pairs(40, 1.0)
-    facts = evaluate_pairs(pm, pairs, PAD, 7)
+    facts = evaluate_pairs(Passes(pm), pairs, PAD, 7)
     rows = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     scores = score_all(pm, rows, PAD, 16)
     human = [n for n, pair in enumerate(pairs) if pair.origin == "human"]

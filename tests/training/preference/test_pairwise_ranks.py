@@ -77,5 +77,9 @@ def test_what_two_processes_began_one_goes_on_with(files: Path, way: str) -> Non
     cut = f"begun-{way}"
     sealed = lambda: list((files / cut).glob("checkpoints/step-*/complete"))  # noqa: E731
     catch(lambda: start(files, WAYS[way], "--out", cut), files / cut, sealed, send=kill_all)
-    assert "continuing from step" in finish(files, ["-m", "cai_cli"], *ONE, "--out", cut)
+    alone = ["-m", "cai_cli"]
+    process = start(files, alone, "--out", cut)
+    said = process.communicate(timeout=280)[1]
+    assert process.returncode == 2 and "--gradient-accumulation-steps have to make 2" in said, said
+    assert "continuing from step" in finish(files, alone, *ONE, "--out", cut)
     assert_the_same(files, cut)
