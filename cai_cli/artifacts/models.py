@@ -40,11 +40,9 @@ class ModelArtifact:
     complete.
     """
 
-    def __init__(self, stage: str, options: Any, beside: str | None = None, fsdp: bool = False) -> None:
-        """`beside`: how the names of files begin that may lie there before a model is begun; `fsdp`: see
-        `check_launch`.
-        """
-        check_launch(fsdp)
+    def __init__(self, stage: str, options: Any, beside: str | None = None) -> None:
+        """`beside`: how the names of files begin that may lie there before a model is begun."""
+        check_launch(trains=True)
         self.options = options
         self.folder: Path = options.output.out
         if self.folder.is_file():

@@ -18,9 +18,7 @@ SHARDING = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
     "ACCELERATE_USE_FSDP": "FSDP",
 }
-DATA_PARALLEL = (
-    "launch it with torchrun, or with accelerate's --multi_gpu; --lora makes what each process holds smaller"
-)
+DATA_PARALLEL = "launch it with torchrun, or with accelerate's --multi_gpu"
 
 ONE_A_NODE = "start one torchrun a node (scripts/slurm), or give each task --shard $SLURM_PROCID/$SLURM_NTASKS and its own --out"
 
@@ -112,22 +110,28 @@ def main_first(work: Callable[[], None]) -> None:
         raise error
 
 
-def check_launch(fsdp: bool = False, apart: bool = False) -> None:
+def check_launch(trains: bool = False, apart: bool = False) -> None:
     """Raise UserError where the launcher asks for a model in parts and the stage would hold a copy in each
     process, or where srun has started several tasks that know nothing of each other.
 
-    `fsdp`: the stage can do it by FSDP version 2. `apart`: each task has rows of its own, by --shard.
+    `trains`: trainers can do it by FSDP version 2. `apart`: each task has rows of its own, by --shard.
     """
     asked = next((name for variable, name in SHARDING.items() if is_set(variable)), None)
-    if asked == "FSDP" and fsdp:
+    if asked == "FSDP" and trains:
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise UserError("FSDP: only version 2 is supported", "launch it with --fsdp_version 2")
     elif asked:
-        hint = "sft shards with --use_fsdp --fsdp_version 2" if fsdp else DATA_PARALLEL
+        hint = "launch it with --use_fsdp --fsdp_version 2 (scripts/accelerate)" if trains else DATA_PARALLEL
         raise UserError(f"the launcher asks for {asked}, which this stage cannot do", hint)
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")  # of srun's step alone; a batch script has none
     if tasks != "1" and "WORLD_SIZE" not in os.environ and not apart:
         raise UserError(f"srun starts {tasks} tasks, and each would do all of this", ONE_A_NODE)
+
+
+def check_quantize(quantize: str | None) -> None:
+    """Raise UserError where weights in few bits would have to be taken apart."""
+    if quantize and by_fsdp():
+        raise UserError(f"--quantize {quantize}: FSDP cannot hold it in parts", "leave one of them out")
 
 
 def by_fsdp() -> bool:

@@ -32,7 +32,7 @@ from cai_cli.console.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
-from cai_cli.processes.ranks import barrier, is_main
+from cai_cli.processes.ranks import barrier, check_quantize, is_main
 from cai_cli.rows.jsonl import dump_row, read_records
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.sources import input_file
@@ -152,7 +152,8 @@ def run(options: Options) -> None:
         write_comparisons(options)
         give_back(options.output.out)
         return
-    artifact = ModelArtifact("pmp", options, beside="comparisons.", fsdp=True)
+    check_quantize(options.fit.adapters.quantize)
+    artifact = ModelArtifact("pmp", options, beside="comparisons.")
     if artifact.done:
         return
     check_device(options.fit.hardware.device, options.output.dry_run)

@@ -24,7 +24,7 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import held_out_cautions
 from cai_cli.models.devices import check_attention, check_device
 from cai_cli.models.paths import check_model
-from cai_cli.processes.ranks import world_size
+from cai_cli.processes.ranks import check_quantize, world_size
 from cai_cli.rows.prompt_files import Known, read_prompts
 from cai_cli.rows.prompt_mix import mixed_prompts
 from cai_cli.rows.records import Prompt
@@ -43,7 +43,8 @@ def run(options: Options) -> None:
     Example: cai ppo --model sl-cai/ --pm pm/ --prompts red-team.jsonl --prompts helpful.jsonl --out rl-cai/
     """
     check_options(options)
-    artifact = ModelArtifact("ppo", options, fsdp=True)
+    check_quantize(options.models.adapters.quantize)
+    artifact = ModelArtifact("ppo", options)
     if artifact.done:
         return
     check_device(options.models.hardware.device, options.output.dry_run)

@@ -24,7 +24,7 @@ from cai_cli.evaluation.cautions import target_cautions
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
-from cai_cli.processes.ranks import by_fsdp
+from cai_cli.processes.ranks import check_quantize
 from cai_cli.rows.trl_rows import RowReader
 from cai_cli.training.sft.data import Target, TokenRow, read_targets, tokenise
 from cai_cli.training.sft.settings import Options as Options
@@ -41,11 +41,8 @@ def run(options: Options) -> None:
     """
     check_model(options.model, role="language model")
     check_trackers(options.report.report_to)
-    if options.adapters.quantize and by_fsdp():
-        raise UserError(
-            f"--quantize {options.adapters.quantize}: FSDP cannot hold it in parts", "leave one of them out"
-        )
-    artifact = ModelArtifact("sft", options, fsdp=True)
+    check_quantize(options.adapters.quantize)
+    artifact = ModelArtifact("sft", options)
     if artifact.done:
         return
     check_device(options.hardware.device, options.output.dry_run)

@@ -23,6 +23,7 @@ from cai_cli.console.options import INPUT, MODEL, OutputOptions, Takes, flag
 from cai_cli.errors import RunError
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
+from cai_cli.processes.ranks import check_quantize
 from cai_cli.rows.jsonl import read_records
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.sources import parse_weight
@@ -58,7 +59,8 @@ def run(options: Options) -> None:
     """
     check_model(options.model, role="either")
     check_trackers(options.fit.report.report_to)
-    artifact = ModelArtifact("train-pm", options, fsdp=True)
+    check_quantize(options.fit.adapters.quantize)
+    artifact = ModelArtifact("train-pm", options)
     if artifact.done:
         return
     check_device(options.fit.hardware.device, options.output.dry_run)

@@ -202,10 +202,6 @@ def check_parts(model: Any) -> None:
     step. What the first process finds out of it holds for all: the others have none of its weights yet.
     """
     name = type(transformer(model)).__name__
-    if getattr(transformer(model), "is_quantized", False):
-        raise UserError(
-            "--quantize: FSDP cannot take 4 and 8 bits apart", "leave it out, or launch without FSDP"
-        )
     if not transformer(model)._no_split_modules:
         raise UserError(f"FSDP: transformers names no layers of {name}", "launch it without FSDP")
     found = shortcuts_of(transformer(model))

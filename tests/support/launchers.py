@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import psutil
 
@@ -23,11 +24,11 @@ from cai_cli.__main__ import main
 main()
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cai_cli"]
-# As for `accelerate launch --use_fsdp ... -m cai_cli`, with what runs on a CPU.
+# The launch files that are shipped, with what differs on a CPU: `accelerate launch --config_file ... -m cai_cli`.
+SHIPPED = Path(__file__).parents[2] / "scripts/accelerate"
 ACCELERATE = [
-    *("-m", "accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"),
-    *("--dynamo_backend=no", "--main_process_port=0", "--use_fsdp", "--fsdp_version=2"),
-    *("--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "fsdp.py"),
+    *("-m", "accelerate.commands.launch", "--config_file", str(SHIPPED / "fsdp2.yaml")),
+    *("--num_processes=2", "--main_process_port=0", "fsdp.py"),
 ]
 
 

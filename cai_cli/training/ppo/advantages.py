@@ -76,3 +76,16 @@ class KLController:
         if self.target is not None:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.coefficient *= 1 + error * episodes / self.horizon
+
+
+def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
+    """1 - Var(R - V) / Var(R) over the real positions of all processes: 1 is a perfect value function, 0 a
+    constant one.
+    """
+    count = total(mask.sum())
+
+    def variance(of: Tensor) -> Tensor:
+        mean = total((of * mask).sum()) / count
+        return total((((of - mean) ** 2) * mask).sum()) / count
+
+    return (1 - variance(returns - values) / variance(returns).clamp(min=1e-8)).item()

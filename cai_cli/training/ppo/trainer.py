@@ -29,6 +29,7 @@ from cai_cli.training.checkpoints import load_weights
 from cai_cli.training.parts import Kept, put_weights, read_parts, whole_weights
 from cai_cli.training.ppo.advantages import (
     KLController,
+    explained_variance,
     generalised_advantages,
     sequence_kl,
     token_rewards,
@@ -347,16 +348,3 @@ class Trainer:
         options = self.options
         whole, adapters = self.policy.whole, options.models.adapters
         save_trained(whole, self.tokenizer, folder, adapters, options.model, "CAUSAL_LM", weights)
-
-
-def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
-    """1 - Var(R - V) / Var(R) over the real positions of all processes: 1 is a perfect value function, 0 a
-    constant one.
-    """
-    count = total(mask.sum())
-
-    def variance(of: Tensor) -> Tensor:
-        mean = total((of * mask).sum()) / count
-        return total((((of - mean) ** 2) * mask).sum()) / count
-
-    return (1 - variance(returns - values) / variance(returns).clamp(min=1e-8)).item()

@@ -98,9 +98,9 @@ def test_adapters_on_a_model_in_parts_are_saved_merged(folder: Path) -> None:
         (FLAGS, FSDP | {"FSDP_VERSION": "1"}, "only version 2"),
         (FLAGS + " --lora --quantize 4bit", FSDP, "--quantize 4bit: FSDP cannot hold it in parts"),
         (
-            "train-pm --model lm --comparisons samples.jsonl",
+            "train-pm --model lm --comparisons samples.jsonl --lora --quantize 8bit",
             FSDP,
-            "asks for FSDP, which this stage cannot do",
+            "--quantize 8bit: FSDP cannot hold it in parts",
         ),
         ("sample --model lm --prompts samples.jsonl", FSDP, "asks for FSDP, which this stage cannot do"),
     ],
