@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 
 from cai_cli.errors import UserError
 
@@ -20,6 +21,9 @@ SHARDING = {
 }
 DATA_PARALLEL = "launch it with torchrun, or with accelerate's --multi_gpu"
 
+# How long processes wait for each other: one with nothing left to do for another's last long texts. A process that has
+# died is noticed at once, by its connections and by torchrun.
+PATIENCE = timedelta(hours=12)
 ONE_A_NODE = "start one torchrun a node (scripts/slurm), or give each task --shard $SLURM_PROCID/$SLURM_NTASKS and its own --out"
 
 
@@ -61,7 +65,7 @@ def join_group() -> None:
         has_gpu = local_world_size() <= torch.cuda.device_count()
         if has_gpu:
             torch.cuda.set_device(local_rank())
-        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=PATIENCE)
 
 
 def leave_group() -> None:
