@@ -262,7 +262,10 @@ def child(o: argparse.Namespace, side: str, out: Path, *more: str) -> dict[str, 
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "seconds" in found:  # at once: of a run that is cut off, what is known stays
+        print(f"{out.name}: {found['seconds']:.3f} s/step, {found['above_mb']:.1f} MB above bare", flush=True)
+    return found
 
 
 def make_random(folder: Path) -> tuple[Path, Path, Path]:

@@ -29,7 +29,7 @@ def nudge(model) -> None:
 
 
 def outputs(model) -> torch.Tensor:
-    ids = torch.arange(10, 40).unsqueeze(0)
+    ids = torch.arange(10, 40, device=model.device).unsqueeze(0)
     with torch.no_grad():
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 

@@ -24,6 +24,8 @@ from cai_cli.__main__ import main
 main()
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cai_cli"]
+# A machine's GPUs are not seen: parts would be put there, whatever --device says.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 # The launch files that are shipped, with what differs on a CPU: `accelerate launch --config_file ... -m cai_cli`.
 SHIPPED = Path(__file__).parents[2] / "scripts/accelerate"
 ACCELERATE = [

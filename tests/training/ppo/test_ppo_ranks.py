@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from catching import catch
-from launchers import ACCELERATE, ON_A_CPU, TORCHRUN, kill_all
+from launchers import ACCELERATE, NO_GPU, ON_A_CPU, TORCHRUN, kill_all
 from ppo_setup import make_pair, write_prompts
 from safetensors.torch import load_file
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
 
 def start(folder: Path, out: str, launcher: list[str], *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, *launcher, *FLAGS.split(), *more, "--out", out]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | NO_GPU | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 

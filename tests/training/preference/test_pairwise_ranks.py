@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from catching import catch
-from launchers import ACCELERATE, ON_A_CPU, TORCHRUN, kill_all
+from launchers import ACCELERATE, NO_GPU, ON_A_CPU, TORCHRUN, kill_all
 from pairwise_runs import COMMAND, write_comparisons
 from safetensors.torch import load_file
 
@@ -29,7 +29,7 @@ def files(tmp_path_factory) -> Path:
 
 def start(files: Path, launcher: list[str], *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, *launcher, *COMMAND.split(), "--device", "cpu", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | NO_GPU | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(command, cwd=files, stderr=subprocess.PIPE, text=True, env=environment)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from catching import catch
 from conftest import mistake, run_cai
-from launchers import ACCELERATE, ON_A_CPU, TORCHRUN, kill_all
+from launchers import ACCELERATE, NO_GPU, ON_A_CPU, TORCHRUN, kill_all
 from safetensors.torch import load_file
 from tiny import make_model
 
@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
 
 def start(folder: Path, out: str, fsdp: bool, *flags: str) -> subprocess.Popen:
     command = [sys.executable, *(ACCELERATE if fsdp else TORCHRUN), *FLAGS.split(), *flags, "--out", out]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | NO_GPU | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
