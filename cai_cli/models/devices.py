@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
+OWN = "own"  # a dtype: that of the files, which are then mapped into memory and not copied
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
 
@@ -66,9 +67,11 @@ def check_attention(attention: str, dry_run: bool) -> None:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
-    """float32 on a CPU; on a GPU "auto" keeps the checkpoint's own type."""
+    """float32 on a CPU; on a GPU "auto" keeps the checkpoint's own type, OWN everywhere."""
     import torch
 
+    if dtype == OWN:
+        return "auto"
     if dtype != "auto":
         return getattr(torch, dtype)
     return torch.float32 if device.type == "cpu" else "auto"

@@ -6,7 +6,7 @@ handed what to compute. A process that comes to fewer passes than another would 
 `even` and `learning` fill up with passes that count for
 nothing.
 
-    parallel = Parallel(model, optimizer)
+    parallel = Parallel(model, make_optimizer)
     for batch, counts in parallel.learning(batches, filler):
         with parallel.one_pass(last=...):
             loss = parallel.run(lambda model, batch: ..., batch)     # this process's part of a sum over all
@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from cai_cli.compute.shortcuts import right_padding, shortcuts_of
+from cai_cli.compute.shortcuts import right_padding
 from cai_cli.errors import UserError
-from cai_cli.models.devices import pick_device
+from cai_cli.models.devices import OWN, pick_device
 from cai_cli.models.score import transformer
-from cai_cli.processes.collective import gathered, of_the_first
-from cai_cli.processes.ranks import by_fsdp, is_main, join_group, world_size
+from cai_cli.processes.collective import gathered
+from cai_cli.processes.ranks import by_fsdp, join_group, world_size
 
 Item = TypeVar("Item")
 
@@ -56,18 +56,15 @@ class Entered(nn.Module):
 class Passes:
     """How all processes go through a model: each through its own copy, or, under FSDP, through all of it together."""
 
-    def __init__(self, model: Any, device: str = "auto") -> None:
-        """A frozen model. `device`: where the parts go of one that FSDP takes apart, which comes on the CPU
-        (`place_to_load`). Raises UserError where it cannot be taken apart.
+    def __init__(self, model: Any, device: str = "auto", dtype: str | None = None) -> None:
+        """A frozen model. `device`, `dtype`: what the parts are held in of one that FSDP takes apart; it was loaded as
+        `to_load` says. Raises UserError where it cannot be taken apart.
         """
         self.model = model
         self.in_parts = by_fsdp() and world_size() > 1
         self.root: Any = Entered(model)
         if self.in_parts:
-            from accelerate.utils import fsdp2_prepare_model
-
-            check_parts(model)
-            self.root = fsdp2_prepare_model(launched(on_cpu(device)), self.root)
+            self.root = taken_apart(self.root, device, dtype)
 
     def run(self, compute: Callable[..., Any], *given: Any) -> Any:
         """`compute(model, *given)`. Whatever has to do with weights goes through here."""
@@ -115,23 +112,22 @@ class Passes:
 
 
 class Parallel(Passes):
-    """A model that learns, and the optimiser of its weights: `optimizer` is to be used from here on in place of the
-    one given.
-    """
+    """A model that learns, and the optimiser of its weights."""
 
-    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, device: str = "auto") -> None:
-        """See `Passes`; copies are made alike, and share their gradients."""
-        self.model, self.optimizer = model, optimizer
-        self.in_parts = by_fsdp() and world_size() > 1
-        self.root = Entered(model)
-        if world_size() > 1:
-            if self.in_parts:
-                check_parts(model)
+    def __init__(
+        self,
+        model: Any,
+        make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        device: str = "auto",
+        dtype: str | None = None,
+    ) -> None:
+        """See `Passes`; copies are made alike, and share their gradients. `make_optimizer` is given what learns."""
+        super().__init__(model, device, dtype)
+        if world_size() > 1 and not self.in_parts:
             join_group()
-            cpu = on_cpu(device) if self.in_parts else model.device.type == "cpu"
-            self.root, prepared = launched(cpu).prepare(self.root, optimizer)
-            self.optimizer = prepared.optimizer
+            self.root = launched(model.device.type == "cpu").prepare(self.root)
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = make_optimizer(self.weights)
 
     def run(self, compute: Callable[..., Any], *given: Any) -> Any:
         """See `Passes`; a pass with gradients goes through what shares them."""
@@ -168,9 +164,36 @@ def on_cpu(device: str) -> bool:
     return pick_device(device).type == "cpu"
 
 
-def place_to_load(device: str) -> str:
-    """Where a model is put that a `Parallel` is made of: for FSDP no GPU ever holds it whole."""
-    return "cpu" if by_fsdp() and world_size() > 1 else device
+def to_load(device: str, dtype: str) -> tuple[str, str]:
+    """How a model is loaded that `Passes` or `Parallel` are made of, to be held on this device in this dtype. For FSDP
+    no GPU ever holds it whole, and the machine holds one: its files, mapped into the memory of all processes.
+    """
+    return ("cpu", OWN) if by_fsdp() and world_size() > 1 else (device, dtype)
+
+
+def taken_apart(root: Entered, device: str, dtype: str | None) -> Any:
+    """The same by FSDP 2: this process's part of it on its device, in the dtype."""
+    from accelerate.utils import fsdp2_prepare_model
+
+    check_parts(root.model)
+    join_group()
+    parted = fsdp2_prepare_model(launched(on_cpu(device)), root)
+    if dtype is not None:
+        hold_in(parted, getattr(torch, dtype))
+    return parted
+
+
+def hold_in(parted: nn.Module, dtype: torch.dtype) -> None:
+    """Hold this process's slices in the dtype; adapters, which learn on a frozen base, stay as they are."""
+    frozen = [weight for weight in parted.parameters() if not weight.requires_grad]
+    changed = {id(weight) for weight in frozen or parted.parameters() if weight.is_floating_point()}
+    held: dict[int, nn.Parameter] = {}  # a weight that two layers share stays one
+    for module in parted.modules():
+        for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if id(weight) in changed and weight.dtype != dtype:
+                if id(weight) not in held:
+                    held[id(weight)] = nn.Parameter(weight.detach().to(dtype), weight.requires_grad)
+                setattr(module, name, held[id(weight)])
 
 
 @cache
@@ -185,29 +208,13 @@ def launched(cpu: bool) -> Any:
     return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[copies])
 
 
-def share_weights(module: nn.Module) -> None:
-    """Give a module that is no part of a `Parallel` the first process's weights: under FSDP transformers reads a file
-    there alone, and leaves the others' weights as memory had them.
-    """
-    if by_fsdp() and world_size() > 1:
-        import torch.distributed as dist
-
-        join_group()
-        for weight in module.parameters():
-            dist.broadcast(weight.data, src=0)
-
-
 def check_parts(model: Any) -> None:
     """Raise UserError for a model that FSDP would take apart wrongly, or whose passes processes could not keep in
-    step. What the first process finds out of it holds for all: the others have none of its weights yet.
+    step.
     """
     name = type(transformer(model)).__name__
     if not transformer(model)._no_split_modules:
         raise UserError(f"FSDP: transformers names no layers of {name}", "launch it without FSDP")
-    found = shortcuts_of(transformer(model))
-    if is_main():
-        right_padding(transformer(model), True)
-    found.reasons = of_the_first(found.reasons)
     if not right_padding(transformer(model), True):
         told = f"FSDP: rows of {name} cannot share a pass, and processes would wait for each other for ever"
         raise UserError(told, "launch it without FSDP")

@@ -23,11 +23,13 @@ from cai_cli.console.options import schedule_of
 from cai_cli.errors import RunError
 from cai_cli.keys import key
 from cai_cli.models.adapters import trainable_state
+from cai_cli.models.devices import training_dtype
 from cai_cli.models.finite import advice, check_weights
 from cai_cli.processes.collective import everywhere, gathered, total
 from cai_cli.processes.ranks import rank, world_size
 from cai_cli.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean
 from cai_cli.training.modes import autocast
+from cai_cli.training.optimiser import make_optimizer
 from cai_cli.training.parallel import Parallel, Passes
 from cai_cli.training.parts import Kept, kept_state, put_back
 from cai_cli.training.ppo.episodes import Episodes, one_token, over_episodes
@@ -60,17 +62,11 @@ class Learner(ABC):
         self.seed, self.bf16 = seed, models.bf16
         self.pair = pair
         self.model = pair.learner
-        weights = pair.parameters()
-        optimizer = torch.optim.AdamW(
-            weights,
-            lr=learning_rate,
-            betas=(0.9, 0.95),
-            # PyTorch adds it after the bias correction; 1e-5 tempers the first steps (arXiv 2403.17031).
-            eps=1e-5,
-            weight_decay=0.0,
-            fused=weights[0].device.type in ("cpu", "cuda"),
-        )
-        self.parallel = pair.passes = Parallel(self.model, optimizer, models.hardware.device)
+        # An eps of 1e-5 tempers the first steps (arXiv 2403.17031).
+        learns = partial(make_optimizer, learning_rate=learning_rate, eps=1e-5)
+        hardware = models.hardware
+        dtype = training_dtype(hardware.dtype)
+        self.parallel = pair.passes = Parallel(self.model, learns, hardware.device, dtype)
         self.optimizer = self.parallel.optimizer
         updates = ppo.num_ppo_epochs * ppo.num_mini_batches
         kind = schedule_of(ppo.lr_scheduler_type)

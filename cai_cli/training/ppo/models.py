@@ -27,7 +27,7 @@ from cai_cli.models.devices import pick_device, training_dtype
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.saved_configs import settle_configs
 from cai_cli.training.modes import disable_dropout
-from cai_cli.training.parallel import Passes, place_to_load
+from cai_cli.training.parallel import Passes, to_load
 from cai_cli.training.ppo.forward import has_plain_head
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def load_pair(models: ModelOptions, path: str, task: Task, tokenizer: Any, longe
     load, name = (load_lm, "--model") if task == "CAUSAL_LM" else (load_pm, "--pm")
     if task == "CAUSAL_LM":
         check_angles(path, longest)
-    dtype = training_dtype(hardware.dtype)
-    device = place_to_load(hardware.device)
+    device, dtype = to_load(hardware.device, training_dtype(hardware.dtype))
     model = load(path, device, dtype, name, tokenizer, adapters.quantize)
     settle_configs(model, tokenizer)
     attention = models.attn_implementation
@@ -83,12 +82,13 @@ def load_pair(models: ModelOptions, path: str, task: Task, tokenizer: Any, longe
         pair = Pair(whole.get_base_model(), whole)
         prepare(pair.learner, longest, packs=task == "SEQ_CLS" or has_plain_head(pair.learner))
     else:
-        own_dtype = dtype if models.frozen_dtype == "auto" else models.frozen_dtype
-        frozen = load(path, device, own_dtype, name, tokenizer).requires_grad_(False)
+        wanted = hardware.dtype if models.frozen_dtype == "auto" else models.frozen_dtype
+        own_dtype = training_dtype(wanted)
+        frozen = load(path, *to_load(hardware.device, own_dtype), name, tokenizer).requires_grad_(False)
         frozen.set_attn_implementation(model.config._attn_implementation)
         for each in (model, frozen):
             prepare(each, longest, packs=task == "SEQ_CLS" or has_plain_head(each))
-        pair = Pair(model, model, Passes(frozen, hardware.device))
+        pair = Pair(model, model, Passes(frozen, hardware.device, own_dtype))
     if models.gradient_checkpointing:
         pair.learner.gradient_checkpointing_enable({"use_reentrant": False})
         pair.learner.eval()

@@ -16,7 +16,7 @@ from cai_cli.models.chat import close_with_eos
 from cai_cli.models.score import score_all
 from cai_cli.models.templates import UnfitRow
 from cai_cli.rows.conversation import Conversation, message
-from cai_cli.training.parallel import Passes, share_weights
+from cai_cli.training.parallel import Passes
 from cai_cli.training.preference.reading import open_preference_model
 
 if TYPE_CHECKING:
@@ -72,7 +72,6 @@ class GoldPM:
     def __init__(self, path: str, device: str, dtype: str, batch_size: int) -> None:
         self.pm = open_preference_model(path, device, dtype, "--gold-pm")
         self.pm.model.requires_grad_(False)
-        share_weights(self.pm.model)
         self.batch_size = batch_size
 
     def score(self, prompts: list[Conversation], replies: list[str]) -> list[float | None]:

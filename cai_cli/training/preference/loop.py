@@ -10,6 +10,7 @@ processes do what one does with W times the gradient accumulation.
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cai_cli.console.options import TrainingOptions, schedule_of
 from cai_cli.errors import RunError
 from cai_cli.keys import key
 from cai_cli.models.adapters import trainable_state
+from cai_cli.models.devices import training_dtype
 from cai_cli.models.finite import advice, check_weights
 from cai_cli.processes.collective import everywhere, told_to_stop
 from cai_cli.processes.interruption import Terminated, after_the_step
@@ -37,6 +39,7 @@ from cai_cli.training.checkpoints import (
     step_of,
 )
 from cai_cli.training.metrics_file import MetricsFile
+from cai_cli.training.optimiser import make_optimizer
 from cai_cli.training.parallel import Parallel
 from cai_cli.training.parts import kept_state, part_name, put_back, read_parts
 from cai_cli.training.preference.losses import backward, evaluate_pairs
@@ -71,14 +74,12 @@ def fit_pairwise(
     batches = all_batches(pairs, options, seed)
     per_step = options.gradient_accumulation_steps * world_size()
     steps = math.ceil(len(batches) / per_step)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-        weights, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-    )
     model.train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    parallel = Parallel(model, optimizer, fit.hardware.device)
+    hardware = fit.hardware
+    learns = partial(make_optimizer, learning_rate=options.learning_rate)
+    parallel = Parallel(model, learns, hardware.device, training_dtype(hardware.dtype))
     optimizer = parallel.optimizer
     schedule = get_scheduler(schedule_of(options.lr_scheduler_type), optimizer, options.warmup_steps, steps)
     step, recent = resume(folder, parallel, schedule, per_step)

@@ -27,7 +27,7 @@ from cai_cli.processes.ranks import main_first
 from cai_cli.rows.jsonl import write_atomically
 from cai_cli.training.model_card import model_card
 from cai_cli.training.modes import disable_dropout
-from cai_cli.training.parallel import place_to_load, share_weights
+from cai_cli.training.parallel import to_load
 from cai_cli.training.parts import whole_weights
 from cai_cli.training.preference.loop import fit_pairwise
 from cai_cli.training.preference.pairs import TokenPair
@@ -49,17 +49,15 @@ def run_pairwise_stage(
     """Load the classifier, train it, save it with what was measured on the held-out part."""
     options, seed, stage = fit.training, artifact.options.output.seed, artifact.manifest["stage"]
     transformers.set_seed(seed)
-    dtype = training_dtype(fit.hardware.dtype)
-    model = load_pm(
-        base, place_to_load(fit.hardware.device), dtype, "--model", tokenizer, fit.adapters.quantize
-    )
+    device, dtype = to_load(fit.hardware.device, training_dtype(fit.hardware.dtype))
+    model = load_pm(base, device, dtype, "--model", tokenizer, fit.adapters.quantize)
     settle_configs(model, tokenizer)
     if not is_preference_model(base):
         reset_head(model, seed)
     disable_dropout(model)
     head = language_head(model, base) if fit.lm_coef else None
     if head is not None and not isinstance(head, TiedHead):
-        share_weights(head.to(pick_device(fit.hardware.device)))
+        head.to(pick_device(fit.hardware.device))
     if fit.adapters.lora:
         model = add_lora(model, fit.adapters, "SEQ_CLS", seed)
     if not artifact.begun:

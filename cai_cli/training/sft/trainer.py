@@ -16,10 +16,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 from cai_cli.console.options import schedule_of
 from cai_cli.errors import RunError, UserError, first_line
 from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
-from cai_cli.models.devices import training_dtype
+from cai_cli.models.devices import pick_device, training_dtype
 from cai_cli.models.finite import advice
 from cai_cli.models.load import load_lm
 from cai_cli.models.saved_configs import settle_configs
+from cai_cli.training.parallel import to_load
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,9 +49,11 @@ class CheckedTrainer(SFTTrainer):
 def open_model(options: Options, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model to train, with its adapters, checked for packing."""
     transformers.set_seed(options.output.seed)
+    # By FSDP the Trainer takes apart what it is given, in the dtype that it has then
+    device, _ = to_load(options.hardware.device, "auto")
     model = load_lm(
         options.model,
-        options.hardware.device,
+        device,
         training_dtype(options.hardware.dtype),
         tokenizer=tokenizer,
         quantize=options.adapters.quantize,
@@ -87,7 +90,7 @@ def make_trainer(
         max_grad_norm=training.max_grad_norm,
         bf16=training.bf16,
         gradient_checkpointing=training.gradient_checkpointing,
-        use_cpu=model.device.type == "cpu",
+        use_cpu=pick_device(options.hardware.device).type == "cpu",
         max_length=None,
         packing=options.packing,
         eval_packing=False,
@@ -102,7 +105,7 @@ def make_trainer(
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=model.device.type == "cuda",
+        dataloader_pin_memory=pick_device(options.hardware.device).type == "cuda",
         ddp_find_unused_parameters=False,
     )
     before = (

@@ -96,7 +96,7 @@ def test_each_coefficient_weighs_its_gradient(llama):
         parts.append(gradients(model))
     model = fresh(llama)
     settings = options(lm_coef=0.7, center_rewards_coefficient=0.2)
-    parallel = Parallel(model, torch.optim.SGD(model.parameters()))
+    parallel = Parallel(model, torch.optim.SGD)
     head = language_head(model, str(llama))
     losses = backward([pairs[:1], pairs[1:]], parallel, settings, PAD, head)
     assert losses.keys() == {"loss", "centring_loss", "lm_loss"}
