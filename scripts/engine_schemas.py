@@ -28,7 +28,9 @@ import yaml
 
 OUT = Path(__file__).parents[1] / "tests" / "training" / "export"
 # Parts of verl's settings that have nothing to do with ours
-FOREIGN = re.compile("_target_|profiler|distillation|turbo|qat|mtp|transfer_queue|tiled|skip|^(reward_model|sandbox)")
+FOREIGN = re.compile(
+    "_target_|profiler|distillation|turbo|qat|mtp|transfer_queue|tiled|skip|^(reward_model|sandbox)"
+)
 LICENCE = "names and types of the settings of {} (Apache License 2.0), by scripts/engine_schemas.py"
 
 
@@ -74,7 +76,9 @@ def openrlhf_schema(package: Path) -> dict[str, Any]:
 
 def verl_schema(package: Path) -> dict[str, str]:
     """Setting -> the type of its default; "any" where that is null, missing or refers to another."""
-    whole = yaml.safe_load((package / "trainer/config/_generated_ppo_trainer.yaml").read_text(encoding="utf-8"))
+    whole = yaml.safe_load(
+        (package / "trainer/config/_generated_ppo_trainer.yaml").read_text(encoding="utf-8")
+    )
     found: dict[str, str] = {}
 
     def walk(value: Any, name: str) -> None:
@@ -93,7 +97,11 @@ def main() -> None:
     folder = Path(sys.argv[1])
     sys.path.insert(0, str(folder))
     for name, read in (("openrlhf", openrlhf_schema), ("verl", verl_schema)):
-        schema = {"about": LICENCE.format(name), "version": metadata.version(name), "settings": read(folder / name)}
+        schema = {
+            "about": LICENCE.format(name),
+            "version": metadata.version(name),
+            "settings": read(folder / name),
+        }
         (OUT / f"{name}.json").write_text(json.dumps(schema, indent=0) + "\n", encoding="utf-8")
 
 

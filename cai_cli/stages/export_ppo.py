@@ -22,6 +22,7 @@ from cai_cli.training.ppo.prompts import RunPrompts, read_sources, run_prompts
 
 if TYPE_CHECKING:
     from cai_cli.models.chat import Renderer
+    from cai_cli.training.export.folder import Export
 
 CLOSING = 2  # tokens that close a reply for the preference model: an end of turn, and EOS
 
@@ -86,10 +87,10 @@ def run(engine: str, options: Options) -> None:
         lambda folder: export.save(renderer, parts, folder), counts=counts, warnings=prompts.cautions
     )
     say(f"{artifact.folder}/README.md: how to start it, and what became of each setting")
-    tell_next("cai serve", artifact.folder, "--port 5000")
+    tell_next("cai serve", artifact.folder, "--port", "5000")
 
 
-def prepared(engine: str, options: Options, renderer: Renderer, prompts: RunPrompts):
+def prepared(engine: str, options: Options, renderer: Renderer, prompts: RunPrompts) -> Export:
     """All that is to be written but the prompts."""
     from cai_cli.training.export import models, openrlhf, verl
     from cai_cli.training.export.carried import plan, theirs

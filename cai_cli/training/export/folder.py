@@ -48,12 +48,11 @@ README = """\
 
 Written by `cai export {engine}`; the settings were checked against {engine} {version}. Another version may have others.
 
-    pip install {engine}=={version}                 # in an environment of its own, on every machine
-    ray start --head                                # and `ray start --address HEAD:6379` on the others
-    cai serve {here} --port 5000                    # on a GPU that Ray does not have; several with commas in REWARD_URL
+    pip install {engine}=={version}        # in an environment of its own, on every machine
+    ray start --head        # and `ray start --address HEAD:6379` on the others
+    cai serve {here} --host 0.0.0.0 --port 5000     # on a GPU that Ray does not have; several: commas in REWARD_URL
     REWARD_URL=http://HOST:5000 OUT=/shared/run ./launch.sh
-    {merge}
-    cai import policy {result} --from-export {here} --out rl-cai
+{merge}    cai import policy {trained} --from-export {here} --out rl-cai
 
 Model, preference model and this directory have to lie at the same place on every machine; MODEL and PM in the
 environment name other places.
@@ -69,9 +68,16 @@ WHY = {
     "openrlhf": "OpenRLHF's own reward model reads its score at a reply's last token, which of one cut off is no EOS.",
     "verl": "verl's own sends the text through the template anew, without the EOS.",
 }
-RESULTS = {"openrlhf": "/shared/run/policy", "verl": "/shared/run/policy"}
-LORA = "python3 -m openrlhf.cli.lora_combiner --model_path MODEL --lora_path /shared/run/policy --output_path /shared/run/merged"
-MERGE = "python3 -m verl.model_merger merge --backend fsdp --local_dir /shared/run/checkpoints/global_step_{steps}/actor --target_dir /shared/run/policy"
+TRAINED = "/shared/run/policy"
+# What an engine saves is not yet a model of whole weights: verl's shards always, OpenRLHF's adapters.
+VERL_MERGE = (
+    "python3 -m verl.model_merger merge --backend fsdp "
+    "--local_dir /shared/run/checkpoints/global_step_{steps}/actor --target_dir /shared/run/policy"
+)
+OPENRLHF_MERGE = (
+    "python3 -m openrlhf.cli.lora_combiner --model_path MODEL --lora_path /shared/run/policy "
+    "--output_path /shared/run/merged"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +136,20 @@ class Export:
         )
 
     def readme(self, folder: Path) -> str:
-        lora, steps = self.options.models.adapters.lora, self.options.ppo.steps
-        merge = MERGE.format(steps=steps) if self.engine == "verl" else LORA if lora else ""
-        combined = self.engine == "openrlhf" and lora
+        merge, trained = "", TRAINED
+        if self.engine == "verl":
+            merge = VERL_MERGE.format(steps=self.options.ppo.steps)
+        elif self.options.models.adapters.lora:
+            merge, trained = OPENRLHF_MERGE, "/shared/run/merged"
         return README.format(
             engine=self.engine,
             version=VERSIONS[self.engine],
             here=shlex.quote(folder.name),
-            merge=merge,
-            result="/shared/run/merged" if combined else RESULTS[self.engine],
+            merge=f"    {merge}\n" if merge else "",
+            trained=trained,
             why=WHY[self.engine],
             rows="\n".join(self.rows()),
-        ).replace("    \n", "")
+        )
 
     def rows(self) -> list[str]:
         values = values_of(self.options)
