@@ -98,7 +98,10 @@ def prepared(engine: str, options: Options, renderer: Renderer, prompts: RunProm
     from cai_cli.training.ppo.rewards import reward_shape
 
     everything = {prompt.id: prompt.prompt for prompt in [*prompts.schedule, *prompts.held_out]}
-    head, stops = models.head_of(options.pm), models.check_stops(options.model, renderer.tokenizer)
+    head, stops = (
+        models.check_critic(options.pm, engine),
+        models.check_stops(options.model, renderer.tokenizer),
+    )
     sizes = plan(options, max(len(renderer.encode(turns)) for turns in everything.values()))
     if engine == "openrlhf":
         models.check_no_images(everything)

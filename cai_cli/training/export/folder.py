@@ -40,6 +40,9 @@ MODEL="${{MODEL:-{model}}}"
 PM="${{PM:-{pm}}}"
 OUT="${{OUT:-$HERE/run}}"
 REWARD_URL="${{REWARD_URL:-{url}}}"
+case "$HERE$MODEL$PM$OUT" in
+*[\\'\\",@]*) echo "launch.sh: {engine} cannot read a path with a quote, a comma or @ in it" >&2; exit 2 ;;
+esac
 python3 -c 'import sys, urllib.request as u; [u.urlopen(url, timeout=60) for url in sys.argv[1].split(",")]' "$REWARD_URL"
 exec python3 -m {module} {words} "$@"
 """

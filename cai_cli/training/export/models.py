@@ -36,9 +36,9 @@ def place_of(path: str) -> str:
     return os.path.abspath(path) if Path(path).is_dir() else path  # noqa: PTH100 - links stay as they are
 
 
-def head_of(pm: str) -> str:
-    """The name of the score head. Raises UserError where no engine could make its critic of the preference
-    model.
+def check_critic(pm: str, engine: str) -> str:
+    """The name of the score head. Raises UserError where the engine could not make its critic of the preference
+    model: OpenRLHF puts a layer without bias on the body, verl loads a token classifier.
     """
     from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
@@ -47,10 +47,12 @@ def head_of(pm: str) -> str:
     names = model_shapes(folder, "--pm", pm)
     head = next((name for name in HEAD_NAMES if f"{name}.weight" in names), HEAD_NAMES[0])
     hint = "take a preference model of an architecture such as Llama's"
-    if f"{head}.bias" in names:
-        raise UserError(f"--pm {pm}: its score head has a bias, which a critic there would not have", hint)
-    if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
-        raise UserError(f"--pm {pm}: of {config.model_type} no critic can be made there", hint)
+    if engine == "openrlhf" and f"{head}.bias" in names:
+        raise UserError(f"--pm {pm}: its score head has a bias, which OpenRLHF's critic would not have", hint)
+    if engine == "verl" and type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        raise UserError(
+            f"--pm {pm}: transformers has no token classifier for {config.model_type}, verl's critic", hint
+        )
     return head
 
 

@@ -177,4 +177,8 @@ def open_server(host: str, port: int, reward: Reward) -> ThreadingHTTPServer:
         daemon_threads = True
         request_queue_size = 1024
 
+        def handle_error(self, *_: Any) -> None:
+            """Of a request whose sender has gone: it asks again."""
+            say("a request was given up: its sender has gone")
+
     return Server((host, port), Handler)

@@ -22,8 +22,11 @@ from tiny import CHATML, byte_level_tokenizer, make_model, sentencepiece_tokeniz
 from cai_cli.models.chat import close_with_eos
 from cai_cli.models.load import load_pm
 from cai_cli.models.score import score_all
-from cai_cli.models.templates import TRANSCRIPT_TEMPLATE
+from cai_cli.models.templates import TRANSCRIPT_TEMPLATE, UnfitRow
 from cai_cli.models.tokenizers import load_tokenizer
+from cai_cli.training.export.serving import Reward
+from cai_cli.training.ppo.rewards import RewardShape
+from cai_cli.training.preference.reading import open_preference_model
 
 REPLY = "Mix flour, water and salt.\n\nLet it rest — 2 hours."
 
@@ -39,7 +42,9 @@ TOKENIZERS = {
     "chatml": lambda: byte_level_tokenizer(CHATML),
     "transcript": lambda: byte_level_tokenizer(TRANSCRIPT_TEMPLATE),
     "another end of turn": with_end_of_turn,
-    "sentencepiece": lambda: sentencepiece_tokenizer(TRANSCRIPT_TEMPLATE),
+    "sentencepiece": lambda: sentencepiece_tokenizer(
+        "{% for message in messages %}{{ message['content'] }}</s>{% endfor %}"
+    ),
 }
 
 
@@ -165,6 +170,23 @@ def test_many_requests_at_once_and_odd_ones(cai, shaped, tmp_path):
         strange = {"query": ["another text"], "prompts": ["<|im_start|>"], "labels": [row["label"]]}
         with pytest.raises(urllib.error.HTTPError, match="400"):
             post(url, strange)
+
+
+def test_a_reply_that_the_template_does_not_take_is_read_as_the_policy_wrote_it(shaped, monkeypatch, capsys):
+    """Which is what `cai ppo` scores; a run of many machines does not end on it."""
+    folder, tokenizer, row = shaped
+    pm = open_preference_model(str(folder / "pm"), "cpu")
+    reward = Reward(pm, str(folder / "pm"), RewardShape(), ["<|im_end|>"], rows=4)
+
+    def refuse(*_: object) -> list[int]:
+        raise UnfitRow("template_refused", "not this one")
+
+    monkeypatch.setattr(reward, "encode", refuse)
+    prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    for end in ("", "<|im_end|>"):
+        ids = reward.ids(reward.read(f"{prompt}Mix.{end}", prompt, row["label"]))
+        assert tokenizer.decode(ids) == f"{prompt}Mix.<|im_end|>"
+    assert "2 replies scored as they were written: template_refused: not this one" in capsys.readouterr().err
 
 
 def test_cai_serve_answers_until_it_is_told_to_end(shaped):

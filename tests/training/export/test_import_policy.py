@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 from conftest import mistake
-from exports import words
+from exports import scored, words
 from families import edit_json
 from ppo_setup import make_pair, write_prompts
 from safetensors.torch import load_file, save_file
@@ -61,8 +61,8 @@ def test_it_samples_is_scored_and_knows_where_it_came_from(cai, folder, tmp_path
     sample = ["sample", "--model", out, "--prompts", folder / "prompts.jsonl", "-n", 1, "--max-new-tokens", 4]
     done = cai(*sample, "--device", "cpu", "--max-reject-rate", 1, "--out", replies)
     assert done.returncode == 0, done.stderr
-    done = cai("score", "--pm", folder / "pm", replies, "--device", "cpu")
-    assert done.returncode == 0 and done.stdout.count('"score"') == len(replies.read_text().splitlines()) > 0
+    prompt = json.loads((folder / "export/prompts.jsonl").read_text().splitlines()[0])["prompt"]
+    assert isinstance(scored(cai, folder / "pm", prompt, "Mix.", tmp_path / "row.jsonl"), float)
     again = imported(cai, folder, out)
     assert (
         again.returncode == 0
