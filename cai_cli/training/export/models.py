@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_cli.artifacts.places import is_adapter
 from cai_cli.errors import UserError
-from cai_cli.models.configs import NO_CODE, load_config
+from cai_cli.models.configs import load_config
 from cai_cli.models.paths import HEAD_NAMES, hub_folder
 from cai_cli.models.templates import UnfitRow, apply
 from cai_cli.models.weight_files import model_shapes
@@ -65,7 +65,7 @@ def check_stops(path: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     from cai_cli.models.chat import stop_ids
 
     try:
-        config = GenerationConfig.from_pretrained(path, **NO_CODE)
+        config = GenerationConfig.from_pretrained(path)
     except OSError:  # there is none
         config = GenerationConfig()
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]

@@ -9,7 +9,6 @@ reply, and what `cai ppo` makes of it. Requests that wait at the same time are s
 from __future__ import annotations
 
 import json
-import re
 import sys
 import threading
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from cai_cli.engines.base import LENGTH, STOP, Completion
 from cai_cli.errors import RecordError, first_line
 from cai_cli.models.chat import close_with_eos, encode_rendered
 from cai_cli.models.score import score_all
-from cai_cli.models.templates import UnfitRow, control_ids
+from cai_cli.models.templates import UnfitRow, control_pattern
 from cai_cli.rows.conversation import Conversation, check_conversation, message
 from cai_cli.rows.json_text import load_json
 from cai_cli.training.ppo.rewards import RewardShape
@@ -54,10 +53,8 @@ class Reward:
         # The policy's context has been seen to be long enough; a reply that reads one token longer is no reason
         # to stop a run of many machines.
         self.encode = reading(pm.tokenizer, format_of(path), sys.maxsize)
-        names = sorted(
-            map(str, pm.tokenizer.convert_ids_to_tokens(sorted(control_ids(pm.tokenizer)))), key=len
-        )
-        self.control = re.compile("|".join(map(re.escape, reversed(names))) or r"(?!)")
+        self.control = control_pattern(pm.tokenizer)
+        self.lock = threading.Lock()  # a tokenizer is no work for two threads
         self.unfit = 0
 
     def read(self, query: Any, prompt: Any, label: Any) -> Written:
@@ -65,12 +62,13 @@ class Reward:
         if not all(isinstance(text, str) for text in (query, prompt, label)):
             raise RecordError("query", "expected text, as prompts and labels are")
         turns = check_conversation(load_json(label), "labels", ends_with="user")
-        # Engines decode prompt and reply together, which may spell a prompt otherwise than its text was.
-        spelled = str(self.pm.tokenizer.decode(encode_rendered(self.pm.tokenizer, prompt)))
-        start = next((text for text in (prompt, spelled) if query.startswith(text)), None)
-        if start is None:
+        if not query.startswith(prompt):
+            # Engines decode prompt and reply together, which may spell a prompt otherwise than its text was.
+            with self.lock:
+                prompt = str(self.pm.tokenizer.decode(encode_rendered(self.pm.tokenizer, prompt)))
+        if not query.startswith(prompt):
             raise RecordError("query", "does not begin with its prompt", "launch with the exported model")
-        reply = query[len(start) :]
+        reply = query[len(prompt) :]
         return Written(turns, self.plain(reply), reply.endswith(self.stops), query)
 
     def plain(self, text: str) -> str:
@@ -93,7 +91,9 @@ class Reward:
 
     def __call__(self, replies: list[Written]) -> list[tuple[float, float]]:
         """(reward, score) of each."""
-        scores = score_all(self.pm.model, [self.ids(each) for each in replies], self.pm.pad, self.rows)
+        with self.lock:
+            rows = [self.ids(each) for each in replies]
+        scores = score_all(self.pm.model, rows, self.pm.pad, self.rows)
         return [
             (self.shape(score, Completion(each.reply, STOP if each.ended else LENGTH, [], [])), score)
             for each, score in zip(replies, scores, strict=True)
@@ -131,8 +131,9 @@ def answer(reward: Reward, batches: Batches, asked: Any) -> dict[str, Any]:
     """What OpenRLHF reads of a remote reward model. Raises RecordError for another request, or what scoring
     raises.
     """
-    lists = [asked.get(name) if isinstance(asked, dict) else None for name in ("query", "prompts", "labels")]
-    if not all(isinstance(each, list) and len(each) == len(lists[0]) for each in lists):
+    parts = [asked.get(name) if isinstance(asked, dict) else None for name in ("query", "prompts", "labels")]
+    lists = [part for part in parts if isinstance(part, list)]
+    if len(lists) < len(parts) or len({len(each) for each in lists}) > 1:
         raise RecordError("query", "expected lists of one length in query, prompts and labels")
     written = [reward.read(*each) for each in zip(*lists, strict=True)]
     found = [future.result() for future in [batches.submit(each) for each in written]]
