@@ -34,9 +34,10 @@ LARGEST = 64 << 20  # bytes of a request
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A reply as the policy wrote it: its text without control tokens, and whether one ended it."""
+    """A reply as the policy wrote it behind the text `start`: without control tokens, and whether one ended it."""
 
     prompt: Conversation
+    start: str
     reply: str
     ended: bool
     query: str
@@ -62,14 +63,17 @@ class Reward:
         if not all(isinstance(text, str) for text in (query, prompt, label)):
             raise RecordError("query", "expected text, as prompts and labels are")
         turns = check_conversation(load_json(label), "labels", ends_with="user")
-        if not query.startswith(prompt):
+        tokenizer = self.pm.tokenizer
+        with self.lock:
+            ids = encode_rendered(tokenizer, prompt)
             # Engines decode prompt and reply together, which may spell a prompt otherwise than its text was.
-            with self.lock:
-                prompt = str(self.pm.tokenizer.decode(encode_rendered(self.pm.tokenizer, prompt)))
-        if not query.startswith(prompt):
+            start = next(
+                (text for text in (str(tokenizer.decode(ids)), prompt) if query.startswith(text)), None
+            )
+        if start is None:
             raise RecordError("query", "does not begin with its prompt", "launch with the exported model")
-        reply = query[len(prompt) :]
-        return Written(turns, self.plain(reply), reply.endswith(self.stops), query)
+        written = query[len(start) :]
+        return Written(turns, start, self.plain(written), written.endswith(self.stops), query)
 
     def plain(self, text: str) -> str:
         """Without control tokens, as engines decode a reply; none is left that those around it would spell."""
@@ -81,13 +85,24 @@ class Reward:
         """What the preference model reads. A reply that its template does not take is read as `cai ppo` does: as
         the policy wrote it.
         """
-        try:
-            return self.encode(written.prompt, [message("assistant", written.reply)])
-        except UnfitRow as error:
-            self.unfit += 1
-            say(f"{self.unfit} replies scored as they were written: {error}")
-            tokenizer = self.pm.tokenizer
-            return close_with_eos(encode_rendered(tokenizer, written.query), int(tokenizer.eos_token_id))
+        tokenizer, reply = self.pm.tokenizer, written.reply
+        ids: list[int] = []
+        refused = ""
+        # The space in front of a reply may be the policy's, where the template would put one of its own, or one
+        # that decoding puts behind any prompt: the text is that whose reading says what was written.
+        for text in (reply, reply.removeprefix(" "), reply.strip()):
+            try:
+                ids = self.encode(written.prompt, [message("assistant", text)])
+            except UnfitRow as error:
+                refused = str(error)
+                continue
+            if str(tokenizer.decode(ids)).startswith(written.start + reply):
+                return ids
+        if ids:
+            return ids
+        self.unfit += 1
+        say(f"{self.unfit} replies scored as they were written: {refused}")
+        return close_with_eos(encode_rendered(tokenizer, written.query), int(tokenizer.eos_token_id))
 
     def __call__(self, replies: list[Written]) -> list[tuple[float, float]]:
         """(reward, score) of each."""

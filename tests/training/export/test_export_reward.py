@@ -19,11 +19,12 @@ from ppo_setup import make_pm, write_prompts
 from pyarrow import parquet
 from tiny import CHATML, byte_level_tokenizer, make_model, sentencepiece_tokenizer
 
-from cai_cli.models.chat import close_with_eos
+from cai_cli.models.chat import close_with_eos, encode_pair
 from cai_cli.models.load import load_pm
 from cai_cli.models.score import score_all
 from cai_cli.models.templates import TRANSCRIPT_TEMPLATE, UnfitRow
 from cai_cli.models.tokenizers import load_tokenizer
+from cai_cli.rows.conversation import message
 from cai_cli.training.export.serving import Reward
 from cai_cli.training.ppo.rewards import RewardShape
 from cai_cli.training.preference.reading import open_preference_model
@@ -69,9 +70,11 @@ def exports(request, cai, tmp_path_factory):
 
 def test_both_engines_get_the_score_of_cai_score(cai, exports, tmp_path):
     folder, tokenizer, row, end = exports
-    ids = tokenizer(REPLY, add_special_tokens=False)["input_ids"]
-    reply = tokenizer.decode(ids)
-    wanted = scored(cai, folder / "pm", row["prompt"], reply, tmp_path / "row.jsonl")
+    # What a policy that learned the template writes: in transcripts, with the space in front
+    reply = [message("assistant", REPLY)]
+    ids = encode_pair(tokenizer, row["prompt"], reply, [tokenizer.eos_token_id, end])[1]
+    assert ids.pop() == end
+    wanted = scored(cai, folder / "pm", row["prompt"], REPLY, tmp_path / "row.jsonl")
     with served(folder / "openrlhf") as url:
         ended = by_openrlhf(url, tokenizer, row, [*ids, end])
         cut_off = by_openrlhf(url, tokenizer, row, ids)
