@@ -51,7 +51,7 @@ TOKENIZERS = {
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def exports(request, cai, tmp_path_factory):
-    """Both exports of a policy and preference model with such a tokenizer, and their rows."""
+    """The export of a policy and preference model with such a tokenizer, and a row of it."""
     folder = tmp_path_factory.mktemp("exports")
     model = make_model(folder / "lm", tokenizer=TOKENIZERS[request.param]())
     tokenizer = load_tokenizer(str(model))
@@ -60,11 +60,10 @@ def exports(request, cai, tmp_path_factory):
         ends += [tokenizer.convert_tokens_to_ids("<|im_end|>")]
         edit_json(model / "generation_config.json", eos_token_id=ends)
     pm = make_pm(model, folder / "pm")
-    for engine in ("openrlhf", "verl"):
-        done = cai(*words(engine, model, pm, write_prompts(folder / "p.jsonl"), folder / engine))
-        assert done.returncode == 0, done.stderr
-    row = json.loads((folder / "openrlhf/prompts.jsonl").read_text().splitlines()[3])
-    row |= parquet.read_table(folder / "verl/prompts.parquet").to_pylist()[3]
+    done = cai(*words("verl", model, pm, write_prompts(folder / "p.jsonl"), folder / "verl"))
+    assert done.returncode == 0, done.stderr
+    row = parquet.read_table(folder / "verl/prompts.parquet").to_pylist()[3]
+    row["label"] = row["reward_model"]["ground_truth"]  # as it stands in OpenRLHF's lines
     return folder, tokenizer, row, ends[-1]
 
 
@@ -75,7 +74,7 @@ def test_both_engines_get_the_score_of_cai_score(cai, exports, tmp_path):
     ids = encode_pair(tokenizer, row["prompt"], reply, [tokenizer.eos_token_id, end])[1]
     assert ids.pop() == end
     wanted = scored(cai, folder / "pm", row["prompt"], REPLY, tmp_path / "row.jsonl")
-    with served(folder / "openrlhf") as url:
+    with served(folder / "verl") as url:
         ended = by_openrlhf(url, tokenizer, row, [*ids, end])
         cut_off = by_openrlhf(url, tokenizer, row, ids)
         verls = by_verl(url, tokenizer, row, [*ids, end], folder / "verl")
@@ -85,9 +84,9 @@ def test_both_engines_get_the_score_of_cai_score(cai, exports, tmp_path):
     assert cut_off == verls_cut_off == (pytest.approx(wanted - 1, abs=1e-4), pytest.approx(wanted, abs=1e-4))
 
 
-def test_the_closing_eos_makes_the_difference(exports):
+def test_the_closing_eos_makes_the_difference(shaped):
     """Read where OpenRLHF's own reward model reads a reply that was cut off, the score is another one."""
-    folder, tokenizer, row, _ = exports
+    folder, tokenizer, row = shaped
     pm = load_pm(str(folder / "pm"), "cpu", tokenizer=tokenizer)
     ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
     ids += tokenizer(REPLY, add_special_tokens=False)["input_ids"]
@@ -96,11 +95,11 @@ def test_the_closing_eos_makes_the_difference(exports):
     assert abs(open_score - score) > 1e-3
 
 
-def test_a_critic_of_either_engine_starts_from_the_score(exports):
+def test_a_critic_of_either_engine_starts_from_the_score(shaped):
     """OpenRLHF puts a layer without bias under the head's name on the body, verl loads a token classifier."""
     from transformers import AutoModel, AutoModelForTokenClassification
 
-    folder, tokenizer, row, _ = exports
+    folder, tokenizer, row = shaped
     ids = torch.tensor([tokenizer.apply_chat_template(row["prompt"], return_dict=False)])
     pm = load_pm(str(folder / "pm"), "cpu", tokenizer=tokenizer)
     wanted = score_all(pm, ids.tolist(), tokenizer.pad_token_id, 1)
