@@ -47,6 +47,7 @@ from cai_cli.stages import (
     evaluate_labels,
     evaluate_pm,
     export,
+    export_ppo,
     imports,
     inspect_file,
     label,
@@ -58,6 +59,7 @@ from cai_cli.stages import (
     revise,
     sample,
     score,
+    serve,
     sft,
     split,
     train_pm,
@@ -78,6 +80,12 @@ constitution_app = typer.Typer(
 configs_app = typer.Typer(cls=Group, rich_markup_mode=None)
 evaluate_app = typer.Typer(
     no_args_is_help=True, cls=Group, rich_markup_mode=None, help="Measure models and labels."
+)
+export_app = typer.Typer(
+    no_args_is_help=True,
+    cls=Group,
+    rich_markup_mode=None,
+    help="Our records in a public format; PPO for engines that run it on many machines.",
 )
 
 
@@ -255,13 +263,16 @@ add_command(app, "pmp", pmp.Options, pmp.run, STAGES)
 add_command(app, "train-pm", train_pm.Options, train_pm.run, STAGES)
 add_command(app, "ppo", ppo.Options, ppo.run, STAGES)
 add_command(app, "import", imports.Options, imports.run, FILES)
-add_command(app, "export", export.Options, export.run, FILES)
 add_command(app, "split", split.Options, split.run, FILES)
 add_command(app, "inspect", inspect_file.Options, inspect_file.run, FILES)
 add_command(app, "merge", merge.Options, merge.run, FILES)
 add_command(app, "score", score.Options, score.run, FILES)
+add_command(app, "serve", serve.Options, serve.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
 add_command(app, "push", push.Options, push.run, FILES)
+add_command(export_app, "paper-chains", export.Options, export.run)
+add_command(export_app, "openrlhf", export_ppo.Options, export_ppo.openrlhf)
+add_command(export_app, "verl", export_ppo.Options, export_ppo.verl)
 add_command(evaluate_app, "pm", evaluate_pm.Options, evaluate_pm.run)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
@@ -270,6 +281,7 @@ add_command(evaluate_app, "hhh", evaluate_hhh.Options, evaluate_hhh.run)
 add_command(evaluate_app, "labels", evaluate_labels.Options, evaluate_labels.run)
 add_command(configs_app, "copy", configs.Options, configs.copy)
 app.add_typer(evaluate_app, name="evaluate", rich_help_panel="Evaluation")
+app.add_typer(export_app, name="export", rich_help_panel=FILES)
 app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
 app.add_typer(configs_app, name="configs", rich_help_panel=FILES)
 

@@ -15,6 +15,7 @@ SAMPLE_BYTES = 1 << 16
 SAMPLES = 64
 NAMED_FILES = 3  # of the files that changed
 ADAPTER_CONFIG = "adapter_config.json"
+EXPORT_SETTINGS = "export.json"  # what `cai export` writes for another engine's PPO
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 # All that decides what a model says: its weights, how they are put together, how text becomes ids, and where
 # a reply ends.
@@ -36,6 +37,7 @@ MODEL_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
+    EXPORT_SETTINGS,
 )
 
 

@@ -170,6 +170,12 @@ def check_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     """Raise UnfitRow where a text of people or models spells out a control token, which would be read as the
     token.
     """
+    if found := control_pattern(tokenizer).search(text):
+        raise UnfitRow("control_token", f"the text spells out {found[0]!r}, a control token of this model")
+
+
+def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """What finds the model's control tokens in a text."""
     if tokenizer not in CONTROL:
         names = sorted(
             (str(tokenizer.convert_ids_to_tokens(index)) for index in control_ids(tokenizer)),
@@ -177,8 +183,7 @@ def check_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
             reverse=True,
         )
         CONTROL[tokenizer] = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-    if found := CONTROL[tokenizer].search(text):
-        raise UnfitRow("control_token", f"the text spells out {found[0]!r}, a control token of this model")
+    return CONTROL[tokenizer]
 
 
 def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

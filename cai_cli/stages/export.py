@@ -1,4 +1,5 @@
-"""`cai export paper-chains revisions.jsonl`: our records -> a public format.
+"""`cai export paper-chains revisions.jsonl`: our records -> a public format. (What other engines train from is
+`export_ppo`.)
 
     cai export paper-chains revisions.jsonl --out chains.jsonl
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -24,12 +25,11 @@ from cai_cli.rows.jsonl import dump_row, read_records
 @dataclass(frozen=True, kw_only=True)
 class Options:
     output: OutputOptions
-    format: Annotated[Literal["paper-chains"], typer.Argument(help="What to write.")]
     file: Annotated[Path, typer.Argument(help="A revisions file."), INPUT]
 
 
 def run(options: Options) -> None:
-    """Write our records in a public format.
+    """Critique-revision chains in the format of the Constitutional AI paper.
 
     Example: cai export paper-chains revisions.jsonl --out chains.jsonl
     """

@@ -8,6 +8,7 @@ paper-samples       the paper's *_RLHF and *_RLMADISON files   -> samples, with 
 paper-constitution  the paper's principles, two JSON files     -> a constitution (YAML)
 cai-conversation    HuggingFaceH4/cai-conversation-harmless    -> revisions or comparisons
 ultrafeedback       HuggingFaceH4/ultrafeedback_binarized      -> comparisons
+policy              what OpenRLHF or verl trained -> a model directory (`cai export` wrote what it started from)
 table               CSV, TSV, JSON, JSON lines, parquet: --columns -> prompts, samples or comparisons
 """
 
@@ -38,13 +39,13 @@ from cai_cli.rows.json_text import load_json
 from cai_cli.rows.jsonl import dump_row, read_lines
 
 FLUSH_ROWS = 1000
-CONSTITUTION_FORMAT = "paper-constitution"
+CONSTITUTION_FORMAT, POLICY = "paper-constitution", "policy"
 
 
 if TYPE_CHECKING:
     Name = str
 else:
-    Name = Literal[(*FORMATS, CONSTITUTION_FORMAT)]
+    Name = Literal[(*FORMATS, CONSTITUTION_FORMAT, POLICY)]
 ABOUT = " ".join(f"{name}: {found.about} ({' or '.join(found.makes)})." for name, found in FORMATS.items())
 
 
@@ -54,11 +55,16 @@ class Options:
     rows: RowOptions
     format: Annotated[
         Name,
-        typer.Argument(help=f"{ABOUT} {CONSTITUTION_FORMAT}: the paper's principles (a constitution)."),
+        typer.Argument(
+            help=f"{ABOUT} {CONSTITUTION_FORMAT}: the paper's principles (a constitution). "
+            f"{POLICY}: a model that another engine trained (a model directory)."
+        ),
     ]
     file: Annotated[
         Path,
-        typer.Argument(help="The published file, in .gz too, as parquet, or hf:org/name[:split]."),
+        typer.Argument(
+            help="The published file, in .gz too, as parquet, or hf:org/name[:split]; for policy a directory."
+        ),
         INPUT,
     ]
     to: Annotated[
@@ -89,6 +95,10 @@ class Options:
         flag("Data", "For paper-constitution: RLMadisonInstructions.json, the comparison principles."),
         INPUT,
     ] = None
+    from_export: Annotated[
+        Path | None,
+        flag("Data", "For policy: what `cai export openrlhf` or `cai export verl` wrote for its training."),
+    ] = None
     split: Annotated[
         str | None,
         flag(
@@ -103,8 +113,12 @@ def run(options: Options) -> None:
 
     Example: cai import hh-rlhf harmless-base/train.jsonl.gz --to prompts --out prompts.jsonl
     """
+    if options.from_export and options.format != POLICY:
+        raise UserError(f"--from-export is for {POLICY}", "leave it out")
     if options.format == CONSTITUTION_FORMAT:
         import_paper_constitution(options)
+    elif options.format == POLICY:
+        import_policy(options)
     elif options.split:
         import_parts(options, options.split)
     else:
@@ -194,13 +208,7 @@ def import_paper_constitution(options: Options) -> None:
     """The published principles, critiques and comparisons joined by position, as a constitution file."""
     from cai_cli.prompting.published import constitution_yaml, import_constitution
 
-    given = values_of(options)
-    for name in ("to", "kind", "source", "columns", "every_turn", "split", "limit"):
-        if given[name]:
-            raise UserError(
-                f"--{name.replace('_', '-')} is for rows: {CONSTITUTION_FORMAT} makes one file",
-                "leave it out",
-            )
+    check_no_rows(options, f"{CONSTITUTION_FORMAT} makes one file")
     if options.output.out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {options.output.out}: a constitution is written as YAML", "name a .yaml file")
     artifact = FileArtifact("import", options)
@@ -218,6 +226,28 @@ def import_paper_constitution(options: Options) -> None:
     artifact.start()
     artifact.write(text, {"in": count, "out": count, "rejected": {}})
     say(f"{options.output.out}: {count} principles")
+
+
+def import_policy(options: Options) -> None:
+    """What another engine trained from an export, as a model directory."""
+    check_no_rows(options, f"{POLICY} makes a model directory", "comparisons")
+    if options.from_export is None:
+        raise UserError(
+            f"{POLICY}: of which export is it?", "name what `cai export` wrote: --from-export DIR"
+        )
+
+    from cai_cli.training.export import policy
+
+    made_from = {"policy": str(options.file), "from_export": str(options.from_export)}
+    policy.import_policy(policy.Options(output=options.output, **made_from))
+
+
+def check_no_rows(options: Options, makes: str, *others: str) -> None:
+    """Raise UserError for an option of formats that have rows."""
+    given = values_of(options)
+    for name in ("to", "kind", "source", "columns", "every_turn", "split", "limit", *others):
+        if given[name]:
+            raise UserError(f"--{name.replace('_', '-')} is for rows: {makes}", "leave it out")
 
 
 def dry_run(options: Options, items: Iterator[Any], tally: Tally) -> None:

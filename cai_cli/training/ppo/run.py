@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import Rejected, counted, put_aside
+from cai_cli.artifacts.rejects import counted, put_aside
 from cai_cli.console.messages import say, table, warn, warn_all
 from cai_cli.engines.base import LENGTH
 from cai_cli.errors import UserError
@@ -26,6 +26,7 @@ from cai_cli.training.model_card import model_card
 from cai_cli.training.parts import whole_weights
 from cai_cli.training.ppo.log import RunLog
 from cai_cli.training.ppo.measures import Episode, sample_rows
+from cai_cli.training.ppo.prompts import RunPrompts
 from cai_cli.training.ppo.rollout import Clock
 from cai_cli.training.ppo.run_state import RunState
 from cai_cli.training.ppo.settings import Options, PPOOptions, TrackOptions
@@ -41,17 +42,10 @@ def optimise(
     artifact: ModelArtifact,
     options: Options,
     renderer: Renderer,
-    schedule: list[Prompt],
-    eval_prompts: list[Prompt],
-    kept: int,
-    rejected: list[Rejected],
-    cautions: list[str],
+    prompts: RunPrompts,
 ) -> None:
-    """Train the policy on the prompts of `schedule`, as many as all steps take together, and save it.
-
-    `kept`: how many prompts fit; `rejected`: those that do not; `cautions`: what has been warned of before,
-    for the manifest.
-    """
+    """Train the policy on the prompts of all steps together, and save it."""
+    schedule, eval_prompts, rejected = prompts.schedule, prompts.held_out, prompts.rejected
     longest = (
         max(len(renderer.encode(prompt.prompt)) for prompt in schedule + eval_prompts)
         + options.max_new_tokens
@@ -87,9 +81,9 @@ def optimise(
         "saved_step": saved,
         "best_step": state.best.step if state.best.step >= 0 else None,
         "kl_coef": trainer.kl.coefficient,
-        "counts": {"in": kept + len(rejected), "rejected": counted(rejected)},
+        "counts": {"in": prompts.kept + len(rejected), "rejected": counted(rejected)},
         "evaluation": state.last,
-        "warnings": cautions
+        "warnings": prompts.cautions
         + warn_all(
             last_cautions(state.rollout) + rate_cautions(ppo.learning_rate, ppo.warmup_steps, ppo.steps)
         ),

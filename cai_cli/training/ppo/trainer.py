@@ -14,12 +14,11 @@ from torch import Tensor
 
 from cai_cli.console.messages import warn
 from cai_cli.engines.base import Completion, Request
-from cai_cli.errors import RunError, UserError
+from cai_cli.errors import RunError
 from cai_cli.keys import key
 from cai_cli.models.adapters import save_trained, trainable_state
-from cai_cli.models.chat import vocabulary_hash
 from cai_cli.models.finite import check_weights
-from cai_cli.models.templates import require_template, template_hash
+from cai_cli.models.templates import require_template
 from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.processes.collective import everywhere, gathered, own_part, total
 from cai_cli.processes.ranks import world_size
@@ -35,6 +34,7 @@ from cai_cli.training.ppo.advantages import (
     token_rewards,
     whiten,
 )
+from cai_cli.training.ppo.checks import check_agreement
 from cai_cli.training.ppo.critic import VALUE, CriticProcess, LocalCritic
 from cai_cli.training.ppo.episodes import Episodes, make_episodes, over_episodes, sampled_logprobs
 from cai_cli.training.ppo.learner import PolicyLearner
@@ -66,7 +66,7 @@ class Trainer:
         self.options = options
         self.tokenizer = load_tokenizer(options.model)
         require_template(self.tokenizer, f"--model {options.model}")
-        self.check_agreement(load_tokenizer(options.pm, "--pm"))
+        check_agreement(options, self.tokenizer, load_tokenizer(options.pm, "--pm"))
         self.pad = int(self.tokenizer.pad_token_id)
         self.shape = reward_shape(options.reward, options.pm)
         models, ppo, reward, seed = options.models, options.ppo, options.reward, options.output.seed
@@ -94,15 +94,6 @@ class Trainer:
         self.warned = False
         self.kl = KLController(reward.kl_coef, reward.target_kl, reward.kl_horizon)
         self.critic.await_models()
-
-    def check_agreement(self, pm_tokenizer: Any) -> None:
-        """Policy and preference model read the same ids in the same template, or the scores mean nothing."""
-        for name, of in (("vocabulary", vocabulary_hash), ("chat template", template_hash)):
-            if of(self.tokenizer) != of(pm_tokenizer):
-                raise UserError(
-                    f"--pm {self.options.pm}: its {name} is not that of --model {self.options.model}",
-                    "train the preference model from the same base model as the policy",
-                )
 
     # One step
 
