@@ -50,7 +50,7 @@ def run(options: Options) -> None:
     check_device(options.models.hardware.device, options.output.dry_run)
     check_attention(options.models.attn_implementation, options.output.dry_run)
     # A prompt that is in two sources counts in both; an id means one prompt in all of them.
-    known: Known = {}
+    known = Known()
     sources = [(read_prompts([source], known=known), parse_weight(source)[1]) for source in options.prompts]
     eval_prompts = read_prompts(options.eval_prompts, known=known) if options.eval_prompts else []
 

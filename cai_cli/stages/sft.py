@@ -14,6 +14,7 @@ each with a copy of the model or a part of it:
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from cai_cli.artifacts.models import ModelArtifact
@@ -79,7 +80,7 @@ def run(options: Options) -> None:
     rejected += unfit
     train = [row for row in rows if not row.held_out]
     if not train:
-        reasons = why_none(rejected, options) or "all of it is held out"
+        reasons = why_none(Counter(item.reason for item in rejected), options) or "all of it is held out"
         raise RunError(f"none of the {len(found)} rows can be trained on", reasons)
     if options.output.dry_run:
         dry_run(rows, tokenizer, len(rejected))

@@ -20,6 +20,7 @@ from cai_cli.rows.conversation import Conversation, message
 from cai_cli.rows.jsonl import check_new, read_rows
 from cai_cli.rows.records import Revision, Sample
 from cai_cli.rows.row_kinds import CONVERSATIONS, REVISIONS, SAMPLES, kind_taken
+from cai_cli.rows.seen import Seen
 from cai_cli.rows.sources import parse_weight
 from cai_cli.rows.splits import is_held_out
 from cai_cli.rows.trl_rows import RowReader
@@ -67,7 +68,7 @@ def read_targets(
     reader = reader or RowReader()
     path, proportion = parse_weight(source)
     found: list[Target | Rejected] = []
-    seen: dict[str, int] = {}
+    seen = Seen()
     for line, row in read_rows(Path(path)):
         try:
             if kind_taken(row, REVISIONS, SAMPLES, CONVERSATIONS) == REVISIONS:
