@@ -190,13 +190,13 @@ def lengths_of(column: Any) -> Any:
 
 
 class Rejects:
-    """The file of what is rejected while ids are made, and how many there are of each reason. Use as a context
+    """A file of what is rejected while ids are made, and how many there are of each reason. Use as a context
     manager.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, path: Path) -> None:
         self.reasons: Counter[str] = Counter()
-        self._stream = (folder / REJECTS).open("w", encoding="utf-8")
+        self._stream = path.open("w", encoding="utf-8")
 
     def append(self, rejected: Rejected) -> None:
         self.reasons[rejected.reason] += 1

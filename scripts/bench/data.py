@@ -126,7 +126,7 @@ def sft(folder: Path, count: int) -> None:
 
     def until_the_first_step(artifact: Any, options: Any, tokenizer: Any, data: Any, *_: Any) -> None:
         told("ready")
-        assert sum(len(row["input_ids"]) for row in data.training()) and count
+        assert sum(len(row["input_ids"]) for row in data.training) and len(data) == count
         told("epoch")
 
     run.finetune = until_the_first_step

@@ -139,7 +139,7 @@ def write_pairs(
     with (
         ArrowRows(folder / TRAINING, SCHEMA) as training,
         ArrowRows(folder / HELD_OUT, SCHEMA) as held_out,
-        Rejects(folder) as rejects,
+        Rejects(folder / REJECTS) as rejects,
     ):
         for outcome in outcomes:
             if isinstance(outcome, Rejected):
