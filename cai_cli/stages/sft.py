@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.console.messages import say, show_text, tell_next
-from cai_cli.errors import UserError
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
