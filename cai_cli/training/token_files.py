@@ -70,9 +70,7 @@ def made_once_a_node(
     try:
         if first and read_facts(folder, made_from) is None:
             fill(folder, made_from, write)
-        while (
-            facts := read_facts(folder, made_from)
-        ) is None:  # a collective would give up after some minutes
+        while (facts := read_facts(folder, made_from)) is None:
             time.sleep(POLL_SECONDS)
         opened = read(folder, facts)
         barrier()  # none removes it before all have opened it
@@ -143,13 +141,11 @@ class ArrowRows:
         self._writer = pa.ipc.new_stream(self._stream, schema)
         self._held: list[Sequence[Any]] = []
         self._ids = 0
-        self.rows = 0
 
     def append(self, *values: Any) -> None:
         """A row, its values in the order of the schema."""
         self._held.append(values)
         self._ids += sum(len(value) for value in values if isinstance(value, list))
-        self.rows += 1
         if len(self._held) >= BATCH_ROWS or self._ids >= BATCH_IDS:
             self._flush()
 
