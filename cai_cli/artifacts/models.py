@@ -17,15 +17,15 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.processes.ranks import barrier, check_launch, is_main, main_first
 from cai_cli.rows.storage import MAKE_ROOM, check_writable
 
+REHEARSAL, TOKENS = "rehearsal", "tokens-"  # in checkpoints/: a folder, and how the names of others begin
+
 
 def is_foreign(file: Path, beside: str | None) -> bool:
     """Whether a file in a folder without a manifest is none that a command of ours leaves there, killed or
     not.
     """
-    if (
-        file.name == "checkpoints" and file.is_dir()
-    ):  # of a rehearsal that was killed, before anything was claimed
-        return any(path.name != "rehearsal" for path in file.iterdir())
+    if file.name == "checkpoints" and file.is_dir():  # of a run that was killed before anything was claimed
+        return not all(path.name == REHEARSAL or path.name.startswith(TOKENS) for path in file.iterdir())
     name = file.name.removeprefix(".").removesuffix(".tmp")
     ours = (
         is_lock_file(file)
@@ -87,11 +87,15 @@ class ModelArtifact:
 
     def make_room(self) -> None:
         """Move an old one, which is to be restarted, to .bak. Of several processes the first one does, after
-        all have looked.
+        all have looked. Token ids that this run has made stay.
         """
         barrier()
         if is_main() and self.claim == Claim.RESTART:
             move_to_backup(self.folder)
+            before = self.folder.with_name(f"{self.folder.name}.bak") / self.checkpoints.name
+            for tokens in before.glob(f"{TOKENS}*"):
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                tokens.replace(self.checkpoints / tokens.name)
         self.claim = Claim.NEW if self.claim == Claim.RESTART else self.claim
         barrier()
 

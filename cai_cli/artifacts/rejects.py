@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,11 +57,10 @@ def is_begun(out: Path | None) -> bool:
     return any(is_input(path) or is_input(path.with_suffix(".partial.json")) for path in own)
 
 
-def why_none(rejected: Iterable[Rejected], options: Any) -> str:
+def why_none(reasons: Counter[str], options: Any) -> str:
     """Why none of the rows is left, and the next step for the commonest reason; nothing where none was
     rejected.
     """
-    reasons = Counter(item.reason for item in rejected)
     step = advice(reasons.most_common(1)[0][0], flags_read(options)) if reasons else ""
     return "; ".join(filter(None, (reasons_text(reasons), step)))
 
@@ -78,8 +78,20 @@ def put_aside(rejected: list[Rejected], unit: str, file: Path) -> None:
     """Write what was rejected before a run, if anything was, and say why; the first process does."""
     if rejected and is_main():
         write_rows(file, [item.to_row() for item in rejected])
-        reasons = reasons_text(Counter(item.reason for item in rejected))
-        say(f"{len(rejected)} {unit} rejected into {file} ({reasons})")
+        tell_rejected(Counter(item.reason for item in rejected), unit, file)
+
+
+def copy_aside(source: Path, reasons: Counter[str], unit: str, file: Path) -> None:
+    """`put_aside` of a file that was written while rows were read."""
+    if reasons and is_main():
+        temporary = file.with_name(f".{file.name}.tmp")
+        shutil.copyfile(source, temporary)
+        temporary.replace(file)
+        tell_rejected(reasons, unit, file)
+
+
+def tell_rejected(reasons: Counter[str], unit: str, file: Path) -> None:
+    say(f"{reasons.total()} {unit} rejected into {file} ({reasons_text(reasons)})")
 
 
 def check_rejects(

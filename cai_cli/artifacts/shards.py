@@ -13,12 +13,14 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
 from cai_cli.errors import UserError
 from cai_cli.rows.json_text import load_json
 from cai_cli.rows.jsonl import check_new, read_lines, write_lines
+from cai_cli.rows.seen import Seen, bytes_of, scratch_table
 
 Item = TypeVar("Item")
 POLL_SECONDS = 0.2
@@ -56,20 +58,31 @@ def rank_files(path: Path) -> list[Path]:
 
 
 def put_in_order(target: Path, files: Iterable[Path], order: Sequence[str]) -> None:
-    """Write the rows of all the files into `target`, each id once, in the order of the ids. Lines stay as
-    they are; where each lies is held in memory, not what it says.
+    """Write the rows of all the files into `target`, each id once, in the order of the ids; a row of another id comes
+    behind them. Of an id in two files the later one's row is taken. Lines stay as they are; neither they nor
+    where they lie are held in memory.
     """
-    place = {name: number for number, name in enumerate(order)}
     there = [file for file in files if file.exists()]
-    lies: dict[str, tuple[int, int, int]] = {}  # id -> (file, begin, end)
+    lies = scratch_table("lies (name BLOB PRIMARY KEY, place, file, begin, end) WITHOUT ROWID")
+    numbered = ((bytes_of(name), number) for number, name in enumerate(order))
+    lies.executemany("INSERT INTO lies (name, place) VALUES (?, ?)", numbered)
+    behind = count(len(order))
     for number, file in enumerate(there):
-        lies.update((name, (number, *span)) for name, span in spans_by_id(file))
+        for name, span in spans_by_id(file):
+            found = (number, *span, bytes_of(name))
+            if not lies.execute(
+                "UPDATE lies SET file = ?, begin = ?, end = ? WHERE name = ?", found
+            ).rowcount:
+                lies.execute(
+                    "INSERT INTO lies (file, begin, end, name, place) VALUES (?, ?, ?, ?, ?)",
+                    (*found, next(behind)),
+                )
     with ExitStack() as stack:
         opened = [stack.enter_context(file.open("rb")) for file in there]
 
         def lines() -> Iterator[str]:
-            for name in sorted(lies, key=lambda name: place.get(name, len(place))):
-                number, begin, end = lies[name]
+            wanted = "SELECT file, begin, end FROM lies WHERE file IS NOT NULL ORDER BY place"
+            for number, begin, end in lies.execute(wanted):
                 opened[number].seek(begin)
                 yield opened[number].read(end - begin).decode()
 
@@ -80,7 +93,7 @@ def spans_by_id(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """(id, its line's first byte and the one behind its last) of each row of a file of ours, where no id is on two
     lines.
     """
-    seen: dict[str, int] = {}
+    seen = Seen()
     begin = 0
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
@@ -94,7 +107,7 @@ def spans_by_id(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
 
 def lines_by_id(path: Path) -> Iterator[tuple[str, str]]:
     """(id, line) of each row of a file of ours, where no id is on two lines; nothing where it does not exist."""
-    seen: dict[str, int] = {}
+    seen = Seen()
     for number, line in read_lines(path) if path.exists() else ():
         if line:
             name = load_json(line)["id"]

@@ -4,10 +4,11 @@ manifest's `warnings`.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from cai_cli.evaluation.refusals import refusal_rate
+from cai_cli.evaluation.refusals import is_refusal
 
 MOSTLY = 0.9
 UNDECIDED = 0.01  # a label this near 0.5 says nothing of which reply is better
@@ -74,15 +75,30 @@ def held_out_cautions(held_out: Collection[str], trained_on: Collection[str]) ->
     )
 
 
-def target_cautions(texts: Sequence[str]) -> list[str]:
-    """`texts`: what a model is trained to say."""
-    found = []
-    refusals = refusal_rate(list(texts))
-    if len(texts) >= LEAST and refusals > 0.5:
-        found.append(
-            f"{refusals:.0%} of the completions refuse: the model learns to, whatever is asked; add helpful samples"
-        )
-    return found + sameness(texts, "completions")
+class TargetTally:
+    """What a model is trained to say, text by text; of a text that is most of all, one is held."""
+
+    def __init__(self) -> None:
+        self.count = self.refusals = 0
+        self._hashes = array("q")
+        self._text, self._lead = "", 0
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        self.refusals += is_refusal(text)
+        self._hashes.append(hash(text))
+        if self._lead == 0:  # Boyer and Moore: a text that is more than half of all is the one that is left
+            self._text = text
+        self._lead += 1 if text == self._text else -1
+
+    def cautions(self) -> list[str]:
+        found = []
+        if self.count >= LEAST and self.refusals > 0.5 * self.count:
+            refusals = self.refusals / self.count
+            found.append(
+                f"{refusals:.0%} of the completions refuse: the model learns to, whatever is asked; add helpful samples"
+            )
+        return found + same_text(self._text, self._hashes.count(hash(self._text)), self.count, "completions")
 
 
 def reply_cautions(texts: Sequence[str], scores: Sequence[float], cut_off: Sequence[bool]) -> list[str]:
@@ -99,14 +115,15 @@ def reply_cautions(texts: Sequence[str], scores: Sequence[float], cut_off: Seque
 
 def sameness(texts: Sequence[str], name: str) -> list[str]:
     """Whether nearly all are one text."""
-    if len(texts) < LEAST:
+    text, count = Counter(texts).most_common(1)[0] if texts else ("", 0)
+    return same_text(text, count, len(texts), name)
+
+
+def same_text(text: str, count: int, total: int, name: str) -> list[str]:
+    """Whether a text that is there `count` times is nearly all."""
+    if total < LEAST or count < MOSTLY * total:
         return []
-    text, count = Counter(texts).most_common(1)[0]
-    return (
-        [f"{count} of {len(texts)} {name} are the same text, {text[:40]!r}"]
-        if count >= MOSTLY * len(texts)
-        else []
-    )
+    return [f"{count} of {total} {name} are the same text, {text[:40]!r}"]
 
 
 def share(values: Sequence[bool]) -> float:

@@ -21,6 +21,7 @@ from cai_cli.rows.foreign_turns import is_transcript
 from cai_cli.rows.jsonl import check_new, read_rows
 from cai_cli.rows.records import Comparison, Sample
 from cai_cli.rows.row_kinds import COMPARISONS, CONVERSATIONS, SAMPLES, kind_taken
+from cai_cli.rows.seen import Seen
 from cai_cli.rows.sources import parse_weight
 from cai_cli.rows.trl_rows import RowReader
 
@@ -80,7 +81,7 @@ def comparisons_and_samples(
     if is_hh_rlhf(path):
         yield from read_hh_rlhf(path)
         return
-    seen: dict[str, int] = {}
+    seen = Seen()
     for line, row in read_rows(path):
         try:
             if kind_taken(row, COMPARISONS, SAMPLES, CONVERSATIONS) == COMPARISONS:

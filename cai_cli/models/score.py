@@ -6,7 +6,7 @@ Training, evaluation, `ppo` and the value function all go through here, so that 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -136,7 +136,7 @@ def final_scores(model: Any, rows: list[list[int]], pad: int) -> Tensor:
 
 def score_all(
     model: Any,
-    rows: list[list[int]],
+    rows: Sequence[list[int]],
     pad: int,
     batch_size: int,
     told: Callable[[int], None] = lambda count: None,

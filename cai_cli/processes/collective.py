@@ -7,7 +7,7 @@ Work is dealt out like cards: of W processes, process r has every W-th item from
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,11 +17,12 @@ from cai_cli.processes.interruption import asked_to_stop
 from cai_cli.processes.ranks import join_group, rank, world_size
 
 Item = TypeVar("Item")
+Items = TypeVar("Items", bound=Sequence)
 
 
-def own_part(items: list[Item]) -> list[Item]:
+def own_part(items: Items) -> Items:
     """This process's share of what all of them work on."""
-    return items[rank() :: world_size()]
+    return items[rank() :: world_size()]  # type: ignore[return-value]  # a slice is of the same kind
 
 
 def gathered(part: list[Item]) -> list[Item]:

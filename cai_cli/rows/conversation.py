@@ -57,7 +57,7 @@ def check_conversation(value: Any, field: str, ends_with: str | None = None) -> 
             raise RecordError(f"{name}.content", "is empty")
         if not is_unicode(content):
             raise RecordError(f"{name}.content", "holds half of a surrogate pair, which is no character")
-        turns.append(message(role, content))
+        turns.append(message(ROLES[ROLES.index(role)], content))  # the one text of it, not the row's own
     if ends_with and turns[-1]["role"] != ends_with:
         raise RecordError(
             f"{field}[{len(turns) - 1}].role", f"expected the last turn to be from the {ends_with}"

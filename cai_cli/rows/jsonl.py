@@ -21,6 +21,7 @@ from typing import IO, Any, BinaryIO, TypeVar, cast
 from cai_cli.errors import RecordError, RunError, UserError
 from cai_cli.rows.file_kinds import GZIP, HEAD, refuse_bytes, refuse_first_line
 from cai_cli.rows.json_text import JsonError, load_json
+from cai_cli.rows.seen import Seen
 from cai_cli.rows.storage import open_input
 
 Record = TypeVar("Record")
@@ -153,21 +154,20 @@ def read_own_rows(path: Path, unfinished: bool = False) -> Iterator[tuple[int, R
     """Yield (line number, row) of a file of ours, where no id is on two lines: RecordError names both. A row
     may have no id.
     """
-    seen: dict[str, int] = {}
+    seen = Seen()
     for line, row in read_rows(path, unfinished):
         if isinstance(row.get("id"), str):
             check_new(seen, row["id"], path, line)
         yield line, row
 
 
-def check_new(seen: dict[str, int], name: str, path: Path, line: int) -> None:
+def check_new(seen: Seen, name: str, path: Path, line: int) -> None:
     """Note the line of an id. Raises RecordError where it has one already: two commands wrote the file, or
     two were joined.
     """
-    if name in seen:
-        problem = f"{name!r} is on line {seen[name]} too"
+    if (before := seen.first(name, line)) != line:
+        problem = f"{name!r} is on line {before} too"
         raise RecordError("id", problem, "ids are unique in a file", place=f"{path}:{line}")
-    seen[name] = line
 
 
 def load_row(text: str | bytes) -> Any:
@@ -177,7 +177,7 @@ def load_row(text: str | bytes) -> Any:
 
 def read_records(path: Path, parse: Callable[[Row], Record]) -> Iterator[Record]:
     """Yield parsed records; a row that `parse` refuses stops with file:line and field. Ids must not repeat."""
-    seen: dict[str, int] = {}
+    seen = Seen()
     for line, row in read_rows(path):
         try:
             record = parse(row)

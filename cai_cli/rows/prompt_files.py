@@ -14,61 +14,70 @@ from typing import Any
 
 from cai_cli.console.messages import say, tell_dropped
 from cai_cli.errors import RecordError, UserError
-from cai_cli.rows.conversation import Conversation, check_conversation, message
+from cai_cli.rows.conversation import Conversation, check_conversation, message, prompt_id
 from cai_cli.rows.foreign_turns import Refused, is_transcript, read_conversation, turns_in_text
 from cai_cli.rows.hub import read_hub
 from cai_cli.rows.jsonl import read_lines, read_rows
 from cai_cli.rows.records import Prompt
 from cai_cli.rows.row_kinds import kind_of
+from cai_cli.rows.seen import Seen
 from cai_cli.rows.sources import input_file, parse_weight
 from cai_cli.rows.storage import STDIN
 
-# The prompt that an id stands for, and its place.
-Known = dict[str, tuple[Prompt, str]]
+# The prompt that an id stands for, by its hash, and its place
+Known = Seen
 
 
 def read_prompts(sources: list[str], limit: int | None = None, known: Known | None = None) -> list[Prompt]:
+    """All prompts of the sources, see `stream_prompts`."""
+    return list(stream_prompts(sources, limit, known))
+
+
+def stream_prompts(
+    sources: list[str], limit: int | None = None, known: Known | None = None
+) -> Iterator[Prompt]:
     """All prompts of the sources in order, at most `limit`, each id once. Malformed rows stop with file:line
     and field.
 
     `known`: ids of sources that were read before, which mean the same prompts here; those of this call are
     added.
     """
-    prompts: dict[str, Prompt] = {}
-    known = {} if known is None else known
-    merged = 0
+    known = Known() if known is None else known
+    taken = Seen()
+    count = merged = 0
     dropped: Counter[str] = Counter()
     for source in sources:
         path = parse_weight(source)[0]
-        here: dict[str, str] = {}
+        here = Seen()
         for place, prompt, named in rows_of(path, dropped):
-            before, there = known.setdefault(prompt.id, (prompt, place))
-            if before.prompt != prompt.prompt:
+            content = prompt_id(prompt.prompt)
+            before, _, there = known.first(prompt.id, f"{content} {place}").partition(" ")
+            if before != content:
                 hint = f"the other one is at {there}; ids are unique"
                 raise RecordError("id", f"{prompt.id!r} is used for two prompts", hint, place=place)
-            if named and prompt.id in here:
-                line = here[prompt.id].removeprefix(f"{path}:")
+            there = here.first(prompt.id, place)
+            if named and there != place:
+                line = there.removeprefix(f"{path}:")
                 raise RecordError(
                     "id", f"{prompt.id!r} is on line {line} too", "ids are unique in a file", place=place
                 )
-            here.setdefault(prompt.id, place)
-            if prompt.id in prompts:
+            if taken.count(prompt.id):
                 merged += 1
                 continue
-            prompts[prompt.id] = prompt
-            if limit is not None and len(prompts) == limit:
+            yield prompt
+            count += 1
+            if count == limit:
                 break
-        if limit is not None and len(prompts) == limit:
+        if count == limit:
             break
     if merged:
         say(f"merged {merged} repeated prompts")
     tell_dropped(dropped)
-    if not prompts:
+    if not count:
         raise UserError(
             f"{', '.join(sources)}: no prompts in it",
             'one prompt a line, as {"prompt": "text"} or plain .txt',
         )
-    return list(prompts.values())
 
 
 def rows_of(source: str, dropped: Counter[str]) -> Iterator[tuple[str, Prompt, bool]]:

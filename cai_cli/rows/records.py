@@ -38,7 +38,7 @@ def choice_field(row: dict[str, Any], name: str, choices: tuple[str, ...], prefi
     value = row.get(name)
     if value not in choices:
         raise RecordError(prefix + name, f"expected one of {', '.join(choices)}, got {value!r}")
-    return str(value)
+    return choices[choices.index(str(value))]  # the one text of it, not the row's own
 
 
 def number_field(row: dict[str, Any], name: str, low: float, high: float, prefix: str = "") -> float:

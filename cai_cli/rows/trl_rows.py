@@ -25,6 +25,7 @@ from cai_cli.rows.foreign_turns import (
 )
 from cai_cli.rows.records import Comparison, Sample, optional_kind, optional_text, text_field
 from cai_cli.rows.row_kinds import COMPARISONS, CONVERSATIONS, SAMPLES, Row, kind_taken
+from cai_cli.rows.seen import Seen
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ class RowReader:
     """Reads the rows of all files of a command, so that the ids it makes do not repeat."""
 
     dropped: Counter[str] = field(default_factory=Counter)
-    made: Counter[str] = field(default_factory=Counter)
+    made: Seen = field(default_factory=Seen)
 
     def comparison(self, row: Row) -> Comparison:
         """Raises RecordError."""
@@ -88,6 +89,4 @@ class RowReader:
             return str(given)
         if given is not None:
             return text_field(row, "id")
-        number = self.made[prompt_identity]
-        self.made[prompt_identity] += 1
-        return f"{prompt_identity}/row{number}"
+        return f"{prompt_identity}/row{self.made.count(prompt_identity)}"

@@ -95,9 +95,10 @@ def run(options: Options) -> None:
         )
     overlap = find_overlap((row.prompt for row in comparisons), options.pm)
     tokenizer, encode = open_reading(options.pm)
-    pairs, rejected = tokenise(((row, 1.0) for row in comparisons), encode)
-    check_rejects(options, pairs, rejected)
-    tokens = [pair for _, pair in pairs]
+    outcomes = list(tokenise(((row, 1.0) for row in comparisons), encode))
+    rejected = [item for item in outcomes if isinstance(item, Rejected)]
+    tokens = [item[1] for item in outcomes if not isinstance(item, Rejected)]
+    check_rejects(options, tokens, rejected)
     if options.output.dry_run:
         dry_run(tokens, tokenizer, len(rejected))
         tell_overlap(overlap, options.pm)
@@ -116,7 +117,7 @@ def run(options: Options) -> None:
     measured = by_group(groups)
     counts = {
         "in": len(comparisons),
-        "out": len(pairs),
+        "out": len(tokens),
         "rejected": counted(rejected),
     }
     measurements: dict[str, Any] = {

@@ -30,6 +30,7 @@ from cai_cli.prompting.hygiene import is_near, share_kept
 from cai_cli.rows.conversation import Conversation
 from cai_cli.rows.jsonl import check_new, read_rows
 from cai_cli.rows.records import Prompt, Revision, Sample, events_text
+from cai_cli.rows.seen import Seen
 from cai_cli.rows.trl_rows import RowReader
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def show_model(options: Options) -> None:
 def pages_of(options: Options) -> Iterator[Page]:
     wanted = set(options.id or [])
     missing = set(wanted)
-    seen: dict[str, int] = {}
+    seen = Seen()
     number = 0
     for number, (line, row) in enumerate(read_rows(options.file), start=1):
         if (

@@ -31,6 +31,7 @@ from cai_cli.errors import UserError
 from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
 from cai_cli.evaluation.revisions import summarise
 from cai_cli.rows.jsonl import read_lines, write_lines
+from cai_cli.rows.seen import Seen
 from cai_cli.rows.storage import check_writable
 
 
@@ -173,16 +174,14 @@ def in_order(shards: list[Shard]) -> list[Shard]:
 
 def check_overlap(shards: list[Shard]) -> None:
     """No id may be in two shards."""
-    owners: dict[str, Path] = {}
-    for shard in shards:
-        for path in (shard.path, rejects_path(shard.path)):
-            for name, _ in lines_by_id(path):
-                if name in owners:
-                    raise UserError(
-                        f"{path}: id {name!r} is in {owners[name]} too",
-                        "make the shards again from the same prompts",
-                    )
-                owners[name] = path
+    owners, files = Seen(), [file for shard in shards for file in (shard.path, rejects_path(shard.path))]
+    for number, path in enumerate(files):
+        for name, _ in lines_by_id(path):
+            if (owner := owners.first(name, number)) != number:
+                raise UserError(
+                    f"{path}: id {name!r} is in {files[owner]} too",
+                    "make the shards again from the same prompts",
+                )
 
 
 def write_rejects(shards: list[Shard], target: Path) -> None:

@@ -25,7 +25,6 @@ from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_mani
 from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.places import copy_to_backup, move_to_backup
-from cai_cli.artifacts.rejects import why_none
 from cai_cli.console.groups import changed
 from cai_cli.console.messages import progress, say, table, tell_next
 from cai_cli.console.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
@@ -37,7 +36,7 @@ from cai_cli.rows.jsonl import dump_row, read_records
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.sources import input_file
 from cai_cli.rows.storage import check_writable
-from cai_cli.training.preference.pairs import dry_run, split_held_out, tokenise
+from cai_cli.training.preference.pairs import dry_run
 from cai_cli.training.preference.reading import reading
 from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.trackers import check_trackers
@@ -169,19 +168,20 @@ def run(options: Options) -> None:
     if not options.output.dry_run:
         artifact.make_room()
         write_comparisons(options)
-    weighted = ((row, 1.0) for row in read_records(options.output.out / PAIRS, Comparison.from_row))
-    pairs, rejected = tokenise(weighted, reading(tokenizer, options.format, options.fit.training.max_length))
-    if not pairs:
-        why = why_none(rejected, options) or "no question has two answers of different score"
-        raise RunError("no pair can be trained on", why)
-    training, held_out = split_held_out(pairs, options.held_out, options.output.seed)
-    if options.output.dry_run:
-        dry_run(training, tokenizer, len(rejected))
-        return
 
-    from cai_cli.training.preference.run import run_pairwise_stage
+    from cai_cli.training.preference.pair_files import pairs_once_a_node
 
-    run_pairwise_stage(artifact, options.fit, options.model, tokenizer, training, held_out, rejected)
+    file = options.output.out / PAIRS
+    weighted = ((row, 1.0) for row in read_records(file, Comparison.from_row))
+    encode = reading(tokenizer, options.format, options.fit.training.max_length)
+    with pairs_once_a_node(artifact, weighted, [file], tokenizer, encode) as pairs:
+        if options.output.dry_run:
+            dry_run(pairs.training, tokenizer, pairs.rejected.total())
+            return
+
+        from cai_cli.training.preference.run import run_pairwise_stage
+
+        run_pairwise_stage(artifact, options.fit, options.model, tokenizer, pairs)
     tell_next(
         "cai train-pm --model",
         options.output.out,

@@ -38,6 +38,7 @@ from cai_cli.rows.conversation import (
 )
 from cai_cli.rows.jsonl import Row, check_new, read_rows
 from cai_cli.rows.prompt_files import conversation_of
+from cai_cli.rows.seen import Seen
 from cai_cli.training.preference.reading import open_preference_model, open_reading
 
 CHUNK_BATCHES = 16
@@ -136,7 +137,7 @@ def read_items(path: Path, name: str) -> list[Item]:
     field already.
     """
     items: list[Item] = []
-    seen: dict[str, int] = {}
+    seen = Seen()
     unnamed: Counter[str] = Counter()
     for line, row in read_rows(path):
         try:

@@ -17,21 +17,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import Rejected, why_none
-from cai_cli.console.messages import say, show_text, tell_dropped, tell_next, warn_all
-from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.cautions import target_cautions
+from cai_cli.console.messages import say, show_text, tell_next
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.models.templates import template_kwargs
 from cai_cli.processes.ranks import check_quantize
-from cai_cli.rows.trl_rows import RowReader
-from cai_cli.training.sft.data import Target, TokenRow, read_targets, tokenise
+from cai_cli.training.sft.data import check_kinds
 from cai_cli.training.sft.settings import Options as Options
 from cai_cli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from cai_cli.training.sft.row_files import Rows
 
 
 def run(options: Options) -> None:
@@ -46,19 +44,9 @@ def run(options: Options) -> None:
     if artifact.done:
         return
     check_device(options.hardware.device, options.output.dry_run)
-    reader = RowReader()
-    how = (options.targets, options.output.seed, options.train_on_thinking, reader)
-    by_file = [(source, list(read_targets(source, *how))) for source in options.data]
-    found = [item for _, items in by_file for item in items]
-    empty = [f"{source}: no rows in it" for source, items in by_file if not items]
-    if not found:
-        raise UserError(", ".join(empty), "its stage may have rejected everything")
-    warn_all(empty)
-    tell_dropped(reader.dropped)
-    targets = [item for item in found if isinstance(item, Target)]
-    rejected = [item for item in found if isinstance(item, Rejected)]
+    check_kinds(options.data, options.targets)  # before a tokenizer is loaded
 
-    from cai_cli.models.chat import check_thoughts_are_kept, stop_ids
+    from cai_cli.models.chat import check_thoughts_are_kept
     from cai_cli.models.templates import check_settings, install_template
 
     tokenizer = open_tokenizer(options)
@@ -67,28 +55,17 @@ def run(options: Options) -> None:
     check_settings(tokenizer, kwargs)
     if options.train_on_thinking:
         check_thoughts_are_kept(tokenizer, options.model, **kwargs)
-    rows, unfit = tokenise(
-        targets,
-        tokenizer,
-        stop_ids(tokenizer),
-        options.training.max_length,
-        kwargs,
-        options.held_out,
-        options.output.seed,
-    )
-    rejected += unfit
-    train = [row for row in rows if not row.held_out]
-    if not train:
-        reasons = why_none(rejected, options) or "all of it is held out"
-        raise RunError(f"none of the {len(found)} rows can be trained on", reasons)
-    if options.output.dry_run:
-        dry_run(rows, tokenizer, len(rejected))
-        return
 
-    from cai_cli.training.sft.run import finetune
+    from cai_cli.training.sft.row_files import rows_once_a_node
 
-    texts = [target.completion[0]["content"] for target in targets]
-    finetune(artifact, options, tokenizer, rows, rejected, target_cautions(texts))
+    with rows_once_a_node(artifact, options, tokenizer) as rows:
+        if options.output.dry_run:
+            dry_run(rows, tokenizer)
+            return
+
+        from cai_cli.training.sft.run import finetune
+
+        finetune(artifact, options, tokenizer, rows)
     words = (options.output.out, "--prompts", "PROMPTS.jsonl", "--feedback-model", options.model)
     tell_next("cai label --model", *words, "--out", options.output.out.parent / "comparisons.jsonl")
 
@@ -108,12 +85,12 @@ def open_tokenizer(options: Options) -> PreTrainedTokenizerBase:
     return other
 
 
-def dry_run(rows: list[TokenRow], tokenizer: PreTrainedTokenizerBase, rejected: int) -> None:
+def dry_run(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> None:
     """Show the first row token by token: what is trained on, and what is only read."""
-    row = next(row for row in rows if not row.held_out)
-    for index, label in zip(row.ids, row.labels, strict=True):
+    row = rows.training[0]
+    for index, label in zip(row["input_ids"], row["labels"], strict=True):
         mark = "loss" if label != -100 else "    "
         show_text(f"{mark}  {index:>7}  {tokenizer.decode([index])!r}")
-    held_out = sum(row.held_out for row in rows)
-    tokens = sum(len(row.ids) for row in rows)
-    say(f"{len(rows)} rows, {held_out} of them held out, {tokens} tokens; {rejected} rows would be rejected")
+    apart = [len(row["input_ids"]) for kind in rows.held_out.values() for row in kind]
+    told = f"{len(rows)} rows, {len(apart)} of them held out, {rows.tokens + sum(apart)} tokens"
+    say(f"{told}; {rows.rejected.total()} rows would be rejected")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -16,8 +17,9 @@ from cai_cli.artifacts.manifest import begin_manifest
 from cai_cli.artifacts.split_files import SplitFolder
 from cai_cli.console.messages import say, warn_all
 from cai_cli.console.options import INPUT, OutputOptions, Takes, flag
+from cai_cli.rows.json_text import load_json
 from cai_cli.rows.jsonl import dump_row
-from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.rows.prompt_files import stream_prompts
 from cai_cli.rows.splits import assign_prompt, split_cautions
 
 
@@ -41,7 +43,7 @@ def run(options: Options) -> None:
     folder = SplitFolder(options, options.parts, manifest)
     if folder.done():
         return
-    prompts = read_prompts(options.prompts)
+    prompts = stream_prompts(options.prompts)
     if options.output.dry_run:
         counts = Counter(
             assign_prompt(prompt.prompt, folder.parts, options.output.seed) for prompt in prompts
@@ -49,4 +51,8 @@ def run(options: Options) -> None:
         say(", ".join(f"{name} {counts[name]}" for name in folder.parts))
         warn_all(split_cautions(folder.parts, counts))
         return
-    folder.write(((prompt.prompt, dump_row(prompt.to_row())) for prompt in prompts), manifest)
+    # What lies at --out is touched when all rows have been read: any may be malformed
+    with TemporaryFile("w+", encoding="utf-8", newline="\n") as lines:
+        lines.writelines(dump_row(prompt.to_row()) + "\n" for prompt in prompts)
+        lines.seek(0)
+        folder.write(((load_json(line)["prompt"], line.rstrip("\n")) for line in lines), manifest)

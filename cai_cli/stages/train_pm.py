@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Annotated
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import why_none
 from cai_cli.console.messages import tell_dropped, tell_next
 from cai_cli.console.options import INPUT, MODEL, OutputOptions, Takes, flag
-from cai_cli.errors import RunError
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
 from cai_cli.processes.ranks import check_quantize
@@ -28,7 +26,7 @@ from cai_cli.rows.jsonl import read_records
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.sources import parse_weight
 from cai_cli.rows.trl_rows import RowReader
-from cai_cli.training.preference.pairs import dry_run, split_held_out, tokenise
+from cai_cli.training.preference.pairs import dry_run
 from cai_cli.training.preference.reading import reading
 from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.trackers import check_trackers
@@ -64,24 +62,28 @@ def run(options: Options) -> None:
     if artifact.done:
         return
     check_device(options.fit.hardware.device, options.output.dry_run)
-    weighted = list(read_weighted(options.comparisons))
+    for source in options.comparisons:  # a file of another kind is told before a tokenizer is loaded
+        next(read_weighted([source]), None)
 
     from cai_cli.models.templates import install_template
     from cai_cli.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(options.model)
     install_template(tokenizer, options.chat_template)
-    pairs, rejected = tokenise(weighted, reading(tokenizer, "chat", options.fit.training.max_length))
-    if not pairs:
-        raise RunError(f"none of the {len(weighted)} pairs can be trained on", why_none(rejected, options))
-    training, held_out = split_held_out(pairs, options.held_out, options.output.seed)
-    if options.output.dry_run:
-        dry_run(training, tokenizer, len(rejected))
-        return
 
-    from cai_cli.training.preference.run import run_pairwise_stage
+    from cai_cli.training.preference.pair_files import pairs_once_a_node
 
-    run_pairwise_stage(artifact, options.fit, options.model, tokenizer, training, held_out, rejected)
+    sources = [Path(parse_weight(source)[0]) for source in options.comparisons]
+    encode = reading(tokenizer, "chat", options.fit.training.max_length)
+    weighted = read_weighted(options.comparisons)
+    with pairs_once_a_node(artifact, weighted, sources, tokenizer, encode) as pairs:
+        if options.output.dry_run:
+            dry_run(pairs.training, tokenizer, pairs.rejected.total())
+            return
+
+        from cai_cli.training.preference.run import run_pairwise_stage
+
+        run_pairwise_stage(artifact, options.fit, options.model, tokenizer, pairs)
     tell_next(
         "cai ppo --model SL-CAI --pm",
         options.output.out,

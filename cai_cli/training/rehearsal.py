@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cai_cli.artifacts.models import REHEARSAL
 from cai_cli.console.options import TrainingOptions
 from cai_cli.errors import CaiError, RunError, UserError, first_line
 from cai_cli.models.adapters import ADAPTER, save_whole, trainable_state
@@ -47,7 +48,7 @@ def rehearse_saving(
         raise UserError(
             f"--model {model.name_or_path}: its weight {name} is not finite", "fetch or train the model again"
         )
-    scratch = checkpoints / "rehearsal"
+    scratch = checkpoints / REHEARSAL
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:

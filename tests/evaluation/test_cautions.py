@@ -10,10 +10,10 @@ from families import make_family, write_comparisons, write_samples
 from ppo_setup import make_pm
 
 from cai_cli.evaluation.cautions import (
+    TargetTally,
     label_cautions,
     reply_cautions,
     score_cautions,
-    target_cautions,
     undecided_rate,
 )
 
@@ -42,6 +42,20 @@ def test_targets_and_replies():
     assert "9 of 9 completions are the same text, 'Yes.'" in target_cautions(["Yes."] * 9)
     assert len(reply_cautions(["a"] * 5, [0.1] * 5, [True] * 5)) == 3
     assert reply_cautions(["a", "b", "c", "d"], [1, 2, 3, 4], [True, False, True, False]) == []
+
+
+def target_cautions(texts: list[str]) -> list[str]:
+    tally = TargetTally()
+    for text in texts:
+        tally.add(text)
+    return tally.cautions()
+
+
+def test_a_text_that_nearly_all_targets_are_is_found_wherever_it_stands():
+    for others in ([0, 1], [0, 19], [18, 19], [7, 11]):
+        texts = [f"{n}." if n in others else "Yes." for n in range(20)]
+        assert target_cautions(texts) == ["18 of 20 completions are the same text, 'Yes.'"]
+        assert target_cautions([*texts, "No."]) == []
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_an_id_means_one_prompt_in_all_sources_of_a_run(tmp_path):
     one = put(tmp_path / "one.jsonl", "prompts", "a")
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"id": "a", "prompt": "another"}) + "\n")
-    known: Known = {}
+    known = Known()
     assert [len(read_prompts([str(one)], known=known)) for _ in range(2)] == [1, 1]
     with pytest.raises(
         RecordError, match=rf"^{other}:1: .*'a' is used for two prompts \(the other one is at {one}:1"

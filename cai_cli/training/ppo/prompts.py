@@ -43,7 +43,7 @@ def read_sources(options: Options) -> tuple[list[Source], list[Prompt]]:
 
     A prompt that is in two sources counts in both; an id means one prompt in all of them.
     """
-    known: Known = {}
+    known = Known()
     sources = [(read_prompts([source], known=known), parse_weight(source)[1]) for source in options.prompts]
     return sources, read_prompts(options.eval_prompts, known=known) if options.eval_prompts else []
 

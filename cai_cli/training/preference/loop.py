@@ -10,6 +10,7 @@ processes do what one does with W times the gradient accumulation.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from cai_cli.training.optimiser import make_optimizer
 from cai_cli.training.parallel import Parallel
 from cai_cli.training.parts import kept_state, part_name, put_back, read_parts
 from cai_cli.training.preference.losses import backward, evaluate_pairs
+from cai_cli.training.preference.pair_files import longest
 from cai_cli.training.preference.pairs import TokenPair
 from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.trackers import Trackers
@@ -54,8 +56,8 @@ LEARNED = "learned"  # what a checkpoint keeps of the model, in its parts
 
 def fit_pairwise(
     model: Any,
-    pairs: list[TokenPair],
-    held_out: list[TokenPair],
+    pairs: Sequence[TokenPair],
+    held_out: Sequence[TokenPair],
     fit: PairwiseOptions,
     folder: Path,
     pad: int,
@@ -128,11 +130,11 @@ def evaluation_batch(options: TrainingOptions) -> int:
     return options.per_device_train_batch_size * 4
 
 
-def all_batches(pairs: list[TokenPair], options: TrainingOptions, seed: int) -> list[list[int]]:
+def all_batches(pairs: Sequence[TokenPair], options: TrainingOptions, seed: int) -> list[list[int]]:
     """Indices of every batch of the run, all epochs; a fraction of an epoch takes the first part of its
     order.
     """
-    size = options.per_device_train_batch_size
+    size, lengths = options.per_device_train_batch_size, longest(pairs)
     batches: list[list[int]] = []
     for epoch in range(math.ceil(options.num_train_epochs)):
         generator = torch.Generator().manual_seed(key(seed, "epoch", epoch) % (1 << 63))
@@ -141,7 +143,7 @@ def all_batches(pairs: list[TokenPair], options: TrainingOptions, seed: int) -> 
         order = order[: max(1, round(share * len(order)))]
         in_epoch = []
         for start in range(0, len(order), size * GROUP_BATCHES):
-            run = sorted(order[start : start + size * GROUP_BATCHES], key=lambda n: pairs[n].longest)
+            run = sorted(order[start : start + size * GROUP_BATCHES], key=lambda n: lengths[n])
             in_epoch += [run[k : k + size] for k in range(0, len(run), size)]
         mixed = torch.randperm(len(in_epoch), generator=generator).tolist()
         batches += [in_epoch[n] for n in mixed]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from cai_cli.processes.collective import gathered, own_part, total
 from cai_cli.training.losses import centring_loss, soft_pairwise_loss
 from cai_cli.training.modes import autocast
 from cai_cli.training.parallel import Parallel, Passes
-from cai_cli.training.preference.pairs import TokenPair
+from cai_cli.training.preference.pairs import Replies, TokenPair
 from cai_cli.training.preference.settings import PairwiseOptions
 
 
@@ -80,7 +81,7 @@ def batch_losses(
     return [pairwise, centring_loss(chosen, rejected).sum(), language]
 
 
-def evaluate_pairs(passes: Passes, pairs: list[TokenPair], pad: int, batch_size: int) -> dict[str, Any]:
+def evaluate_pairs(passes: Passes, pairs: Sequence[TokenPair], pad: int, batch_size: int) -> dict[str, Any]:
     """Accuracy, Brier score and calibration error by origin, and the mean and deviation of all scores."""
     model, training = passes.model, passes.model.training
     model.eval()
@@ -99,11 +100,11 @@ def evaluate_pairs(passes: Passes, pairs: list[TokenPair], pad: int, batch_size:
 
 
 def score_pairs(
-    passes: Passes, pairs: list[TokenPair], pad: int, batch_size: int
+    passes: Passes, pairs: Sequence[TokenPair], pad: int, batch_size: int
 ) -> tuple[list[Judged], list[float]]:
     """What the model says of each pair, and all scores: the chosen texts' and then the rejected ones'."""
-    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    scores = gathered(score_all(passes.model, own_part(rows), pad, batch_size, enter=passes))
+    part = own_part(Replies(pairs))
+    scores = gathered(score_all(passes.model, part, pad, batch_size, enter=passes))
     judged = []
     for pair, high, low in zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True):
         lengths = len(pair.chosen), len(pair.rejected)

@@ -1,17 +1,15 @@
-"""Comparisons as a preference model reads them: both replies as token ids, and the part that is held out."""
+"""Comparisons as a preference model reads them: both replies as token ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.console.messages import say, show_text
-from cai_cli.errors import RunError
 from cai_cli.feedback.pairs import IDENTICAL
 from cai_cli.rows.records import Comparison
-from cai_cli.rows.splits import is_held_out
 from cai_cli.training.preference.reading import Encode
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 def tokenise(
     weighted: Iterable[tuple[Comparison, float]], encode: Encode
-) -> tuple[list[tuple[Comparison, TokenPair]], list[Rejected]]:
+) -> Iterator[tuple[Comparison, TokenPair] | Rejected]:
     """Both replies of each comparison as ids closed by EOS; pairs that do not fit are rejected by name, never
     cut.
 
@@ -28,7 +26,6 @@ def tokenise(
     """
     from cai_cli.models.templates import UnfitRow
 
-    pairs, rejected = [], []
     for row, weight in weighted:
         try:
             chosen, other = encode(row.prompt, row.chosen), encode(row.prompt, row.rejected)
@@ -37,26 +34,32 @@ def tokenise(
                     IDENTICAL, "chosen and rejected are one text for the model: neither can be better"
                 )
         except UnfitRow as error:
-            rejected.append(Rejected(row.id, error.reason, error.detail))
+            yield Rejected(row.id, error.reason, error.detail)
             continue
-        pairs.append((row, TokenPair(chosen, other, row.probability, weight, row.origin, row.kind)))
-    return pairs, rejected
+        yield row, TokenPair(chosen, other, row.probability, weight, row.origin, row.kind)
 
 
-def split_held_out(
-    pairs: list[tuple[Comparison, TokenPair]], share: float, seed: int
-) -> tuple[list[TokenPair], list[TokenPair]]:
-    """Divide by a hash of the first human turn, so that no prompt is on both sides."""
-    training: list[TokenPair] = []
-    held_out: list[TokenPair] = []
-    for comparison, pair in pairs:
-        (held_out if is_held_out(comparison.prompt, share, seed) else training).append(pair)
-    if not training:
-        hint = "lower --held-out, or give comparisons of more prompts"
-        raise RunError(
-            f"all {len(held_out)} pairs fell into the held-out part: none is left to train on", hint
-        )
-    return training, held_out
+class Replies(Sequence[list[int]]):
+    """The chosen replies of all pairs and then the rejected ones, each read when it is asked for."""
+
+    def __init__(self, pairs: Sequence[TokenPair], places: range | None = None) -> None:
+        self.pairs = pairs
+        self.places = range(2 * len(pairs)) if places is None else places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, place: int) -> list[int]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Replies: ...
+
+    def __getitem__(self, place: int | slice) -> list[int] | Replies:
+        if isinstance(place, slice):
+            return Replies(self.pairs, self.places[place])
+        side, n = divmod(self.places[place], len(self.pairs))
+        return self.pairs[n].rejected if side else self.pairs[n].chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class TokenPair:
         return max(len(self.chosen), len(self.rejected))
 
 
-def dry_run(pairs: list[TokenPair], tokenizer: PreTrainedTokenizerBase, rejected: int) -> None:
+def dry_run(pairs: Sequence[TokenPair], tokenizer: PreTrainedTokenizerBase, rejected: int) -> None:
     """Show the first pair as text, with the token that is scored."""
     for name, ids in (("chosen", pairs[0].chosen), ("rejected", pairs[0].rejected)):
         show_text(

@@ -12,7 +12,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import Rejected, counted, put_aside
+from cai_cli.artifacts.rejects import copy_aside
 from cai_cli.console.messages import say, table, warn_all
 from cai_cli.evaluation.cautions import label_cautions, rate_cautions, undecided_rate
 from cai_cli.evaluation.comparisons import COLUMNS, table_rows
@@ -30,7 +30,7 @@ from cai_cli.training.modes import disable_dropout
 from cai_cli.training.parallel import to_load
 from cai_cli.training.parts import whole_weights
 from cai_cli.training.preference.loop import fit_pairwise
-from cai_cli.training.preference.pairs import TokenPair
+from cai_cli.training.preference.pair_files import Pairs
 from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
 from cai_cli.training.run_facts import model_facts
@@ -42,9 +42,7 @@ def run_pairwise_stage(
     fit: PairwiseOptions,
     base: str,
     tokenizer: PreTrainedTokenizerBase,
-    training: list[TokenPair],
-    held_out: list[TokenPair],
-    rejected: list[Rejected],
+    pairs: Pairs,
 ) -> None:
     """Load the classifier, train it, save it with what was measured on the held-out part."""
     options, seed, stage = fit.training, artifact.options.output.seed, artifact.manifest["stage"]
@@ -61,19 +59,19 @@ def run_pairwise_stage(
     if fit.adapters.lora:
         model = add_lora(model, fit.adapters, "SEQ_CLS", seed)
     if not artifact.begun:
-        saves = steps_of(len(training), options) // options.save_steps
+        saves = steps_of(len(pairs.training), options) // options.save_steps
         main_first(
             lambda: rehearse_saving(
                 model, tokenizer, artifact.folder, artifact.checkpoints, saves, learned_bytes(model)
             )
         )
     artifact.start()
-    put_aside(rejected, "pairs", artifact.folder / "rejects.jsonl")
-    say(f"{stage}: {len(training)} pairs, {len(held_out)} held out")
+    copy_aside(pairs.rejects, pairs.rejected, "pairs", artifact.folder / "rejects.jsonl")
+    say(f"{stage}: {len(pairs.training)} pairs, {len(pairs.held_out)} held out")
     facts = fit_pairwise(
         model,
-        training,
-        held_out,
+        pairs.training,
+        pairs.held_out,
         fit,
         artifact.folder,
         int(tokenizer.pad_token_id),
@@ -82,13 +80,13 @@ def run_pairwise_stage(
         stage,
         partial(open_trackers, artifact.options, stage),
     )
-    seen = len(training) + len(held_out)
+    seen, rejected = len(pairs.training) + len(pairs.held_out), dict(sorted(pairs.rejected.items()))
     facts |= {
-        "counts": {"in": seen + len(rejected), "out": seen, "rejected": counted(rejected)},
+        "counts": {"in": seen + pairs.rejected.total(), "out": seen, "rejected": rejected},
         **model_facts(model, tokenizer),
     }
     rates = rate_cautions(options.learning_rate, options.warmup_steps, facts["steps"])
-    facts["warnings"] = warn_all(pairwise_cautions(training + held_out, facts) + rates)
+    facts["warnings"] = warn_all(pairwise_cautions(pairs, facts) + rates)
     card = model_card({**artifact.manifest, **facts}, artifact.folder)
 
     weights = whole_weights(model)
@@ -104,9 +102,9 @@ def run_pairwise_stage(
         table("held-out comparisons", COLUMNS, table_rows(evaluation))
 
 
-def pairwise_cautions(pairs: list[TokenPair], facts: dict[str, Any]) -> list[str]:
+def pairwise_cautions(pairs: Pairs, facts: dict[str, Any]) -> list[str]:
     """Labels that say nothing, and a model that tells no two held-out texts apart."""
-    found = label_cautions(undecided_rate([pair.probability for pair in pairs]))
+    found = label_cautions(undecided_rate(pairs.training.probabilities + pairs.held_out.probabilities))
     if facts.get("score_deviation") == 0:
         found.append("all held-out texts have the same score: the model tells none apart")
     return found

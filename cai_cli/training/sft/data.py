@@ -1,5 +1,4 @@
-"""Revisions and samples -> rows of token ids and labels to finetune on: targets, proportions, held-out part,
-packing.
+"""Revisions and samples -> rows of token ids and labels to finetune on: targets, proportions, held-out part.
 
 Loss is on the completion only: labels are -100 on the prompt. What cannot be trained on is rejected by name,
 never cut.
@@ -7,9 +6,12 @@ never cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from cai_cli.artifacts.rejects import Rejected
@@ -17,15 +19,16 @@ from cai_cli.errors import RecordError
 from cai_cli.keys import shuffled
 from cai_cli.prompting.hygiene import UNREVISED, is_near, share_kept
 from cai_cli.rows.conversation import Conversation, message
-from cai_cli.rows.jsonl import check_new, read_rows
+from cai_cli.rows.json_text import load_json
+from cai_cli.rows.jsonl import check_new, dump_row, read_rows
 from cai_cli.rows.records import Revision, Sample
 from cai_cli.rows.row_kinds import CONVERSATIONS, REVISIONS, SAMPLES, kind_taken
+from cai_cli.rows.seen import Seen
 from cai_cli.rows.sources import parse_weight
 from cai_cli.rows.splits import is_held_out
 from cai_cli.rows.trl_rows import RowReader
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 OTHER = "other"  # the kind of rows that have none
@@ -66,27 +69,53 @@ def read_targets(
     """
     reader = reader or RowReader()
     path, proportion = parse_weight(source)
-    found: list[Target | Rejected] = []
-    seen: dict[str, int] = {}
-    for line, row in read_rows(Path(path)):
-        try:
-            if kind_taken(row, REVISIONS, SAMPLES, CONVERSATIONS) == REVISIONS:
-                found += revision_targets(row, which, thinking)
-                name = str(row["id"])
-            else:
-                sample = reader.sample(row)
-                found.append(sample_target(sample, thinking))
-                name = sample.id
-        except RecordError as error:
-            raise error.at(f"{path}:{line}") from None
-        check_new(seen, name, Path(path), line)
-    yield from (item for item in found if isinstance(item, Rejected))
-    targets = [item for item in found if isinstance(item, Target)]
-    whole = int(proportion)
-    for times in range(whole):
-        yield from (again(target, times) for target in targets)
-    part = shuffled(targets, seed, "proportion", path)[: round((proportion - whole) * len(targets))]
-    yield from (again(target, whole) for target in part)
+    seen = Seen()
+    begins = array("q")  # where each target lies in `kept`: it may be taken again, and in another order
+    with TemporaryFile() as kept:
+        for line, row in read_rows(Path(path)):
+            try:
+                name, found = targets_of(row, which, thinking, reader)
+            except RecordError as error:
+                raise error.at(f"{path}:{line}") from None
+            check_new(seen, name, Path(path), line)
+            for item in found:
+                if isinstance(item, Rejected):
+                    yield item
+                    continue
+                begins.append(kept.tell())
+                kept.write(dump_row(asdict(item)).encode() + b"\n")
+
+        def target(number: int, times: int) -> Target:
+            kept.seek(begins[number])
+            return again(Target(**load_json(kept.readline().decode())), times)
+
+        whole = int(proportion)
+        for times in range(whole):
+            yield from (target(number, times) for number in range(len(begins)))
+        if proportion > whole:
+            order = shuffled(range(len(begins)), seed, "proportion", path)
+            yield from (target(n, whole) for n in order[: round((proportion - whole) * len(begins))])
+
+
+def check_kinds(sources: list[str], which: str) -> None:
+    """Raise RecordError where the first row of a source is of another kind, or malformed."""
+    for source in sources:
+        path = Path(parse_weight(source)[0])
+        for line, row in islice(read_rows(path), 1):
+            try:
+                targets_of(row, which, False, RowReader())
+            except RecordError as error:
+                raise error.at(f"{path}:{line}") from None
+
+
+def targets_of(
+    row: dict[str, Any], which: str, thinking: bool, reader: RowReader
+) -> tuple[str, list[Target | Rejected]]:
+    """The id of a row, and what it gives to train on."""
+    if kind_taken(row, REVISIONS, SAMPLES, CONVERSATIONS) == REVISIONS:
+        return str(row["id"]), list(revision_targets(row, which, thinking))
+    sample = reader.sample(row)
+    return sample.id, [sample_target(sample, thinking)]
 
 
 def again(target: Target, times: int) -> Target:
@@ -119,19 +148,18 @@ def sample_target(sample: Sample, thinking: bool) -> Target:
 
 
 def tokenise(
-    targets: list[Target],
+    targets: Iterable[Target],
     tokenizer: PreTrainedTokenizerBase,
     stops: list[int],
     max_length: int,
     template_kwargs: dict[str, Any],
     held_out: float = 0.0,
     seed: int = 0,
-) -> tuple[list[TokenRow], list[Rejected]]:
+) -> Iterator[TokenRow | Rejected]:
     """Ids and labels of each target that fits `max_length` tokens and whose prompt is a prefix of the whole."""
     from cai_cli.models.chat import encode_pair, thinking_format
     from cai_cli.models.templates import UnfitRow
 
-    rows, rejected = [], []
     thinking = thinking_format(tokenizer)
     for target in targets:
         completion = [message("assistant", thinking.join(target.thinking, target.completion[0]["content"]))]
@@ -144,26 +172,8 @@ def tokenise(
                 raise UnfitRow("too_long", f"{length} tokens, --max-length is {max_length}")
         except UnfitRow as error:
             row = {"prompt": target.prompt, "completion": target.completion}
-            rejected.append(Rejected(target.id, error.reason, error.detail, row))
+            yield Rejected(target.id, error.reason, error.detail, row)
             continue
         labels = [-100] * len(prompt_ids) + completion_ids
         apart = is_held_out(target.prompt, held_out, seed)
-        rows.append(TokenRow(prompt_ids + completion_ids, labels, target.kind, apart))
-    return rows, rejected
-
-
-def dataset_of(rows: list[TokenRow]) -> Dataset:
-    import datasets
-
-    return datasets.Dataset.from_list([{"input_ids": row.ids, "labels": row.labels} for row in rows])
-
-
-def packed_dataset(rows: list[TokenRow], length: int, seed: int) -> Dataset:
-    """Whole rows put into packs of at most `length` tokens (best fit decreasing), kinds mixed; `seq_lengths`
-    tells them apart.
-    """
-    import datasets
-    from trl.data_utils import pack_dataset
-
-    datasets.disable_progress_bars()
-    return pack_dataset(dataset_of(shuffled(rows, seed, "packing")), length, "bfd")
+        yield TokenRow(prompt_ids + completion_ids, labels, target.kind, apart)

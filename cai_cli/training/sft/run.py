@@ -7,12 +7,11 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from cai_cli.artifacts.models import ModelArtifact
-from cai_cli.artifacts.rejects import Rejected, counted, put_aside
+from cai_cli.artifacts.rejects import copy_aside
 from cai_cli.compute.products import fast_products
 from cai_cli.console.messages import say, warn_all
 from cai_cli.evaluation.cautions import rate_cautions
@@ -23,8 +22,8 @@ from cai_cli.training.checkpoints import newest_whole
 from cai_cli.training.model_card import model_card
 from cai_cli.training.rehearsal import learned_bytes, rehearse_saving, steps_of
 from cai_cli.training.run_facts import model_facts
-from cai_cli.training.sft.data import TokenRow, dataset_of, packed_dataset
 from cai_cli.training.sft.hf_trainer import TrainingLog, whole_weights
+from cai_cli.training.sft.row_files import Rows, packed_dataset
 from cai_cli.training.sft.settings import Options
 from cai_cli.training.sft.trainer import make_trainer, open_model
 from cai_cli.training.trackers import open_trackers
@@ -34,20 +33,13 @@ def finetune(
     artifact: ModelArtifact,
     options: Options,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[TokenRow],
-    rejected: list[Rejected],
-    cautions: list[str],
+    rows: Rows,
 ) -> None:
-    """Train the base model on the rows that are not held out, and save it. `cautions`: of the targets, said
-    at the end.
-    """
+    """Train the base model on the rows that are not held out, and save it."""
     training, folder = options.training, options.output.out
-    train = [row for row in rows if not row.held_out]
-    data = (
-        packed_dataset(train, training.max_length, options.output.seed)
-        if options.packing
-        else dataset_of(train)
-    )
+    data = rows.training
+    if options.packing:
+        data = packed_dataset(data, training.max_length, options.output.seed)
     model = open_model(options, tokenizer)
     if not artifact.begun:
         saves = 1 + steps_of(len(data), training) // training.save_steps
@@ -57,11 +49,14 @@ def finetune(
             )
         )
     artifact.start()
-    put_aside(rejected, "rows", folder / "rejects.jsonl")
-    trainer = make_trainer(options, model, tokenizer, data, by_kind(rows), artifact.checkpoints)
+    copy_aside(rows.rejects, rows.rejected, "rows", folder / "rejects.jsonl")
+    trainer = make_trainer(options, model, tokenizer, data, rows.held_out, artifact.checkpoints)
     checkpoint = newest_whole(artifact.checkpoints, "checkpoint")
     packs = f" in {len(data)} packs" if options.packing else ""
-    say(f"sft: {len(train)} rows{packs}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
+    say(
+        f"sft: {len(rows.training)} rows{packs}"
+        + (f", continuing from {checkpoint.name}" if checkpoint else "")
+    )
     trackers = partial(open_trackers, options, "sft")
     products = nullcontext() if by_fsdp() else fast_products(trainer.model)
     with TrainingLog("sft", artifact.metrics_file, trackers) as log, products:
@@ -71,11 +66,15 @@ def finetune(
 
     rates = rate_cautions(training.learning_rate, training.warmup_steps, trainer.state.global_step)
     facts = {
-        "counts": {"in": len(rows) + len(rejected), "out": len(rows), "rejected": counted(rejected)},
-        "held_out": {"rows": len(rows) - len(train), "loss": held_out},
-        "tokens": sum(len(row.ids) for row in train),
+        "counts": {
+            "in": len(rows) + rows.rejected.total(),
+            "out": len(rows),
+            "rejected": dict(sorted(rows.rejected.items())),
+        },
+        "held_out": {"rows": len(rows) - len(rows.training), "loss": held_out},
+        "tokens": rows.tokens,
         "train_loss": train_loss,
-        "warnings": warn_all(cautions + rates),
+        "warnings": warn_all(rows.cautions + rates),
         **model_facts(trainer.model, tokenizer),
     }
 
@@ -86,12 +85,3 @@ def finetune(
         write_atomically(folder / "README.md", model_card(artifact.manifest | facts, folder))
 
     artifact.finish(save, **facts)
-
-
-def by_kind(rows: list[TokenRow]) -> dict[str, Any]:
-    """The held-out rows of each kind as a dataset."""
-    held_out = [row for row in rows if row.held_out]
-    return {
-        kind: dataset_of([row for row in held_out if row.kind == kind])
-        for kind in sorted({row.kind for row in held_out})
-    }

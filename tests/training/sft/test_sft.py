@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import mistake
+from datasets import Dataset
 from families import make_family
 from tiny import CHATML, byte_level_tokenizer, make_model
 
@@ -23,7 +24,8 @@ from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.rows.conversation import message
 from cai_cli.rows.splits import is_held_out
 from cai_cli.stages import sft
-from cai_cli.training.sft.data import TokenRow, dataset_of, packed_dataset, read_targets, tokenise
+from cai_cli.training.sft.data import TokenRow, read_targets, tokenise
+from cai_cli.training.sft.row_files import packed_dataset
 from cai_cli.training.sft.trainer import check_isolation, make_trainer, open_model
 
 PROMPT = [message("user", "How do I open it?")]
@@ -114,7 +116,7 @@ def test_thinking_is_trained_on_only_when_asked(tmp_path):
     asked = list(read_targets(str(path), "final", 0, thinking=True))
     assert [item.thinking for item in asked] == ["It hurts.", "Fine."]
     tokenizer = byte_level_tokenizer(CHATML)
-    rows, _ = tokenise(asked, tokenizer, stop_ids(tokenizer), 200, {})
+    rows = list(tokenise(asked, tokenizer, stop_ids(tokenizer), 200, {}))
     texts = [tokenizer.decode([label for label in row.labels if label != -100]) for row in rows]
     assert texts == [
         "<think>\nIt hurts.\n</think>\n\nNo.<|im_end|>",
@@ -132,6 +134,10 @@ def test_held_out_goes_by_the_first_human_turn():
 
 
 # Packing
+
+
+def dataset_of(rows: list[TokenRow]) -> Dataset:
+    return Dataset.from_list([{"input_ids": row.ids, "labels": row.labels} for row in rows])
 
 
 def rows_of_tokens(count: int) -> list[TokenRow]:
@@ -155,7 +161,7 @@ def test_packed_losses_are_those_of_each_row_alone(tmp_path, architecture, atten
     options = build(
         sft.Options, model=str(model), data=["unused"], out=tmp_path / "out", packing=True, max_length=64
     )
-    packs = packed_dataset(rows, 64, 0)
+    packs = packed_dataset(dataset_of(rows), 64, 0)
     assert len(packs) < len(rows) and max(len(lengths) for lengths in packs["seq_lengths"]) > 1
     trainer = make_trainer(options, open_model(options, tokenizer), tokenizer, packs, {}, tmp_path / "c")
     trainer.model.set_attn_implementation(attention)
@@ -204,7 +210,7 @@ def test_what_trl_does_not_know_of_the_logits_is_found_first(base, tmp_path, sca
     options = build(sft.Options, model=str(base), data=["x"], out=tmp_path / "out", held_out=0.0)
     tokenizer = load_tokenizer(str(base))
     model = open_model(options, tokenizer)
-    data = dataset_of([TokenRow([1, 2, 3, 4], 2, "helpful", False)])
+    data = dataset_of([TokenRow([1, 2, 3, 4], [1, 2, 3, 4], "helpful", False)])
     model.get_output_embeddings().register_forward_hook(lambda *given: scale * given[-1])
     if scale == 1:
         make_trainer(options, model, tokenizer, data, {}, tmp_path)
@@ -218,7 +224,7 @@ def test_what_trl_does_not_know_of_the_logits_is_found_first(base, tmp_path, sca
 def test_an_architecture_without_a_loss_of_trl_is_one_line(tmp_path):
     base = make_family(tmp_path / "lm", "llama4_text")
     options = build(sft.Options, model=str(base), data=["x"], out=tmp_path / "out", held_out=0.0)
-    data = dataset_of([TokenRow([1, 2, 3, 4], 2, "helpful", False)])
+    data = dataset_of([TokenRow([1, 2, 3, 4], [1, 2, 3, 4], "helpful", False)])
     tokenizer = load_tokenizer(str(base))
     with pytest.raises(UserError, match=r"Llama4ForCausalLM\): has no loss to train on"):
         make_trainer(options, open_model(options, tokenizer), tokenizer, data, {}, tmp_path)
@@ -342,7 +348,6 @@ def test_settings_that_do_not_go_together(cai, base, data, tmp_path):
     words = ("sft", "--model", base, "--data", data, "--out", tmp_path / "out")
     mistake(cai(*words, "--quantize", "4bit"), "--quantize does nothing without --lora")
     mistake(cai(*words, "--chat-template-kwargs", "{x"), "--chat-template-kwargs: not valid JSON")
-    assert dataset_of([]).num_rows == 0
 
 
 def test_a_file_whose_stage_rejected_everything_is_told_and_the_others_are_trained_on(
