@@ -334,7 +334,7 @@ class Trainer:
         state = load_weights(checkpoint)["trainer"][POLICY]
         self.load_policy([kept["model"] for kept in read_parts(checkpoint, POLICY, state)])
 
-    def save_policy(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
+    def save_policy(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """`weights`: all of a policy in parts, as `whole_weights` gives them."""
         options = self.options
         whole, adapters = self.policy.whole, options.models.adapters

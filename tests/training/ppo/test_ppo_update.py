@@ -57,7 +57,7 @@ def learners_of(trainer: Trainer) -> tuple[Learner, Learner]:
 
 
 def weights_of(*learners: Learner) -> torch.Tensor:
-    return torch.cat([w.detach().flatten() for learner in learners for w in learner.parameters])
+    return torch.cat([w.detach().flatten() for learner in learners for w in learner.parallel.weights])
 
 
 FAST = {
@@ -191,7 +191,7 @@ def test_micro_batches_change_nothing_but_rounding(files, tmp_path):
     for microbatch in (32, 5, 1):
         trainer, *batch = rolled(files, tmp_path, per_device_train_batch_size=microbatch, max_grad_norm=0.0)
         for learner in learners_of(trainer):
-            learner.optimizer = torch.optim.SGD(learner.parameters, lr=0.1)
+            learner.optimizer = torch.optim.SGD(learner.parallel.weights, lr=0.1)
             learner.schedule = torch.optim.lr_scheduler.ConstantLR(learner.optimizer, 1.0)
         found.append((improve(trainer, *batch), weights_of(*learners_of(trainer))))
     for stats, weights in found[1:]:
