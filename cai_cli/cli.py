@@ -23,6 +23,7 @@ from cai_cli.artifacts.rejects import with_restart
 from cai_cli.console.ending import one_line
 from cai_cli.console.groups import build, check_needs, flags_of
 from cai_cli.console.help import Command, Group
+from cai_cli.console.memory_hints import memory_error
 from cai_cli.console.messages import (
     discard_unwritten,
     fail,
@@ -171,8 +172,12 @@ def add_command(
             stopped.continues = out is not None and str(out) != "-" and not values.get("dry_run")
             raise
         except Exception as error:
-            known = isinstance(error, CaiError) or has_seen_enough(error)
-            told = None if known else storage_error(error, values.get("out"))
+            if isinstance(error, CaiError) or has_seen_enough(error):
+                raise
+            told = memory_error(error, options) if options is not None else None
+            if told is not None:
+                told.hint = with_restart(told.hint, options)
+            told = told or storage_error(error, values.get("out"))
             if told is None:
                 raise
             raise told from error

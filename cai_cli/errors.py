@@ -8,6 +8,8 @@ CaiError
 
 from __future__ import annotations
 
+import re
+
 
 class CaiError(Exception):
     """Base of all errors shown without a traceback."""
@@ -58,3 +60,23 @@ def first_line(error: BaseException) -> str:
         line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()
     ]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
+
+
+# What torch, the libraries below it and the system say where memory is not to be had.
+NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc|_ALLOC_FAILED", re.IGNORECASE
+)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, or the one that it was made of, is a lack of memory, of a GPU or of the machine."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        if isinstance(found, MemoryError) or (
+            isinstance(found, RuntimeError | OSError) and NO_MEMORY.search(str(found))
+        ):
+            return True
+        seen.add(id(found))
+        found = found.__cause__ or found.__context__
+    return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cai_cli.errors import UserError, first_line
+from cai_cli.errors import UserError, first_line, lacks_memory
 from cai_cli.models.configs import NO_CODE, check_classifier, next_step, quiet_transformers
 from cai_cli.models.devices import keep_freed_memory, leave_out_cudnn_attention, pick_device, pick_dtype
 from cai_cli.models.paths import base_and_adapters, is_preference_model
@@ -94,8 +94,6 @@ def _load(
     quantize: str | None = None,
     **settings: Any,
 ) -> PreTrainedModel:
-    import torch
-
     from cai_cli.models.loaded import check_loaded
     from cai_cli.models.merging import merge_adapter
 
@@ -120,9 +118,9 @@ def _load(
         model, info = auto.from_pretrained(
             base, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # transformers, safetensors and bitsandbytes raise many types
+        if lacks_memory(error):
+            raise
         hint = next_step(error, "fetch or save it again, or update transformers")
         raise UserError(f"{flag} {path}: cannot be loaded: {first_line(error)}", hint) from None
     check_loaded(model, info, f"{flag} {base}", fresh_head)
