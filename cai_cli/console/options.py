@@ -79,7 +79,7 @@ Principles = Annotated[
 Device = Annotated[str, flag("Model", "auto, cpu, cuda, cuda:1, mps."), RUNTIME]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    flag("Model", "auto: float32 on a CPU and for training; else the checkpoint's own type."),
+    flag("Model", "auto: float32 on a CPU and in training (--lora --bf16: bfloat16); else the checkpoint's."),
     NOTED,
 ]
 ChatTemplateKwargs = Annotated[
@@ -300,7 +300,7 @@ class TrainingOptions:
         int, flag("Optimisation", "Longest row in tokens; longer ones are rejected by name.", min=8)
     ] = 2048
     bf16: Annotated[
-        bool, flag("Optimisation", "Mixed precision in bfloat16 (weights stay in float32).", "--bf16")
+        bool, flag("Optimisation", "Mixed precision in bfloat16 (what learns stays in float32).", "--bf16")
     ] = False
     gradient_checkpointing: GradientCheckpointing = False
     save_steps: SaveSteps = 200

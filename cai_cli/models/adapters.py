@@ -2,8 +2,8 @@
 that loads as it is.
 
 Saved are merged weights in the base model's own precision. Under `--quantize` the frozen base is held in 4 or
-8 bits while training; for saving it is read again unquantised and the adapter merged into that, so that no
-rounding is baked in.
+8 bits while training, under `--bf16` in 16; where that is fewer than it has it is read again for saving and the
+adapter merged into that, so that no rounding is baked in.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PROBE_TOKENS = 8
 
 def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
     """The model with low-rank adapters on the linear layers that peft puts one on; a score head is trained in
-    full beside them.
+    full beside them, both in float32 whatever the base is held in.
 
     The adapters' initial values are drawn from the seed alone. The rest of the weights is frozen; which of
     its matrices no adapter reaches is said in one line. Raises UserError where no layer is left.
@@ -57,6 +57,9 @@ def add_lora(model: Any, options: AdapterOptions, task: Task, seed: int) -> Any:
         )
         raise UserError(problem, "leave --lora out") from None
     model.cai_unreached = unreached(model)
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
     if model.cai_unreached:
         left = ", ".join(model.cai_unreached)
         warn(f"--lora: adapters do not reach {left} of {type(model).__name__}, which stay as they are")
@@ -188,10 +191,10 @@ def save_trained(
         name_base(model, base)
         # Embeddings are frozen; peft would save those of a base whose vocabulary has a pad token more now.
         model.save_pretrained(adapter, state_dict=state, save_embedding_layers=False)
-        if state is not None or getattr(model.base_model.model, "is_quantized", False):
+        if state is not None or is_rounded(model.base_model.model, base):
             model, state = merge_into_base(base, adapter, tokenizer, task), None
         else:
-            model = model.merge_and_unload()
+            model = model.merge_and_unload().to(model.dtype)
         if options.save_adapter:
             tokenizer.save_pretrained(adapter)
         else:
@@ -217,13 +220,27 @@ def name_base(model: Any, base: str) -> None:
         config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
+def own_dtype(base: str) -> torch.dtype:
+    """The type that a model's files have."""
+    import torch
+
+    from cai_cli.models.configs import load_config
+
+    found: torch.dtype = getattr(torch, str(load_config(base).dtype or "float32").removeprefix("torch."))
+    return found
+
+
+def is_rounded(model: Any, base: str) -> bool:
+    """Whether the model holds its base in fewer bits than its files do."""
+    return getattr(model, "is_quantized", False) or model.dtype.itemsize < own_dtype(base).itemsize
+
+
 def merge_into_base(base: str, adapter: Path, tokenizer: Any, task: Task) -> Any:
     """The base model, unquantised and on the CPU, with the adapter merged into it."""
-    from cai_cli.models.configs import load_config
     from cai_cli.models.load import load_lm, load_pm
     from cai_cli.models.merging import merge_adapter
 
-    dtype = str(getattr(load_config(base), "dtype", None) or "float32").removeprefix("torch.")
+    dtype = str(own_dtype(base)).removeprefix("torch.")
     load = load_lm if task == "CAUSAL_LM" else load_pm
     model = load(base, "cpu", dtype, tokenizer=tokenizer)
     return merge_adapter(model, str(adapter), "--out")

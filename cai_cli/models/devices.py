@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OWN = "own"  # a dtype: that of the files, which are then mapped into memory and not copied
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
+KEPT_FREED = 256 << 20
 
 
 def pick_device(device: str, flag: str = "--device") -> torch.device:
@@ -77,9 +78,15 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     return torch.float32 if device.type == "cpu" else "auto"
 
 
-def training_dtype(dtype: str) -> str:
-    """Weights that are trained are kept in float32 unless told otherwise: a small step vanishes in 16 bits."""
-    return "float32" if dtype == "auto" else dtype
+def training_dtype(dtype: str, bf16: bool, lora: bool) -> str:
+    """Weights that are trained are kept in float32 unless told otherwise: a small step vanishes in 16 bits.
+
+    The frozen base of adapters takes no steps. Under `bf16` a pass would round it to bfloat16 anyway, and copy it for
+    that: it is held so from the start. The adapters are float32 in any case.
+    """
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if bf16 and lora else "float32"
 
 
 def leave_out_cudnn_attention() -> None:
@@ -101,5 +108,5 @@ def keep_freed_memory() -> None:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        for parameter, value in ((M_TRIM_THRESHOLD, 256 << 20), (M_MMAP_THRESHOLD, 64 << 20)):
+        for parameter, value in ((M_TRIM_THRESHOLD, KEPT_FREED), (M_MMAP_THRESHOLD, 64 << 20)):
             libc.mallopt(parameter, value)

@@ -143,6 +143,10 @@ def run(options: Options) -> None:
     if options.output.dry_run and (options.data_only or not (options.output.out / PAIRS).exists()):
         then = f", then train {options.model} on them" if not options.data_only else ""
         say(f"would make pairs of {', '.join(options.pairs.posts)}{then}")
+        if options.model is not None and not options.data_only:
+            from cai_cli.training.memory.told import tell_pairwise
+
+            tell_pairwise(options, options.fit, options.model, [])
         return
     if options.data_only or options.model is None:
         if options.output.out.is_file():
@@ -176,7 +180,10 @@ def run(options: Options) -> None:
     encode = reading(tokenizer, options.format, options.fit.training.max_length)
     with pairs_once_a_node(artifact, weighted, [file], tokenizer, encode) as pairs:
         if options.output.dry_run:
+            from cai_cli.training.memory.told import tell_pairwise
+
             dry_run(pairs.training, tokenizer, pairs.rejected.total())
+            tell_pairwise(options, options.fit, options.model, [pair.lengths for pair in pairs.training])
             return
 
         from cai_cli.training.preference.run import run_pairwise_stage

@@ -96,15 +96,15 @@ def check_value_device(options: Options) -> None:
 
 def dry_run(options: Options, renderer: Renderer, schedule: list[Prompt], rejected: list[Rejected]) -> None:
     """Show the first prompt exactly as the policy would get it, and the amount of work and memory."""
-    from cai_cli.training.ppo.models import held_bytes
+    from cai_cli.training.memory.told import tell_ppo
 
     show_text(renderer.show(schedule[0].prompt))
     steps, batch = options.ppo.steps, options.ppo.rollout_batch_size
-    tokens = sum(len(renderer.encode(prompt.prompt)) for prompt in schedule[:batch])
+    lengths = [len(renderer.encode(prompt.prompt)) for prompt in schedule]
+    tokens = sum(lengths[:batch])
     most, distinct = batch * options.max_new_tokens, len({prompt.id for prompt in schedule})
-    held = held_bytes(options.models, options.model, options.pm) / 1e9
     say(
         f"{steps} steps of {batch} episodes, {distinct} distinct prompts; about {tokens} prompt tokens a step "
         f"and at most {most} of replies; {len(rejected)} prompts would be rejected"
     )
-    say(f"the four models with gradients and optimiser: about {held:.2f} GB, and activations")
+    tell_ppo(options, lengths)

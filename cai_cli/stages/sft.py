@@ -60,7 +60,10 @@ def run(options: Options) -> None:
 
     with rows_once_a_node(artifact, options, tokenizer) as rows:
         if options.output.dry_run:
+            from cai_cli.training.memory.told import tell_sft
+
             dry_run(rows, tokenizer)
+            tell_sft(options, [len(row["input_ids"]) for row in rows.training])
             return
 
         from cai_cli.training.sft.run import finetune

@@ -78,7 +78,10 @@ def run(options: Options) -> None:
     weighted = read_weighted(options.comparisons)
     with pairs_once_a_node(artifact, weighted, sources, tokenizer, encode) as pairs:
         if options.output.dry_run:
+            from cai_cli.training.memory.told import tell_pairwise
+
             dry_run(pairs.training, tokenizer, pairs.rejected.total())
+            tell_pairwise(options, options.fit, options.model, [pair.lengths for pair in pairs.training])
             return
 
         from cai_cli.training.preference.run import run_pairwise_stage

@@ -65,7 +65,7 @@ class Learner(ABC):
         # An eps of 1e-5 tempers the first steps (arXiv 2403.17031).
         learns = partial(make_optimizer, learning_rate=learning_rate, eps=1e-5)
         hardware = models.hardware
-        dtype = training_dtype(hardware.dtype)
+        dtype = training_dtype(hardware.dtype, models.bf16, models.adapters.lora)
         self.parallel = pair.passes = Parallel(self.model, learns, hardware.device, dtype)
         self.optimizer = self.parallel.optimizer
         updates = ppo.num_ppo_epochs * ppo.num_mini_batches

@@ -22,7 +22,7 @@ from cai_cli.compute.shortcuts import rope_words
 from cai_cli.errors import UserError, first_line
 from cai_cli.keys import key
 from cai_cli.models.adapters import Task, add_lora
-from cai_cli.models.configs import NO_CODE, load_config
+from cai_cli.models.configs import load_config
 from cai_cli.models.devices import pick_device, training_dtype
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.saved_configs import settle_configs
@@ -68,7 +68,7 @@ def load_pair(models: ModelOptions, path: str, task: Task, tokenizer: Any, longe
     load, name = (load_lm, "--model") if task == "CAUSAL_LM" else (load_pm, "--pm")
     if task == "CAUSAL_LM":
         check_angles(path, longest)
-    device, dtype = to_load(hardware.device, training_dtype(hardware.dtype))
+    device, dtype = to_load(hardware.device, training_dtype(hardware.dtype, models.bf16, adapters.lora))
     model = load(path, device, dtype, name, tokenizer, adapters.quantize)
     settle_configs(model, tokenizer)
     attention = models.attn_implementation
@@ -83,7 +83,7 @@ def load_pair(models: ModelOptions, path: str, task: Task, tokenizer: Any, longe
         prepare(pair.learner, longest, packs=task == "SEQ_CLS" or has_plain_head(pair.learner))
     else:
         wanted = hardware.dtype if models.frozen_dtype == "auto" else models.frozen_dtype
-        own_dtype = training_dtype(wanted)
+        own_dtype = training_dtype(wanted, bf16=False, lora=False)
         frozen = load(path, *to_load(hardware.device, own_dtype), name, tokenizer).requires_grad_(False)
         frozen.set_attn_implementation(model.config._attn_implementation)
         for each in (model, frozen):
@@ -115,26 +115,3 @@ def check_angles(path: str, longest: int) -> None:
                 told,
                 "give shorter prompts or a lower --max-new-tokens: an update needs the rollout's own numbers",
             )
-
-
-def held_bytes(models: ModelOptions, *paths: str) -> float:
-    """Rough memory of the pairs with gradients and AdamW's two moments, from their configurations alone."""
-    from transformers import AutoModelForCausalLM
-
-    adapters, size = models.adapters, {"float32": 4, "bfloat16": 2, "float16": 2}
-    trained = size[training_dtype(models.hardware.dtype)]
-    frozen = trained if models.frozen_dtype == "auto" else size[models.frozen_dtype]
-    each = {"4bit": 0.55, "8bit": 1.05}.get(adapters.quantize or "", float(trained))
-    total = 0.0
-    for path in paths:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(load_config(path), **NO_CODE)
-        weights = model.num_parameters()
-        layers = [
-            module
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and "head" not in name
-        ]
-        adapter = sum(adapters.lora_r * (layer.in_features + layer.out_features) for layer in layers)
-        total += weights * each + 16 * adapter if adapters.lora else weights * (4 * trained + frozen)
-    return total

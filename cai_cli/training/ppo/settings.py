@@ -45,7 +45,14 @@ class ModelOptions:
         RUNTIME,
     ] = None
     bf16: Annotated[
-        bool, flag("Model", "Mixed precision in bfloat16 (weights stay in --dtype).", "--bf16"), NOTED
+        bool,
+        flag(
+            "Model",
+            "Mixed precision in bfloat16; weights that learn stay in float32, the frozen base of --lora is held in bfloat16 "
+            "(--dtype says otherwise).",
+            "--bf16",
+        ),
+        NOTED,
     ] = False
     frozen_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],

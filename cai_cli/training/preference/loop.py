@@ -81,7 +81,8 @@ def fit_pairwise(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     hardware = fit.hardware
     learns = partial(make_optimizer, learning_rate=options.learning_rate)
-    parallel = Parallel(model, learns, hardware.device, training_dtype(hardware.dtype))
+    dtype = training_dtype(hardware.dtype, options.bf16, fit.adapters.lora)
+    parallel = Parallel(model, learns, hardware.device, dtype)
     optimizer = parallel.optimizer
     schedule = get_scheduler(schedule_of(options.lr_scheduler_type), optimizer, options.warmup_steps, steps)
     step, recent = resume(folder, parallel, schedule, per_step)

@@ -74,8 +74,12 @@ class TokenPair:
     kind: str | None = None
 
     @property
+    def lengths(self) -> tuple[int, int]:
+        return len(self.chosen), len(self.rejected)
+
+    @property
     def longest(self) -> int:
-        return max(len(self.chosen), len(self.rejected))
+        return max(self.lengths)
 
 
 def dry_run(pairs: Sequence[TokenPair], tokenizer: PreTrainedTokenizerBase, rejected: int) -> None:

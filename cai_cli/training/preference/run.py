@@ -47,7 +47,8 @@ def run_pairwise_stage(
     """Load the classifier, train it, save it with what was measured on the held-out part."""
     options, seed, stage = fit.training, artifact.options.output.seed, artifact.manifest["stage"]
     transformers.set_seed(seed)
-    device, dtype = to_load(fit.hardware.device, training_dtype(fit.hardware.dtype))
+    held = training_dtype(fit.hardware.dtype, options.bf16, fit.adapters.lora)
+    device, dtype = to_load(fit.hardware.device, held)
     model = load_pm(base, device, dtype, "--model", tokenizer, fit.adapters.quantize)
     settle_configs(model, tokenizer)
     if not is_preference_model(base):

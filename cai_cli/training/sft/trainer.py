@@ -54,7 +54,7 @@ def open_model(options: Options, tokenizer: PreTrainedTokenizerBase) -> Any:
     model = load_lm(
         options.model,
         device,
-        training_dtype(options.hardware.dtype),
+        training_dtype(options.hardware.dtype, options.training.bf16, options.adapters.lora),
         tokenizer=tokenizer,
         quantize=options.adapters.quantize,
     )

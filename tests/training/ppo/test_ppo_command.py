@@ -272,7 +272,7 @@ def test_a_dry_run_shows_the_prompt_and_the_work(options, capsys):
     ppo.run(settings)
     shown = capsys.readouterr()
     assert shown.out.startswith("<|im_start|>user\nHow do I make")
-    assert "2 steps of 8 episodes" in shown.err and "GB, and activations" in shown.err
+    assert "2 steps of 8 episodes" in shown.err and "fits: " in shown.err
     assert not settings.output.out.exists()
 
 
