@@ -1,6 +1,6 @@
 """The memory that `--dry-run` tells beside the memory that a run takes, of sft, train-pm and ppo on random weights.
 
-    python scripts/bench/memory.py                       three sizes on a CPU, in full, by LoRA, and sft by FSDP 2
+    python scripts/bench/memory.py                       three sizes on a CPU, in full, by LoRA, and by FSDP 2
     python scripts/bench/memory.py --gpu --only 0.5B     one size on a GPU
 
 Each run is the real command line in a process of its own: peak above what the process held after its imports. On a
@@ -47,7 +47,7 @@ RUNS = [
     ("ppo", "lora"),
 ]
 ON_GPU_RUNS = [("sft", "full"), ("train-pm", "full"), ("ppo", "full"), ("ppo", "lora")]
-FSDP = ("sft", "fsdp")
+IN_PARTS = [("sft", "fsdp"), ("train-pm", "fsdp"), ("ppo", "fsdp")]  # by two processes
 ACCELERATE = [
     *("-m", "accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"),
     *("--dynamo_backend=no", "--main_process_port=0", "--use_fsdp", "--fsdp_version=2"),
@@ -332,7 +332,7 @@ def go_on(process: subprocess.Popen[str], seconds: float) -> str:
 
 def compare(o: argparse.Namespace, folder: Path, size: str) -> bool:
     """All runs of a size; whether each reached the bar."""
-    runs = ON_GPU_RUNS if o.gpu else [*RUNS, FSDP]
+    runs = ON_GPU_RUNS if o.gpu else [*RUNS, *IN_PARTS]
     runs = [run for run in runs if run[0] in (o.stages or run) and run[1] in (o.ways or run)]
     maker = begin(o, folder, size, "make", "full")
     # On a GPU machine there are cores enough for all of them to import at once.
