@@ -174,10 +174,10 @@ def add_command(
         except Exception as error:
             if isinstance(error, CaiError) or has_seen_enough(error):
                 raise
-            told = memory_error(error, options) if options is not None else None
-            if told is not None:
-                told.hint = with_restart(told.hint, options)
-            told = told or storage_error(error, values.get("out"))
+            short = memory_error(error, options) if options is not None else None
+            if short is not None:
+                short.hint = with_restart(short.hint, options)
+            told = short or storage_error(error, values.get("out"))
             if told is None:
                 raise
             raise told from error

@@ -225,21 +225,19 @@ def learning(shape: Shape, way: Way, given: Pass) -> Learning:
     before = gradients if way.accumulates else 0
     kept, logits = kept_bytes(shape, way, given), logit_bytes(shape, way, given)
     words = shape.embedding * learned_size(way) if full else 0
-    first = (
-        words if full and given.logits and (shape.tied or shape.head) else 0
-    )  # the output layer's gradient
+    # The output layer's gradient is the first one
+    first = words if given.logits and (shape.tied or shape.head) else 0
     layer = shape.linear / shape.layers
-    within = given.tokens * (2 * shape.hidden * way.states + 2 * shape.inner * way.computed)
-    within += (
-        2 * given.tokens * weights_kept(shape, way, given)
-    )  # gradients of attention's weights and scores
+    within: float = given.tokens * (2 * shape.hidden * way.states + 2 * shape.inner * way.computed)
+    # Gradients of attention's weights and scores
+    within += 2 * given.tokens * weights_kept(shape, way, given)
     within += layer * learned_size(way) if full else 0
     if way.checkpointing:
         within += given.tokens * layer_bytes(shape, way, given) + copied_weights(shape, way) / shape.layers
     forward = kept + logits
     if way.checkpointing and full:  # autocast keeps its copies until the forward pass is through
         forward += copied_weights(shape, way)
-    moments = [forward + first, kept + within + first, words]
+    moments: list[float] = [forward + first, kept + within + first, words]
     if not way.accumulates:
         moments[-1] += gradients
     passing = gathered_bytes(shape, way, given) + reduced_bytes(shape, way)
