@@ -27,12 +27,11 @@ class Seen:
 
     def first(self, name: str, value: Value) -> Value:
         """What the name was noted with before; the value itself, which is noted, where it is new."""
-        if self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (bytes_of(name), value)).rowcount:
+        held = bytes_of(value) if isinstance(value, str) else value
+        if self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (bytes_of(name), held)).rowcount:
             return value
-        found: Value = self._db.execute(
-            "SELECT value FROM seen WHERE name = ?", (bytes_of(name),)
-        ).fetchone()[0]
-        return found
+        found = self._db.execute("SELECT value FROM seen WHERE name = ?", (bytes_of(name),)).fetchone()[0]
+        return found.decode("utf-8", "surrogatepass") if isinstance(value, str) else found
 
     def count(self, name: str) -> int:
         """How often this was asked of the name before."""
@@ -43,5 +42,5 @@ class Seen:
 
 
 def bytes_of(name: str) -> bytes:
-    """Half of a surrogate pair, which JSON may hold, is no text for sqlite."""
+    """Half of a surrogate pair, which JSON and the names of files may hold, is no text for sqlite."""
     return name.encode("utf-8", "surrogatepass")

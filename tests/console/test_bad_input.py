@@ -196,11 +196,13 @@ def test_sl_cai_is_not_its_own_judge(cai, tmp_path, prompts, helpful):
         ("ppo", "--prompts", {"prompt": "q", "kind": "evil"}, "field `kind`"),
     ],
 )
-def test_rows_of_trainers(cai, tmp_path, model, command, flag, row, problem):
+def test_rows_of_trainers(cai, tmp_path, llama, model, command, flag, row, problem):
+    """Those of sft and train-pm are read as their ids are made; prompts before any model is looked at."""
+    lm = model if command == "ppo" else llama
     good = {"prompt": "q"} if command == "ppo" else COMPARISON if command == "train-pm" else SAMPLE
     path = put(tmp_path / "rows.jsonl", good, row)
-    words = [command, "--model", model, flag, path, "--out", tmp_path / "out"]
-    done = cai(*words, *(["--pm", model] if command == "ppo" else []))
+    words = [command, "--model", lm, flag, path, "--out", tmp_path / "out"]
+    done = cai(*words, *(["--pm", lm] if command == "ppo" else []))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert f"rows.jsonl:2: {problem}" in done.stderr
     assert not (tmp_path / "out").exists()
