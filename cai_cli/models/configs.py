@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cai_cli.errors import UserError, first_line
 from cai_cli.models.paths import base_and_adapters
-
-if TYPE_CHECKING:
-    pass
-
 
 # Left to itself, transformers asks on stdin whether to run a directory's code
 NO_CODE = {"trust_remote_code": False}

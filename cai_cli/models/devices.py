@@ -35,6 +35,10 @@ def pick_device(device: str, flag: str = "--device") -> torch.device:
         chosen = torch.device("meta")
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"{flag} {device}: unknown", "auto, cpu, cuda, cuda:1 or mps")
+    if chosen.index is not None and (processes := local_world_size()) > 1:
+        raise UserError(
+            f"{flag} {device}: {processes} processes run here, each on a device of its own", f"{flag} auto"
+        )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"{flag} {device}: no MPS device here", f"use {flag} cpu")
     if chosen.type == "cuda" and not torch.cuda.is_available():

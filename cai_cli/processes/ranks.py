@@ -124,8 +124,8 @@ def check_launch(trains: bool = False, apart: bool = False) -> None:
     if asked == "FSDP" and trains:
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise UserError("FSDP: only version 2 is supported", "launch it with --fsdp_version 2")
-        # Every process maps the model's files: transformers would read them in the first alone, and give the others
-        # memory of the same size to receive them in.
+        # Every process reads the model's files, and may map them: transformers would read them in the first alone, and
+        # give the others memory of the same size to receive them in.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     elif asked:
         hint = "launch it with --use_fsdp --fsdp_version 2 (scripts/accelerate)" if trains else DATA_PARALLEL

@@ -3,8 +3,7 @@
 
 Wrappers of both kinds act on their root's forward: so everything is computed inside that of `Entered`, which is
 handed what to compute. A process that comes to fewer passes than another would leave that one waiting for ever:
-`even` and `learning` fill up with passes that count for
-nothing.
+`even` and `learning` fill up with passes that count for nothing.
 
     parallel = Parallel(model, make_optimizer)
     for batch, counts in parallel.learning(batches, filler):
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from cai_cli.compute.shortcuts import right_padding
+from cai_cli.compute.shortcuts import ANY_LENGTH, right_padding, shortcuts_of
 from cai_cli.errors import UserError
 from cai_cli.models.devices import OWN, pick_device
 from cai_cli.models.score import transformer
@@ -72,8 +71,16 @@ class Passes:
             return compute(self.model, *given)
         found = self.root(compute, *given)
         if not torch.is_grad_enabled():
-            self.root.reshard()  # which FSDP does after a backward pass alone; a checkpoint keeps slices
+            self.reshard()
         return found
+
+    def reshard(self) -> None:
+        """Give back what was gathered, which FSDP does of its root after a backward pass alone, and of layers as the
+        launch file says: a checkpoint keeps slices.
+        """
+        for module in self.root.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def even(self, own: list[Item], filler: Item) -> list[tuple[Item, bool]]:
         """This process's items, each with whether it counts: filled up to as many as any other process has, where
@@ -93,22 +100,17 @@ class Passes:
         """
         if not self.in_parts:
             return compute(self.model, *given)
-        layers = [
-            module
-            for module in self.root.modules()
-            if isinstance(module, FSDPModule) and module is not self.root
-        ]
+        modules = [module for module in self.root.modules() if isinstance(module, FSDPModule)]
         with torch.no_grad():
-            for module in (self.root, *layers):
+            for module in modules:
                 module.set_reshard_after_forward(False, recurse=False)
                 module.unshard()
             try:
                 return self.root(compute, *given)
             finally:
-                for module in layers:
-                    module.set_reshard_after_forward(True, recurse=False)
-                for module in (self.root, *layers):
-                    module.reshard()
+                for module in modules:
+                    module.set_reshard_after_forward(module is not self.root, recurse=False)
+                self.reshard()
 
 
 class Parallel(Passes):
@@ -125,7 +127,9 @@ class Parallel(Passes):
         super().__init__(model, device, dtype)
         if world_size() > 1 and not self.in_parts:
             join_group()
-            self.root = launched(model.device.type == "cpu").prepare(self.root)
+            accelerator = launched(model.device.type == "cpu")
+            accelerator.ddp_handler.find_unused_parameters = has_idle_weights(model)
+            self.root = accelerator.prepare(self.root)
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = make_optimizer(self.weights)
 
@@ -177,7 +181,9 @@ def taken_apart(root: Entered, device: str, dtype: str | None) -> Any:
 
     check_parts(root.model)
     join_group()
-    parted = fsdp2_prepare_model(launched(on_cpu(device)), root)
+    accelerator = launched(on_cpu(device))
+    check_plugin(accelerator.state.fsdp_plugin)
+    parted = fsdp2_prepare_model(accelerator, root)
     if dtype is not None:
         hold_in(parted, getattr(torch, dtype))
     return parted
@@ -205,7 +211,28 @@ def launched(cpu: bool) -> Any:
     from accelerate.utils import DistributedDataParallelKwargs
 
     copies = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[copies])
+    return Accelerator(cpu=cpu, device_placement=False, mixed_precision="no", kwargs_handlers=[copies])
+
+
+def has_idle_weights(model: Any) -> bool:
+    """Whether there may be weights that learn and that a text does not reach: other senses' towers, and adapters on
+    layers that are never called.
+    """
+    config = transformer(model).config
+    senses = any(getattr(config, name, None) is not None for name in ("vision_config", "audio_config"))
+    return senses or bool(getattr(model, "cai_unreached", None))
+
+
+def check_plugin(plugin: Any) -> None:
+    """Raise UserError for what a launch file asks of FSDP and would not get, or not right."""
+    if plugin.activation_checkpointing:
+        raise UserError(
+            "the launch file asks for FSDP's activation checkpointing", "use --gradient-checkpointing"
+        )
+    if plugin.cpu_offload:
+        raise UserError(
+            "the launch file asks FSDP to hold weights on the CPU", "leave it out: use more processes"
+        )
 
 
 def check_parts(model: Any) -> None:
@@ -215,6 +242,7 @@ def check_parts(model: Any) -> None:
     name = type(transformer(model)).__name__
     if not transformer(model)._no_split_modules:
         raise UserError(f"FSDP: transformers names no layers of {name}", "launch it without FSDP")
-    if not right_padding(transformer(model), True):
+    pads = right_padding(transformer(model), True) and right_padding(transformer(model), False)
+    if not pads or shortcuts_of(transformer(model)).even < ANY_LENGTH:
         told = f"FSDP: rows of {name} cannot share a pass, and processes would wait for each other for ever"
         raise UserError(told, "launch it without FSDP")

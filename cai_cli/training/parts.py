@@ -3,7 +3,8 @@ tensors, put together again for any number of processes.
 
 Of weights in copies the first process keeps the whole. Under FSDP each process writes its own slices, `part-<r>.pt`,
 and reads those of all: FSDP 2 cuts a weight along its first axis, in the order of the processes. Files are mapped
-into memory, and one weight at a time is put together. (torch.distributed.checkpoint does as much, but reads a pickle.)
+into memory, and one weight at a time is put together. They are read with `weights_only`; torch.distributed.checkpoint
+does as much, but its metadata is a pickle that may hold anything.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def own_slice(value: Tensor) -> Tensor:
 
 def rebuilt(weight: Tensor, slices: list[Tensor]) -> Tensor:
     """What the optimiser has of a weight: a number for all of it, or one for each of its own."""
-    if slices[0].dim() == 0:
-        return slices[0].clone()
+    if slices[0].dim() == 0:  # a fused optimiser counts its steps on the weight's device
+        return slices[0].to(own_slice(weight).device, copy=True)
     moment = torch.empty_like(weight)
     fill(moment, slices)
     return moment

@@ -202,4 +202,6 @@ class Rejects:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
         self._stream.close()

@@ -28,10 +28,9 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 # The launch files that are shipped, with what differs on a CPU: `accelerate launch --config_file ... -m cai_cli`.
 SHIPPED = Path(__file__).parents[2] / "scripts/accelerate"
-ACCELERATE = [
-    *("-m", "accelerate.commands.launch", "--config_file", str(SHIPPED / "fsdp2.yaml")),
-    *("--num_processes=2", "--main_process_port=0", "fsdp.py"),
-]
+LAUNCH = ["-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0", "--config_file"]
+ACCELERATE = [*LAUNCH, str(SHIPPED / "fsdp2.yaml"), "fsdp.py"]
+DDP = [*LAUNCH, str(SHIPPED / "ddp.yaml"), "-m", "cai_cli"]
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
@@ -40,3 +39,9 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     for each in (process, *workers):
         each.kill()
     psutil.wait_procs(workers)
+
+
+def kill_one(process: subprocess.Popen[str]) -> None:
+    """The second of the processes, as lack of memory would; the launcher ends the others."""
+    workers = psutil.Process(process.pid).children(recursive=True)
+    next(each for each in workers if each.environ().get("RANK") == "1").kill()

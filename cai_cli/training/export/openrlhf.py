@@ -56,7 +56,7 @@ def carried(options: Options, plan: Plan) -> dict[str, Carried]:
             remark="the largest that divides a GPU's part",
         ),
         "learning_rate": there("actor.adam.lr", value=ppo.learning_rate),
-        "value_learning_rate": there("critic.adam.lr", value=ppo.value_learning_rate or ppo.learning_rate),
+        "value_learning_rate": there("critic.adam.lr", value=ppo.value_rate),
         "lr_scheduler_type": there(
             *(f"{one}.lr_scheduler" for one in TRAINED), value=schedule_of(ppo.lr_scheduler_type)
         ),

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
@@ -30,6 +31,7 @@ from cai_cli.training.ppo.rewards import RewardShape
 from cai_cli.training.preference.reading import PreferenceModel, format_of, reading
 
 LARGEST = 64 << 20  # bytes of a request
+IDLE_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +138,18 @@ class Batches:
             try:
                 for (_, future), found in zip(batch, self.reward([one for one, _ in batch]), strict=True):
                     future.set_result(found)
-            except Exception as error:  # told to whoever asked, in `answer`
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
+            except Exception:  # one of them may be too much: the others are not to go with it
+                for one, future in batch:
+                    self.alone(one, future)
+
+    def alone(self, one: Any, future: Any) -> None:
+        """What is wrong with one is told to whoever asked for it, in `answer`."""
+        if future.done():
+            return
+        try:
+            future.set_result(self.reward([one])[0])
+        except Exception as error:
+            future.set_exception(error)
 
 
 def answer(reward: Reward, batches: Batches, asked: Any) -> dict[str, Any]:
@@ -161,14 +171,16 @@ def open_server(host: str, port: int, reward: Reward) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        timeout = IDLE_SECONDS  # of a sender that stops in the middle
 
         def do_GET(self) -> None:
-            self.send(200, {"preference_model": reward.pm.model.name_or_path})
+            self.send(200, {"preference_model": Path(reward.pm.model.name_or_path).name})
 
         def do_POST(self) -> None:
             try:
                 length = int(self.headers.get("Content-Length") or 0)
                 if not 0 < length <= LARGEST:
+                    self.close_connection = True  # what follows is not read: it is no next request
                     raise RecordError("query", f"a request of {length} bytes")
                 self.send(200, answer(reward, batches, load_json(self.rfile.read(length).decode())))
             except (RecordError, ValueError) as error:

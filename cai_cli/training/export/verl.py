@@ -114,7 +114,7 @@ def carried(options: Options, plan: Plan) -> dict[str, Carried]:
             remark="the largest that divides a GPU's part",
         ),
         "learning_rate": there(f"{POLICY}.optim.lr", value=ppo.learning_rate),
-        "value_learning_rate": there(f"{VALUE}.optim.lr", value=ppo.value_learning_rate or ppo.learning_rate),
+        "value_learning_rate": there(f"{VALUE}.optim.lr", value=ppo.value_rate),
         "lr_scheduler_type": there(
             *(f"{one}.optim.lr_scheduler_type" for one in both),
             value="constant" if constant else "cosine",

@@ -26,7 +26,7 @@ from cai_cli.training.memory.formulas import (
     optimiser_bytes,
     weight_bytes,
 )
-from cai_cli.training.memory.shape import Shape
+from cai_cli.training.memory.shape import Shape, shape_of
 
 if TYPE_CHECKING:
     from cai_cli.console.options import AdapterOptions, DeviceOptions
@@ -205,6 +205,10 @@ def of_ppo(
         """`drawn`: the cache, and what sampling takes with it and with the least."""
         weights = sum(weight_bytes(shape, way) for shape in shapes)
         weights += 0 if way.rank else sum(weight_bytes(shape, still) for shape in shapes)
+        if options.gold_pm and policy in shapes:  # whole on each, whatever the launch
+            weights += weight_bytes(
+                shape_of(options.gold_pm, "SEQ_CLS", "--gold-pm"), Way(size=way.size, bf16=way.bf16)
+            )
         optimiser = sum(optimiser_bytes(shape, way) for shape in shapes)
         all_the_time, (cached, most, least) = weights + optimiser, drawn or (0.0, 0.0, 0.0)
         return Forecast(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cai_cli.models.adapters import Task
-from cai_cli.models.configs import NO_CODE, load_config
+from cai_cli.models.configs import NO_CODE, check_classifier, load_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ def shape_of(path: str, task: Task, flag: str = "--model") -> Shape:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = load_config(path, flag)
+    if task == "SEQ_CLS":
+        check_classifier(path, flag)
     if task == "SEQ_CLS":
         config.num_labels = 1
     auto = AutoModelForCausalLM if task == "CAUSAL_LM" else AutoModelForSequenceClassification

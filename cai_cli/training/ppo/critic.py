@@ -49,8 +49,7 @@ class Critic:
         self.pad, self.eos = int(tokenizer.pad_token_id), int(tokenizer.eos_token_id)
         ppo, seed = options.ppo, options.output.seed
         self.pair = load_pair(options.models, options.pm, "SEQ_CLS", tokenizer, longest, seed)
-        rate = ppo.learning_rate if ppo.value_learning_rate is None else ppo.value_learning_rate
-        self.learner = ValueLearner(ppo, self.pair, seed, options.models, rate, ppo.steps)
+        self.learner = ValueLearner(ppo, self.pair, seed, options.models, ppo.value_rate, ppo.steps)
 
     def score(self, completions: list[Completion]) -> list[float]:
         """The preference model's score of each reply, closed by EOS."""

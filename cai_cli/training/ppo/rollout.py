@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from cai_cli.engines.base import Completion
 from cai_cli.training.ppo.episodes import Episodes
 from cai_cli.training.ppo.measures import Episode
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,8 @@ def optimise(
         raise UserError(told, "give each process one")
     state = RunState(track, options.reward.max_kl, ppo.steps, trainer, artifact.checkpoints, eval_prompts)
     if not artifact.begun:
-        untrained = whole_weights(trainer.policy.whole)
-        saves = ppo.steps // track.save_steps
-        main_first(lambda: rehearse(saves, trainer, artifact, state.keeps_best, untrained))
+        given = (ppo.steps // track.save_steps, trainer, artifact, state.keeps_best)
+        main_first(partial(rehearse, *given, whole_weights(trainer.policy.whole)))
     artifact.start()
     if not options.eval_prompts:
         say(

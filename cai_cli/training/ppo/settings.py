@@ -154,6 +154,11 @@ class PPOOptions:
     gamma: Annotated[float, flag("PPO", "Discount (paper: 1).", min=0.0, max=1.0)] = 1.0
     lam: Annotated[float, flag("PPO", "GAE's lambda.", min=0.0, max=1.0)] = 0.95
 
+    @property
+    def value_rate(self) -> float:
+        """The value function's learning rate."""
+        return self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackOptions:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
@@ -56,7 +57,7 @@ def run_pairwise_stage(
     disable_dropout(model)
     head = language_head(model, base) if fit.lm_coef else None
     if head is not None and not isinstance(head, TiedHead):
-        head.to(pick_device(fit.hardware.device))
+        head.to(pick_device(fit.hardware.device), getattr(torch, held))
     if fit.adapters.lora:
         model = add_lora(model, fit.adapters, "SEQ_CLS", seed)
     if not artifact.begun:
