@@ -43,6 +43,8 @@ from cai_cli.rows.jsonl import read_records, strict_json, write_atomically
 from cai_cli.rows.records import Sample
 from cai_cli.rows.storage import is_input, read_input
 
+# Of Nvidia, of AMD, and under Windows
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 SAMPLE = "--max-new-tokens 64 --batch-size 256"
 TRAIN = "--per-device-train-batch-size 32 --max-length 256"
 
@@ -220,11 +222,9 @@ def run_command(step: str, options: Options, **names: str) -> float:
 
 def start_method() -> Any:
     """How a stage's process begins: forked from one that has all imported, in a tenth of a second; where there is a
-    GPU anew, since some library opens it as it is imported, and then a forked process could not use it.
+    GPU anew, since bitsandbytes opens it as it is imported, and a forked process could not use it then.
     """
-    import torch
-
-    if torch.cuda.is_available():
+    if any(Path(driver).exists() for driver in GPU_DRIVERS):  # torch itself would take seconds to tell
         return multiprocessing.get_context("spawn")
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["cai_cli.training.preload"])

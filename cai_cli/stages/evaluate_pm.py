@@ -163,6 +163,7 @@ def check_rejects(options: Options, pairs: list[Any], rejected: list[Rejected]) 
 
 def judge_all(options: Options, pairs: list[TokenPair]) -> tuple[list[Judged], list[float]]:
     """What the model says of each pair, and the scores of all texts."""
+    from cai_cli.training.parallel import Passes
     from cai_cli.training.preference.losses import score_pairs
 
     pm = open_preference_model(options.pm, options.hardware.device, options.hardware.dtype)
@@ -172,7 +173,7 @@ def judge_all(options: Options, pairs: list[TokenPair]) -> tuple[list[Judged], l
     with progress("evaluate pm", len(pairs), unit="pairs") as advance:
         for start in range(0, len(pairs), size):
             chunk = pairs[start : start + size]
-            some, their = score_pairs(pm.model, chunk, pm.pad, options.batch_size)
+            some, their = score_pairs(Passes(pm.model), chunk, pm.pad, options.batch_size)
             judged += some
             scores += their
             advance(len(chunk), "")

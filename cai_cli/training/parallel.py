@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 
 from cai_cli.compute.shortcuts import ANY_LENGTH, right_padding, shortcuts_of
 from cai_cli.errors import UserError
@@ -229,7 +229,7 @@ def check_plugin(plugin: Any) -> None:
         raise UserError(
             "the launch file asks for FSDP's activation checkpointing", "use --gradient-checkpointing"
         )
-    if plugin.cpu_offload:
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise UserError(
             "the launch file asks FSDP to hold weights on the CPU", "leave it out: use more processes"
         )

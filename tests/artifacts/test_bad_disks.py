@@ -154,7 +154,8 @@ def test_the_last_checkpoint_stays_and_no_half_of_another(cai, world, tmp_path, 
     assert [path.name for path in (out / "checkpoints").glob("*-*")] == []
     kept = start_and_kill(words, out)
     no_room(limited(blocks, *words, "--out", out))
-    assert [path.name for path in (out / "checkpoints").glob("*-*")] == [kept]
+    there = [path.name for path in (out / "checkpoints").glob("*-*") if not path.name.startswith("tokens")]
+    assert there == [kept]
     assert not (out / "cai.json").exists() and json.loads((out / "cai.partial.json").read_text())
     assert cai(*words, "--out", out).returncode == 0
     same_files(out, whole)

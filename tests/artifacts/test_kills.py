@@ -254,7 +254,6 @@ def export_rows(inputs: Path, out: Path, **changes) -> None:
     export.run(
         build(
             export.Options,
-            format="paper-chains",
             file=inputs / "revisions.jsonl",
             out=out / "x.jsonl",
             **changes,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from catching import catch
+from conftest import run_cai
 from launchers import ACCELERATE, NO_GPU, ON_A_CPU, TORCHRUN, kill_all
 from ppo_setup import make_pair, write_prompts
 from safetensors.torch import load_file
@@ -22,8 +24,6 @@ FLAGS = (
     "--rollout-batch-size 10 --num-mini-batches 2 --num-ppo-epochs 2 --max-new-tokens 8 --learning-rate 1e-3 --device cpu "
     "--whiten-rewards --sample-steps 2 --per-device-train-batch-size 2"
 )
-ALONE = ["-m", "cai_cli"]
-WAYS = {"copies": TORCHRUN, "parts": ACCELERATE}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,14 @@ def folder(tmp_path_factory) -> Path:
     write_prompts(folder / "prompts.jsonl")
     write_prompts(folder / "held.jsonl", 5)
     (folder / "fsdp.py").write_text(ON_A_CPU)
-    finish(folder, "one", ALONE)
+    alone(folder, "one")
     return folder
+
+
+def alone(folder: Path, out: str, *more: str) -> str:
+    done = run_cai(*FLAGS.split(), *more, "--out", out, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def start(folder: Path, out: str, launcher: list[str], *more: str) -> subprocess.Popen[str]:
@@ -68,35 +74,35 @@ def assert_the_same(folder: Path, out: str) -> None:
     assert max((one[name] - start[name]).abs().max() for name in one) > 1e-3
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_processes_do_what_one_does(folder: Path, way: str) -> None:
-    """Killed after a checkpoint, the same command ends in the bytes of the uninterrupted run."""
-    said = finish(folder, way, WAYS[way])
+def test_two_processes_with_copies_do_what_one_does(folder: Path) -> None:
+    said = finish(folder, "copies", TORCHRUN)
     assert said.count("steps is saved") == 1  # the first process talks
-    assert_the_same(folder, way)
-    cut = f"cut-{way}"
-    sealed = lambda: list((folder / cut).glob("checkpoints/step-*/complete"))  # noqa: E731
-    catch(lambda: start(folder, cut, WAYS[way]), folder / cut, sealed, send=kill_all)
-    assert len(list((folder / cut).glob("checkpoints/step-00000002/part-*.pt"))) == (
-        2 if way == "parts" else 0
-    )
-    assert "continuing from step" in finish(folder, cut, WAYS[way])
+    assert_the_same(folder, "copies")
+
+
+def test_two_processes_with_parts_do_what_one_does(folder: Path) -> None:
+    """Killed after a checkpoint, the same command ends in the bytes of the uninterrupted run, and one process goes on
+    with what two began.
+    """
+    finish(folder, "parts", ACCELERATE)
+    assert_the_same(folder, "parts")
+    sealed = lambda: list((folder / "cut").glob("checkpoints/step-*/complete"))  # noqa: E731
+    catch(lambda: start(folder, "cut", ACCELERATE), folder / "cut", sealed, send=kill_all)
+    assert len(list((folder / "cut").glob("checkpoints/step-00000002/part-*.pt"))) == 2
+    shutil.copytree(folder / "cut", folder / "begun")
+    assert "continuing from step" in finish(folder, "cut", ACCELERATE)
     for name in ("model.safetensors", "metrics.jsonl"):
-        assert (folder / cut / name).read_bytes() == (folder / way / name).read_bytes(), name
+        assert (folder / "cut" / name).read_bytes() == (folder / "parts" / name).read_bytes(), name
 
-
-def test_what_two_processes_began_in_parts_one_goes_on_with(folder: Path) -> None:
-    sealed = lambda: list((folder / "begun").glob("checkpoints/step-*/complete"))  # noqa: E731
-    catch(lambda: start(folder, "begun", ACCELERATE), folder / "begun", sealed, send=kill_all)
-    assert "continuing from step" in finish(folder, "begun", ALONE)
+    assert "continuing from step" in alone(folder, "begun")
     assert_the_same(folder, "begun")
 
 
 def test_adapters_on_one_backbone_learn_in_parts(folder: Path) -> None:
     """And of the policies measured the best one is put back from its file and saved."""
     adapters = ("--lora", "--lora-r", "4", "--load-best-model-at-end")
-    for name, launcher in (("lora-one", ALONE), ("lora-parts", ACCELERATE)):
-        finish(folder, name, launcher, *adapters)
+    alone(folder, "lora-one", *adapters)
+    finish(folder, "lora-parts", ACCELERATE, *adapters)
     one, two = (load_file(folder / name / "model.safetensors") for name in ("lora-one", "lora-parts"))
     for name, weight in one.items():
         assert torch.allclose(two[name], weight, atol=5e-5), name

@@ -244,7 +244,7 @@ def test_no_more_policies_pile_up_than_there_is_room_for(folder, tmp_path, monke
         "steps": 10,
     }
     ppo.run(make(folder, tmp_path / "out", **flags))
-    assert len(counts) == 11 and max(count["best"] - count["step"] for count in counts) == 2
+    assert len(counts) == 13 and max(count["best"] - count["step"] for count in counts) == 2
     assert facts(tmp_path / "out")["best_step"] == 10
 
 
