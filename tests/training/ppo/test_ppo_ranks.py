@@ -15,7 +15,7 @@ import pytest
 import torch
 from catching import catch
 from conftest import run_cai
-from launchers import ACCELERATE, NO_GPU, ON_A_CPU, TORCHRUN, kill_all
+from launchers import ACCELERATE, DDP, NO_GPU, ON_A_CPU, kill_all
 from ppo_setup import make_pair, write_prompts
 from safetensors.torch import load_file
 
@@ -75,7 +75,7 @@ def assert_the_same(folder: Path, out: str) -> None:
 
 
 def test_two_processes_with_copies_do_what_one_does(folder: Path) -> None:
-    said = finish(folder, "copies", TORCHRUN)
+    said = finish(folder, "copies", DDP)
     assert said.count("steps is saved") == 1  # the first process talks
     assert_the_same(folder, "copies")
 
