@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cai_cli.console.messages import warn
-from cai_cli.errors import RunError, UserError, first_line
+from cai_cli.errors import UserError, first_line
 from cai_cli.models.finite import check_weights
 from cai_cli.models.merging import is_peft
 from cai_cli.models.saved_configs import as_settled
@@ -152,23 +152,6 @@ def kind_of(name: str) -> str:
 def trainable_state(model: Any) -> dict[str, torch.Tensor]:
     """Name -> tensor of every weight that learns: what a checkpoint has to keep."""
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def load_trainable_state(model: Any, state: dict[str, torch.Tensor]) -> None:
-    """Put back what `trainable_state` gave. Raises RunError where the model does not have the same weights to
-    train.
-    """
-    import torch
-
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    if weights.keys() != state.keys():
-        odd = sorted(weights.keys() ^ state.keys())[0]
-        raise RunError(
-            f"the checkpoint is of another model: {odd}", "move the output directory away and start afresh"
-        )
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.copy_(state[name])
 
 
 def save_trained(

@@ -66,9 +66,7 @@ def save_checkpoint(
 
 def save_weights(target: Path, state: dict[str, Any], also: Callable[[Path], None] | None = None) -> None:
     """Write one state into the directory `target`, sealed last. What fails on the way leaves no half of it."""
-    drop([target])
-    target.parent.mkdir(exist_ok=True)  # its own parent is there, or was removed under the run
-    target.mkdir()
+    begin(target)
     try:
         write_state(target / STATE, state)
         if also is not None:
@@ -84,17 +82,12 @@ def save_in_parts(target: Path, state: dict[str, Any], part_file: str, part: dic
     the seal once all are there. What fails on one of them leaves no half of it, and ends them all.
     """
 
-    def begin() -> None:
-        drop([target])
-        target.parent.mkdir(exist_ok=True)
-        target.mkdir()
-
     def write() -> None:
         write_state(target / part_file, part)
         if is_main():
             write_state(target / STATE, state)
 
-    main_first(begin)
+    main_first(lambda: begin(target))
     try:
         everywhere(write)
     except BaseException:
@@ -102,6 +95,13 @@ def save_in_parts(target: Path, state: dict[str, Any], part_file: str, part: dic
             drop([target])
         raise
     main_first(lambda: seal(target))
+
+
+def begin(target: Path) -> None:
+    """Make the directory anew."""
+    drop([target])
+    target.parent.mkdir(exist_ok=True)  # its own parent is there, or was removed under the run
+    target.mkdir()
 
 
 def drop_old(folder: Path) -> None:

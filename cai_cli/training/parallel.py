@@ -215,12 +215,9 @@ def launched(cpu: bool) -> Any:
 
 
 def has_idle_weights(model: Any) -> bool:
-    """Whether there may be weights that learn and that a text does not reach: other senses' towers, and adapters on
-    layers that are never called.
-    """
+    """Whether there may be weights that learn and that a text does not reach: other senses' towers."""
     config = transformer(model).config
-    senses = any(getattr(config, name, None) is not None for name in ("vision_config", "audio_config"))
-    return senses or bool(getattr(model, "cai_unreached", None))
+    return any(getattr(config, name, None) is not None for name in ("vision_config", "audio_config"))
 
 
 def check_plugin(plugin: Any) -> None:

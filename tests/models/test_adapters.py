@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from cai_cli.console.options import AdapterOptions
 from cai_cli.errors import RunError, UserError
-from cai_cli.models.adapters import add_lora, load_trainable_state, save_trained, trainable_state
+from cai_cli.models.adapters import add_lora, save_trained, trainable_state
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.score import score_head
 from cai_cli.models.tokenizers import load_tokenizer
+from cai_cli.training.parts import put_weights
 
 
 def options(**settings) -> AdapterOptions:
@@ -49,10 +50,10 @@ def test_a_checkpoint_puts_the_adapter_back(llama: Path) -> None:
     nudge(trained)
     fresh = add_lora(load_lm(str(llama)), options(), "CAUSAL_LM", seed=0)
     assert not torch.allclose(outputs(trained), outputs(fresh))
-    load_trainable_state(fresh, trainable_state(trained))
+    put_weights(fresh, [trainable_state(trained)])
     assert torch.equal(outputs(trained), outputs(fresh))
     with pytest.raises(RunError, match="of another model"):
-        load_trainable_state(load_lm(str(llama)), trainable_state(trained))
+        put_weights(load_lm(str(llama)), [trainable_state(trained)])
 
 
 @pytest.mark.parametrize("quantize", [None, "4bit", "8bit"])

@@ -74,22 +74,19 @@ class Critic:
 
     def save(self, folder: Path) -> None:
         """All that training changed; large, so that the process which holds it writes it."""
-        write_state(folder / STATE, {"kept": self.learner.kept(), "schedule": self.schedule()})
+        write_state(folder / STATE, self.kept())
 
     def kept(self) -> Kept:
-        """For a part of a checkpoint."""
+        """What training changed, but for the `schedule`: whole, or this process's part of it."""
         return self.learner.kept()
 
     def schedule(self) -> dict[str, Any]:
         return self.learner.schedule.state_dict()
 
     def load(self, folder: Path, kept: dict[str, Any]) -> None:
-        """`kept`: in how many `parts` a checkpoint has it, and then its `schedule`; for none see `save`."""
-        if kept["parts"]:
-            self.learner.load(read_parts(folder, VALUE, kept), kept["schedule"])
-        else:
-            state = read_state(folder / STATE)
-            self.learner.load([state["kept"]], state["schedule"])
+        """`kept`: its `schedule`, and in how many `parts` a checkpoint has the rest; for none see `save`."""
+        parts = read_parts(folder, VALUE, kept) if kept["parts"] else [read_state(folder / STATE)]
+        self.learner.load(parts, kept["schedule"])
 
     def peak_memory(self) -> float:
         return peak_memory(self.pair.learner.device)

@@ -15,12 +15,13 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from cai_cli.console.options import schedule_of
 from cai_cli.errors import RunError, UserError, first_line
-from cai_cli.models.adapters import add_lora, load_trainable_state, trainable_state
+from cai_cli.models.adapters import add_lora, trainable_state
 from cai_cli.models.devices import pick_device, training_dtype
 from cai_cli.models.finite import advice
 from cai_cli.models.load import load_lm
 from cai_cli.models.saved_configs import settle_configs
 from cai_cli.training.parallel import to_load
+from cai_cli.training.parts import put_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -124,7 +125,7 @@ def make_trainer(
         for weight in model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-        load_trainable_state(model, before)
+        put_weights(model, [before])
     check_loss(trainer.model, options.model)
     return trainer
 
