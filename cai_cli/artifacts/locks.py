@@ -90,23 +90,29 @@ def locked(out: Path, place: Path) -> BaseFileLock:
         # Whoever held it may have removed it between its being opened and locked here.
         if not os.path.samestat(os.fstat(descriptor), place.stat()):
             raise FileNotFoundError(errno.ENOENT, "was replaced", str(place))
+        with suppress(OSError):  # whoever may write in the folder may find out whether the holder is there
+            os.fchmod(descriptor, 0o666)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
 
+    waited = False
     for attempt in range(ATTEMPTS):
-        # Mode: anybody who may write in the folder may find out whether the holder is still there.
-        lock = FileLock(place, PATIENCE, 0o666, thread_local=False, fallback_to_soft=False, on_acquired=sign)
+        lock = FileLock(place, PATIENCE, thread_local=False, fallback_to_soft=False, on_acquired=sign)
         try:
+            if waited:  # Where it cannot be made `acquire` waits as for a holder; this says why.
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.touch()
             lock.acquire()
             break
-        except FileNotFoundError:
+        # A folder that goes while it is made "exists", too. What stands in the way for good is there to the end.
+        except (FileNotFoundError, FileExistsError):
             if attempt == ATTEMPTS - 1:
                 raise
         except Timeout:
-            if not place.exists():  # held by nobody: it cannot be made, which this says
-                place.touch()
-            hint = "wait for it or stop it, or choose another --out"
-            raise UserError(f"{out}: {holder_of(place)} is writing it", hint) from None
+            if place.exists():
+                hint = "wait for it or stop it, or choose another --out"
+                raise UserError(f"{out}: {holder_of(place)} is writing it", hint) from None
+            waited = True  # for nobody, or for one who gave it back just now
         except NotImplementedError:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
     return lock

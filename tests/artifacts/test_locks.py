@@ -28,7 +28,7 @@ from cai_cli.artifacts import locks
 from cai_cli.artifacts.locks import HELD, give_all_back, places_of, take
 from cai_cli.artifacts.manifest import begin_manifest, write_manifest
 from cai_cli.console.groups import build
-from cai_cli.errors import UserError
+from cai_cli.errors import RunError, UserError
 from cai_cli.rows.conversation import message
 from cai_cli.stages import sample
 
@@ -355,6 +355,53 @@ print(taken)
         assert run.returncode == 0, said
         assert int(printed) > 0
     assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_folder_that_goes_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    """Another process makes it first and removes it again, before it is looked at."""
+    folder, real, left = tmp_path / "new", os.mkdir, [FileExistsError, FileNotFoundError, FileExistsError]
+
+    def make(path, *settings, **more) -> None:
+        if Path(path) == folder and left:
+            raise left.pop()(path)
+        real(path, *settings, **more)
+
+    monkeypatch.setattr(os, "mkdir", make)
+    take(folder / "x.jsonl")
+    assert not left and HELD and (folder / ".x.manifest.lock").exists()
+    give_all_back()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["stays", "goes"])
+def test_a_lock_given_back_as_the_wait_ends_is_taken(folder, tmp_path, monkeypatch):
+    """Nobody is writing, then; and no lock file stays that nobody holds."""
+    import fcntl
+
+    place, real, left = tmp_path / "new/.x.manifest.lock", fcntl.flock, [1, 1]
+
+    def lock(descriptor: int, operation: int) -> None:
+        if left and left.pop():
+            place.unlink()
+            if folder == "goes":
+                place.parent.rmdir()
+            raise BlockingIOError(errno.EWOULDBLOCK, "held")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    monkeypatch.setattr(locks, "PATIENCE", 0)
+    take(tmp_path / "new/x.jsonl")
+    assert place.read_text().startswith(f"{os.getpid()} ") and place.stat().st_mode & 0o777 == 0o666
+    give_all_back()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nothing can be made")
+def test_where_no_file_can_be_made_it_is_said(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0)
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    with pytest.raises(RunError, match=r"/proc/\.x\.manifest\.lock: cannot be locked: No such file"):
+        take(Path("/proc/x.jsonl"))
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
