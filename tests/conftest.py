@@ -100,27 +100,6 @@ LONG = (
 )
 
 
-# What another test shows, once more on a relative; half a minute each. CAI_ALL_TESTS=1 runs them too.
-REPEATED = (
-    "test_interruption.py::test_the_demo_takes_its_stage_with_it[INT-True]",
-    "test_interruption.py::test_the_demo_takes_its_stage_with_it[TERM-False]",
-    "test_trainer_stops.py::test_a_trainer_told_to_stop_twice_ends_in_the_same_bytes[sft-lora]",
-    "test_trainer_stops.py::test_a_trainer_told_to_stop_twice_ends_in_the_same_bytes[sft-packed]",
-    "test_trainer_stops.py::test_a_trainer_told_to_stop_twice_ends_in_the_same_bytes[ppo-critic-beside]",
-    "test_trainer_resume.py::test_a_killed_trainer_ends_in_the_same_bytes[sft-lora]",
-    "one_checkpoint_and_end_in_the_same_bytes[sft-second-False]",
-    "one_checkpoint_and_end_in_the_same_bytes[train-pm-second-False]",
-    "test_ppo_critic.py::test_the_critic_ends_with_the_run[15]",
-    "test_bad_disks.py::test_the_last_checkpoint_stays_and_no_half_of_another[sft]",
-    "test_pairwise_ranks.py::test_two_processes_do_what_one_does_with_twice_the_batches[copies]",
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.environ.get("CAI_ALL_TESTS") != "1":
-        repeated = pytest.mark.skip(reason="repeats another test on a relative: CAI_ALL_TESTS=1 runs it")
-        for item in items:
-            if item.nodeid.endswith(REPEATED):
-                item.add_marker(repeated)
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))

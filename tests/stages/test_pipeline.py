@@ -4,11 +4,12 @@ learned.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 PROJECT = Path(__file__).parents[2]
@@ -31,15 +32,18 @@ pytestmark = pytest.mark.skipif(
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """`make pipeline` of the project with the small settings, without its set-up."""
-    variables = [f"ARGS={folder}/small.mk", f"RUN={folder}/run", f"CAI={sys.executable} -m cai_cli"]
+    cai, descriptor = forks.command_line()
+    variables = [f"ARGS={folder}/small.mk", f"RUN={folder}/run", f"CAI={shlex.join(cai)}"]
     command = ["make", "-C", str(PROJECT), "-o", ".venv/.installed", "pipeline", *variables, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=600, check=False, pass_fds=[descriptor]
+    )
 
 
 def stages_run(result: subprocess.CompletedProcess[str]) -> list[str]:
     """The stages whose commands make started, in order."""
-    lines = [line for line in result.stdout.splitlines() if "-m cai_cli " in line]
-    return [line.split("-m cai_cli ")[1].split()[0] for line in lines]
+    cai = f"{shlex.join(forks.command_line()[0])} "
+    return [line.split(cai)[1].split()[0] for line in result.stdout.splitlines() if cai in line]
 
 
 def test_reruns_only_what_is_stale(tmp_path: Path) -> None:

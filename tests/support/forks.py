@@ -5,7 +5,7 @@ test sets environment variables, which libraries read as they are imported, `sta
 so it does for all with CAI_TEST_FORKS=0.
 
 The server is this file, run with a socket as stdin: on it come requests, each with a line of its own to
-answer on.
+answer on. With the socket's number and words it is `cai WORDS` for a Makefile (`command_line`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import traceback
 from pathlib import Path
 
 # Variables that commands may differ in: they are read when they are needed.
-LEFT = ("PYTEST_CURRENT_TEST", "CAI_SHORTCUTS")
+LEFT = ("PYTEST_CURRENT_TEST", "CAI_SHORTCUTS", "CAI_NEXT_STEPS", "SLURM_STEP_NUM_TASKS")
 PYTHON = (sys.executable, "-m", "cai_cli")
 
 
@@ -52,6 +52,12 @@ def start(words: list[str], cwd: Path | None = None) -> Command:
     return Forked(words, cwd)
 
 
+def command_line() -> tuple[list[str], int]:
+    """What a script or a Makefile writes in place of `cai` to have it forked, too, and the descriptor to pass it."""
+    descriptor = server()[0].fileno()
+    return [sys.executable, __file__, str(descriptor)], descriptor
+
+
 class Forked:
     """What a test asks of a subprocess.Popen with pipes and text."""
 
@@ -59,17 +65,7 @@ class Forked:
         self.args = [*PYTHON, *words]
         self.returncode: int | None = None
         self.streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - read when the command has ended
-        self.line, theirs = socket.socketpair()
-        request = (
-            json.dumps(
-                [words, str(cwd or Path.cwd()), {name: os.environ.get(name) for name in LEFT}]
-            ).encode()
-            + b"\n"
-        )
-        socket.send_fds(
-            server()[0], [request], [theirs.fileno(), *(stream.fileno() for stream in self.streams)]
-        )
-        theirs.close()
+        self.line = ask(server()[0], words, cwd, [stream.fileno() for stream in self.streams])
         self.said = self.line.makefile()
         self.pid = int(self.said.readline())
 
@@ -104,6 +100,16 @@ class Forked:
 Command = subprocess.Popen[str] | Forked
 
 
+def ask(server: socket.socket, words: list[str], cwd: Path | None, streams: list[int]) -> socket.socket:
+    """Have it forked, with these as stdout and stderr; returns where its pid and then its exit code are told."""
+    ours, theirs = socket.socketpair()
+    left = {name: os.environ.get(name) for name in LEFT}
+    request = json.dumps([words, str(cwd or Path.cwd()), left]).encode() + b"\n"
+    socket.send_fds(server, [request], [theirs.fileno(), *streams])
+    theirs.close()
+    return ours
+
+
 def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in LEFT}
 
@@ -121,6 +127,12 @@ def server() -> tuple[socket.socket, dict[str, str]]:
 
     atexit.register(end)
     return ours, environment()
+
+
+def relay(descriptor: int, words: list[str]) -> int:
+    """Be `cai WORDS`, forked by the server behind the descriptor; returns the exit code."""
+    _, code = ask(socket.socket(fileno=descriptor), words, None, [1, 2]).makefile()
+    return int(code)
 
 
 def serve() -> None:
@@ -188,4 +200,4 @@ def command(words: list[str], cwd: str, left: dict[str, str | None]) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    sys.exit(relay(int(sys.argv[1]), sys.argv[2:]) if len(sys.argv) > 1 else serve())
