@@ -62,7 +62,14 @@ def show_columns(screen: Console, texts: Sequence[Shown]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.MINIMAL, expand=True, pad_edge=False, border_style=ASIDE, header_style=NAME)
+    table = Table(
+        box=box.MINIMAL,
+        show_edge=False,
+        expand=True,
+        pad_edge=False,
+        border_style=ASIDE,
+        header_style=NAME,
+    )
     for shown in texts:
         table.add_column(piece(shown.name), ratio=1, overflow="fold")
     table.add_row(*map(body, texts))

@@ -220,9 +220,9 @@ class Talk:
                     shown.append(self.reply_of(speaker))
             except KeyboardInterrupt:
                 pass
-        if silent := [speaker.name for speaker in speakers[len(shown) :]]:
-            kept = "what the others wrote stays" if shown else "nothing of it is kept"
-            say(f"stopped: {', '.join(silent)} did not get to an end; {kept}")
+        shown += [
+            Shown(speaker.name, fault="stopped, and nothing kept") for speaker in speakers[len(shown) :]
+        ]
         if not self.dialogue.turns[-1].replies:
             self.dialogue.drop()
         return shown
@@ -248,8 +248,7 @@ class Talk:
 
     def show(self, shown: list[Shown], terminal: bool) -> None:
         if terminal:
-            if shown:
-                show_side_by_side(shown)
+            show_side_by_side(shown)
             return
         self.write(shown)
         for one in shown:
@@ -308,12 +307,12 @@ class Talk:
 
     def set_system(self, text: str) -> None:
         """Raises UserError where a model cannot read the text."""
-        places = [has_system_role(speaker, text) for speaker in self.dialogue.speakers] if text else []
+        speakers = self.dialogue.speakers if text else []
+        without = [speaker.name for speaker in speakers if not has_system_role(speaker, text)]
         self.dialogue.system = text
-        for speaker, own in zip(self.dialogue.speakers, places, strict=False):
-            if not own:
-                say(f"{speaker.name} knows no system role: the text goes in front of what is said first")
-        if not text:
+        if without:
+            say(f"no system role in {', '.join(without)}: the text goes in front of what is said first")
+        elif not text:
             say("no system text")
 
     def save(self, name: str) -> None:

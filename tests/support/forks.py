@@ -11,6 +11,7 @@ answer on.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import traceback
 from pathlib import Path
 
@@ -51,12 +53,18 @@ def start(words: list[str], cwd: Path | None = None) -> Command:
 
 
 class Forked:
-    """What a test asks of a subprocess.Popen with pipes and text."""
+    """What a test asks of a subprocess.Popen with pipes and text. `stdin`: what it reads, or else nothing; a terminal
+    is the one that it has, for what it writes too.
+    """
 
-    def __init__(self, words: list[str], cwd: Path | None) -> None:
+    def __init__(self, words: list[str], cwd: Path | None, stdin: int | None = None) -> None:
         self.args = [*PYTHON, *words]
         self.returncode: int | None = None
         self.streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - read when the command has ended
+        written = (
+            [stdin, stdin] if stdin is not None and os.isatty(stdin) else [s.fileno() for s in self.streams]
+        )
+        read = [] if stdin is None else [stdin]
         self.line, theirs = socket.socketpair()
         request = (
             json.dumps(
@@ -64,9 +72,7 @@ class Forked:
             ).encode()
             + b"\n"
         )
-        socket.send_fds(
-            server()[0], [request], [theirs.fileno(), *(stream.fileno() for stream in self.streams)]
-        )
+        socket.send_fds(server()[0], [request], [theirs.fileno(), *written, *read])
         theirs.close()
         self.said = self.line.makefile()
         self.pid = int(self.said.readline())
@@ -127,7 +133,7 @@ def serve() -> None:
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
     while True:
-        request, given, *_ = socket.recv_fds(requests, 1 << 20, 3)
+        request, given, *_ = socket.recv_fds(requests, 1 << 20, 4)
         if not request:
             return
         while not request.endswith(b"\n"):
@@ -135,18 +141,25 @@ def serve() -> None:
         if not os.fork():
             requests.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            watch(*given, *json.loads(request))
+            watch(*json.loads(request), *given)
         for descriptor in given:
             os.close(descriptor)
 
 
-def watch(line: int, out: int, err: int, words: list[str], cwd: str, left: dict[str, str | None]) -> None:
+def watch(
+    words: list[str], cwd: str, left: dict[str, str | None], line: int, out: int, err: int, *read: int
+) -> None:
     """Fork the command, and tell its pid and how it ended."""
     pid = os.fork()
     if not pid:
         os.close(line)
         os.dup2(out, 1)
         os.dup2(err, 2)
+        if read:
+            os.dup2(*read, 0)
+        if os.isatty(0):  # then Ctrl-C typed there is a signal here
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         command(words, cwd, left)
     os.write(line, b"%d\n" % pid)
     os.write(line, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
