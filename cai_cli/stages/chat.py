@@ -10,10 +10,10 @@ replies alone; exit 1 says that one is missing. A reply comes when it is written
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +31,7 @@ from cai_cli.console.options import (
     flag,
 )
 from cai_cli.console.side_by_side import Shown, short_names, show_side_by_side, waiting
+from cai_cli.console.slash_commands import command_of, help_lines, text_of
 from cai_cli.engines.base import LENGTH, EngineSettings
 from cai_cli.engines.dialogue import Dialogue, Reply, Speaker, has_system_role
 from cai_cli.engines.open import check_engine, open_engine
@@ -40,6 +41,7 @@ from cai_cli.models.templates import template_kwargs
 from cai_cli.processes.interruption import ctrl_c_comes_back
 from cai_cli.processes.ranks import world_size
 from cai_cli.prompting.hygiene import EMPTY, LEAKED_ROLE, OVERLONG_PROMPT
+from cai_cli.rows.json_text import is_unicode
 from cai_cli.rows.jsonl import write_rows
 from cai_cli.rows.storage import storage_error
 
@@ -132,6 +134,8 @@ def check(options: Options) -> None:
         text = getattr(options, name)
         if text is not None and not text.strip():
             raise UserError(f"--{name}: is empty", "leave it out, or say something")
+        if text is not None and not is_unicode(text):
+            raise UserError(f"--{name}: not UTF-8 text", "text is read as UTF-8: convert it with iconv")
 
 
 def settings_of(options: Options) -> EngineSettings:
@@ -199,12 +203,12 @@ class Talk:
 
     def take(self, line: str, terminal: bool) -> bool:
         """Do what a line asks for; returns whether to go on."""
-        text = line.strip()
-        if text.startswith("/") and not text.startswith("//"):
-            word, _, rest = text.partition(" ")
-            return self.command(word, rest.strip(), terminal)
+        line = line.strip()
+        text = text_of(line)
+        if text is None:
+            return self.command(*command_of(line, COMMANDS), terminal)
         if text:
-            self.dialogue.say(text.removeprefix("/") if text.startswith("//") else text)
+            self.dialogue.say(text)
             self.show(self.answer(), terminal)
         return True
 
@@ -212,14 +216,11 @@ class Talk:
         """A reply of each model to the last turn, or why there is none. A turn without any is taken back."""
         shown: list[Shown] = []
         speakers = self.dialogue.speakers
-        with waiting() as doing:
-            try:
-                for number, speaker in enumerate(speakers):
-                    written = f" ({number} of {len(speakers)} have)" if number else ""
-                    doing(f"{speaker.name} writes{written}, Ctrl-C stops it")
-                    shown.append(self.reply_of(speaker))
-            except KeyboardInterrupt:
-                pass
+        with suppress(KeyboardInterrupt), waiting() as doing:
+            for number, speaker in enumerate(speakers):
+                written = f" ({number} of {len(speakers)} have)" if number else ""
+                doing(f"{speaker.name} writes{written}, Ctrl-C stops it")
+                shown.append(self.reply_of(speaker))
         shown += [
             Shown(speaker.name, fault="stopped, and nothing kept") for speaker in speakers[len(shown) :]
         ]
@@ -238,6 +239,8 @@ class Talk:
         sampled = reply.sampled
         if sampled.reason is not None:
             told = REASONS.get(sampled.reason, sampled.told or sampled.reason)
+            if sampled.finish_reason == LENGTH and sampled.thinking:
+                told = f"it was still thinking after {reply.limit} tokens — raise --max-new-tokens"
             return Shown(speaker.name, before=sampled.thinking, fault=f"no reply: {told}")
         note = ""
         if sampled.finish_reason == LENGTH:
@@ -267,17 +270,10 @@ class Talk:
 
     def command(self, word: str, rest: str, terminal: bool) -> bool:
         """Do what a command asks for; returns whether to go on."""
-        if word not in COMMANDS:
-            near = get_close_matches(word, COMMANDS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"no command {word}", f"{hint}/help lists them; /{word} says it to the models")
-        takes, _ = COMMANDS[word]
-        if rest and not takes:
-            raise UserError(f"{word} takes nothing behind it", f"/{word} {rest} says it to the models")
         if word == "/quit":
             return False
         if word == "/help":
-            for line in help_lines():
+            for line in help_lines(COMMANDS):
                 say(line)
         elif word == "/save":
             self.save(rest)
@@ -288,11 +284,8 @@ class Talk:
             say("a new conversation")
         elif word == "/undo":
             turn = self.dialogue.drop()
-            say(
-                f"taken back: {shortened(visible(turn.said), 60)}"
-                if turn
-                else "there is no turn to take back"
-            )
+            said = shortened(visible(turn.said), 60) if turn else ""
+            say(f"taken back: {said}" if turn else "there is no turn to take back")
         else:
             self.again(terminal)
         return True
@@ -317,7 +310,7 @@ class Talk:
 
     def save(self, name: str) -> None:
         """Write samples, and a manifest beside them. Raises UserError for a name that will not do."""
-        out = Path(name).expanduser()
+        out = Path(os.path.expanduser(name))  # noqa: PTH111 - ~nobody is a name as well
         if out.suffix != ".jsonl":
             raise UserError(f"/save {name}".rstrip() + ": samples are written as .jsonl", "/save talk.jsonl")
         rows = list(self.dialogue.rows())
@@ -340,11 +333,3 @@ class Talk:
             raise told from None
         self.saved.add(out.resolve())
         say(f"{out}: {len(rows)} rows")
-
-
-def help_lines() -> Iterator[str]:
-    width = max(len(f"{word} {takes}") for word, (takes, _) in COMMANDS.items())
-    for word, (takes, told) in COMMANDS.items():
-        yield f"  {f'{word} {takes}':{width}}  {told}"
-    yield f"  {'//TEXT':{width}}  say /TEXT to the models"
-    yield "Ctrl-C stops models that write; twice at the prompt it leaves."
