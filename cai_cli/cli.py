@@ -39,6 +39,7 @@ from cai_cli.processes.interruption import Terminated, asked_to_stop
 from cai_cli.rows.storage import read_input, storage_error
 from cai_cli.rows.yaml_text import load_yaml
 from cai_cli.stages import (
+    chat,
     configs,
     constitution,
     constitution_test,
@@ -257,6 +258,7 @@ UsageMistake: type[Exception] = next(
 
 STAGES = "Stages"
 FILES = "Files"
+EVALUATION = "Evaluation"
 
 add_command(app, "demo", demo.Options, demo.run, "Start here")
 add_command(app, "env", env.Options, env.run, "Start here")
@@ -275,6 +277,7 @@ add_command(app, "score", score.Options, score.run, FILES)
 add_command(app, "serve", serve.Options, serve.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
 add_command(app, "push", push.Options, push.run, FILES)
+add_command(app, "chat", chat.Options, chat.run, EVALUATION)
 add_command(export_app, "paper-chains", export.Options, export.run)
 add_command(export_app, "openrlhf", export_ppo.Options, export_ppo.openrlhf)
 add_command(export_app, "verl", export_ppo.Options, export_ppo.verl)
@@ -285,7 +288,7 @@ add_command(constitution_app, "test", constitution_test.Options, constitution_te
 add_command(evaluate_app, "hhh", evaluate_hhh.Options, evaluate_hhh.run)
 add_command(evaluate_app, "labels", evaluate_labels.Options, evaluate_labels.run)
 add_command(configs_app, "copy", configs.Options, configs.copy)
-app.add_typer(evaluate_app, name="evaluate", rich_help_panel="Evaluation")
+app.add_typer(evaluate_app, name="evaluate", rich_help_panel=EVALUATION)
 app.add_typer(export_app, name="export", rich_help_panel=FILES)
 app.add_typer(constitution_app, name="constitution", rich_help_panel=FILES)
 app.add_typer(configs_app, name="configs", rich_help_panel=FILES)

@@ -87,3 +87,6 @@ def test_demo_inputs_and_dry_run(installed: Path, tmp_path: Path) -> None:
     shown = run(installed, tmp_path, *words)
     assert shown.returncode == 0, shown.stderr
     assert "\n\nCritiqueRequest: " in shown.stdout
+    said = run(installed, tmp_path, "chat", "--model", model, "--prompt", "Tell me how to sell our own boat.")
+    assert said.returncode == 0 and said.stderr == "", said.stderr
+    assert len(said.stdout.splitlines()) == 1 and said.stdout[0].isupper(), said.stdout

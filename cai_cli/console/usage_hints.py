@@ -49,6 +49,7 @@ FLAGS = {
     "--feedback-model": "judge judge-model labeler labeller annotator teacher critic-model feedback reward-model",
     "--tokenizer-from": "tokenizer tokenizer-name tokenizer-path",
     "--prompts": "data dataset dataset-name train-file input inputs input-file file prompt prompt-file train-data i questions",
+    "--prompt": "prompts text question message ask query input p i",
     "--data": "dataset dataset-name train-file input inputs input-file file train-data training-data i samples revisions prompts",
     "--comparisons": "data dataset dataset-name train-file input inputs input-file file train-data preferences pairs i",
     "--max-pairs": "limit max-samples max-examples max-rows",
@@ -102,7 +103,7 @@ WITHOUT = {
 # Our command -> what other tools, or people, call it.
 COMMANDS = {
     "`cai revise`": "critique revision revisions critique-revise critique-revision rewrite sl self-critique",
-    "`cai sample`": "generate gen infer inference chat reply complete completions rollout predict responses",
+    "`cai sample`": "generate gen infer inference reply complete completions rollout predict responses",
     "`cai sft`": "finetune fine-tune train-sft sl-cai supervised slcai instruct tune train-sl",
     "`cai label`": "feedback judge compare annotate ai-feedback labels preferences rlaif-label rank",
     "`cai pmp`": "pretrain pretrain-pm pm-pretrain preference-pretraining",
@@ -114,6 +115,7 @@ COMMANDS = {
     "`cai merge`": "join concat concatenate combine gather",
     "`cai inspect`": "show view head print cat look browse",
     "`cai lineage`": "provenance history trace graph",
+    "`cai chat`": "talk ask converse repl console interactive try-out",
     "`cai push`": "upload publish hub push-to-hub share",
     "`cai evaluate`": "eval test benchmark measure metrics evaluation evals",
     "`cai evaluate hhh`": "hhh",

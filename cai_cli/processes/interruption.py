@@ -91,6 +91,20 @@ def after_the_step() -> Iterator[None]:
         raise Terminated
 
 
+@contextmanager
+def ctrl_c_comes_back() -> Iterator[None]:
+    """Within, Ctrl-C is a KeyboardInterrupt, as often as it comes, and nothing that ends the command: for one that
+    asks its user what comes next.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def asked_to_stop() -> bool:
     """Whether a signal has come to this process."""
     return bool(Signalled.came)

@@ -11,6 +11,7 @@ answer on. With the socket's number and words it is `cai WORDS` for a Makefile (
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import gc
 import importlib
@@ -22,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import traceback
 from pathlib import Path
 
@@ -59,13 +61,18 @@ def command_line() -> tuple[list[str], int]:
 
 
 class Forked:
-    """What a test asks of a subprocess.Popen with pipes and text."""
+    """What a test asks of a subprocess.Popen with pipes and text. `stdin`: what it reads, or else nothing; a terminal
+    is the one that it has, for what it writes too.
+    """
 
-    def __init__(self, words: list[str], cwd: Path | None) -> None:
+    def __init__(self, words: list[str], cwd: Path | None, stdin: int | None = None) -> None:
         self.args = [*PYTHON, *words]
         self.returncode: int | None = None
         self.streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - read when the command has ended
-        self.line = ask(server()[0], words, cwd, [stream.fileno() for stream in self.streams])
+        written = (
+            [stdin, stdin] if stdin is not None and os.isatty(stdin) else [s.fileno() for s in self.streams]
+        )
+        self.line = ask(server()[0], words, cwd, [*written, *([] if stdin is None else [stdin])])
         self.said = self.line.makefile()
         self.pid = int(self.said.readline())
 
@@ -101,7 +108,7 @@ Command = subprocess.Popen[str] | Forked
 
 
 def ask(server: socket.socket, words: list[str], cwd: Path | None, streams: list[int]) -> socket.socket:
-    """Have it forked, with these as stdout and stderr; returns where its pid and then its exit code are told."""
+    """Have it forked, with these as stdout and stderr, and stdin where a third is given; returns where its pid and then its exit code are told."""
     ours, theirs = socket.socketpair()
     left = {name: os.environ.get(name) for name in LEFT}
     request = json.dumps([words, str(cwd or Path.cwd()), left]).encode() + b"\n"
@@ -145,7 +152,7 @@ def serve() -> None:
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
     while True:
-        request, given, *_ = socket.recv_fds(requests, 1 << 20, 3)
+        request, given, *_ = socket.recv_fds(requests, 1 << 20, 4)
         if not request:
             return
         while not request.endswith(b"\n"):
@@ -153,18 +160,25 @@ def serve() -> None:
         if not os.fork():
             requests.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            watch(*given, *json.loads(request))
+            watch(*json.loads(request), *given)
         for descriptor in given:
             os.close(descriptor)
 
 
-def watch(line: int, out: int, err: int, words: list[str], cwd: str, left: dict[str, str | None]) -> None:
+def watch(
+    words: list[str], cwd: str, left: dict[str, str | None], line: int, out: int, err: int, *read: int
+) -> None:
     """Fork the command, and tell its pid and how it ended."""
     pid = os.fork()
     if not pid:
         os.close(line)
         os.dup2(out, 1)
         os.dup2(err, 2)
+        if read:
+            os.dup2(*read, 0)
+        if os.isatty(0):  # then Ctrl-C typed there is a signal here
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         command(words, cwd, left)
     os.write(line, b"%d\n" % pid)
     os.write(line, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
