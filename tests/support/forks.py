@@ -108,7 +108,9 @@ Command = subprocess.Popen[str] | Forked
 
 
 def ask(server: socket.socket, words: list[str], cwd: Path | None, streams: list[int]) -> socket.socket:
-    """Have it forked, with these as stdout and stderr, and stdin where a third is given; returns where its pid and then its exit code are told."""
+    """Have it forked, with these as stdout, stderr and perhaps stdin; returns where its pid and then its exit code are
+    told.
+    """
     ours, theirs = socket.socketpair()
     left = {name: os.environ.get(name) for name in LEFT}
     request = json.dumps([words, str(cwd or Path.cwd()), left]).encode() + b"\n"
