@@ -237,6 +237,7 @@ def held(tmp_path) -> Iterator[Path]:
 )
 def test_another_spelling_is_the_same_artifact(held, spelling, monkeypatch):
     monkeypatch.chdir(held)
+    monkeypatch.setattr(locks, "PATIENCE", 0)
     for path in (Path(spelling), held / spelling):
         with pytest.raises(UserError, match="is writing it"):
             take(path)

@@ -4,16 +4,14 @@ the same bytes.
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import psutil
+import forks
+import launchers
 import pytest
 from catching import catch
-from launchers import ACCELERATE, ON_A_CPU, TORCHRUN
+from launchers import ACCELERATE, ON_A_CPU, TORCHRUN, ranks
 from trainer_runs import COMMANDS, make_world, metrics
 
 FLAGS = {
@@ -30,20 +28,9 @@ def world(tmp_path_factory) -> Path:
     return world
 
 
-def start(stage: str, out: str, world: Path, fsdp: bool) -> subprocess.Popen:
-    launcher = ACCELERATE if fsdp else TORCHRUN
-    command = [
-        sys.executable,
-        *launcher,
-        *COMMANDS[stage].split(),
-        *FLAGS[stage],
-        "--device",
-        "cpu",
-        "--out",
-        out,
-    ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(command, cwd=world, env=environment, stderr=subprocess.PIPE, text=True)
+def start(stage: str, out: str, world: Path, fsdp: bool) -> forks.Command:
+    words = [*COMMANDS[stage].split(), *FLAGS[stage], "--device", "cpu", "--out", out]
+    return launchers.start(ACCELERATE if fsdp else TORCHRUN, words, world)
 
 
 def finish(stage: str, out: str, world: Path, fsdp: bool) -> str:
@@ -64,18 +51,8 @@ def test_processes_told_to_stop_write_one_checkpoint_and_end_in_the_same_bytes(s
     if not whole.exists():
         finish(stage, whole.name, world, fsdp)
 
-    def send(launcher: subprocess.Popen) -> None:
-        workers = [
-            child
-            for child in psutil.Process(launcher.pid).children(recursive=True)
-            if "RANK" in child.environ()
-        ]
-        second = [
-            each
-            for each in workers
-            if each.environ()["RANK"] == "1" and "cai_cli" in " ".join(each.cmdline())
-        ]
-        (second[0] if to == "second" else launcher).send_signal(signal.SIGTERM)
+    def send(launcher: forks.Command) -> None:
+        (ranks(launcher)[1] if to == "second" else launcher).send_signal(signal.SIGTERM)
 
     logged = lambda: (cut / "metrics.jsonl").read_bytes().count(b"\n") >= 1  # noqa: E731
     _, said = catch(lambda: start(stage, cut.name, world, fsdp), cut, logged, send=send)

@@ -65,14 +65,21 @@ class Forked:
     is the one that it has, for what it writes too.
     """
 
-    def __init__(self, words: list[str], cwd: Path | None, stdin: int | None = None) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        cwd: Path | None,
+        stdin: int | None = None,
+        more: dict[str, str] | None = None,
+    ) -> None:
         self.args = [*PYTHON, *words]
         self.returncode: int | None = None
         self.streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - read when the command has ended
         written = (
             [stdin, stdin] if stdin is not None and os.isatty(stdin) else [s.fileno() for s in self.streams]
         )
-        self.line = ask(server()[0], words, cwd, [*written, *([] if stdin is None else [stdin])])
+        streams = [*written, *([] if stdin is None else [stdin])]
+        self.line = ask(server()[0], words, cwd, streams, more)
         self.said = self.line.makefile()
         self.pid = int(self.said.readline())
 
@@ -107,12 +114,18 @@ class Forked:
 Command = subprocess.Popen[str] | Forked
 
 
-def ask(server: socket.socket, words: list[str], cwd: Path | None, streams: list[int]) -> socket.socket:
+def ask(
+    server: socket.socket,
+    words: list[str],
+    cwd: Path | None,
+    streams: list[int],
+    more: dict[str, str] | None = None,
+) -> socket.socket:
     """Have it forked, with these as stdout, stderr and perhaps stdin; returns where its pid and then its exit code are
-    told.
+    told. `more` is added to its environment.
     """
     ours, theirs = socket.socketpair()
-    left = {name: os.environ.get(name) for name in LEFT}
+    left = {name: os.environ.get(name) for name in LEFT} | (more or {})
     request = json.dumps([words, str(cwd or Path.cwd()), left]).encode() + b"\n"
     socket.send_fds(server, [request], [theirs.fileno(), *streams])
     theirs.close()
@@ -144,11 +157,19 @@ def relay(descriptor: int, words: list[str]) -> int:
     return int(code)
 
 
+def gpu() -> bool:
+    """Whether a GPU is here, which a process forked after the imports could not use (`stages/demo.py`)."""
+    from cai_cli.stages.demo import GPU_DRIVERS
+
+    return any(Path(driver).exists() for driver in GPU_DRIVERS)
+
+
 def serve() -> None:
     requests = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     # By name: as statements they are unused to a linter, and were removed by one.
-    for module in ("cai_cli.training.preload", "cai_cli.cli"):
+    preload = ["cai_cli.cli", *([] if gpu() else ["cai_cli.training.preload"])]
+    for module in preload:
         importlib.import_module(module)
     gc.freeze()
 
@@ -188,7 +209,7 @@ def watch(
 
 
 def command(words: list[str], cwd: str, left: dict[str, str | None]) -> None:
-    """Be `python -m cai_cli WORDS`."""
+    """Be `python -m cai_cli WORDS`, or a launcher."""
     os.chdir(cwd)
     for name, value in left.items():
         os.environ.pop(name, None)
@@ -199,7 +220,12 @@ def command(words: list[str], cwd: str, left: dict[str, str | None]) -> None:
     sys.argv = [cai_cli.__main__.__file__, *words]
     code: object = 0
     try:
-        cai_cli.__main__.main()
+        if words[:1] == ["-m"]:
+            from launchers import launch
+
+            launch(words[1:])
+        else:
+            cai_cli.__main__.main()
     except SystemExit as end:
         code = end.code
     except BaseException:

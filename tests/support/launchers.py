@@ -1,10 +1,21 @@
-"""How several processes are started: by torchrun, and by accelerate with FSDP on a CPU."""
+"""How several processes are started: by torchrun, and by accelerate with FSDP on a CPU.
+
+`start` forks the launcher from a process that has torch imported (`forks.py`), and the launcher its workers: what they
+are told, watched by and ended by is its own. `start_anew` is for the tests that show that it is the same without.
+"""
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing.context
+import os
+import runpy
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
+import forks
 import psutil
 
 ON_A_CPU = """
@@ -33,15 +44,87 @@ ACCELERATE = [*LAUNCH, str(SHIPPED / "fsdp2.yaml"), "fsdp.py"]
 DDP = [*LAUNCH, str(SHIPPED / "ddp.yaml"), "-m", "cai_cli"]
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
-    """The launcher and the processes that it started, which have sessions of their own."""
+def start(launcher: list[str], words: list[str], folder: Path) -> forks.Command:
+    """Two processes of `cai WORDS`, under way in the folder."""
+    if forks.environment() != forks.server()[1]:
+        return start_anew(launcher, words, folder)
+    return forks.Forked([*launcher, *words], folder, more=NO_GPU)
+
+
+def start_anew(launcher: list[str], words: list[str], folder: Path) -> subprocess.Popen[str]:
+    """The same in processes that import all for themselves."""
+    environment = os.environ | NO_GPU | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    pipe = subprocess.PIPE
+    command = [sys.executable, *launcher, *words]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def launch(words: list[str]) -> None:
+    """Be `python -m WORDS`, torchrun or accelerate's launcher, in this process; its workers are forks of it."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    def fork(_: object, arguments: tuple[str, ...], environment: dict[str, str]) -> Worker:
+        worker = Worker(target=work, args=(arguments, environment))
+        worker.start()
+        os.setpgid(worker.pid, worker.pid)  # the launcher ends it as a group
+        return worker
+
+    subprocess_handler.SubprocessHandler._popen = fork
+    run_module(words)
+
+
+class Worker(multiprocessing.context.ForkProcess):
+    """What the launcher asks of a subprocess.Popen."""
+
+    def poll(self) -> int | None:
+        return self.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.join(timeout)
+        if self.exitcode is None:
+            raise subprocess.TimeoutExpired(self.name, timeout or 0)
+        return self.exitcode
+
+
+def work(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    """Be `python -u -m MODULE ...` or `python -u FILE ...`."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # which the launcher listens to
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    words = [word for word in arguments[1:] if word not in ("-u", "-m")]
+    try:
+        if "-m" in arguments:
+            run_module(words)
+        else:
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
+
+
+def run_module(words: list[str]) -> None:
+    """`python -m WORDS`, also of one that is imported already, which runpy would warn of."""
+    package = hasattr(sys.modules.get(words[0]), "__path__")
+    sys.modules.pop(f"{words[0]}.__main__" if package else words[0], None)
+    sys.argv = words
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+def ranks(process: forks.Command) -> list[psutil.Process]:
+    """The workers of a launcher, in the order in which it started them."""
+    return sorted(psutil.Process(process.pid).children(), key=lambda worker: worker.pid)
+
+
+def kill_all(process: forks.Command) -> None:
+    """The launcher and the processes that it started, which are groups of their own."""
     workers = psutil.Process(process.pid).children(recursive=True)
     for each in (process, *workers):
         each.kill()
     psutil.wait_procs(workers)
 
 
-def kill_one(process: subprocess.Popen[str]) -> None:
+def kill_one(process: forks.Command) -> None:
     """The second of the processes, as lack of memory would; the launcher ends the others."""
-    workers = psutil.Process(process.pid).children(recursive=True)
-    next(each for each in workers if each.environ().get("RANK") == "1").kill()
+    ranks(process)[1].kill()

@@ -5,17 +5,16 @@ rounding.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
+import launchers
 import pytest
 import torch
 from catching import catch
 from conftest import run_cai
-from launchers import ACCELERATE, DDP, NO_GPU, ON_A_CPU, kill_all
+from launchers import ACCELERATE, DDP, ON_A_CPU, kill_all
 from ppo_setup import make_pair, write_prompts
 from safetensors.torch import load_file
 
@@ -43,15 +42,11 @@ def alone(folder: Path, out: str, *more: str) -> str:
     return done.stderr
 
 
-def start(folder: Path, out: str, launcher: list[str], *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, *launcher, *FLAGS.split(), *more, "--out", out]
-    environment = os.environ | NO_GPU | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+def start(folder: Path, out: str, launcher: list[str], *more: str) -> forks.Command:
+    return launchers.start(launcher, [*FLAGS.split(), *more, "--out", out], folder)
 
 
-def finish(folder: Path, out: str, launcher: list[str], *more: str) -> str:
-    process = start(folder, out, launcher, *more)
+def finish(process: forks.Command) -> str:
     written, said = process.communicate(timeout=280)
     assert process.returncode == 0, said
     assert written == ""
@@ -75,7 +70,7 @@ def assert_the_same(folder: Path, out: str) -> None:
 
 
 def test_two_processes_with_copies_do_what_one_does(folder: Path) -> None:
-    said = finish(folder, "copies", DDP)
+    said = finish(launchers.start_anew(DDP, [*FLAGS.split(), "--out", "copies"], folder))
     assert said.count("steps is saved") == 1  # the first process talks
     assert_the_same(folder, "copies")
 
@@ -84,13 +79,13 @@ def test_two_processes_with_parts_do_what_one_does(folder: Path) -> None:
     """Killed after a checkpoint, the same command ends in the bytes of the uninterrupted run, and one process goes on
     with what two began.
     """
-    finish(folder, "parts", ACCELERATE)
+    finish(start(folder, "parts", ACCELERATE))
     assert_the_same(folder, "parts")
     sealed = lambda: list((folder / "cut").glob("checkpoints/step-*/complete"))  # noqa: E731
     catch(lambda: start(folder, "cut", ACCELERATE), folder / "cut", sealed, send=kill_all)
     assert len(list((folder / "cut").glob("checkpoints/step-00000002/part-*.pt"))) == 2
     shutil.copytree(folder / "cut", folder / "begun")
-    assert "continuing from step" in finish(folder, "cut", ACCELERATE)
+    assert "continuing from step" in finish(start(folder, "cut", ACCELERATE))
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (folder / "cut" / name).read_bytes() == (folder / "parts" / name).read_bytes(), name
 
@@ -102,7 +97,7 @@ def test_adapters_on_one_backbone_learn_in_parts(folder: Path) -> None:
     """And of the policies measured the best one is put back from its file and saved."""
     adapters = ("--lora", "--lora-r", "4", "--load-best-model-at-end")
     alone(folder, "lora-one", *adapters)
-    finish(folder, "lora-parts", ACCELERATE, *adapters)
+    finish(start(folder, "lora-parts", ACCELERATE, *adapters))
     one, two = (load_file(folder / name / "model.safetensors") for name in ("lora-one", "lora-parts"))
     for name, weight in one.items():
         assert torch.allclose(two[name], weight, atol=5e-5), name

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
+import launchers
 import pytest
 import torch
 from catching import catch
 from conftest import run_cai
-from launchers import ACCELERATE, DDP, NO_GPU, ON_A_CPU, kill_one
+from launchers import ACCELERATE, DDP, ON_A_CPU, kill_one
 from pairwise_runs import COMMAND, write_comparisons
 from safetensors.torch import load_file
 
@@ -33,10 +33,8 @@ def alone(files: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run_cai(*COMMAND.split(), "--device", "cpu", *arguments, cwd=files)
 
 
-def start(files: Path, launcher: list[str], *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, *launcher, *COMMAND.split(), "--device", "cpu", *arguments]
-    environment = os.environ | NO_GPU | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(command, cwd=files, stderr=subprocess.PIPE, text=True, env=environment)
+def start(files: Path, launcher: list[str], *arguments: str) -> forks.Command:
+    return launchers.start(launcher, [*COMMAND.split(), "--device", "cpu", *arguments], files)
 
 
 def finish(files: Path, launcher: list[str], *arguments: str) -> str:

@@ -8,16 +8,14 @@ shards, trains, gathers and saves is the real thing.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from catching import catch
 from conftest import mistake, run_cai
-from launchers import ACCELERATE, NO_GPU, ON_A_CPU, TORCHRUN, kill_all
+from launchers import ACCELERATE, ON_A_CPU, TORCHRUN, kill_all, start, start_anew
 from safetensors.torch import load_file
 from tiny import make_model
 
@@ -46,14 +44,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def start(folder: Path, out: str, fsdp: bool, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, *(ACCELERATE if fsdp else TORCHRUN), *FLAGS.split(), *flags, "--out", out]
-    environment = os.environ | NO_GPU | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+def words(out: str, *flags: str) -> list[str]:
+    return [*FLAGS.split(), *flags, "--out", out]
 
 
-def finish(folder: Path, out: str, fsdp: bool, *flags: str) -> str:
-    process = start(folder, out, fsdp, *flags)
+def finish(process: forks.Command) -> str:
     said = process.communicate(timeout=280)[1]
     assert process.returncode == 0, said
     return said
@@ -66,11 +61,11 @@ def losses(folder: Path, out: str) -> list[float]:
 
 def test_a_model_in_parts_is_trained_and_saved_as_one_in_copies(folder: Path) -> None:
     """The whole is the data-parallel run up to rounding; killed and continued it is the same."""
-    finish(folder, "copies", False)
+    finish(start(TORCHRUN, words("copies"), folder))
     sealed = lambda: list((folder / "parts").glob("checkpoints/checkpoint-*/complete"))  # noqa: E731
-    catch(lambda: start(folder, "parts", True), folder / "parts", sealed, send=kill_all)
+    catch(lambda: start(ACCELERATE, words("parts"), folder), folder / "parts", sealed, send=kill_all)
     assert not (folder / "parts/cai.json").exists()
-    assert "continuing from" in finish(folder, "parts", True)
+    assert "continuing from" in finish(start(ACCELERATE, words("parts"), folder))
     assert losses(folder, "parts") == pytest.approx(losses(folder, "copies"), abs=1e-4)
     before, copies, parts = (
         load_file(folder / name / "model.safetensors") for name in ("lm", "copies", "parts")
@@ -83,7 +78,8 @@ def test_a_model_in_parts_is_trained_and_saved_as_one_in_copies(folder: Path) ->
 
 
 def test_adapters_on_a_model_in_parts_are_saved_merged(folder: Path) -> None:
-    finish(folder, "lora", True, "--lora", "--save-adapter", "--packing", "--max-length", "128", "--bf16")
+    flags = ("--lora", "--save-adapter", "--packing", "--max-length", "128", "--bf16")
+    finish(start_anew(ACCELERATE, words("lora", *flags), folder))
     merged, adapter, base = (load_lm(str(folder / name)) for name in ("lora", "lora/adapter", "lm"))
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
