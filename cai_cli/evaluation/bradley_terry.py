@@ -81,9 +81,10 @@ def tally(games: Games) -> tuple[Tally, Numbers]:
     low, high = np.minimum(games.first, games.second), np.maximum(games.first, games.second)
     codes, pair_of = np.unique(low * games.models + high, return_inverse=True)
     won = won_by_lower(games)
-    counts = np.bincount(pair_of, minlength=len(codes)).astype(float)
+    counts = np.bincount(pair_of, minlength=len(codes)).astype(np.float64)
     wins = np.bincount(pair_of, weights=won, minlength=len(codes))
-    return Tally(games.models, codes // games.models, codes % games.models, counts, wins), pair_of
+    lower, upper = np.divmod(codes, games.models)
+    return Tally(games.models, lower, upper, counts, wins), pair_of
 
 
 def won_by_lower(games: Games) -> Array:
@@ -95,13 +96,15 @@ def rate(games: Games, anchor: int, seed: int = 0, resamples: int = RESAMPLES) -
     """A rating for each model. All have to be connected by games, see `components`."""
     whole, pair_of = tally(games)
     wins, counts = by_draw(games, whole, pair_of, Bootstrap(games.prompts, seed, resamples))
-    found = fit(whole, *whole.bounded(whole.games, whole.wins), anchor)
+    all_games, all_wins = whole.bounded(whole.games, whole.wins)
+    found = fit(whole, all_games, all_wins, anchor)
     drawn = np.full((len(wins), games.models), np.nan)
     for n, (some, won) in enumerate(zip(counts, wins, strict=True)):
         risky = bool(((won <= TOLERANCE) | (won >= some - TOLERANCE)).any())
         if risky and components(games.models, whole.first, whole.second, some).any():
             continue  # a draw without any game between two groups of models says nothing of their difference
-        drawn[n] = fit(whole, *(whole.bounded(some, won) if risky else (some, won)), anchor, found)
+        some, won = whole.bounded(some, won) if risky else (some, won)
+        drawn[n] = fit(whole, some, won, anchor, found)
     drawn = drawn[~np.isnan(drawn).any(axis=1)]
     sides = sides_of(whole, anchor)
     parts = strong_parts(games.models, whole.first, whole.second, whole.games, whole.wins)

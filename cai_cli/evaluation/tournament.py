@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cai_cli.console.messages import table
 from cai_cli.evaluation.bradley_terry import Games, Rating, components, rate
 from cai_cli.evaluation.win_rates import win_rates
 
@@ -81,6 +82,26 @@ def apart(pairs: Sequence[tuple[str, str]], names: Sequence[str], anchor: str) -
     return [name for name in names if group[number[name]] != group[number[anchor]]]
 
 
+def unrated(
+    games: Sequence[tuple[tuple[str, str], str]], names: Sequence[str], anchor: str
+) -> tuple[str, str] | None:
+    """Why the games (the two models, the kind of the prompt) rate not all models: the problem and the next step."""
+    step = "give samples of the same prompts for all of them, or leave it out"
+    played = {name for models, _ in games for name in models}
+    for name in names:
+        if name not in played:
+            return f"{name}: is in no game with another model", step
+    for kind, axis in AXES.items():
+        pairs = [models for models, of_kind in games if of_kind == kind]
+        here = [name for name in names if any(name in models for models in pairs)]
+        if here and anchor not in here:
+            return f"{anchor}: has no game on {kind} prompts, and is the anchor", "name another --anchor"
+        if alone := apart(pairs, here, anchor) if here else []:
+            told = f"{axis}: no chain of games ties {', '.join(alone)} to {anchor}"
+            return told, "give samples of the same prompts, or comparisons between them, or leave it out"
+    return None
+
+
 def one_sided(standing: Standing, anchor: str, axis: str) -> list[str]:
     """A line for each model whose rating is open at an end."""
     return [
@@ -95,3 +116,42 @@ def rating_row(rating: Rating | None) -> dict[str, Any] | None:
     if rating is None:
         return None
     return {"elo": rating.elo, "low": rating.low, "high": rating.high, "games": rating.games}
+
+
+def show(
+    models: Sequence[dict[str, Any]], win_rates: dict[str, list[dict[str, Any]]], anchor: str, told: str
+) -> None:
+    """The tables at the end, from the rows of the results."""
+    heads = ["model", *(f"{axis} Elo\n(95 %)" for axis in AXES.values()), "games"]
+    rows = [
+        [
+            model["name"],
+            *(elo_text(model[axis]) for axis in AXES.values()),
+            str(sum((model[axis] or {"games": 0})["games"] for axis in AXES.values())),
+        ]
+        for model in models
+    ]
+    table(f"{told}; {anchor} is at 0", heads, rows)
+    for axis, pairs in win_rates.items():
+        if not pairs:
+            continue
+        cells = [
+            [
+                f"{row['a']} – {row['b']}",
+                f"{row['win']:.1%} ({row['low']:.0%}–{row['high']:.0%})",
+                "–" if row["length_controlled"] is None else f"{row['length_controlled']:.1%}",
+                "–" if "position_bias" not in row else f"{row['position_bias']:.0%}",
+                str(row["games"]),
+            ]
+            for row in pairs
+        ]
+        columns = ["", "the first wins\n(95 %)", "at equal\nlengths", "same option\nin both orders", "games"]
+        table(f"{axis}: win rates", columns, cells)
+
+
+def elo_text(rating: dict[str, Any] | None) -> str:
+    """`120 (80 to 160)`; an open end is `…`."""
+    if rating is None:
+        return "–"
+    low, high = ("…" if rating[end] is None else f"{rating[end]:.0f}" for end in ("low", "high"))
+    return f"{rating['elo']:.0f} ({low} to {high})"
