@@ -10,8 +10,8 @@ from typing import Any
 
 import matplotlib
 
+from cai_cli.evaluation.outcomes import AXES
 from cai_cli.evaluation.steering_plot import plain
-from cai_cli.evaluation.tournament import AXES
 
 matplotlib.use("Agg")
 LONGEST_NAME = 32

@@ -1,4 +1,6 @@
-"""Judged games of one kind of prompt -> ratings, win rates and what has to be said of them. No torch."""
+"""Judged games -> ratings and win rates of the models, for each kind of prompt, and what has to be said of them. No
+torch.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from cai_cli.console.messages import table
 from cai_cli.evaluation.bradley_terry import Games, Rating, components, rate
+from cai_cli.evaluation.cautions import label_cautions
+from cai_cli.evaluation.outcomes import AXES, Outcome, same_position_rate
+from cai_cli.evaluation.players import Player
 from cai_cli.evaluation.win_rates import win_rates
 
-# The kind of a prompt -> what is measured on it
-AXES = {"helpful": "helpfulness", "harmful": "harmlessness"}
 SIDES = {
     "above": "won every game that ties it to {anchor}: its Elo has no upper end",
     "below": "lost every game that ties it to {anchor}: its Elo has no lower end",
@@ -23,26 +25,51 @@ SIDES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """One judged game. `won`: the probability that the first model's reply is the better one, 0.5 for a tie;
-    `lengths`: characters of the two replies, where they are known; `same_position`: whether a judge that was
-    asked in both orders took the same option in both.
-    """
-
-    models: tuple[str, str]
-    won: float
-    prompt_id: str
-    kind: str
-    lengths: tuple[int, int] | None = None
-    same_position: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Standing:
     """What came of the games of one kind: a rating for each model that played, a row for each pair."""
 
     ratings: dict[str, Rating]
     win_rates: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """Rows of the results: of each model, and of each pair by axis; and warnings."""
+
+    models: list[dict[str, Any]]
+    win_rates: dict[str, list[dict[str, Any]]]
+    warnings: list[str]
+
+
+def assess(
+    outcomes: Sequence[Outcome], names: Sequence[str], players: Sequence[Player], anchor: str, seed: int
+) -> Assessed:
+    """`names`: of all models, in their order; `players`: those of them that were named. All are connected, see
+    `unrated`.
+    """
+    standings: dict[str, Standing] = {}
+    warnings: list[str] = []
+    for kind, axis in AXES.items():
+        if games := [game for game in outcomes if game.kind == kind]:
+            standings[axis] = measure(games, names, anchor, seed)
+            positions = label_cautions(None, same_position_rate(games))
+            warnings += one_sided(standings[axis], anchor, axis) + [f"{axis}: {line}" for line in positions]
+    known = {player.name: player for player in players}
+    models = [model_row(name, known.get(name), standings) for name in names]
+    pairs = {axis: standings[axis].win_rates if axis in standings else [] for axis in AXES.values()}
+    return Assessed(models, pairs, warnings)
+
+
+def model_row(name: str, player: Player | None, standings: dict[str, Standing]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": name,
+        "path": player.path if player else None,
+        "run": player.run if player else None,
+        "step": player.step if player else None,
+    }
+    for axis in AXES.values():
+        row[axis] = rating_row(standings[axis].ratings.get(name)) if axis in standings else None
+    return row
 
 
 def measure(outcomes: Sequence[Outcome], names: Sequence[str], anchor: str, seed: int) -> Standing:
@@ -116,42 +143,3 @@ def rating_row(rating: Rating | None) -> dict[str, Any] | None:
     if rating is None:
         return None
     return {"elo": rating.elo, "low": rating.low, "high": rating.high, "games": rating.games}
-
-
-def show(
-    models: Sequence[dict[str, Any]], win_rates: dict[str, list[dict[str, Any]]], anchor: str, told: str
-) -> None:
-    """The tables at the end, from the rows of the results."""
-    heads = ["model", *(f"{axis} Elo\n(95 %)" for axis in AXES.values()), "games"]
-    rows = [
-        [
-            model["name"],
-            *(elo_text(model[axis]) for axis in AXES.values()),
-            str(sum((model[axis] or {"games": 0})["games"] for axis in AXES.values())),
-        ]
-        for model in models
-    ]
-    table(f"{told}; {anchor} is at 0", heads, rows)
-    for axis, pairs in win_rates.items():
-        if not pairs:
-            continue
-        cells = [
-            [
-                f"{row['a']} – {row['b']}",
-                f"{row['win']:.1%} ({row['low']:.0%}–{row['high']:.0%})",
-                "–" if row["length_controlled"] is None else f"{row['length_controlled']:.1%}",
-                "–" if "position_bias" not in row else f"{row['position_bias']:.0%}",
-                str(row["games"]),
-            ]
-            for row in pairs
-        ]
-        columns = ["", "the first wins\n(95 %)", "at equal\nlengths", "same option\nin both orders", "games"]
-        table(f"{axis}: win rates", columns, cells)
-
-
-def elo_text(rating: dict[str, Any] | None) -> str:
-    """`120 (80 to 160)`; an open end is `…`."""
-    if rating is None:
-        return "–"
-    low, high = ("…" if rating[end] is None else f"{rating[end]:.0f}" for end in ("low", "high"))
-    return f"{rating['elo']:.0f} ({low} to {high})"

@@ -17,7 +17,7 @@ from typing import Any
 
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.errors import RecordError, UserError
-from cai_cli.evaluation.tournament import Outcome
+from cai_cli.evaluation.outcomes import Outcome
 from cai_cli.feedback.diagnostics import same_positions
 from cai_cli.feedback.labels import Pair
 from cai_cli.keys import uniform

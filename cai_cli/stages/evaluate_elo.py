@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from cai_cli.artifacts.places import rejects_path
@@ -32,18 +31,8 @@ from cai_cli.engines.replies import Options as SampleOptions
 from cai_cli.engines.replies import settings_of as writer_settings
 from cai_cli.engines.replies import slots_of, write_samples
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.cautions import label_cautions
+from cai_cli.evaluation.outcomes import AXES, Outcome, same_position_rate, show
 from cai_cli.evaluation.players import Player, judge_cautions, players_of
-from cai_cli.evaluation.tournament import (
-    AXES,
-    Outcome,
-    Standing,
-    measure,
-    one_sided,
-    rating_row,
-    show,
-    unrated,
-)
 from cai_cli.feedback.games import Game, PlayedGames, Replies, read_samples, replies_in, schedule, with_kind
 from cai_cli.feedback.match_settings import GameOptions, JudgeOptions
 from cai_cli.feedback.match_settings import Options as Options
@@ -88,34 +77,24 @@ def run(options: Options) -> None:
         outcomes, refused = decided(options, players)
     if options.output.dry_run:
         return
-    names = list(
-        dict.fromkeys([*(p.name for p in players), *(name for game in outcomes for name in game.models)])
-    )
+    found = dict.fromkeys([*(p.name for p in players), *(name for game in outcomes for name in game.models)])
+    names = list(found)
     anchor = anchor_of(options, names)
-    standings, warnings = {}, list[str]()
+    from cai_cli.evaluation.frontier_plot import draw_ratings
+    from cai_cli.evaluation.tournament import assess, unrated
+
     if told := unrated([(game.models, game.kind) for game in outcomes], names, anchor):
-        raise RunError(*told)
-    for kind, axis in AXES.items():
-        games = [game for game in outcomes if game.kind == kind]
-        if games:
-            standings[axis] = measure(games, names, anchor, options.output.seed)
-            warnings += one_sided(standings[axis], anchor, axis) + position_cautions(games, axis)
-    if options.judge:
-        warnings += judge_cautions(results.manifest, players)
-    known = {player.name: player for player in players}
-    models = [model_row(name, known.get(name), standings) for name in names]
+        raise (RunError if judge else UserError)(*told)
+    assessed = assess(outcomes, names, players, anchor, options.output.seed)
     about = judge_facts(options, judge, outcomes)
+    warnings = assessed.warnings + (judge_cautions(results.manifest, players) if judge else [])
     results.start()
     put_aside(refused, "games", rejects_path(results.out))
-
-    from cai_cli.evaluation.frontier_plot import draw_ratings
-
-    draw_ratings(models, anchor, results.picture, about["told"])
+    draw_ratings(assessed.models, anchor, results.picture, about["told"])
     counts = {"in": len(outcomes) + len(refused), "out": len(outcomes), "rejected": counted(refused)}
-    win_rates = {axis: standings[axis].win_rates if axis in standings else [] for axis in AXES.values()}
-    measured = {"anchor": anchor, "judge": about, "models": models, "win_rates": win_rates, "counts": counts}
-    results.finish({**measured, "warnings": warnings}, counts, warnings=warnings)
-    show(models, win_rates, anchor, about["told"])
+    measured = {"anchor": anchor, "judge": about, "models": assessed.models, "win_rates": assessed.win_rates}
+    results.finish({**measured, "counts": counts, "warnings": warnings}, counts, warnings=warnings)
+    show(assessed.models, assessed.win_rates, anchor, about["told"])
     warn_all(warnings)
 
 
@@ -206,6 +185,8 @@ def judged(options: Options, players: list[Player], judge: str) -> tuple[list[Ou
         return schedule(replies, prompts.values(), options.budget, options.output.seed)
 
     planned = games()
+    from cai_cli.evaluation.tournament import unrated
+
     if told := unrated([(game.models, game.pair.kind or "") for game in planned], list(replies), anchor):
         raise UserError(*told)
     referee = Referee(options.judging, options.output.seed) if judge == "feedback model" else None
@@ -318,18 +299,6 @@ def dry_run(options: Options, referee: Referee | None, games: list[Game]) -> Non
 # Results
 
 
-def model_row(name: str, player: Player | None, standings: dict[str, Standing]) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "name": name,
-        "path": player.path if player else None,
-        "run": player.run if player else None,
-        "step": player.step if player else None,
-    }
-    for axis in AXES.values():
-        row[axis] = rating_row(standings[axis].ratings.get(name)) if axis in standings else None
-    return row
-
-
 def judge_facts(options: Options, judge: str | None, outcomes: list[Outcome]) -> dict[str, Any]:
     """Who decided the games. `told`: in a line; `position_bias`: in what share of the games the same option was
     taken in both orders.
@@ -343,12 +312,3 @@ def judge_facts(options: Options, judge: str | None, outcomes: list[Outcome]) ->
         facts["questions"] = Referee(options.judging, options.output.seed).facts()
         facts["position_bias"] = same_position_rate(outcomes)
     return facts
-
-
-def same_position_rate(games: Sequence[Outcome]) -> float | None:
-    told = [game.same_position for game in games if game.same_position is not None]
-    return fmean(told) if told else None
-
-
-def position_cautions(games: Sequence[Outcome], axis: str) -> list[str]:
-    return [f"{axis}: {line}" for line in label_cautions(None, same_position_rate(games))]
