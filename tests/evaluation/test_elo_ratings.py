@@ -120,7 +120,10 @@ def test_models_that_no_game_ties_are_named_with_a_next_step():
     told, step = unrated(games, ["a", "b", "c", "d"], "a")
     assert told == "helpfulness: no chain of games ties c, d to a" and "same prompts" in step
     assert unrated(games, ["a", "b", "c", "d", "e"], "a")[0] == "e: is in no game with another model"
-    assert "c: has no game on harmful prompts" in unrated([*games, games[0], (("b", "c"), "helpful")], list("abcd"), "c")[0]  # fmt: skip
+    assert (
+        "c: has no game on harmful prompts"
+        in unrated([*games, games[0], (("b", "c"), "helpful")], list("abcd"), "c")[0]
+    )
     assert unrated([games[0], games[2], (("b", "c"), "helpful")], ["a", "b", "c"], "a") is None
     assert components(3, np.array([0]), np.array([2]), np.ones(1)).tolist() == [0, 1, 0]
 

@@ -124,11 +124,17 @@ def test_games_are_comparisons_that_rate_the_same_again(cai: Cai, rated, files, 
     assert again.returncode == 0, again.stderr
     found = json.loads((tmp_path / "again.json").read_text())
     assert found["win_rates"].keys() == first["win_rates"].keys()
-    elos = [{model["name"]: model[axis] for axis in first["win_rates"] for model in both["models"]} for both in (first, found)]  # fmt: skip
+    elos = [
+        {model["name"]: model[axis] for axis in first["win_rates"] for model in both["models"]}
+        for both in (first, found)
+    ]
     for name, rating in elos[0].items():
         assert elos[1][name] == pytest.approx(rating, abs=1e-6)
     # Without names each reply is known by whose sample it is; the reply that two models gave is nobody's
-    rows = [{key: row[key] for key in ("prompt", "chosen", "rejected", "kind", "probability", "origin", "id")} for _, row in read_rows(games)]  # fmt: skip
+    rows = [
+        {key: row[key] for key in ("prompt", "chosen", "rejected", "kind", "probability", "origin", "id")}
+        for _, row in read_rows(games)
+    ]
     bare = write(tmp_path / "bare.jsonl", rows)
     told = cai("evaluate", "elo", *files.values(), "--comparisons", bare, "--out", tmp_path / "bare.json")
     assert told.returncode == 0, told.stderr
@@ -161,7 +167,9 @@ def test_a_language_model_judges_models_and_a_killed_run_goes_on(cai: Cai, llama
     assert done.returncode == 0, done.stderr
     samples, games = tmp_path / "elo.x.samples.jsonl", tmp_path / "elo.games.jsonl"
     rows = [row for _, row in read_rows(games)]
-    assert len(rows) == 6 and {row["chosen_model"] for row in rows} | {row["rejected_model"] for row in rows} == {"x", "a"}  # fmt: skip
+    assert len(rows) == 6 and {row["chosen_model"] for row in rows} | {
+        row["rejected_model"] for row in rows
+    } == {"x", "a"}
     orders = [[judgement["order"] for judgement in row["judgements"]] for row in rows]
     assert all(sorted(both) == ["chosen_first", "rejected_first"] for both in orders)
     result = json.loads(out.read_text())
@@ -179,8 +187,23 @@ def test_a_language_model_judges_models_and_a_killed_run_goes_on(cai: Cai, llama
     )
     assert (samples.read_bytes(), games.read_bytes()) == (kept, bytes_of_games)
     # `cai sample` would have made the same file
-    sampled = cai("sample", "--model", llama, "--prompts", files["b"], "--limit", 6, "-n", 1, "--max-new-tokens", 8,
-                  "--on-truncated", "keep", "--out", samples)  # fmt: skip
+    sampled = cai(
+        "sample",
+        "--model",
+        llama,
+        "--prompts",
+        files["b"],
+        "--limit",
+        6,
+        "-n",
+        1,
+        "--max-new-tokens",
+        8,
+        "--on-truncated",
+        "keep",
+        "--out",
+        samples,
+    )
     assert sampled.returncode == 0 and "already done" in sampled.stderr, sampled.stderr
 
 
@@ -201,8 +224,10 @@ class BiasedJudge:
 def test_both_orders_repair_a_judge_that_reads_the_position():
     """Two models of replies as long as each other, and one of longer ones."""
     prompts = [Prompt(f"p{n}", prompt_of(n), "helpful") for n in range(5)]
-    replies = {name: {prompt.id: [text] for prompt in prompts} for name, text in
-               (("one", "Yes, so."), ("two", "No, not."), ("long", "Yes, so it is."))}  # fmt: skip
+    replies = {
+        name: {prompt.id: [text] for prompt in prompts}
+        for name, text in (("one", "Yes, so."), ("two", "No, not."), ("long", "Yes, so it is."))
+    }
     games = schedule(replies, prompts, None, 0)
     rows = Referee(build(JudgeOptions, judge="x"), seed=0).judge(BiasedJudge(), games)
     reader = PlayedGames({})
@@ -252,8 +277,12 @@ def test_people_decide_in_the_arenas_form(cai: Cai, tmp_path):
     (row,) = result["win_rates"]["harmlessness"]
     assert (row["win"], row["length_controlled"]) == (0.7, None)
     rows[0]["winner"] = "x"
-    mistake(cai("evaluate", "elo", "--comparisons", write(votes, rows), "--out", tmp_path / "y.json"),
-            "votes.jsonl:1", "`winner`", "model_a, model_b, tie")  # fmt: skip
+    mistake(
+        cai("evaluate", "elo", "--comparisons", write(votes, rows), "--out", tmp_path / "y.json"),
+        "votes.jsonl:1",
+        "`winner`",
+        "model_a, model_b, tie",
+    )
 
 
 def test_checkpoints_of_a_run_are_known(tmp_path, monkeypatch):
@@ -284,7 +313,10 @@ def test_mistakes_are_told_before_anything_is_loaded(cai: Cai, files, pm, llama,
     mistake(cai(*elo, a, a, "--judge", pm, *out), "2 models are called a", "NAME=")
     mistake(cai(*elo, a, tmp_path / "no.jsonl", "--judge", pm, *out), "no.jsonl: no such file or directory")
     mistake(cai(*elo, a, b, "--judge", pm, "--anchor", "z", *out), "--anchor z: no such model", "a, b")
-    mistake(cai(*elo, a, b, "--judge", pm, "--few-shot", "default", *out), "--few-shot does nothing with a preference model")  # fmt: skip
+    mistake(
+        cai(*elo, a, b, "--judge", pm, "--few-shot", "default", *out),
+        "--few-shot does nothing with a preference model",
+    )
     mistake(cai(*elo, a, b, "--comparisons", a, "--budget", 3, *out), "--budget does nothing without --judge")
     mistake(cai(*elo, f"x={llama}", f"y={llama}", "--judge", pm, *out), "models need --prompts")
     rows = [row for _, row in read_rows(a)]
