@@ -1,5 +1,5 @@
 """Ratings as one picture: helpfulness against harmlessness, the checkpoints of a run joined in their order; where
-only one of them was measured, a dot a model. Loads matplotlib.
+one of them was not measured of all models, a dot a model for each. Loads matplotlib.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def draw_ratings(models: list[dict[str, Any]], anchor: str, path: Path, title: s
 
     measured = [axis for axis in AXES.values() if any(model[axis] for model in models)]
     both = [model for model in models if all(model[axis] for axis in AXES.values())]
-    if len(measured) == 2 and both:
+    if len(measured) == 2 and len(both) == len(models):
         figure, axes = pyplot.subplots(figsize=(7, 6), layout="constrained")
         draw_frontier(axes, both)
     else:

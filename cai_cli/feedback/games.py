@@ -24,7 +24,7 @@ from cai_cli.keys import uniform
 from cai_cli.rows.conversation import message, prompt_id
 from cai_cli.rows.jsonl import Row, read_rows
 from cai_cli.rows.prompt_files import prompt_from_row
-from cai_cli.rows.records import Comparison, Prompt, Sample, optional_kind
+from cai_cli.rows.records import Comparison, Prompt, optional_kind
 from cai_cli.rows.trl_rows import RowReader
 
 Replies = dict[str, list[str]]  # id of a prompt's text -> a model's replies to it
@@ -70,7 +70,7 @@ class Game:
         return row | {"chosen_model": chosen, "rejected_model": rejected}
 
 
-def read_samples(path: Path, kind: str | None) -> Iterator[tuple[Prompt, str]]:
+def read_samples(path: Path) -> Iterator[tuple[Prompt, str]]:
     """The prompt, under the id of its text, and the reply of each row of samples."""
     reader = RowReader()
     for line, row in read_rows(path):
@@ -78,7 +78,7 @@ def read_samples(path: Path, kind: str | None) -> Iterator[tuple[Prompt, str]]:
             sample = reader.sample(row)
         except RecordError as error:
             raise error.at(f"{path}:{line}") from None
-        yield with_kind(sample, kind, f"{path}:{line}"), sample.completion[0]["content"]
+        yield Prompt(prompt_id(sample.prompt), sample.prompt, sample.kind), sample.completion[0]["content"]
 
 
 def replies_in(samples: Iterable[tuple[Prompt, str]]) -> Replies:
@@ -88,11 +88,18 @@ def replies_in(samples: Iterable[tuple[Prompt, str]]) -> Replies:
     return found
 
 
-def with_kind(item: Prompt | Sample, kind: str | None, place: str) -> Prompt:
-    """A prompt under the id of its text, of its own kind or else of this one."""
-    if not (item.kind or kind):
-        raise UserError(f"{place}: no `kind`: helpful and harmful prompts are rated apart", NO_KIND)
-    return Prompt(prompt_id(item.prompt), item.prompt, item.kind or kind)
+def to_play_on(prompts: Iterable[Prompt], kind: str | None, place: str) -> dict[str, Prompt]:
+    """The prompts by the id of their text, each of its own kind or else of this one. Raises UserError for one of
+    none, in `place`.
+    """
+    found: dict[str, Prompt] = {}
+    for item in prompts:
+        if not (item.kind or kind):
+            told = f"{place}: no `kind` with {item.id}: helpful and harmful prompts are rated apart"
+            raise UserError(told, NO_KIND)
+        identity = prompt_id(item.prompt)
+        found.setdefault(identity, Prompt(identity, item.prompt, item.kind or kind))
+    return found
 
 
 def schedule(

@@ -92,7 +92,16 @@ class JudgeOptions:
 class Options:
     """All of them."""
 
-    NEEDS: ClassVar[Needs] = dict.fromkeys(("prompts", "budget", "num_samples"), ("judge",))
+    # What only models that write read
+    WRITERS: ClassVar[tuple[str, ...]] = (
+        "num_samples",
+        "max_new_tokens",
+        "temperature",
+        "chat_template_kwargs",
+        "engine",
+        "base_url",
+    )
+    NEEDS: ClassVar[Needs] = dict.fromkeys(("prompts", "limit", "budget", *WRITERS), ("judge",))
 
     output: OutputOptions
     judging: JudgeOptions

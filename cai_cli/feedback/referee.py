@@ -51,7 +51,8 @@ class Referee:
         chat = engine.renderer.form() == "chat"
         for kind, inquiry in self.inquiries.items():
             pairs = [game.pair for game in games if game.pair.kind == kind]
-            judge_pairs(engine, inquiry, pairs, chat, SegmentSettings(1))
+            if pairs:
+                judge_pairs(engine, inquiry, pairs, chat, SegmentSettings(1))
         for game in games:
             if game.pair.rejected is None and game.pair.mass < self.min_mass:
                 game.pair.reject("low_mass", f"the options hold {game.pair.mass:.2g} of the probability")

@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cai_cli.artifacts.places import rejects_path
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.places import manifest_path, rejects_path
 from cai_cli.artifacts.rejects import Rejected, counted, put_aside
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.artifacts.rows import RowArtifact
@@ -33,7 +34,7 @@ from cai_cli.engines.replies import slots_of, write_samples
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.outcomes import AXES, Outcome, same_position_rate, show
 from cai_cli.evaluation.players import Player, judge_cautions, players_of
-from cai_cli.feedback.games import Game, PlayedGames, Replies, read_samples, replies_in, schedule, with_kind
+from cai_cli.feedback.games import Game, PlayedGames, Replies, read_samples, replies_in, schedule, to_play_on
 from cai_cli.feedback.match_settings import GameOptions, JudgeOptions
 from cai_cli.feedback.match_settings import Options as Options
 from cai_cli.feedback.referee import Referee, settings_of
@@ -72,9 +73,11 @@ def run(options: Options) -> None:
         return
     check_device(options.hardware.device, options.output.dry_run)
     if judge:
-        outcomes, refused = judged(options, players, judge)
+        outcomes, rejected = judged(options, players, judge)
+        refused = list[Rejected]()
     else:
         outcomes, refused = decided(options, players)
+        rejected = counted(refused)
     if options.output.dry_run:
         return
     found = dict.fromkeys([*(p.name for p in players), *(name for game in outcomes for name in game.models)])
@@ -91,7 +94,8 @@ def run(options: Options) -> None:
     results.start()
     put_aside(refused, "games", rejects_path(results.out))
     draw_ratings(assessed.models, anchor, results.picture, about["told"])
-    counts = {"in": len(outcomes) + len(refused), "out": len(outcomes), "rejected": counted(refused)}
+    seen = len(outcomes) + sum(rejected.values())
+    counts = {"in": seen, "out": len(outcomes), "rejected": rejected}
     measured = {"anchor": anchor, "judge": about, "models": assessed.models, "win_rates": assessed.win_rates}
     results.finish({**measured, "counts": counts, "warnings": warnings}, counts, warnings=warnings)
     show(assessed.models, assessed.win_rates, anchor, about["told"])
@@ -128,12 +132,17 @@ def role_of_judge(options: Options) -> Literal["preference model", "feedback mod
         check_engine(judging.judge, referee_settings(options), "--judge")
         return "feedback model"
     check_model(judging.judge, "--judge", "preference model")
-    defaults, given = flags_of(JudgeOptions), values_of(judging)
-    for name in JudgeOptions.ASKED:
-        if given[name] != defaults[name].default:
-            told = f"{flag_name(name)} does nothing with a preference model"
-            raise UserError(told, f"leave it out, or let a language model judge instead of {judging.judge}")
+    step = f"let a language model judge instead of {judging.judge}"
+    refuse(judging, JudgeOptions, JudgeOptions.ASKED, "with a preference model", step)
     return "preference model"
+
+
+def refuse(options: Any, kind: type, names: Sequence[str], reason: str, step: str) -> None:
+    """Raise UserError for one of the options that has another value than its default, since nothing reads it."""
+    defaults, given = flags_of(kind), values_of(options)
+    for name in names:
+        if given[name] != defaults[name].default:
+            raise UserError(f"{flag_name(name)} does nothing {reason}", f"leave it out, or {step}")
 
 
 def referee_settings(options: Options) -> EngineSettings:
@@ -144,11 +153,11 @@ def referee_settings(options: Options) -> EngineSettings:
 
 
 def decided(options: Options, players: list[Player]) -> tuple[list[Outcome], list[Rejected]]:
-    """The games of --comparisons."""
+    """The games of --comparisons, and rows that are none."""
     replies: dict[str, Replies] = {}
     for player in players:
         if not player.is_model:
-            replies[player.name] = replies_in(read_samples(Path(player.path), "helpful"))
+            replies[player.name] = replies_in(read_samples(Path(player.path)))
     read = list(PlayedGames(replies, options.kind).read(options.comparisons or []))
     outcomes = [item for item in read if isinstance(item, Outcome)]
     refused = [item for item in read if isinstance(item, Rejected)]
@@ -163,16 +172,19 @@ def decided(options: Options, players: list[Player]) -> tuple[list[Outcome], lis
     return outcomes, refused
 
 
-def judged(options: Options, players: list[Player], judge: str) -> tuple[list[Outcome], list[Rejected]]:
+def judged(options: Options, players: list[Player], judge: str) -> tuple[list[Outcome], dict[str, int]]:
     """The games of the players, played on the prompts and decided by the judge; what was rejected is put aside
     beside the games.
     """
     for player in players:
         if player.is_model:
             check_engine(player.path, writer_settings(sample_options(options, players, player)), "--model")
-    samples = {p.name: list(read_samples(Path(p.path), options.kind)) for p in players if not p.is_model}
+    samples = {p.name: list(read_samples(Path(p.path))) for p in players if not p.is_model}
+    if len(samples) == len(players):
+        refuse(options, Options, Options.WRITERS, "with samples alone", "name a model that writes some")
     given = prompts_of(options, samples)
-    prompts = {item.id: item for item in (with_kind(item, options.kind, "--prompts") for item in given)}
+    place = ", ".join(options.prompts or [p.path for p in players if not p.is_model])
+    prompts = to_play_on(given, options.kind, place)
     replies = {
         player.name: {item: [f"[a reply of {player.name}]"] * options.num_samples for item in prompts}
         if player.is_model
@@ -192,24 +204,27 @@ def judged(options: Options, players: list[Player], judge: str) -> tuple[list[Ou
     referee = Referee(options.judging, options.output.seed) if judge == "feedback model" else None
     if options.output.dry_run:
         dry_run(options, referee, planned)
-        return [], []
+        return [], {}
     files = []
     for player in players:
         if player.is_model:
             path = sample(options, players, player, given)
-            replies[player.name] = replies_in(read_samples(path, options.kind))
+            replies[player.name] = replies_in(read_samples(path))
             player = replace(player, path=str(path))
         files.append(f"{player.name}={player.path}")
     played = play(options, referee, games(), files)
-    outcomes = [item for item in PlayedGames({}, options.kind).read([played]) if isinstance(item, Outcome)]
-    return outcomes, []
+    outcomes = [item for item in PlayedGames({}).read([played]) if isinstance(item, Outcome)]
+    return outcomes, (read_manifest(manifest_path(played)) or {})["counts"]["rejected"]
 
 
 def prompts_of(options: Options, samples: dict[str, list[tuple[Prompt, str]]]) -> list[Prompt]:
     """Those of --prompts, or else of all samples, each once."""
     if options.prompts:
         return read_prompts(options.prompts, options.limit)
-    found = {prompt.id: prompt for rows in samples.values() for prompt, _ in rows}
+    found: dict[str, Prompt] = {}
+    for prompt, _ in (row for rows in samples.values() for row in rows):
+        if prompt.id not in found or not found[prompt.id].kind:
+            found[prompt.id] = prompt
     if not found:
         raise UserError("models need --prompts to answer", "give held-out prompts, or a file of samples too")
     return list(found.values())[: options.limit]

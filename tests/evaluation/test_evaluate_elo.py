@@ -327,6 +327,12 @@ def test_mistakes_are_told_before_anything_is_loaded(cai: Cai, files, pm, llama,
         "island: is in no game with another model",
         "same prompts",
     )
-    unkind = write(tmp_path / "unkind.jsonl", [{**row, "kind": None} for row in rows])
-    mistake(cai(*elo, a, unkind, "--judge", pm, *out), "unkind.jsonl:1: no `kind`", "--kind helpful")
+    unkind = [
+        write(tmp_path / f"{name}.jsonl", [{**row, "kind": None} for row in rows]) for name in ("u", "v")
+    ]
+    mistake(cai(*elo, *unkind, "--judge", pm, *out), "u.jsonl", "no `kind`", "--kind helpful")
+    mistake(
+        cai(*elo, a, b, "--judge", pm, "--temperature", 0, *out),
+        "--temperature does nothing with samples alone",
+    )
     mistake(cai(*elo, "--comparisons", a, *out), "a.jsonl:1", "is a row of samples")
