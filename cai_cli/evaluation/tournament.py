@@ -88,15 +88,13 @@ def measure(outcomes: Sequence[Outcome], names: Sequence[str], anchor: str, seed
     )
     lengths = np.array([outcome.lengths or (np.nan, np.nan) for outcome in outcomes])
     rows = win_rates(games, lengths, seed)
+    positions: dict[frozenset[str], list[bool]] = {}
+    for outcome in outcomes:
+        if outcome.same_position is not None:
+            positions.setdefault(frozenset(outcome.models), []).append(outcome.same_position)
     for row in rows:
         row |= {"a": names[row["a"]], "b": names[row["b"]]}
-        pair = {row["a"], row["b"]}
-        same = [
-            outcome.same_position
-            for outcome in outcomes
-            if outcome.same_position is not None and set(outcome.models) == pair
-        ]
-        if same:
+        if same := positions.get(frozenset((row["a"], row["b"]))):
             row["position_bias"] = fmean(same)
     return Standing(dict(zip(names, rate(games, number[anchor], seed), strict=True)), rows)
 

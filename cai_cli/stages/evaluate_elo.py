@@ -163,9 +163,8 @@ def decided(options: Options, players: list[Player]) -> tuple[list[Outcome], lis
     refused = [item for item in read if isinstance(item, Rejected)]
     if not outcomes:
         why = ", ".join(sorted({item.reason for item in refused}))
-        told = f"{', '.join(map(str, options.comparisons or []))}: no games in it" + (
-            f" ({why})" if why else ""
-        )
+        files = ", ".join(map(str, options.comparisons or []))
+        told = f"{files}: no games in it" + (f" ({why})" if why else "")
         raise UserError(told, "a game says who wrote each reply, as chosen_model and rejected_model")
     if options.output.dry_run:
         say(f"{len(outcomes)} games, {len(refused)} rows that are none")
