@@ -22,7 +22,7 @@ from cai_cli.feedback.diagnostics import same_positions
 from cai_cli.feedback.labels import Pair
 from cai_cli.keys import uniform
 from cai_cli.rows.conversation import message, prompt_id
-from cai_cli.rows.jsonl import Row, read_rows
+from cai_cli.rows.jsonl import Row, read_own_rows
 from cai_cli.rows.prompt_files import prompt_from_row
 from cai_cli.rows.records import Comparison, Prompt, optional_kind
 from cai_cli.rows.trl_rows import RowReader
@@ -73,7 +73,7 @@ class Game:
 def read_samples(path: Path) -> Iterator[tuple[Prompt, str]]:
     """The prompt, under the id of its text, and the reply of each row of samples."""
     reader = RowReader()
-    for line, row in read_rows(path):
+    for line, row in read_own_rows(path):
         try:
             sample = reader.sample(row)
         except RecordError as error:
@@ -141,7 +141,7 @@ class PlayedGames:
         """A row whose authors are not known, or are one model, is rejected."""
         reader = RowReader()
         for path in sources:
-            for line, row in read_rows(path):
+            for line, row in read_own_rows(path):
                 try:
                     yield self.outcome(row, reader, f"{path.name}:{line}")
                 except RecordError as error:

@@ -67,6 +67,9 @@ def run(options: Options) -> None:
     """
     check_options(options)
     players = players_of(options.players or [], served=options.engines.engine == "openai")
+    for player in players if options.judge else []:
+        if player.is_model:
+            check_engine(player.path, writer_settings(sample_options(options, players, player)), "MODELS")
     judge = role_of_judge(options)
     results = ResultsFile("evaluate elo", options)
     if results.done:
@@ -175,9 +178,6 @@ def judged(options: Options, players: list[Player], judge: str) -> tuple[list[Ou
     """The games of the players, played on the prompts and decided by the judge; what was rejected is put aside
     beside the games.
     """
-    for player in players:
-        if player.is_model:
-            check_engine(player.path, writer_settings(sample_options(options, players, player)), "--model")
     samples = {p.name: list(read_samples(Path(p.path))) for p in players if not p.is_model}
     if len(samples) == len(players):
         refuse(options, Options, Options.WRITERS, "with samples alone", "name a model that writes some")
