@@ -45,6 +45,7 @@ from cai_cli.stages import (
     constitution_test,
     demo,
     env,
+    evaluate_elo,
     evaluate_hhh,
     evaluate_labels,
     evaluate_pm,
@@ -285,6 +286,7 @@ add_command(evaluate_app, "pm", evaluate_pm.Options, evaluate_pm.run)
 add_command(constitution_app, "show", constitution.Options, constitution.show)
 add_command(constitution_app, "check", constitution.Options, constitution.check)
 add_command(constitution_app, "test", constitution_test.Options, constitution_test.run)
+add_command(evaluate_app, "elo", evaluate_elo.Options, evaluate_elo.run)
 add_command(evaluate_app, "hhh", evaluate_hhh.Options, evaluate_hhh.run)
 add_command(evaluate_app, "labels", evaluate_labels.Options, evaluate_labels.run)
 add_command(configs_app, "copy", configs.Options, configs.copy)

@@ -20,13 +20,13 @@ class Bootstrap:
     so that differences are paired.
     """
 
-    def __init__(self, prompts: Sequence[str], seed: int = 0) -> None:
+    def __init__(self, prompts: Sequence[str], seed: int = 0, resamples: int = RESAMPLES) -> None:
         """`prompts`: that of each of N pairs."""
         _, self.members = np.unique(np.asarray(prompts), return_inverse=True)
         self.prompts = int(self.members.max()) + 1
         random = np.random.default_rng(seed)
         self.times = random.multinomial(
-            self.prompts, np.full(self.prompts, 1 / self.prompts), size=RESAMPLES
+            self.prompts, np.full(self.prompts, 1 / self.prompts), size=resamples
         ).astype(float)
 
     def means(self, values: Array) -> Array:

@@ -16,7 +16,18 @@ from cai_cli.console.options import FLAG, check_draws, flag_name
 from cai_cli.errors import UserError
 from cai_cli.evaluation.cautions import held_out_cautions, label_cautions, rate_cautions
 from cai_cli.rows.conversation import message
-from cai_cli.stages import evaluate_hhh, evaluate_pm, label, pmp, ppo, revise, sample, sft, train_pm
+from cai_cli.stages import (
+    evaluate_elo,
+    evaluate_hhh,
+    evaluate_pm,
+    label,
+    pmp,
+    ppo,
+    revise,
+    sample,
+    sft,
+    train_pm,
+)
 
 STAGES = {
     "revise": revise,
@@ -26,6 +37,7 @@ STAGES = {
     "pmp": pmp,
     "train-pm": train_pm,
     "ppo": ppo,
+    "evaluate elo": evaluate_elo,
     "evaluate hhh": evaluate_hhh,
     "evaluate pm": evaluate_pm,
 }

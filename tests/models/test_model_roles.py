@@ -46,6 +46,7 @@ COMMANDS = {
     ),
     "score": (["score", "rows", "--pm", "lm"], f"--pm lm: {LANGUAGE}"),
     "evaluate pm": (["evaluate", "pm", "--pm", "lm", "--comparisons", "rows"], f"--pm lm: {LANGUAGE}"),
+    "evaluate elo": (["evaluate", "elo", "pm", "lm", "--judge", "pm"], f"MODELS pm: {PREFERENCE}"),
     "evaluate hhh": (["evaluate", "hhh", "rows", "--model", "pm"], f"--model pm: {PREFERENCE}"),
     "evaluate hhh pm": (["evaluate", "hhh", "rows", "--pm", "lm"], f"--pm lm: {LANGUAGE}"),
 }

@@ -53,6 +53,8 @@ READERS = {
     ),
     "train-pm": ("comparisons", "train-pm --model {lm} --comparisons {file} --out {out}"),
     "evaluate pm": ("comparisons", "evaluate pm --pm {pm} --comparisons {file} --out {out}.json"),
+    "evaluate elo": ("samples", "evaluate elo x={file} y={file} --judge {pm} --out {out}.json"),
+    "evaluate elo games": ("comparisons", "evaluate elo --comparisons {file} --out {out}.json"),
     "evaluate labels": ("comparisons", "evaluate labels {file} {file} --out {out}.json"),
     "score": ("samples", "score --pm {pm} {file} --out {out}.jsonl"),
     "export": ("revisions", "export paper-chains {file} --out {out}.jsonl"),
