@@ -23,7 +23,7 @@ from cai_cli.artifacts.identity import identity
 from cai_cli.artifacts.inputs import describe_input, describe_model
 from cai_cli.artifacts.manifest_shape import Manifest, Misshapen, parse_manifest
 from cai_cli.console.groups import flags_of, values_of
-from cai_cli.console.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL
+from cai_cli.console.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, Takes
 from cai_cli.errors import UserError
 from cai_cli.prompting.constitution import find_constitution
 from cai_cli.rows.jsonl import strict_json, write_atomically
@@ -54,7 +54,10 @@ def begin_manifest(stage: str, options: Any, folder: Path) -> Manifest:
         part, value = flag.part, given[name]
         values = value if isinstance(value, list) else [] if value is None else [value]
         if part is INPUT:
-            inputs += [describe_input(name, str(item), folder) for item in values]
+            texts = [str(item) for item in values]
+            of_models = [text for text in texts if Takes.MODEL in flag.marks and not is_input(Path(text))]
+            inputs += [describe_input(name, text, folder) for text in texts if text not in of_models]
+            models += [describe_model(name, text, folder) for text in of_models]
         elif part is MODEL:
             models += [describe_model(name, str(item), folder) for item in values]
         elif part is DEMONSTRATIONS and value is not None and Path(value).is_file():

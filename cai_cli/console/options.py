@@ -42,6 +42,7 @@ class Takes(Enum):
 
     STDIN = "-"
     WEIGHT = "FILE:weight"
+    MODEL = "a model's directory or name"
 
 
 FLAG = re.compile(r"--[a-z][a-z0-9-]*")  # as it stands in a sentence
