@@ -22,12 +22,16 @@ def identity(manifest: Manifest, options_type: type) -> dict[str, Any]:
             same[flag_name(name)] = manifest["options"].get(name)
     contents: dict[str, list[Any]] = {}
     for item in manifest["inputs"]:
-        contents.setdefault(flag_name(item["option"]), []).append(
-            [item["sha256"] or item["path"], item["weight"]]
-        )
+        content = [item["sha256"] or item["path"], item["weight"]]
+        contents.setdefault(flag_name(item["option"]), []).append(with_name(item, content))
     for item in manifest["models"]:
-        contents.setdefault(flag_name(item["option"]), []).append(item.get("fingerprint"))
+        contents.setdefault(flag_name(item["option"]), []).append(with_name(item, item.get("fingerprint")))
     return {**same, **contents, "--constitution": (manifest["constitution"] or {}).get("sha256")}
+
+
+def with_name(item: dict[str, Any], content: Any) -> Any:
+    """What is in an input or a model, and its name where that is content too."""
+    return {"named": item["named"], "content": content} if "named" in item else content
 
 
 def differences(old: Manifest, new: Manifest, options_type: type) -> list[str]:

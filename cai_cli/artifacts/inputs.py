@@ -14,7 +14,7 @@ from cai_cli.console.groups import flags_of, values_of
 from cai_cli.console.options import INPUT, Takes, flag_name
 from cai_cli.errors import UserError
 from cai_cli.processes.ranks import world_size
-from cai_cli.rows.sources import PIPED, input_file, parse_weight
+from cai_cli.rows.sources import PIPED, input_file, parse_name, parse_weight
 from cai_cli.rows.storage import STDIN, check_input
 
 
@@ -86,3 +86,10 @@ def describe_model(option: str, value: str, beside: Path) -> dict[str, Any]:
         "files": files,
         "manifest_sha256": hash_file(parent) if parent.is_file() else None,
     }
+
+
+def describe_named(option: str, value: str, beside: Path, number: int) -> dict[str, Any]:
+    """A model or a file of a list that holds both, with its place in the list and its name."""
+    name, path = parse_name(value)
+    describe = describe_input if Path(path).is_file() else describe_model
+    return {**describe(option, path, beside), "named": f"{number}: {name or Path(path).name}"}

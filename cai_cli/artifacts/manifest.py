@@ -20,10 +20,10 @@ from typing import Any
 from cai_cli import __version__
 from cai_cli.artifacts.fingerprints import hash_file
 from cai_cli.artifacts.identity import identity
-from cai_cli.artifacts.inputs import describe_input, describe_model
+from cai_cli.artifacts.inputs import describe_input, describe_model, describe_named
 from cai_cli.artifacts.manifest_shape import Manifest, Misshapen, parse_manifest
 from cai_cli.console.groups import flags_of, values_of
-from cai_cli.console.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, Takes
+from cai_cli.console.options import CONSTITUTION, DEMONSTRATIONS, INPUT, MODEL, NAMED
 from cai_cli.errors import UserError
 from cai_cli.prompting.constitution import find_constitution
 from cai_cli.rows.jsonl import strict_json, write_atomically
@@ -54,12 +54,13 @@ def begin_manifest(stage: str, options: Any, folder: Path) -> Manifest:
         part, value = flag.part, given[name]
         values = value if isinstance(value, list) else [] if value is None else [value]
         if part is INPUT:
-            texts = [str(item) for item in values]
-            of_models = [text for text in texts if Takes.MODEL in flag.marks and not is_input(Path(text))]
-            inputs += [describe_input(name, text, folder) for text in texts if text not in of_models]
-            models += [describe_model(name, text, folder) for text in of_models]
+            inputs += [describe_input(name, str(item), folder) for item in values]
         elif part is MODEL:
             models += [describe_model(name, str(item), folder) for item in values]
+        elif part is NAMED:
+            for number, item in enumerate(values):
+                named = describe_named(name, str(item), folder, number)
+                (models if "files" in named else inputs).append(named)
         elif part is DEMONSTRATIONS and value is not None and Path(value).is_file():
             inputs.append(describe_input(name, value, folder))
         elif part is CONSTITUTION and value is not None:

@@ -6,6 +6,7 @@ identity:
 
     (none)          content: another value gives another artifact
     INPUT, MODEL, CONSTITUTION   content by what is in the file, wherever it lies
+    NAMED           NAME=PATH, models and files in one list: content by name, and by what is in them
     DEMONSTRATIONS   a name, or a file by what is in it
     LIMIT           a higher value continues the artifact
     NOTED           recorded, warned about when it changes (dtype, engine)
@@ -30,6 +31,7 @@ class Part(Enum):
     CONTENT = "content"
     INPUT = "input"
     MODEL = "model"
+    NAMED = "named"
     CONSTITUTION = "constitution"
     DEMONSTRATIONS = "demonstrations"
     LIMIT = "limit"
@@ -42,15 +44,15 @@ class Takes(Enum):
 
     STDIN = "-"
     WEIGHT = "FILE:weight"
-    MODEL = "a model's directory or name"
 
 
 FLAG = re.compile(r"--[a-z][a-z0-9-]*")  # as it stands in a sentence
 # Option -> the options of which one has to be on for anything to read it.
 Needs = Mapping[str, tuple[str, ...]]
-INPUT, MODEL, CONSTITUTION, DEMONSTRATIONS, LIMIT, NOTED, RUNTIME = (
+INPUT, MODEL, NAMED, CONSTITUTION, DEMONSTRATIONS, LIMIT, NOTED, RUNTIME = (
     Part.INPUT,
     Part.MODEL,
+    Part.NAMED,
     Part.CONSTITUTION,
     Part.DEMONSTRATIONS,
     Part.LIMIT,

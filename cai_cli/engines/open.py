@@ -17,7 +17,7 @@ def check_engine(path: str, settings: EngineSettings, flag: str = "--model") -> 
     """Stop early where the engine is not installed or has no address, or where `path` is no language model; what
     a server calls its models is for the server to say.
     """
-    prefix = flag.removesuffix("model")  # --feedback-engine goes with --feedback-model
+    prefix = prefix_of(flag)
     missing = [name for name in NEEDS.get(settings.engine, ()) if find_spec(name) is None]
     if missing:
         told = f"{prefix}engine {settings.engine}: {' and '.join(missing)} not installed"
@@ -43,10 +43,15 @@ def check_engine(path: str, settings: EngineSettings, flag: str = "--model") -> 
         raise UserError(told, f"add {prefix}api chat, or name the model's directory")
 
 
+def prefix_of(flag: str) -> str:
+    """How the options of an engine begin: --feedback-engine goes with --feedback-model, and with --judge."""
+    return "--" if flag == "--model" else "--feedback-"
+
+
 def check_vllm(path: str, flag: str) -> None:
     """Raise UserError for what vLLM in this process does not do."""
     if world_size() > 1:
-        told = f"{flag.removesuffix('model')}engine vllm: each process would take the same GPUs"
+        told = f"{prefix_of(flag)}engine vllm: each process would take the same GPUs"
         raise UserError(
             told, "start one command a GPU with --shard I/N and CUDA_VISIBLE_DEVICES, or use a server"
         )

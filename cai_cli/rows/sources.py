@@ -22,3 +22,11 @@ def input_file(path: str) -> Path | None:
     (`hf:org/name`).
     """
     return None if path.startswith("hf:") else STDIN if path == PIPED else Path(path)
+
+
+def parse_name(text: str) -> tuple[str | None, str]:
+    """`NAME=PATH` -> (NAME, PATH); a path alone has no name. What is there under the whole text is a path."""
+    name, mark, path = text.partition("=")
+    if not mark or not name or not path or "/" in name or Path(text).exists():
+        return None, text
+    return name, path

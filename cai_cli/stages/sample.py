@@ -2,15 +2,19 @@
 
     cai sample --model helpful-only/ --prompts helpful.jsonl -n 2 --out samples.jsonl
 
-Paper section 3.2: helpful prompts are answered by the helpful model directly, two replies each. The work is in
-`engines.samples`, where other commands find it too.
+Paper section 3.2: helpful prompts are answered by the helpful model directly, two replies each.
 """
 
 from __future__ import annotations
 
-from cai_cli.engines.samples import Options, sample
-
-__all__ = ["Options", "run"]
+from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.console.messages import say, show_text
+from cai_cli.console.options import check_draws
+from cai_cli.engines.open import check_engine
+from cai_cli.engines.replies import Options as Options
+from cai_cli.engines.replies import Slot, reply_segment, settings_of, slots_of, write_samples
+from cai_cli.models.devices import check_device
+from cai_cli.rows.prompt_files import read_prompts
 
 
 def run(options: Options) -> None:
@@ -18,8 +22,26 @@ def run(options: Options) -> None:
 
     Example: cai sample --model helpful-only/ --prompts helpful.jsonl -n 2 --out samples.jsonl
     """
-    artifact = sample(options)
-    if artifact is not None:
+    check_draws(options.num_samples, "--num-samples", options.generation.temperature)
+    check_engine(options.model, settings_of(options))
+    artifact = RowArtifact("sample", options, options.generation.shard)
+    if artifact.done:
+        return
+    check_device(options.hardware.device, options.output.dry_run)
+    slots = slots_of(read_prompts(options.prompts, options.rows.limit), options.num_samples)
+    todo = artifact.remaining(slots)
+    if options.output.dry_run:
+        dry_run(options, slots[0], len(todo))
+    elif write_samples(artifact, options, todo):
         artifact.tell_next(
             "cai sft --model BASE --data", options.output.out, "--out", options.output.out.parent / "sl-cai"
         )
+
+
+def dry_run(options: Options, slot: Slot, remaining: int) -> None:
+    """Show the first prompt exactly as the model would get it."""
+    from cai_cli.engines.open import open_reader
+
+    renderer = open_reader(options.model, settings_of(options))
+    show_text(renderer.show(reply_segment(options, renderer).prompt(slot)))
+    say(f"{remaining} replies of at most {options.generation.max_new_tokens} tokens")

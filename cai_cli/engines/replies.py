@@ -1,17 +1,15 @@
-"""Prompts + a language model -> samples.jsonl, by whichever command wants replies: n sampled ones to each prompt.
-
-A file that a killed run has begun is gone on with, as every row artifact is.
+"""Prompts + a language model -> samples, n sampled replies to each prompt: the work of `cai sample`, and of what else
+needs a model's replies. Its options are those of `cai sample`, so that either can go on with what the other began.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from cai_cli.artifacts.chunks import Told
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.artifacts.rows import RowArtifact, Settled
-from cai_cli.console.messages import say, show_text
 from cai_cli.console.options import (
     MODEL,
     DeviceOptions,
@@ -22,24 +20,26 @@ from cai_cli.console.options import (
     Prompts,
     RowOptions,
     ServingOptions,
-    check_draws,
     flag,
 )
-from cai_cli.engines.base import EngineSettings, Reads
-from cai_cli.engines.open import check_engine, open_engine, open_reader
+from cai_cli.engines.base import EngineSettings
+from cai_cli.engines.open import open_engine
 from cai_cli.engines.segments import Sampled, Segment, SegmentSettings, attempts_at, sample_segment
-from cai_cli.models.devices import check_device
 from cai_cli.prompting.prompts import TRANSCRIPT_STOPS, reply_prompt
 from cai_cli.rows.conversation import Conversation, message
 from cai_cli.rows.jsonl import Row
-from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import Event, Prompt, Sample, events_text
+
+if TYPE_CHECKING:
+    from cai_cli.engines.base import Reads
 
 CHUNK_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
+    """The flags of `cai sample`."""
+
     NEEDS: ClassVar[Needs] = {"attempts": ("temperature",)}
 
     hardware: DeviceOptions
@@ -71,28 +71,13 @@ class Slot:
         return f"{self.prompt.id}/{self.k}"
 
 
-def check(options: Options) -> EngineSettings:
-    """How the model is opened. Raises UserError where it cannot be, before anything is touched."""
-    check_draws(options.num_samples, "--num-samples", options.generation.temperature)
-    settings = settings_of(options)
-    check_engine(options.model, settings)
-    return settings
+def slots_of(prompts: list[Prompt], count: int) -> list[Slot]:
+    return [Slot(prompt, k) for prompt in prompts for k in range(count)]
 
 
-def sample(options: Options) -> RowArtifact | None:
-    """Draw the replies and write them to --out. None where nothing was left to do, or to be looked at only."""
-    settings = check(options)
-    artifact = RowArtifact("sample", options, options.generation.shard)
-    if artifact.done:
-        return None
-    check_device(options.hardware.device, options.output.dry_run)
-    prompts = read_prompts(options.prompts, options.rows.limit)
-    slots = [Slot(prompt, k) for prompt in prompts for k in range(options.num_samples)]
-    todo = artifact.remaining(slots)
-    if options.output.dry_run:
-        dry_run(options, slots[0], len(todo))
-        return None
-    engine = open_engine(options.model, settings)
+def write_samples(artifact: RowArtifact, options: Options, todo: list[Slot]) -> bool:
+    """Draw the replies that are missing and finish the file; whether this process wrote it."""
+    engine = open_engine(options.model, settings_of(options))
     segment = reply_segment(options, engine.renderer)
 
     def reply(chunk: list[Slot], told: Told) -> list[Settled]:
@@ -101,7 +86,7 @@ def sample(options: Options) -> RowArtifact | None:
 
     size = CHUNK_BATCHES * options.generation.batch_size
     artifact.work(todo, size, reply, at_once=engine.rows_at_once)
-    return artifact if artifact.finish(**engine.facts()) else None
+    return artifact.finish(**engine.facts())
 
 
 def settings_of(options: Options) -> EngineSettings:
@@ -148,10 +133,3 @@ def reply_segment(options: Options, renderer: Reads) -> Segment[Slot]:
     return Segment(
         "reply", prompt_of, lambda slot: (options.output.seed, slot.prompt.id, 0, "reply", slot.k), settings
     )
-
-
-def dry_run(options: Options, slot: Slot, remaining: int) -> None:
-    """Show the first prompt exactly as the model would get it."""
-    renderer = open_reader(options.model, settings_of(options))
-    show_text(renderer.show(reply_segment(options, renderer).prompt(slot)))
-    say(f"{remaining} replies of at most {options.generation.max_new_tokens} tokens")
