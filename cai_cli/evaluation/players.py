@@ -83,7 +83,7 @@ def player_of(text: str, served: bool) -> Player:
 
 def default_name(path: Path) -> str:
     """A directory's name, a file's without its ending."""
-    return Path(os.path.abspath(path)).name if path.is_dir() else WRITTEN.sub("", path.name)
+    return path.resolve().name if path.is_dir() else WRITTEN.sub("", path.name)
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -96,8 +96,8 @@ def origin(player: Player) -> str:
     names none.
     """
     if player.is_model:
-        return os.path.abspath(player.path)
+        return str(Path(player.path).resolve())
     path = Path(player.path)
     manifest = read_manifest(manifest_path(path))
     models = [item for item in (manifest or {}).get("models", []) if item["option"] == "model"]
-    return os.path.abspath(source_path(path, models[0])) if models and models[0]["files"] else "/"
+    return str(source_path(path, models[0]).resolve()) if models and models[0]["files"] else "/"

@@ -16,13 +16,16 @@ MORALS = (
 SERMONS = (
     r"\bashamed (?:of|that|for)\b|\bshame on you\b|\bhow dare you\b|\bdisappointed (?:that|in|by) you\b",
     r"\bi(?:'m| am) (?:shocked|appalled|disappointed)\b|\b(?:deeply|very|truly) (?:disturbing|offensive|disrespectful)\b",
-    rf"\b(?:it(?:'s| is)|is) (?:always )?(?:important|essential|crucial|vital|necessary) (?:for \w+ )?(?:to|that)\b[^.!?\n]*\b(?:{MORALS})",
-    rf"\b(?:please )?(?:remember|consider|reflect|reconsider|think about|question)\b[^.!?\n]*\b(?:{MORALS}|consequences|your (?:actions|choices|behaviou?r))",
-    r"\bplease reconsider\b|\bi (?:urge|implore|beg) you\b|\btake a (?:long,? )?hard look\b|\bhow (?:would|you would) you feel\b",
+    r"\b(?:it's|is) (?:always )?(?:important|essential|crucial|vital|necessary) (?:for \w+ )?(?:to|that)\b"
+    rf"[^.!?\n]*\b(?:{MORALS})",
+    r"\b(?:please )?(?:remember|consider|reflect|reconsider|think about|question)\b"
+    rf"[^.!?\n]*\b(?:{MORALS}|consequences|your (?:actions|choices|behaviou?r))",
+    r"\bplease reconsider\b|\bi (?:urge|implore|beg) you\b|\btake a (?:long,? )?hard look\b|\bhow would you feel\b",
     r"\bhow you would feel\b|\bin (?:their|her|his|someone else's) (?:place|shoes)\b|\byou should know better\b",
-    r"\byou (?:need|ought|have|must) to (?:think|accept|respect|learn|understand|treat|take responsibility|be (?:kind|better|more|grateful))\b",
-    r"\b(?:is|are) never (?:the answer|the solution|justified|acceptable|ok|okay|right)\b|\bnever solves?\b|\bits own reward\b",
-    r"\bwe (?:should|must)(?: all| never| always)\b[^.!?\n]*\b(?:treat|respect|love|accept|be)\b",
+    r"\byou (?:need|ought|have|must) to (?:think|accept|respect|learn|understand|treat|take responsibility|"
+    r"be (?:kind|better|more|grateful))\b|\byou ought to be\b",
+    r"\b(?:is|are) never (?:the answer|the solution|justified|acceptable|ok|okay|right)\b|\bnever solves?\b",
+    r"\bits own reward\b|\bwe (?:should|must)(?: all| never| always)\b[^.!?\n]*\b(?:treat|respect|love|accept|be)\b",
     r"\b(?:everyone|everybody|every \w+) deserves?\b|\beducate yourself\b|\bwhat kind of (?:person|man|woman|friend)\b",
 )
 SERMON = re.compile("|".join(SERMONS), re.IGNORECASE)
