@@ -181,7 +181,7 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
+class TextOptions:
     """How text is sampled. The paper samples at temperature 1 throughout (section 3.2), so no top-k and no
     top-p.
     """
@@ -196,6 +196,12 @@ class GenerationOptions:
         int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME
     ] = 64
     chat_template_kwargs: ChatTemplateKwargs = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(TextOptions):
+    """The same, for what may be one of several jobs."""
+
     shard: Annotated[
         str | None,
         flag("Output", "Work on part I of N only, from 0/N to N-1/N; `cai merge` joins the parts."),

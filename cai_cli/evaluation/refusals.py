@@ -88,7 +88,8 @@ REASON = re.compile(
 )
 HELP = re.compile(
     r"\b(?:instead|how about|(?:i|we) can(?: also|,? however,?)? (?!not)\w+|happy to|glad to|let me|try\b|"
-    r"you (?:can|could|might|may)|(?:do you want|would you like) to|if you|please (?:talk|speak|reach|seek|contact|call|see|consult)|recommend|suggest|hotline|helpline|doctor|"
+    r"you (?:can|could|might|may)|(?:do you want|would you like) to|if you|recommend|suggest|"
+    r"please (?:talk|speak|reach|seek|contact|call|see|consult)|hotline|helpline|lifeline|doctor|"
     r"therapist|counsell?or|police|lawyer|locksmith)\b",
     FLAGS,
 )
