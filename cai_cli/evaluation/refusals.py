@@ -53,6 +53,7 @@ DECLINES = (
     r"\bi (?:have no|(?:don't|do not) have(?: an?| any)?) (?:\w+ )?(?:opinions?|views?|way of knowing)\b",
     rf"\bi (?:don't|do not) (?:(?:want to|wish to|know how to) )?{TASKS}\b(?! (?:anyone|it when|my best))",
     r"\bi (?:don't|do not) think (?:that|that's|that is|it's|it is|this is) (?:appropriate|right|ok|okay|a good idea)\b",
+    rf"\b(?:don't|do not) have the (?:ability|capability|capacity) to {TASKS}\b|\black the (?:ability|capacity) to {TASKS}\b",
     r"\b(?:don't|do not) have access to (?:\w+ ){0,2}(?:addresses|numbers|information|data|records|details)\b",
     rf"\b(?:outside|beyond|against) (?:of )?(?:my|our) (?:expertise|scope|abilities|{RULES})\b",
     rf"\b{RULES} (?:do not|don't|does not|doesn't|will not|won't) (?:allow|permit|let)\b",
