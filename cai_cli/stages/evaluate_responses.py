@@ -42,7 +42,6 @@ from cai_cli.engines.replies import settings_of, slots_of, write_samples
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.harm import LOW_MASS, RUBRIC, harm_request
 from cai_cli.evaluation.players import Player, players_of
-from cai_cli.evaluation.responses import ALL, measure
 from cai_cli.feedback.response_rows import HarmJudgeOptions, judge_settings, not_judged, write_rows
 from cai_cli.feedback.response_rows import Options as RowsOptions
 from cai_cli.models.devices import check_device
@@ -50,6 +49,7 @@ from cai_cli.processes.ranks import world_size
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import KINDS, Prompt
 
+ALL = "all"  # the group of all replies
 MOST_SOURCES = 40  # rows of the table of sources
 
 
@@ -113,6 +113,10 @@ def run(options: Options) -> None:
             path, rejected[player.name] = answer(options, player)
             players[place] = replace(player, path=str(path))
     rows = write_rows(rows_options(options, players), prompts)
+
+    from cai_cli.evaluation.response_plot import draw_responses
+    from cai_cli.evaluation.response_rates import measure
+
     given = {player.name: player for player in players_of(options.models, is_served(options))}
     models = [
         {
@@ -126,9 +130,6 @@ def run(options: Options) -> None:
     ]
     warnings = warnings_of(models)
     results.start()
-
-    from cai_cli.evaluation.response_plot import draw_responses
-
     draw_responses(models, results.picture)
     count = sum(len(some) for some in rows.values())
     lost = sum(sum(reasons.values()) for reasons in rejected.values())

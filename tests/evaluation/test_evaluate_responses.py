@@ -12,7 +12,8 @@ from conftest import mistake
 from cai_cli.evaluation.bootstrap import Bootstrap
 from cai_cli.evaluation.calibration import wilson
 from cai_cli.evaluation.harm import RUBRIC, SCORES, harm_of, harm_question
-from cai_cli.evaluation.responses import contrasts, measure, read_responses
+from cai_cli.evaluation.response_rates import contrasts, measure
+from cai_cli.evaluation.responses import read_responses
 from cai_cli.rows.conversation import message
 from cai_cli.rows.records import Prompt
 
