@@ -7,7 +7,8 @@ from typing import Any
 
 import matplotlib
 
-from cai_cli.evaluation.response_rates import ALL, HARMFUL, HELPFUL
+from cai_cli.evaluation.response_rates import HARMFUL, HELPFUL
+from cai_cli.evaluation.responses import ALL
 
 matplotlib.use("Agg")
 COLOURS = ("#3b6ea5", "#d1802e", "#4f9d69", "#8c6bb1", "#c0504d", "#7f7f7f")

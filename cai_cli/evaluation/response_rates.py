@@ -15,12 +15,12 @@ import numpy as np
 from cai_cli.evaluation.bootstrap import Bootstrap
 from cai_cli.evaluation.calibration import wilson
 from cai_cli.evaluation.repetition import phrase_rates
+from cai_cli.evaluation.responses import ALL
 from cai_cli.rows.conversation import prompt_id
 from cai_cli.rows.jsonl import Row
 from cai_cli.rows.records import KINDS
 
 HARMFUL, HELPFUL = KINDS
-ALL = "all"
 # Field of a row -> its name among a group's measurements
 FLAGS = {
     "refusal": "refusal",

@@ -15,6 +15,7 @@ from cai_cli.rows.jsonl import Row, read_records
 from cai_cli.rows.records import Prompt, Sample
 from cai_cli.rows.trl_rows import RowReader
 
+ALL = "all"  # the group of all replies of a model
 MISSING = "–"  # in place of an empty reply while its row is read
 
 

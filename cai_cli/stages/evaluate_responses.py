@@ -42,6 +42,7 @@ from cai_cli.engines.replies import settings_of, slots_of, write_samples
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.harm import LOW_MASS, RUBRIC, harm_request
 from cai_cli.evaluation.players import Player, players_of
+from cai_cli.evaluation.responses import ALL
 from cai_cli.feedback.response_rows import HarmJudgeOptions, judge_settings, not_judged, write_rows
 from cai_cli.feedback.response_rows import Options as RowsOptions
 from cai_cli.models.devices import check_device
@@ -49,7 +50,6 @@ from cai_cli.processes.ranks import world_size
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import KINDS, Prompt
 
-ALL = "all"  # the group of all replies
 MOST_SOURCES = 40  # rows of the table of sources
 
 
