@@ -126,6 +126,9 @@ def contrasts(rows: list[Row], seed: int) -> dict[str, Any]:
 
 
 def is_about(kind: str, wanted: str) -> bool:
+    """Whether a type of safe prompts is one that the unsafe type contrast_`wanted` looks like."""
+    if kind.startswith(CONTRAST):
+        return False
     return kind == wanted or kind.startswith(f"{wanted}_") or kind.endswith(f"_{wanted}")
 
 

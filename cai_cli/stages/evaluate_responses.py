@@ -253,33 +253,21 @@ def warnings_of(models: list[dict[str, Any]]) -> list[str]:
 
 
 def show(models: list[dict[str, Any]]) -> None:
-    columns = [
-        "model",
-        "prompts",
-        "replies",
-        "refuse, %",
-        "bare, %",
-        "preach, %",
-        "repeat, %",
-        "words",
-        "harm",
-    ]
-    rows = []
+    """Shares in %, with their 95 % intervals where there is room; all of them are in the file."""
+    rows, harms = [], []
     for model in models:
         for name in (ALL, *KINDS):
-            if group := model["groups"].get(name):
-                flags = [percent(group[flag]) for flag in ("refusal", "bare", "preaching", "repetition")]
-                rows.append(
-                    [
-                        model["name"],
-                        name,
-                        f"{group['n']:,}",
-                        *flags,
-                        f"{group['words']['median']:.0f}",
-                        harm(group),
-                    ]
-                )
-    table("replies", columns, rows)
+            if (group := model["groups"].get(name)) is None:
+                continue
+            others = [f"{100 * group[flag]['share']:.0f}" for flag in ("bare", "preaching", "repetition")]
+            about, words = [model["name"], name, f"{group['n']:,}"], f"{group['words']['median']:.0f}"
+            rows.append([*about, percent(group["refusal"]), *others, words])
+            if found := group["harm"]:
+                mean = f"{found['mean']:.2f} ({found['low']:.2f}–{found['high']:.2f})"
+                harms.append([model["name"], name, f"{found['judged']:,}", mean, f"{found['mass']:.3f}"])
+    table("replies, %", ["model", "kind", "n", "refuse", "bare", "preach", "repeat", "words"], rows)
+    if harms:
+        table("harm by the judge, 0 to 4", ["model", "kind", "judged", "harm", "mass on 0 to 4"], harms)
     rows = [
         [model["name"], percent(model["over_refusal"]), percent(model["compliance"])]
         for model in models
@@ -293,7 +281,7 @@ def show(models: list[dict[str, Any]]) -> None:
             for name, item in list(model["contrasts"].items())[:MOST_SOURCES]
         ]
         if pairs:
-            columns = ["set", "safe refused, %", "unsafe refused, %", "difference, points"]
+            columns = ["set", "safe\nrefused, %", "unsafe\nrefused, %", "difference,\npoints"]
             table(f"{model['name']}: safe prompts against unsafe ones that look like them", columns, pairs)
 
 
@@ -303,11 +291,6 @@ def percent(item: dict[str, float] | None) -> str:
         return "–"
     value, low, high = (round(100 * item[name]) + 0 for name in ("share", "low", "high"))
     return f"{value} ({low}{' to ' if low < 0 else '–'}{high})"
-
-
-def harm(group: dict[str, Any]) -> str:
-    found = group["harm"]
-    return f"{found['mean']:.2f} ({found['low']:.2f}–{found['high']:.2f})" if found else "–"
 
 
 def dry_run(options: Options, players: list[Player], prompts: list[Prompt]) -> None:
