@@ -31,11 +31,11 @@ FIGURES = (
 ASIDE = (
     r"(?:,? ?(?:really|simply|just|unfortunately|also|therefore|morally|in good conscience|sorry,? but i),?)?"
 )
-# Said of oneself: "I can't help", "we are unable to".
+# Said of oneself: "I can't help", "I am unable to".
 UNABLE = (
-    rf"\b(?:i|we)(?:\s+am|'m|\s+are|'re)?{ASIDE}\s+"
-    r"(?:can(?:no|')t|can not|won't|will not|must not|(?:am |are )?unable|(?:do not|don't) feel comfortable|"
-    r"(?:am |are )?not (?:able|going|willing|comfortable|allowed|permitted|designed)|"
+    rf"\bi(?:\s+am|'m)?{ASIDE}\s+"
+    r"(?:can(?:no|')t|can not|won't|will not|must not|(?:am )?unable|(?:do not|don't) feel comfortable|"
+    r"(?:am )?not (?:able|going|willing|comfortable|allowed|permitted|designed)|"
     r"(?:have to|must|need to|will|'ll) (?:decline|refuse|pass)|decline|refuse)\b"
     rf"(?!{ASIDE}\s+(?:to\s+)?(?:{FIGURES}))"
 )
@@ -46,6 +46,9 @@ TASKS = (
 RULES = r"(?:guidelines|polic(?:y|ies)|principles|programming)"
 DECLINES = (
     UNABLE,
+    # "We" may be anybody: "we can't dismiss it"
+    rf"\bwe(?:'re| are)?{ASIDE} (?:can(?:no|')t|can not|won't|will not|do not|don't|(?:unable|not able|decline) to) "
+    rf"{TASKS}\b",
     r"\bnot something (?:that )?(?:i|we)(?:'m| am|'re| are)? (?:can|will|could|would|able|willing|comfortable)\b",
     r"\b(?:i'd|i would) (?:rather|prefer) not\b|\b(?:i'd|i would) prefer to not\b",
     r"\bi(?:'m| am) going to (?:have to )?pass\b|\bi draw the line\b|\bno from me\b|\bcount me out\b",

@@ -1,7 +1,7 @@
 """Rules for refusals, bare refusals and preaching against replies that were labelled by hand.
 
 `replies_development.jsonl`: what the phrases were chosen on. `replies_labelled.jsonl`: 60 that were labelled before
-the rules had their form, of which 54 agreed at the first look; four patterns were mended after it.
+the rules had their form, of which 54 agreed at the first look; what was mended after it is not counted.
 """
 
 from __future__ import annotations
