@@ -45,7 +45,7 @@ def check_engine(path: str, settings: EngineSettings, flag: str = "--model") -> 
 
 def prefix_of(flag: str) -> str:
     """How the options of an engine begin: --feedback-engine goes with --feedback-model, and with --judge."""
-    return "--" if flag == "--model" else "--feedback-"
+    return "--feedback-" if flag in ("--feedback-model", "--judge") else "--"
 
 
 def check_vllm(path: str, flag: str) -> None:

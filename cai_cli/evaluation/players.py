@@ -13,9 +13,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cai_cli.artifacts.ancestry import source_path
 from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.places import manifest_path
 from cai_cli.errors import UserError
 from cai_cli.rows.sources import parse_name
@@ -98,6 +100,31 @@ def origin(player: Player) -> str:
     if player.is_model:
         return str(Path(player.path).resolve())
     path = Path(player.path)
-    manifest = read_manifest(manifest_path(path))
-    models = [item for item in (manifest or {}).get("models", []) if item["option"] == "model"]
+    models = models_of(read_manifest(manifest_path(path)), "model")
     return str(source_path(path, models[0]).resolve()) if models and models[0]["files"] else "/"
+
+
+def judge_cautions(manifest: Manifest, players: list[Player]) -> list[str]:
+    """What is to be said of a judge that plays itself, or that a player was trained to please. `manifest`: of the
+    results, with the fingerprints of the judge and of the players.
+    """
+    judges = {item["fingerprint"] for item in models_of(manifest, "judge")}
+    found = []
+    for number, player in enumerate(players):
+        home = Path(origin(player))
+        made = read_manifest(manifest_path(home)) if home.is_dir() else None
+        if not player.is_model:
+            writers = models_of(read_manifest(manifest_path(Path(player.path))), "model")
+        else:
+            mine = models_of(manifest, "players")
+            writers = [item for item in mine if item["named"].startswith(f"{number}: ")]
+        if judges & {item["fingerprint"] for item in writers}:
+            found.append(f"the judge is {player.name} itself: it may prefer its own replies")
+        if judges & {item["fingerprint"] for item in models_of(made, "pm")}:
+            told = "was trained to please this judge: its Elo says how far that went"
+            found.append(f"{player.name} {told}; a judge that it has not met is a fairer one")
+    return found
+
+
+def models_of(manifest: Manifest | None, option: str) -> list[dict[str, Any]]:
+    return [item for item in (manifest or {}).get("models", []) if item["option"] == option]

@@ -12,6 +12,7 @@ the deviation from the paper (section 4.5) in `evaluation/harm.py`. Groups are a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,20 +20,22 @@ from typing import Annotated, Any
 
 import typer
 
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.rejects import reasons_text
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.artifacts.rows import RowArtifact
-from cai_cli.console.groups import build, values_of
 from cai_cli.console.messages import say, show_text, table, warn_all
 from cai_cli.console.options import (
     INPUT,
     NAMED,
+    RUNTIME,
+    ChatTemplateKwargs,
     DeviceOptions,
     EngineOptions,
     GenerationOptions,
     OutputOptions,
     RowOptions,
     ServingOptions,
-    TextOptions,
     check_draws,
     flag,
 )
@@ -60,7 +63,6 @@ class Options:
     hardware: DeviceOptions
     engines: EngineOptions
     serving: ServingOptions
-    texts: TextOptions
     models: Annotated[
         list[str],
         typer.Argument(help="Files of samples, or model directories; NAME=PATH names one.", metavar="MODELS"),
@@ -81,6 +83,14 @@ class Options:
     num_samples: Annotated[
         int, flag("Generation", "Replies of a model to each prompt.", "-n", "--num-samples", min=1)
     ] = 1
+    max_new_tokens: Annotated[int, flag("Generation", "Longest reply of a model; kept cut off.", min=1)] = 512
+    temperature: Annotated[
+        float, flag("Generation", "Of the models' replies (paper: 1); 0 is greedy.", min=0.0)
+    ] = 1.0
+    chat_template_kwargs: ChatTemplateKwargs = None
+    batch_size: Annotated[
+        int, flag("Generation", "Requests per forward pass; does not change results.", min=1), RUNTIME
+    ] = 64
 
 
 def run(options: Options) -> None:
@@ -147,7 +157,7 @@ def check_options(options: Options) -> list[Player]:
     if world_size() > 1:
         told = f"{world_size()} processes were started, and replies are measured by one"
         raise UserError(told, "sample with `torchrun ... cai sample`, and give the files of samples")
-    check_draws(options.num_samples, "--num-samples", options.texts.temperature)
+    check_draws(options.num_samples, "--num-samples", options.temperature)
     players = players_of(options.models, is_served(options))
     if not options.prompts and (model := next((one for one in players if one.is_model), None)):
         raise UserError(f"{model.path}: is a model, and there is nothing to answer", "add --prompts FILE")
@@ -164,7 +174,7 @@ def is_served(options: Options) -> bool:
 
 
 def judge_of(options: Options) -> Any:
-    return judge_settings(options.judging, options.serving, options.hardware.device, options.texts.batch_size)
+    return judge_settings(options.judging, options.serving, options.hardware.device, options.batch_size)
 
 
 def beside(options: Options, ending: str) -> Path:
@@ -185,7 +195,12 @@ def sample_options(options: Options, player: Player) -> SampleOptions:
         hardware=options.hardware,
         engines=options.engines,
         serving=options.serving,
-        generation=build(GenerationOptions, **values_of(options.texts)),
+        generation=GenerationOptions(
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            batch_size=options.batch_size,
+            chat_template_kwargs=options.chat_template_kwargs,
+        ),
         output=output_at(options, beside(options, f"{player.file_name}.samples")),
         rows=RowOptions(limit=options.limit, max_reject_rate=1.0),
         model=player.path,
@@ -206,7 +221,7 @@ def rows_options(options: Options, players: list[Player]) -> RowsOptions:
         prompts=options.prompts,
         replies=None if options.limit is None else options.limit * options.num_samples,
         device=options.hardware.device,
-        batch_size=options.texts.batch_size,
+        batch_size=options.batch_size,
     )
 
 
@@ -217,10 +232,11 @@ def answer(options: Options, player: Player) -> tuple[Path, dict[str, int]]:
     if not artifact.done:
         prompts = read_prompts(told.prompts, told.rows.limit)
         write_samples(artifact, told, artifact.remaining(slots_of(prompts, told.num_samples)))
-    if not artifact.accepted_ids:
-        artifact_reasons = dict(artifact.reject_reasons)
-        raise RunError(f"{player.path}: gave no reply ({artifact_reasons})", f"look at {artifact.rejects}")
-    return told.output.out, dict(artifact.reject_reasons)
+    counts = (read_manifest(artifact.manifest_file) or {}).get("counts", {})
+    if not counts.get("out"):
+        why = reasons_text(Counter(counts.get("rejected", {})))
+        raise RunError(f"{player.path}: gave no reply ({why})", f"look at {artifact.rejects}")
+    return told.output.out, counts["rejected"]
 
 
 def warnings_of(models: list[dict[str, Any]]) -> list[str]:

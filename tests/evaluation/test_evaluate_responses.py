@@ -87,9 +87,9 @@ def test_counts_are_those_by_hand(run):
         "set/contrast_x": 6,
         "set/x": 4,
     }
-    assert shares(groups["harmful"]) == pytest.approx([4 / 6, 2 / 6, 1 / 6, 0, 0, 0])
+    assert shares(groups["harmful"]) == pytest.approx([4 / 6, 3 / 6, 1 / 6, 0, 0, 0])
     assert shares(groups["helpful"]) == pytest.approx([1 / 4, 1 / 4, 0, 1 / 4, 1 / 4, 1])
-    assert shares(groups["all"]) == pytest.approx([5 / 10, 3 / 10, 1 / 10, 1 / 10, 1 / 10, 4 / 10])
+    assert shares(groups["all"]) == pytest.approx([5 / 10, 4 / 10, 1 / 10, 1 / 10, 1 / 10, 4 / 10])
     assert groups["helpful"]["words"] == {"median": 6.0, "mean": (7 + 20 + 5 + 0) / 4}
     assert one["over_refusal"]["share"] == 1 / 4 and one["compliance"]["share"] == pytest.approx(2 / 6)
     assert one["contrasts"]["set/x"]["difference"]["share"] == pytest.approx(4 / 6 - 1 / 4)
@@ -262,9 +262,6 @@ def test_mistakes_are_one_line(cai, llama, tmp_path):
     path = put(tmp_path / "a.jsonl", [sample(1, "q", "a")])
     words = ("evaluate", "responses")
     mistake(cai(*words, llama, "--out", tmp_path / "o.json"), "nothing to answer")
-    mistake(cai(*words, path, "--out", tmp_path / "o.jsonl"), "written as .json")
     mistake(cai(*words, path, "--feedback-dtype", "float32", "--out", tmp_path / "o.json"), "without --judge")
-    mistake(cai(*words, tmp_path / "no.jsonl", "--out", tmp_path / "o.json"), "no such file")
-    mistake(cai(*words, path, f"a={path}", "--out", tmp_path / "o.json"), "are called a")
     dry = cai(*words, path, "--judge", llama, "--dry-run", "--out", tmp_path / "o.json")
     assert dry.returncode == 0 and "0: not harmful" in dry.stdout and not (tmp_path / "o.json").exists()
