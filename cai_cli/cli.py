@@ -49,6 +49,7 @@ from cai_cli.stages import (
     evaluate_hhh,
     evaluate_labels,
     evaluate_pm,
+    evaluate_responses,
     export,
     export_ppo,
     imports,
@@ -289,6 +290,7 @@ add_command(constitution_app, "test", constitution_test.Options, constitution_te
 add_command(evaluate_app, "elo", evaluate_elo.Options, evaluate_elo.run)
 add_command(evaluate_app, "hhh", evaluate_hhh.Options, evaluate_hhh.run)
 add_command(evaluate_app, "labels", evaluate_labels.Options, evaluate_labels.run)
+add_command(evaluate_app, "responses", evaluate_responses.Options, evaluate_responses.run)
 add_command(configs_app, "copy", configs.Options, configs.copy)
 app.add_typer(evaluate_app, name="evaluate", rich_help_panel=EVALUATION)
 app.add_typer(export_app, name="export", rich_help_panel=FILES)

@@ -109,6 +109,7 @@ def to_record(slot: Slot, sampled: Sampled) -> Sample:
         kind=slot.prompt.kind,
         thinking=sampled.thinking,
         hygiene=events_of(sampled),
+        source=slot.prompt.source,
     )
 
 

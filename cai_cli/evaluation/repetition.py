@@ -37,6 +37,15 @@ def phrases(text: str) -> Iterator[str]:
         yield " ".join(words[start : start + PHRASE_WORDS])
 
 
+def loops(text: str) -> bool:
+    """Whether a phrase is LOOP times in the text."""
+    return is_loop(Counter(phrases(text)))
+
+
+def is_loop(count: Counter[str]) -> bool:
+    return max(count.values(), default=0) >= LOOP
+
+
 def phrase_rates(texts: Iterable[str]) -> PhraseRates:
     """How alike the texts are, over the first MOST_TEXTS of them."""
     counts = [Counter(phrases(text)) for text in islice(texts, MOST_TEXTS)]
@@ -46,5 +55,5 @@ def phrase_rates(texts: Iterable[str]) -> PhraseRates:
     bar = max(FEWEST, SHARE * len(counts))
     common = {phrase for phrase, number in spread.items() if number >= bar}
     recurring = sum(not common.isdisjoint(count) for count in counts) / len(counts)
-    looping = sum(max(count.values(), default=0) >= LOOP for count in counts) / len(counts)
+    looping = sum(map(is_loop, counts)) / len(counts)
     return PhraseRates(recurring, looping, max(sorted(common), key=spread.__getitem__, default=""))

@@ -47,7 +47,9 @@ class PublishedSample:
         return row | {name: value for name, value in self.besides.items() if name not in row}
 
 
-def import_samples(path: Path, *, kind: str | None = None) -> Iterator[PublishedSample | Reject]:
+def import_samples(
+    path: Path, *, kind: str | None = None, source: str | None = None
+) -> Iterator[PublishedSample | Reject]:
     """One sample an answer, with the id `<prompt id>/<k>`, k counting the answers to one prompt.
 
     An answer that is none is a Reject of its own, a row whose prompt cannot be read one for all its answers.
@@ -69,7 +71,7 @@ def import_samples(path: Path, *, kind: str | None = None) -> Iterator[Published
             place = f"{identity}/{counts[identity]}"
             counts[identity] += 1
             try:
-                yield sample_of_answer(place, prompt, answer, shared, kind)
+                yield sample_of_answer(place, prompt, answer, shared, kind, source)
             except RecordError as error:
                 yield rejected(
                     line, {**row, "sampled_answers": [answer]}, error, f"sampled_answers[{number}]"
@@ -99,7 +101,7 @@ def answers_of(row: Row) -> list[Any]:
 
 
 def sample_of_answer(
-    identity: str, prompt: Conversation, answer: Any, shared: Row, kind: str | None
+    identity: str, prompt: Conversation, answer: Any, shared: Row, kind: str | None, source: str | None
 ) -> PublishedSample:
     """Raises RecordError for what is no answer."""
     if not isinstance(answer, dict):
@@ -114,7 +116,8 @@ def sample_of_answer(
         besides["pm_scores"] = scores_of(answer["pm_scores"])
     reply = check_reply([message("assistant", text)], "sampled_string")
     return PublishedSample(
-        Sample(identity, prompt, reply, "stop" if turn else "length", kind), {**shared, **besides}
+        Sample(identity, prompt, reply, "stop" if turn else "length", kind, source=source),
+        {**shared, **besides},
     )
 
 
@@ -132,6 +135,6 @@ def scores_of(found: Any) -> list[float]:
 FORMATS = {
     "paper-samples": Format(
         "its *RLHF and *_RLMADISON files, with their PM scores",
-        {"samples": lambda asked: import_samples(asked.path, kind=asked.kind)},
+        {"samples": lambda asked: import_samples(asked.path, kind=asked.kind, **asked.source)},
     )
 }

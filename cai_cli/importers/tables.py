@@ -91,7 +91,12 @@ def import_prompts(
 
 
 def import_samples(
-    items: Iterable[Item], columns: Columns, *, kind: str | None = None, dropped: Counter[str] | None = None
+    items: Iterable[Item],
+    columns: Columns,
+    *,
+    kind: str | None = None,
+    source: str | None = None,
+    dropped: Counter[str] | None = None,
 ) -> Iterator[Sample | Reject]:
     """One sample a row: the reply is in a column of its own, or ends the conversation in the prompt's."""
     counts: Counter[str] = Counter()
@@ -110,7 +115,12 @@ def import_samples(
         counts[identity] += 1
         return [
             Sample(
-                f"{identity}/{counts[identity] - 1}", prompt, turns[-1:], "stop", kind_of(row, columns, kind)
+                id=f"{identity}/{counts[identity] - 1}",
+                prompt=prompt,
+                completion=turns[-1:],
+                finish_reason="stop",
+                kind=kind_of(row, columns, kind),
+                source=source,
             )
         ]
 
@@ -259,7 +269,7 @@ def prompts_asked(asked: Asked) -> Iterator[Prompt | Reject]:
 def samples_asked(asked: Asked) -> Iterator[Sample | Reject]:
     columns = parse_columns(asked.columns)
     items = rows(asked, "samples", columns.prompt or columns.completion)
-    return import_samples(items, columns, kind=asked.kind, dropped=asked.dropped)
+    return import_samples(items, columns, kind=asked.kind, **asked.source, dropped=asked.dropped)
 
 
 def comparisons_asked(asked: Asked) -> Iterator[Comparison | Reject]:

@@ -190,6 +190,7 @@ class Sample:
     kind: str | None = None
     thinking: str = ""
     hygiene: list[Event] = field(default_factory=list)
+    source: str | None = None  # of the prompt
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Sample:
@@ -201,6 +202,7 @@ class Sample:
             kind=optional_kind(row),
             thinking=spare_text(row, "thinking"),
             hygiene=events_field(row),
+            source=optional_text(row, "source"),
         )
 
     def to_row(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class RowReader:
             probability=1.0,
             origin="human",
             kind=optional_kind(row),
-            source=row["source"] if isinstance(row.get("source"), str) else None,
+            source=source_of(row),
         )
 
     def sample(self, row: Row) -> Sample:
@@ -80,7 +80,14 @@ class RowReader:
             turns, reply = read_reply(row[name], name, self.dropped)
         prompt = check_conversation(turns, "prompt", ends_with="user")
         completion = check_conversation([message("assistant", reply)], "completion")
-        return Sample(self.id_of(row, prompt_id(prompt)), prompt, completion, "stop", optional_kind(row))
+        return Sample(
+            id=self.id_of(row, prompt_id(prompt)),
+            prompt=prompt,
+            completion=completion,
+            finish_reason="stop",
+            kind=optional_kind(row),
+            source=source_of(row),
+        )
 
     def id_of(self, row: Row, prompt_identity: str) -> str:
         """The row's own id, as text, or the next one of its prompt."""
@@ -90,3 +97,8 @@ class RowReader:
         if given is not None:
             return text_field(row, "id")
         return f"{prompt_identity}/row{self.made.count(prompt_identity)}"
+
+
+def source_of(row: Row) -> str | None:
+    """The name of a data set, where the field holds one: rows of others may keep something else there."""
+    return row["source"] if isinstance(row.get("source"), str) and row["source"] else None

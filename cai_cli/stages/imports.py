@@ -3,6 +3,7 @@ file with its reason.
 
 hh-rlhf             Anthropic's hh-rlhf transcripts            -> prompts or comparisons
 red-team            red_team_attempts (array or lines)         -> prompts
+xstest, or-bench, strongreject, harmbench: sets of safe and unsafe prompts -> prompts with their kinds
 paper-chains        the paper's *_SLMADISON.jsonl              -> revisions (`cai export` gives them back)
 paper-samples       the paper's *_RLHF and *_RLMADISON files   -> samples, with their `pm_scores`
 paper-constitution  the paper's principles, two JSON files     -> a constitution (YAML)
@@ -170,10 +171,8 @@ def importer(options: Options, tally: Tally) -> Iterator[Any]:
     if options.every_turn and not (found.every_turn and to == "prompts"):
         takes = ", ".join(name for name, each in FORMATS.items() if each.every_turn)
         raise UserError(f"--every-turn is for prompts, of {takes}", "leave it out")
-    if options.source and to not in ("prompts", "comparisons"):
-        raise UserError(
-            f"--source is kept with prompts and comparisons: {to} have no place for it", "leave it out"
-        )
+    if options.source and to == "revisions":
+        raise UserError("--source: revisions have no place for it", "leave it out")
     if options.columns and not found.any_columns:
         raise UserError(f"--columns is for table: {options.format} has columns of its own", "leave it out")
     if options.comparisons:

@@ -142,7 +142,7 @@ def test_kind_and_source_are_kept_or_refused(cai: Cai, tmp_path: Path) -> None:
     file = tmp_path / "chains.jsonl"
     file.write_text(json.dumps(chain(1)) + "\n", encoding="utf-8")
     command = ("import", "paper-chains", file, "--out", tmp_path / "out.jsonl", "--kind", "helpful")
-    mistake(cai(*command, "--source", "x"), "--source is kept with prompts and comparisons")
+    mistake(cai(*command, "--source", "x"), "--source: revisions have no place for it")
     assert cai(*command).returncode == 0 and rows(tmp_path / "out.jsonl")[0]["kind"] == "helpful"
     turns = [{"role": "user", "content": "q"}]
     pair = {name: [*turns, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}

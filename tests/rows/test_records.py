@@ -51,7 +51,7 @@ ROWS = {
     }
     | {"initial_thinking": "", "hygiene": "truncated draft, lead_in revision 2"},
     Sample: {"id": "i/0", "prompt": USER, "completion": REPLY, "finish_reason": "stop", "kind": "helpful"}
-    | {"thinking": "hm", "hygiene": ""},
+    | {"thinking": "hm", "hygiene": "", "source": "xstest/homonyms"},
     Comparison: {
         "id": "i/0",
         "prompt_id": "i",

@@ -1,0 +1,329 @@
+"""Samples, or models and prompts -> how many replies refuse, evade, preach, repeat themselves, how long and how
+harmful they are (.json, .png), and a row for each reply that says why (.rows.jsonl).
+
+    cai evaluate responses sl-cai/ rl-cai/ --prompts xstest.jsonl --judge judge/ --out responses.json
+
+Models answer the prompts first (responses.<name>.samples.jsonl, what `cai sample --on-truncated keep --attempts 1` makes,
+since a draw that is drawn again would hide what it was); a killed run goes on from these files and from the rows.
+What counts as a refusal, and how often people agree, is in `evaluation/refusals.py`; the judge's rubric, its scores and
+the deviation from the paper (section 4.5) in `evaluation/harm.py`. Groups are all replies, the kinds, and the
+`source` of the prompts, which `cai import xstest` and its like fill in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import typer
+
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.rejects import reasons_text
+from cai_cli.artifacts.results import ResultsFile
+from cai_cli.artifacts.rows import RowArtifact
+from cai_cli.console.messages import say, show_text, table, warn_all
+from cai_cli.console.options import (
+    INPUT,
+    NAMED,
+    RUNTIME,
+    ChatTemplateKwargs,
+    DeviceOptions,
+    EngineOptions,
+    GenerationOptions,
+    OutputOptions,
+    RowOptions,
+    ServingOptions,
+    check_draws,
+    flag,
+)
+from cai_cli.engines.open import check_engine
+from cai_cli.engines.replies import Options as SampleOptions
+from cai_cli.engines.replies import settings_of, slots_of, write_samples
+from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.harm import LOW_MASS, RUBRIC, harm_request
+from cai_cli.evaluation.players import Player, players_of
+from cai_cli.evaluation.responses import ALL
+from cai_cli.feedback.response_rows import HarmJudgeOptions, judge_settings, not_judged, write_rows
+from cai_cli.feedback.response_rows import Options as RowsOptions
+from cai_cli.models.devices import check_device
+from cai_cli.processes.ranks import world_size
+from cai_cli.rows.prompt_files import read_prompts
+from cai_cli.rows.records import KINDS, Prompt
+
+MOST_SOURCES = 40  # rows of the table of sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    output: OutputOptions
+    judging: HarmJudgeOptions
+    hardware: DeviceOptions
+    engines: EngineOptions
+    serving: ServingOptions
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Files of samples, or model directories; NAME=PATH names one.", metavar="MODELS"),
+        NAMED,
+    ]
+    prompts: Annotated[
+        list[str] | None,
+        flag(
+            "Data",
+            "What models answer, as for `cai sample`; also says the kind and source of these prompts in files of samples. "
+            "Repeatable.",
+        ),
+        INPUT,
+    ] = None
+    limit: Annotated[
+        int | None, flag("Data", "Take at most this many prompts, and replies of each file.", min=1)
+    ] = None
+    num_samples: Annotated[
+        int, flag("Generation", "Replies of a model to each prompt.", "-n", "--num-samples", min=1)
+    ] = 1
+    max_new_tokens: Annotated[int, flag("Generation", "Longest reply of a model; kept cut off.", min=1)] = 512
+    temperature: Annotated[
+        float, flag("Generation", "Of the models' replies (paper: 1); 0 is greedy.", min=0.0)
+    ] = 1.0
+    chat_template_kwargs: ChatTemplateKwargs = None
+    batch_size: Annotated[
+        int, flag("Generation", "Requests per forward pass; does not change results.", min=1), RUNTIME
+    ] = 64
+
+
+def run(options: Options) -> None:
+    """Measure refusals, evasion, preaching, repetition, length and harm of replies.
+
+    By rules, on every reply: refusal; bare refusal, which gives neither reason nor help; preaching; a phrase of
+    five words three times; words; empty; cut off. With --judge, how harmful it is, 0 (not harmful) to 4 (detailed,
+    usable help with serious harm): the mean under the judge's probabilities of the five numbers; the whole rubric is
+    in --dry-run and in the results. By model, kind and source of the prompt; over-refusal is refusing a helpful
+    prompt, compliance answering a harmful one. Intervals are 95 %, bootstrapped over prompts.
+
+    Example: cai import xstest xstest_prompts.csv --out xstest.jsonl
+
+    Example: cai evaluate responses sl-cai/ rl-cai/ --prompts xstest.jsonl --out responses.json
+
+    Example: cai evaluate responses before=a.jsonl after=b.jsonl --judge judge/ --out responses.json
+    """
+    players = check_options(options)
+    results = ResultsFile("evaluate responses", options)
+    if results.done:
+        return
+    check_device(options.hardware.device, options.output.dry_run)
+    prompts = read_prompts(options.prompts) if options.prompts else []
+    if options.output.dry_run:
+        dry_run(options, players, prompts)
+        return
+    rejected: dict[str, dict[str, int]] = {}
+    for place, player in enumerate(players):
+        if player.is_model:
+            path, rejected[player.name] = answer(options, player)
+            players[place] = replace(player, path=str(path))
+    rows = write_rows(rows_options(options, players), prompts)
+
+    from cai_cli.evaluation.response_plot import draw_responses
+    from cai_cli.evaluation.response_rates import measure
+
+    given = {player.name: player for player in players_of(options.models, is_served(options))}
+    models = [
+        {
+            "name": name,
+            "path": given[name].path,
+            "rejected": rejected.get(name, {}),
+            "not_judged": dict(not_judged(some)),
+            **measure(some, options.output.seed),
+        }
+        for name, some in rows.items()
+    ]
+    warnings = warnings_of(models)
+    results.start()
+    draw_responses(models, results.picture)
+    count = sum(len(some) for some in rows.values())
+    lost = sum(sum(reasons.values()) for reasons in rejected.values())
+    counts = {"in": count + lost, "out": count, "rejected": {"no_reply": lost} if lost else {}}
+    judge = options.judging.judge
+    measured = {"models": models, "rubric": RUBRIC if judge else None, "judge": judge, "warnings": warnings}
+    results.finish(measured, counts, warnings=warnings)
+    show(models)
+    warn_all(warnings)
+    say(f"each reply with what was found: {rows_path(options)}")
+
+
+def check_options(options: Options) -> list[Player]:
+    """Who is measured. Raises UserError before anything is touched."""
+    if world_size() > 1:
+        told = f"{world_size()} processes were started, and replies are measured by one"
+        raise UserError(told, "sample with `torchrun ... cai sample`, and give the files of samples")
+    check_draws(options.num_samples, "--num-samples", options.temperature)
+    players = players_of(options.models, is_served(options))
+    if not options.prompts and (model := next((one for one in players if one.is_model), None)):
+        raise UserError(f"{model.path}: is a model, and there is nothing to answer", "add --prompts FILE")
+    for player in players:
+        if player.is_model:
+            check_engine(player.path, settings_of(sample_options(options, player)), "--model")
+    if options.judging.judge:
+        check_engine(options.judging.judge, judge_of(options), "--judge")
+    return players
+
+
+def is_served(options: Options) -> bool:
+    return options.engines.engine == "openai"
+
+
+def judge_of(options: Options) -> Any:
+    return judge_settings(options.judging, options.serving, options.hardware.device, options.batch_size)
+
+
+def beside(options: Options, ending: str) -> Path:
+    return options.output.out.with_name(f"{options.output.out.stem}.{ending}.jsonl")
+
+
+def rows_path(options: Options) -> Path:
+    return beside(options, "rows")
+
+
+def output_at(options: Options, out: Path) -> OutputOptions:
+    return OutputOptions(out=out, seed=options.output.seed, if_changed=options.output.if_changed)
+
+
+def sample_options(options: Options, player: Player) -> SampleOptions:
+    """What `cai sample` would be told."""
+    return SampleOptions(
+        hardware=options.hardware,
+        engines=options.engines,
+        serving=options.serving,
+        generation=GenerationOptions(
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            batch_size=options.batch_size,
+            chat_template_kwargs=options.chat_template_kwargs,
+        ),
+        output=output_at(options, beside(options, f"{player.file_name}.samples")),
+        rows=RowOptions(limit=options.limit, max_reject_rate=1.0),
+        model=player.path,
+        prompts=options.prompts or [],
+        num_samples=options.num_samples,
+        on_truncated="keep",
+        attempts=1,
+    )
+
+
+def rows_options(options: Options, players: list[Player]) -> RowsOptions:
+    return RowsOptions(
+        output=output_at(options, rows_path(options)),
+        rows=RowOptions(),
+        judging=options.judging,
+        serving=options.serving,
+        samples=[f"{player.name}={player.path}" for player in players],
+        prompts=options.prompts,
+        replies=None if options.limit is None else options.limit * options.num_samples,
+        device=options.hardware.device,
+        batch_size=options.batch_size,
+    )
+
+
+def answer(options: Options, player: Player) -> tuple[Path, dict[str, int]]:
+    """The file of a model's replies, and how many could not be kept, by reason."""
+    told = sample_options(options, player)
+    artifact = RowArtifact("sample", told)
+    if not artifact.done:
+        prompts = read_prompts(told.prompts, told.rows.limit)
+        write_samples(artifact, told, artifact.remaining(slots_of(prompts, told.num_samples)))
+    counts = (read_manifest(artifact.manifest_file) or {}).get("counts", {})
+    if not counts.get("out"):
+        why = reasons_text(Counter(counts.get("rejected", {})))
+        raise RunError(f"{player.path}: gave no reply ({why})", f"look at {artifact.rejects}")
+    return told.output.out, counts["rejected"]
+
+
+def warnings_of(models: list[dict[str, Any]]) -> list[str]:
+    """What to know before the figures are believed."""
+    found = []
+    for model in models:
+        whole, name = model["groups"][ALL], model["name"]
+        if not set(KINDS) & model["groups"].keys():
+            found.append(
+                f"{name}: no prompt has a kind, so over-refusal and compliance cannot be told; --prompts with kinds says them"
+            )
+        if whole["truncated"]["share"] > 0.5:
+            found.append(
+                f"{name}: {whole['truncated']['share']:.0%} of the replies are cut off: --max-new-tokens"
+            )
+        if model["rejected"]:
+            lost = sum(model["rejected"].values())
+            found.append(f"{name}: {lost} replies could not be kept, and are in no figure")
+        if model["not_judged"]:
+            lost = sum(model["not_judged"].values())
+            found.append(f"{name}: {lost} replies have no harm score")
+    masses = [model["groups"][ALL]["harm"]["mass"] for model in models if model["groups"][ALL]["harm"]]
+    if masses and fmean(masses) < LOW_MASS:
+        told = f"the judge puts {fmean(masses):.0%} of its probability on the scores: its harm scores mean little"
+        found.append(f"{told}; take one that follows instructions")
+    return found
+
+
+# Showing
+
+
+def show(models: list[dict[str, Any]]) -> None:
+    """Shares in %, with their 95 % intervals where there is room; all of them are in the file."""
+    rows, harms = [], []
+    for model in models:
+        for name in (ALL, *KINDS):
+            if (group := model["groups"].get(name)) is None:
+                continue
+            others = [f"{100 * group[flag]['share']:.0f}" for flag in ("bare", "preaching", "repetition")]
+            about, words = [model["name"], name, f"{group['n']:,}"], f"{group['words']['median']:.0f}"
+            rows.append([*about, percent(group["refusal"]), *others, words])
+            if found := group["harm"]:
+                mean = f"{found['mean']:.2f} ({found['low']:.2f}–{found['high']:.2f})"
+                harms.append([model["name"], name, f"{found['judged']:,}", mean, f"{found['mass']:.3f}"])
+    table("replies, %", ["model", "kind", "n", "refuse", "bare", "preach", "repeat", "words"], rows)
+    if harms:
+        table("harm by the judge, 0 to 4", ["model", "kind", "judged", "harm", "mass on 0 to 4"], harms)
+    rows = [
+        [model["name"], percent(model["over_refusal"]), percent(model["compliance"])]
+        for model in models
+        if model["over_refusal"] or model["compliance"]
+    ]
+    if rows:
+        table("kinds", ["model", "over-refusal, %", "compliance, %"], rows)
+    for model in models:
+        pairs = [
+            [name, percent(item["safe"]), percent(item["unsafe"]), percent(item["difference"])]
+            for name, item in list(model["contrasts"].items())[:MOST_SOURCES]
+        ]
+        if pairs:
+            columns = ["set", "safe\nrefused, %", "unsafe\nrefused, %", "difference,\npoints"]
+            table(f"{model['name']}: safe prompts against unsafe ones that look like them", columns, pairs)
+
+
+def percent(item: dict[str, float] | None) -> str:
+    """`31 (24–38)`; a dash where there is nothing to take it over."""
+    if item is None:
+        return "–"
+    value, low, high = (round(100 * item[name]) + 0 for name in ("share", "low", "high"))
+    return f"{value} ({low}{' to ' if low < 0 else '–'}{high})"
+
+
+def dry_run(options: Options, players: list[Player], prompts: list[Prompt]) -> None:
+    """Show the first prompt as the first model would get it, and the judge's question about it."""
+    from cai_cli.engines.open import open_reader
+    from cai_cli.engines.replies import reply_segment
+
+    model = next((player for player in players if player.is_model), None)
+    if model:
+        told = sample_options(options, model)
+        renderer = open_reader(model.path, settings_of(told))
+        slot = slots_of(prompts, 1)[0]
+        show_text(renderer.show(reply_segment(told, renderer).prompt(slot)))
+    judge = options.judging.judge
+    if judge:
+        renderer = open_reader(judge, judge_of(options), "--judge")
+        prompt = prompts[0].prompt if prompts else [{"role": "user", "content": "[a prompt]"}]
+        request = harm_request(prompt, "[the reply]", renderer.form() == "chat")
+        show_text(renderer.show(request.prompt))
+    say(f"{len(players)} models or files of samples, {len(prompts)} prompts")
