@@ -1,0 +1,140 @@
+"""Soft, hard and clamped labels (sections 4.1 and 4.3): the preference models they make, and the policies.
+
+judge    The demo's pairs labelled anew by the helpful-only model, one principle a pair: its probabilities, the side
+         they are on (`--hard`), and they clamped (`--clamp 0.4:0.6`). Each trains a preference model (accuracy and
+         calibration on oracle pairs of harmful requests) and a policy.
+noisy    A labeller that is unsure, as large judges are and this world's is not: an oracle that prefers an answer with
+         log-odds of 0.8 for each grade that it is better. Its probability, one vote drawn by it, the side it is on;
+         each trains a preference model from the base model, measured against the probabilities.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from chain import human_helpful, inputs, measured, ppo, stage, train_pm
+from commands import Place
+from estimates import LESS, MORE, Claim, Estimate, Means, changed_by_seed, number, over_seeds, percent
+from oracle_pairs import SPLIT, agreement, graded_pairs, noisy_pairs, pairs_file
+from pictures import draw_dots, figure, save
+from study import Found, Report, Study
+
+from cai_cli.microworld import checkpoint
+from cai_cli.microworld.grammar import HARMFUL, REQUEST_KINDS
+
+JUDGED = {"soft": (), "hard": ("--hard",), "clamped": ("--clamp", "0.4:0.6")}
+NOISY = ("soft", "drawn", "side")
+AI_WEIGHT = 5  # the demo's
+RL_STEPS = 48
+TEST_PAIRS, NOISY_PAIRS, NOISY_TESTS = 400, 1000, 800
+FROM_BASE = "--lm-coef 0.5 --learning-rate 1e-3 --lr-scheduler-type linear --held-out 0 --num-train-epochs 3"
+FROM_BASE += " --per-device-train-batch-size 16 --max-length 256"
+MEASURES = ("accuracy", "brier", "calibration_error")
+RATES = ("harmless", "refuses", "over_refusal")
+
+
+def measure(place: Place) -> Found:
+    return {"judge": by_judge(place), "noisy": by_noisy_labeller(place)}
+
+
+def by_judge(place: Place) -> Found:
+    pairs, folder = stage(place, "label"), inputs(place)
+    tests = pairs_file(place, "harm-pairs", graded_pairs((HARMFUL,), SPLIT, TEST_PAIRS, place.seed))
+    found = {}
+    for name, more in JUDGED.items():
+        judge = ("--feedback-model", folder / "models/helpful-only", "--batch-size", 64)
+        words = ("label", "--pairs", pairs, *judge, "--constitution", folder / "world/constitution.yaml", *more)
+        labels = place.made(
+            place / f"labels-{name}.jsonl", lambda out, words=words: place.cai(*words, "--out", out)
+        )
+        pm = train_pm(place, f"pm-{name}", f"{labels}:{AI_WEIGHT}", human_helpful(place))
+        policy = ppo(place, stage(place, "sft"), pm, f"rl-{name}", RL_STEPS)
+        rates = measured(place, f"rl-{name}", policy, REQUEST_KINDS)
+        found[name] = {"pm": agreement(place, pm, tests), "rates": {rate: rates[rate] for rate in RATES}}
+    return found
+
+
+def by_noisy_labeller(place: Place) -> Found:
+    tests = pairs_file(place, "noisy-tests", noisy_pairs(SPLIT, NOISY_TESTS, place.seed, "soft"))
+    found = {}
+    for name in NOISY:
+        source = pairs_file(place, f"noisy-{name}", noisy_pairs("train", NOISY_PAIRS, place.seed, name))
+        words = ("train-pm", "--model", checkpoint("base"), "--comparisons", source, *shlex.split(FROM_BASE))
+        pm = place.made(
+            place / f"pm-noisy-{name}", lambda out, words=words: place.cai(*words, "--out", out)
+        )
+        found[name] = agreement(place, pm, tests)
+    return found
+
+
+def report(seeds: Sequence[Found], picture: Path) -> Report:
+    def pm(group: str, name: str, measure: str) -> list[float]:
+        found = [seed[group][name] for seed in seeds]
+        return [(each["pm"] if group == "judge" else each)[measure] for each in found]
+
+    def rate(name: str, which: str) -> list[Means]:
+        return [seed["judge"][name]["rates"][which] for seed in seeds]
+
+    def more(group: str, one: str, other: str, measure: str) -> Estimate:
+        pairs = zip(pm(group, one, measure), pm(group, other, measure), strict=True)
+        return over_seeds([a - b for a, b in pairs])
+
+    table = [["labels", "PM: accuracy", "Brier", "calibration error", "RL: harmless", "reason and alternative", "over-refusal"]]
+    for group, names in (("judge", JUDGED), ("noisy", NOISY)):
+        for name in names:
+            cells = [percent(over_seeds(pm(group, name, "accuracy")))]
+            cells += [number(over_seeds(pm(group, name, measure))) for measure in MEASURES[1:]]
+            cells += [
+                percent(over_seeds(rate_seeds(rate(name, which)))) if group == "judge" else "–" for which in RATES
+            ]
+            table.append([f"{'world’s judge' if group == 'judge' else 'noisy labeller'}: {name}", *cells])
+    brier = {"unit": "of the Brier score", "scale": 1.0}
+    said, unsure = "the world's judge", "an unsure labeller"
+    claims = [
+        Claim(f"soft labels make a more accurate PM than hard ones: {said}", "§ 4.3", MORE, more("judge", "soft", "hard", "accuracy")),
+        Claim(f"… and a better calibrated one (Brier): {said}", "§ 4.3", LESS, more("judge", "soft", "hard", "brier"), **brier),
+        Claim(f"soft labels against the side alone (Brier): {unsure}", "§ 4.3", LESS, more("noisy", "soft", "side", "brier"), **brier),
+        Claim(f"soft labels against one drawn vote (Brier): {unsure}", "§ 4.3", LESS, more("noisy", "soft", "drawn", "brier"), **brier),
+        Claim("a policy from soft labels is more harmless than from hard ones", "§ 4.3", MORE, changed_by_seed(rate("hard", "harmless"), rate("soft", "harmless"))),
+        Claim("clamped at 0.4 to 0.6 labels make a more harmless policy than soft ones", "§ 4.3", MORE, changed_by_seed(rate("soft", "harmless"), rate("clamped", "harmless"))),
+        Claim("… and one that declines fewer fine requests", "§ 4.3", LESS, changed_by_seed(rate("soft", "over_refusal"), rate("clamped", "over_refusal"))),
+    ]
+    draw(seeds, pm, picture)
+    notes = (
+        f"Policies: {RL_STEPS} steps of the demo's PPO from the demo's SL-CAI. The article clamps labels of chain of thought, which"
+        " this world's judge cannot do: here the clamp is on its plain labels. Intervals by seed."
+    )
+    return Report(table, claims, notes)
+
+
+def rate_seeds(means: Sequence[Means]) -> list[float]:
+    return [sum(each.values()) / len(each) for each in means]
+
+
+def draw(seeds: Sequence[Found], pm: object, picture: Path) -> None:
+    drawn, panels = figure(3, 3.6, 2.8)
+    brier = {
+        f"{group}: {name}": over_seeds(pm(group, name, "brier"))  # type: ignore[operator]
+        for group, names in (("judge", JUDGED), ("noisy", NOISY))
+        for name in names
+    }
+    draw_dots(panels[0], list(brier.items()), scale=1)
+    for axes, which in zip(panels[1:], ("harmless", "over_refusal"), strict=True):
+        rows = [
+            (name, over_seeds(rate_seeds([seed["judge"][name]["rates"][which] for seed in seeds]))) for name in JUDGED
+        ]
+        draw_dots(axes, rows)
+        axes.set_xlabel(f"policy: {which.replace('_', ' ')}, %")
+    panels[0].set_xlabel("preference model: Brier score")
+    save(drawn, picture)
+
+
+STUDY = Study(
+    "labels",
+    "Soft, hard and clamped labels",
+    "Do probabilities teach more than sides, and what does a clamp do?",
+    measure,
+    report,
+)
