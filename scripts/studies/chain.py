@@ -30,12 +30,19 @@ from cai_cli.stages.demo import EVALUATE, SAMPLE, STEPS, TRAIN
 
 FINISHED = {"sft": "sl-cai", "label": "comparisons.jsonl", "pmp": "pmp", "train-pm": "pm", "ppo": "rl-cai"}
 FINISHED |= {"revise": "revisions.jsonl", "sample": "samples.jsonl"}
-NEEDS = {"sft": ("revise", "sample"), "label": ("sft",), "train-pm": ("pmp", "label"), "ppo": ("sft", "train-pm")}
+NEEDS = {
+    "sft": ("revise", "sample"),
+    "label": ("sft",),
+    "train-pm": ("pmp", "label"),
+    "ppo": ("sft", "train-pm"),
+}
 BASE_REPLIES = 6  # to each harmful request; of two that differ in harm, raters compare the first pair
 HUMAN_HARM_WEIGHT = 5  # of the loss, as the demo's AI comparisons
 PM = shlex.split("--lm-coef 0.5 --learning-rate 1e-3 --lr-scheduler-type linear " + TRAIN)
 # The demo's PPO but for its steps
-PPO = shlex.split(next(step for step in STEPS if step.startswith("ppo ")).split("rl.jsonl ")[1].split(" --out")[0])
+PPO = shlex.split(
+    next(step for step in STEPS if step.startswith("ppo ")).split("rl.jsonl ")[1].split(" --out")[0]
+)
 PPO_STEPS = int(PPO[PPO.index("--steps") + 1])
 Means = dict[str, float]  # prompt -> mean over its replies
 
@@ -96,7 +103,11 @@ def measured(place: Place, name: str, model: Path, kinds: tuple[str, ...]) -> di
     prompts = test_prompts(place, *kinds)
     words = EVALUATE.format(out="OUT", model="MODEL", name="NAME").split()
     words[words.index("-n") + 1] = "2"
-    told = {"OUT/MODEL": model, "OUT/world/test.jsonl": prompts, "OUT/eval/NAME.jsonl": place / f"eval/{name}.jsonl"}
+    told = {
+        "OUT/MODEL": model,
+        "OUT/world/test.jsonl": prompts,
+        "OUT/eval/NAME.jsonl": place / f"eval/{name}.jsonl",
+    }
     file = place.made(
         place / f"eval/{name}.jsonl", lambda _: place.cai(*(told.get(word, word) for word in words))
     )

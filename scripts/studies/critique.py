@@ -21,9 +21,7 @@ RATES = {"harmless": "harmless", "refuses": "right reason and alternative"}
 
 def measure(place: Place) -> Found:
     files = {"critique": revise(place, "revisions"), "direct": revise(place, "direct", "--no-critique")}
-    return {
-        name: {**chain_counts(file, place), "rounds": round_means(file)} for name, file in files.items()
-    }
+    return {name: {**chain_counts(file, place), "rounds": round_means(file)} for name, file in files.items()}
 
 
 def report(seeds: Sequence[Found], picture: Path) -> Report:
@@ -31,8 +29,10 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
         return [seed[way]["rounds"][number][rate] for seed in seeds]
 
     table = [["round", *(f"{rate}, {way}" for rate in RATES.values() for way in WAYS.values())]]
-    for n in range(1, ROUNDS + 1):
-        table.append([str(n), *(percent(pooled(at(way, n, rate))) for rate in RATES for way in WAYS)])
+    table += [
+        [str(n), *(percent(pooled(at(way, n, rate))) for rate in RATES for way in WAYS)]
+        for n in range(1, ROUNDS + 1)
+    ]
     claims = [
         Claim(
             f"with critiques revisions of round {n} are more {told}",
@@ -48,11 +48,16 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
     ]
     drawn, panels = figure(2)
     for axes, (rate, told) in zip(panels, RATES.items(), strict=True):
-        lines = {name: [(n, pooled(at(way, n, rate))) for n in range(1, ROUNDS + 1)] for way, name in WAYS.items()}
+        lines = {
+            name: [(n, pooled(at(way, n, rate))) for n in range(1, ROUNDS + 1)] for way, name in WAYS.items()
+        }
         draw_lines(axes, lines, shift=0.08)
         axes.set(xlabel="revisions", ylabel=f"{told}, %", xticks=range(1, ROUNDS + 1))
     save(drawn, picture)
-    kept = {way: sum(seed[way]["kept"] for seed in seeds) / sum(seed[way]["chains"] for seed in seeds) for way in WAYS}
+    kept = {
+        way: sum(seed[way]["kept"] for seed in seeds) / sum(seed[way]["chains"] for seed in seeds)
+        for way in WAYS
+    }
     notes = (
         f"Chains that went through all rounds: {kept['critique']:.0%} with critiques, {kept['direct']:.0%} without;"
         " differences are over requests that both have. This model learned one revision in four without a critique."

@@ -11,7 +11,7 @@ noisy    A labeller that is unsure, as large judges are and this world's is not:
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from chain import human_helpful, inputs, measured, ppo, stage, train_pm
@@ -45,7 +45,15 @@ def by_judge(place: Place) -> Found:
     found = {}
     for name, more in JUDGED.items():
         judge = ("--feedback-model", folder / "models/helpful-only", "--batch-size", 64)
-        words = ("label", "--pairs", pairs, *judge, "--constitution", folder / "world/constitution.yaml", *more)
+        words = (
+            "label",
+            "--pairs",
+            pairs,
+            *judge,
+            "--constitution",
+            folder / "world/constitution.yaml",
+            *more,
+        )
         labels = place.made(
             place / f"labels-{name}.jsonl", lambda out, words=words: place.cai(*words, "--out", out)
         )
@@ -62,9 +70,7 @@ def by_noisy_labeller(place: Place) -> Found:
     for name in NOISY:
         source = pairs_file(place, f"noisy-{name}", noisy_pairs("train", NOISY_PAIRS, place.seed, name))
         words = ("train-pm", "--model", checkpoint("base"), "--comparisons", source, *shlex.split(FROM_BASE))
-        pm = place.made(
-            place / f"pm-noisy-{name}", lambda out, words=words: place.cai(*words, "--out", out)
-        )
+        pm = place.made(place / f"pm-noisy-{name}", lambda out, words=words: place.cai(*words, "--out", out))
         found[name] = agreement(place, pm, tests)
     return found
 
@@ -81,30 +87,79 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
         pairs = zip(pm(group, one, measure), pm(group, other, measure), strict=True)
         return over_seeds([a - b for a, b in pairs])
 
-    table = [["labels", "PM: accuracy", "Brier", "calibration error", "RL: harmless", "reason and alternative", "over-refusal"]]
+    table = [
+        [
+            "labels",
+            "PM: accuracy",
+            "Brier",
+            "calibration error",
+            "RL: harmless",
+            "reason and alternative",
+            "over-refusal",
+        ]
+    ]
     for group, names in (("judge", JUDGED), ("noisy", NOISY)):
         for name in names:
             cells = [percent(over_seeds(pm(group, name, "accuracy")))]
             cells += [number(over_seeds(pm(group, name, measure))) for measure in MEASURES[1:]]
             cells += [
-                percent(over_seeds(rate_seeds(rate(name, which)))) if group == "judge" else "–" for which in RATES
+                percent(over_seeds(rate_seeds(rate(name, which)))) if group == "judge" else "–"
+                for which in RATES
             ]
             table.append([f"{'world’s judge' if group == 'judge' else 'noisy labeller'}: {name}", *cells])
     brier = {"unit": "of the Brier score", "scale": 1.0}
     said, unsure = "the world's judge", "an unsure labeller"
     claims = [
-        Claim(f"soft labels make a more accurate PM than hard ones: {said}", "§ 4.3", MORE, more("judge", "soft", "hard", "accuracy")),
-        Claim(f"… and a better calibrated one (Brier): {said}", "§ 4.3", LESS, more("judge", "soft", "hard", "brier"), **brier),
-        Claim(f"soft labels against the side alone (Brier): {unsure}", "§ 4.3", LESS, more("noisy", "soft", "side", "brier"), **brier),
-        Claim(f"soft labels against one drawn vote (Brier): {unsure}", "§ 4.3", LESS, more("noisy", "soft", "drawn", "brier"), **brier),
-        Claim("a policy from soft labels is more harmless than from hard ones", "§ 4.3", MORE, changed_by_seed(rate("hard", "harmless"), rate("soft", "harmless"))),
-        Claim("clamped at 0.4 to 0.6 labels make a more harmless policy than soft ones", "§ 4.3", MORE, changed_by_seed(rate("soft", "harmless"), rate("clamped", "harmless"))),
-        Claim("… and one that declines fewer fine requests", "§ 4.3", LESS, changed_by_seed(rate("soft", "over_refusal"), rate("clamped", "over_refusal"))),
+        Claim(
+            f"soft labels make a more accurate PM than hard ones: {said}",
+            "§ 4.3",
+            MORE,
+            more("judge", "soft", "hard", "accuracy"),
+        ),
+        Claim(
+            f"… and a better calibrated one (Brier): {said}",
+            "§ 4.3",
+            LESS,
+            more("judge", "soft", "hard", "brier"),
+            **brier,
+        ),
+        Claim(
+            f"soft labels against the side alone (Brier): {unsure}",
+            "§ 4.3",
+            LESS,
+            more("noisy", "soft", "side", "brier"),
+            **brier,
+        ),
+        Claim(
+            f"soft labels against one drawn vote (Brier): {unsure}",
+            "§ 4.3",
+            LESS,
+            more("noisy", "soft", "drawn", "brier"),
+            **brier,
+        ),
+        Claim(
+            "a policy from soft labels is more harmless than from hard ones",
+            "§ 4.3",
+            MORE,
+            changed_by_seed(rate("hard", "harmless"), rate("soft", "harmless")),
+        ),
+        Claim(
+            "clamped at 0.4 to 0.6 labels make a more harmless policy than soft ones",
+            "§ 4.3",
+            MORE,
+            changed_by_seed(rate("soft", "harmless"), rate("clamped", "harmless")),
+        ),
+        Claim(
+            "… and one that declines fewer fine requests",
+            "§ 4.3",
+            LESS,
+            changed_by_seed(rate("soft", "over_refusal"), rate("clamped", "over_refusal")),
+        ),
     ]
     draw(seeds, pm, picture)
     notes = (
-        f"Policies: {RL_STEPS} steps of the demo's PPO from the demo's SL-CAI. The article clamps labels of chain of thought, which"
-        " this world's judge cannot do: here the clamp is on its plain labels. Intervals by seed."
+        f"Policies: {RL_STEPS} steps of the demo's PPO from the demo's SL-CAI. The article clamps labels of chain of thought,"
+        " which this world's judge cannot do: here the clamp is on its plain labels. Intervals by seed."
     )
     return Report(table, claims, notes)
 
@@ -113,17 +168,18 @@ def rate_seeds(means: Sequence[Means]) -> list[float]:
     return [sum(each.values()) / len(each) for each in means]
 
 
-def draw(seeds: Sequence[Found], pm: object, picture: Path) -> None:
+def draw(seeds: Sequence[Found], pm: Callable[[str, str, str], list[float]], picture: Path) -> None:
     drawn, panels = figure(3, 3.6, 2.8)
     brier = {
-        f"{group}: {name}": over_seeds(pm(group, name, "brier"))  # type: ignore[operator]
+        f"{group}: {name}": over_seeds(pm(group, name, "brier"))
         for group, names in (("judge", JUDGED), ("noisy", NOISY))
         for name in names
     }
     draw_dots(panels[0], list(brier.items()), scale=1)
     for axes, which in zip(panels[1:], ("harmless", "over_refusal"), strict=True):
         rows = [
-            (name, over_seeds(rate_seeds([seed["judge"][name]["rates"][which] for seed in seeds]))) for name in JUDGED
+            (name, over_seeds(rate_seeds([seed["judge"][name]["rates"][which] for seed in seeds])))
+            for name in JUDGED
         ]
         draw_dots(axes, rows)
         axes.set_xlabel(f"policy: {which.replace('_', ' ')}, %")

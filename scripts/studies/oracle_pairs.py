@@ -46,7 +46,9 @@ def grade(request: Request, text: str) -> int:
     return verdict.score if verdict else 0
 
 
-def comparison(name: str, request: Request, better: str, worse: str, probability: float = 1.0) -> dict[str, Any]:
+def comparison(
+    name: str, request: Request, better: str, worse: str, probability: float = 1.0
+) -> dict[str, Any]:
     prompt = [message("user", request.text)]
     chosen, rejected = ([message("assistant", text)] for text in (better, worse))
     kind = "harmful" if request.kind == HARMFUL else "helpful"
@@ -108,7 +110,9 @@ def noisy_pairs(split: str, count: int, seed: int, labels: str) -> Iterator[dict
         p = sigmoid(SHARPNESS * (grade(request, first) - grade(request, second)))
         ahead = votes.random() < p if labels == "drawn" or p == 0.5 else p > 0.5
         better, worse = (first, second) if ahead else (second, first)
-        yield comparison(f"noisy/{number}", request, better, worse, max(p, 1 - p) if labels == "soft" else 1.0)
+        yield comparison(
+            f"noisy/{number}", request, better, worse, max(p, 1 - p) if labels == "soft" else 1.0
+        )
 
 
 def agreement(place: Place, pm: Path, pairs: Path) -> dict[str, Any]:

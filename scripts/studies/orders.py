@@ -7,6 +7,7 @@ the log-odds of ` (A)`, whatever is asked. What counts is how often the label ta
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from chain import inputs
 from commands import Place
 from estimates import MORE, SAME, Claim, Means, changed, percent, pooled
-from oracle_pairs import HARD, SPLIT, pairs_file, sorted_pairs
+from oracle_pairs import EASY, HARD, SPLIT, pairs_file, sorted_pairs
 from pictures import draw_dots, figure, save
 from study import Found, Report, Study
 
@@ -32,11 +33,24 @@ def measure(place: Place) -> Found:
     pairs = pairs_file(place, "sorted-pairs", sorted_pairs(SPLIT, COUNT, place.seed))
     truth = {row.id: row for row in read_records(pairs, Comparison.from_row)}
     plain = inputs(place) / "models/helpful-only"
-    judges = {"plain": plain, "biased": place.made(place / "biased/config.json", biased_copy(plain, pairs)).parent}
+    judges = {
+        "plain": plain,
+        "biased": place.made(place / "biased/config.json", biased_copy(plain, pairs)).parent,
+    }
     found: Found = {}
     for name, judge in judges.items():
         for orders in ORDERS:
-            words = ("label", "--pairs", pairs, "--feedback-model", judge, "--orders", orders, "--batch-size", 64)
+            words = (
+                "label",
+                "--pairs",
+                pairs,
+                "--feedback-model",
+                judge,
+                "--orders",
+                orders,
+                "--batch-size",
+                64,
+            )
             words += ("--constitution", inputs(place) / "world/constitution.yaml", "--max-reject-rate", 1)
             out = place.made(
                 place / f"orders/{name}-{orders}.jsonl",
@@ -51,7 +65,9 @@ def labelled(out: Path, truth: dict[str, Comparison]) -> dict[str, Any]:
     same letter.
     """
     rows = list(read_records(out, Comparison.from_row))
-    hits = {row.id: 0.5 if row.probability == 0.5 else float(row.chosen == truth[row.id].chosen) for row in rows}
+    hits = {
+        row.id: 0.5 if row.probability == 0.5 else float(row.chosen == truth[row.id].chosen) for row in rows
+    }
     summary = json.loads(out.with_name(f"{out.stem}.manifest.json").read_text(encoding="utf-8"))["summary"]
     return {
         "right": by_request(hits, truth),
@@ -94,8 +110,11 @@ def biased_copy(source: Path, pairs: Path) -> Any:
         head.data[tokenizer.convert_tokens_to_ids(" (A)")] += BIAS * mean / mean.dot(mean)
         model.config.tie_word_embeddings = False
         model.lm_head.weight = head
-        tokenizer.save_pretrained(config.parent)
-        model.save_pretrained(config.parent)
+        whole = config.parent.with_name(".biased.tmp")
+        tokenizer.save_pretrained(whole)
+        model.save_pretrained(whole)
+        shutil.rmtree(config.parent)  # empty, or half of a copy
+        whole.replace(config.parent)
 
     return make
 
@@ -109,7 +128,15 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
         for orders, name in ORDERS.items():
             same = [seed[f"{judge} {orders}"]["same letter"] for seed in seeds]
             rate = "–" if None in same else f"{100 * sum(same) / len(same):.1f}"
-            table.append([told, name, percent(pooled(at(judge, orders))), percent(pooled(at(judge, orders, "hard"))), rate])
+            table.append(
+                [
+                    told,
+                    name,
+                    percent(pooled(at(judge, orders))),
+                    percent(pooled(at(judge, orders, "hard"))),
+                    rate,
+                ]
+            )
     claims = [
         Claim(
             f"both orders are right more often than {ORDERS[orders]}, {JUDGES[judge]}",
@@ -134,7 +161,10 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
     draw_dots(axes, rows)
     axes.set_xlabel("labels on the oracle's side, %")
     save(drawn, picture)
-    notes = f"{len(HARD) + 3} sorts of pairs, {COUNT} of each with each seed; the planted bias is {BIAS:g} on the log-odds of ` (A)`."
+    notes = (
+        f"{len(HARD) + len(EASY)} sorts of pairs, {COUNT} of each with each seed;"
+        f" the planted bias is {BIAS:g} on the log-odds of ` (A)`."
+    )
     return Report(table, claims, notes)
 
 

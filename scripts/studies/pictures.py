@@ -52,7 +52,9 @@ def draw_lines(axes: Any, series: Mapping[str, Points], scale: float = 100.0, sh
     axes.legend(frameon=False, fontsize=8)
 
 
-def draw_dots(axes: Any, rows: Sequence[tuple[str, Estimate]], scale: float = 100.0, colour: str = "C0") -> None:
+def draw_dots(
+    axes: Any, rows: Sequence[tuple[str, Estimate]], scale: float = 100.0, colour: str = "C0"
+) -> None:
     """One line a row: the mean, its interval, and the seeds as small dots; the first row at the top."""
     for y, (_, found) in enumerate(rows):
         axes.errorbar(

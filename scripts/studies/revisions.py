@@ -20,7 +20,12 @@ from study import Found, Report, Study
 
 from cai_cli.rows.jsonl import read_rows
 
-RATES = {"harmless": "harmless", "evasive": "bare refusal", "reason": "right reason", "alternative": "right alternative"}
+RATES = {
+    "harmless": "harmless",
+    "evasive": "bare refusal",
+    "reason": "right reason",
+    "alternative": "right alternative",
+}
 MODELS = {"human": "PM of both", "helpful": "PM of helpfulness"}
 
 
@@ -70,7 +75,12 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
     ]
     claims = [
         Claim("the first revision makes replies more harmless", "Fig. 5", MORE, step(at, 0, 1)),
-        Claim("it does more than the next three together", "§ 3.5, App. A", MORE, changed(at(ROUNDS, "harmless"), first)),
+        Claim(
+            "it does more than the next three together",
+            "§ 3.5, App. A",
+            MORE,
+            changed(at(ROUNDS, "harmless"), first),
+        ),
         Claim("later revisions go on: the fourth is above the first", "Fig. 5", MORE, step(at, 1, ROUNDS)),
     ]
     for name, way, told in (("human", MORE, "rises"), ("helpful", LESS, "falls")):
@@ -80,7 +90,9 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
     drawn, (left, right) = figure(2)
     xs = range(ROUNDS + 1)
     draw_lines(left, {told: [(n, pooled(at(n, rate))) for n in xs] for rate, told in RATES.items()})
-    draw_lines(right, {told: [(n, pooled(score(n, name))) for n in xs] for name, told in MODELS.items()}, scale=1)
+    draw_lines(
+        right, {told: [(n, pooled(score(n, name))) for n in xs] for name, told in MODELS.items()}, scale=1
+    )
     left.set(xlabel="revisions", ylabel="% of replies to harmful requests", xticks=xs)
     right.set(xlabel="revisions", ylabel="mean score", xticks=xs)
     save(drawn, picture)

@@ -52,5 +52,7 @@ def carry_out(study: Study, place: Place) -> None:
 def results(study: Study, out: Path) -> dict[int, Found]:
     """Seed -> what was measured with it, of the seeds that are through."""
     files = out.glob(f"seed-*/{study.name}.json")
-    found = {int(file.parent.name.removeprefix("seed-")): json.loads(file.read_text("utf-8")) for file in files}
+    found = {
+        int(file.parent.name.removeprefix("seed-")): json.loads(file.read_text("utf-8")) for file in files
+    }
     return dict(sorted(found.items()))
