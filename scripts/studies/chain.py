@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from commands import Place, write_rows
+from commands import Place, rows_of, write_rows
 
 from cai_cli.keys import key
 from cai_cli.microworld.files import RATER_NOISE
@@ -24,7 +24,7 @@ from cai_cli.microworld.grammar import HARMFUL
 from cai_cli.microworld.oracle import Verdict, classify, request_kind
 from cai_cli.microworld.results import prompt_means
 from cai_cli.microworld.scores import RATES, last_user_text, score_samples
-from cai_cli.rows.jsonl import read_records, read_rows
+from cai_cli.rows.jsonl import read_records
 from cai_cli.rows.records import Comparison, Sample
 from cai_cli.stages.demo import EVALUATE, SAMPLE, STEPS, TRAIN
 
@@ -70,7 +70,7 @@ def test_prompts(place: Place, *kinds: str) -> Path:
     target = place / f"test-{'-'.join(kinds)}-{place.prompts}.jsonl"
 
     def write(path: Path) -> None:
-        rows = list(read_rows(inputs(place) / "world/test.jsonl"))
+        rows = rows_of(inputs(place) / "world/test.jsonl")
         kept = []
         for kind in kinds:
             of_kind = [row for row in rows if request_kind(last_user_text(row["prompt"])) == kind]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cai_cli.rows.jsonl import write_atomically
+from cai_cli.rows.jsonl import read_rows, write_atomically
 from cai_cli.stages.demo import run_cli, start_method
 
 CPU = "cpu.jsonl"
@@ -104,6 +104,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """JSON Lines, all or nothing."""
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_rows(path)]
 
 
 def one_thread() -> None:

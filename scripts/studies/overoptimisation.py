@@ -16,13 +16,12 @@ from random import Random
 from typing import Any
 
 from chain import human_helpful, inputs, stage
-from commands import Place, write_rows
+from commands import Place, rows_of, write_rows
 from estimates import LESS, MORE, Claim, over_seeds
 from pictures import figure, save
 from study import Found, Report, Study
 
 from cai_cli.keys import key
-from cai_cli.rows.jsonl import read_rows
 from cai_cli.training.ppo.measures import correlation
 from cai_cli.training.ppo.plot import evaluations
 
@@ -59,7 +58,7 @@ def poor_rows(place: Place) -> list[dict[str, Any]]:
     rng = Random(key(place.seed, "poor"))
     files = (stage(place, "label"), human_helpful(place))
     rows = []
-    for row in rng.sample([row for file in files for row in read_rows(file)], PAIRS):
+    for row in rng.sample([row for file in files for row in rows_of(file)], PAIRS):
         sides = ("chosen", "rejected") if rng.random() >= TURNED else ("rejected", "chosen")
         kept = {name: row[name] for name in ("id", "prompt_id", "prompt", "source") if row.get(name)}
         kept |= {name: row[side] for name, side in zip(("chosen", "rejected"), sides, strict=True)}
@@ -69,7 +68,7 @@ def poor_rows(place: Place) -> list[dict[str, Any]]:
 
 def held_out(place: Place) -> Path:
     def write(target: Path) -> None:
-        rows = list(read_rows(inputs(place) / "world/test.jsonl"))
+        rows = rows_of(inputs(place) / "world/test.jsonl")
         write_rows(target, rows[:: max(1, len(rows) // HELD_OUT)])
 
     return place.made(place / "held-out.jsonl", write)

@@ -12,13 +12,11 @@ from statistics import fmean
 from typing import Any
 
 from chain import pm_helpful, pm_human
-from commands import Place, write_rows
+from commands import Place, rows_of, write_rows
 from estimates import LESS, MORE, Claim, Means, changed, changed_by_seed, number, percent, pooled
 from pictures import draw_lines, figure, save
 from revised import ROUNDS, chain_counts, revise, round_means, rounds_of
 from study import Found, Report, Study
-
-from cai_cli.rows.jsonl import read_rows
 
 RATES = {
     "harmless": "harmless",
@@ -46,7 +44,7 @@ def scored(place: Place, file: Path, name: str) -> list[Means]:
     out = place.made(
         place / f"rounds-{name}.jsonl", lambda out: place.cai("score", "--pm", pm, rows, "--out", out)
     )
-    return means_by_round(read_rows(out))
+    return means_by_round(rows_of(out))
 
 
 def means_by_round(rows: Any) -> list[Means]:

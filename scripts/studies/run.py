@@ -10,6 +10,7 @@ command goes on after a kill. A study that fails is told at the end, and the oth
 from __future__ import annotations
 
 import argparse
+import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def run(studies: list[Study], places: list[Place], jobs: int) -> list[str]:
             study, place = work[future]
             try:
                 future.result()
-            except CommandError as error:
+            except Exception as error:
+                if not isinstance(error, CommandError):
+                    traceback.print_exc()
                 failed.append(f"{study.name}, seed {place.seed}: {error}")
     return failed
 
