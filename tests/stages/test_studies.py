@@ -14,8 +14,6 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 STUDIES = PROJECT / "scripts" / "studies"
-sys.path.insert(0, str(STUDIES))
-
 import chain
 import critique
 import oracle_pairs
