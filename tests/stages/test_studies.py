@@ -10,15 +10,12 @@ import sys
 from pathlib import Path
 from random import Random
 
-import pytest
-
-PROJECT = Path(__file__).parents[2]
-STUDIES = PROJECT / "scripts" / "studies"
 import chain
 import critique
 import oracle_pairs
 import overoptimisation
 import principles
+import pytest
 import run
 from commands import Place
 from estimates import (
@@ -45,6 +42,9 @@ from cai_cli.microworld.oracle import classify
 from cai_cli.microworld.scores import score_samples
 from cai_cli.rows.conversation import message
 from cai_cli.rows.records import Comparison, Sample
+
+PROJECT = Path(__file__).parents[2]
+STUDIES = PROJECT / "scripts" / "studies"
 
 
 def claim(expects: str, low: float, high: float, margin: float = 0.0) -> Claim:
