@@ -1,6 +1,7 @@
 """What several studies of one seed start from: the demo's chain, and what the article has beside it.
 
     chain/           `cai demo --inputs-only`, then the demo's own commands: sl-cai, comparisons, pmp, pm, rl-cai
+    base-chat/       the base model with a chat template, where RLHF starts
     human-harm.jsonl comparisons of the base model's replies to harmful requests by simulated raters
     pm-helpful, pm-human   preference models of human comparisons: of helpfulness alone, and of both (the article's HH)
 
@@ -11,6 +12,7 @@ choices is turned round. Whether a refusal says why they do not mind: that is wh
 from __future__ import annotations
 
 import shlex
+import shutil
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -117,6 +119,25 @@ def measured(place: Place, name: str, model: Path, kinds: tuple[str, ...]) -> di
 def oracle_means(rows: Any) -> dict[str, Means]:
     scored = score_samples(rows)
     return {name: means for name in RATES if (means := prompt_means(scored, name))}
+
+
+def chat_base(place: Place) -> Path:
+    """The base model with the transcript template that `cai sft` would install, so that PPO can start from it."""
+
+    def write(tokenizer_file: Path) -> None:
+        from cai_cli.models.templates import install_template
+        from cai_cli.models.tokenizers import load_tokenizer
+
+        source, target = inputs(place) / "models/base", tokenizer_file.parent
+        whole = target.with_name(f".{target.name}.tmp")
+        shutil.copytree(source, whole, dirs_exist_ok=True)
+        tokenizer = load_tokenizer(str(source))
+        install_template(tokenizer, None)
+        tokenizer.save_pretrained(whole)
+        target.rmdir()
+        whole.replace(target)
+
+    return place.made(place / "base-chat/tokenizer.json", write).parent
 
 
 # Human comparisons

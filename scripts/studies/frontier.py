@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from chain import PPO_STEPS, inputs, measured, pm_helpful, pm_human, ppo, stage
+from chain import PPO_STEPS, chat_base, inputs, measured, pm_helpful, pm_human, ppo, stage
 from commands import Place
 from estimates import LESS, MORE, SAME, Claim, Estimate, Means, average, changed_by_seed, over_seeds, percent
 from pictures import figure, save
@@ -40,7 +40,7 @@ MARGIN = 0.03  # of helpfulness, within which two models are as helpful
 
 def measure(place: Place) -> Found:
     folder = inputs(place)
-    base, sl_cai, pm = folder / "models/base", stage(place, "sft"), stage(place, "train-pm")
+    base, sl_cai, pm = chat_base(place), stage(place, "sft"), stage(place, "train-pm")
     models = {"helpful-only": folder / "models/helpful-only", "base": base, "sl-cai": sl_cai}
     models[f"rl-cai-{PPO_STEPS}"] = stage(place, "ppo")
     models[f"rl-cai-{SHORT}"] = ppo(place, sl_cai, pm, f"rl-cai-{SHORT}", SHORT)
