@@ -19,7 +19,7 @@ Means = dict[str, float]  # prompt -> mean over its replies
 # 97.5 % of Student's t, by the number of seeds
 STUDENT = dict(zip(range(2, 11), (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), strict=True))
 MORE, LESS, SAME = "more", "less", "same"
-SHOWS, SHOWS_NOT, REVERSED = "shows", "does not show", "reversed"
+SHOWS, SHOWS_NOT, REVERSED = "shows", "does not show", "is reversed"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Claim:
 
 def verdict(claim: Claim) -> str:
     """`shows`: the interval lies on the claimed side of 0, or within ± margin where nothing is to differ.
-    `reversed`: on the other side, or wholly outside of the margin. Else it `does not show`.
+    `is reversed`: on the other side, or wholly outside of the margin. Else it `does not show`.
     """
     low, high = claim.found.low, claim.found.high
     if claim.expects == SAME:
@@ -93,9 +93,10 @@ def average(means: Means) -> float:
 
 
 def percent(found: Estimate, digits: int = 1) -> str:
-    """`93.4 (92–95)`"""
-    return f"{100 * found.mean:.{digits}f} ({100 * found.low:.0f}–{100 * found.high:.0f})"
+    """`93.4 (92–95)`, of a rate: what Student's interval has beyond 0 and 100 is left off."""
+    low, high = max(0.0, found.low), min(1.0, found.high)
+    return f"{100 * found.mean:.{digits}f} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def number(found: Estimate, digits: int = 3) -> str:
-    return f"{found.mean:.{digits}f} ({found.low:.{digits}f}–{found.high:.{digits}f})"
+    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"

@@ -82,7 +82,13 @@ def claims(at: Callable[[str, str], list[Means]]) -> list[Claim]:
     return [
         claim("RL-CAI is more harmless than RLHF", "Fig. 2, § 4.5", MORE, "harmless", human, ai),
         claim(
-            f"… and as helpful (within {100 * MARGIN:.0f} points)", "Fig. 2", SAME, "help", human, ai, MARGIN
+            f"RL-CAI is as helpful as RLHF (within {100 * MARGIN:.0f} points)",
+            "Fig. 2",
+            SAME,
+            "help",
+            human,
+            ai,
+            MARGIN,
         ),
         claim("RL-CAI is more harmless than SL-CAI", "Fig. 2, 8", MORE, "harmless", "sl-cai", ai),
         claim("RL-CAI is less evasive than RLHF: fewer bare refusals", "§ 4.4", LESS, "evasive", human, ai),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from chain import human_helpful, inputs, measured, ppo, stage, train_pm
 from commands import Place
@@ -107,53 +108,53 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
                 for which in RATES
             ]
             table.append([f"{'world’s judge' if group == 'judge' else 'noisy labeller'}: {name}", *cells])
-    brier = {"unit": "of the Brier score", "scale": 1.0}
-    said, unsure = "the world's judge", "an unsure labeller"
+    brier: dict[str, Any] = {"unit": "of the score", "scale": 1.0}
+
+    def harm(text: str, way: str, before: str, after: str, which: str = "harmless") -> Claim:
+        return Claim(text, "§ 4.3", way, changed_by_seed(rate(before, which), rate(after, which)))
+
+    said, unsure = "soft labels of this world's judge", "of an unsure labeller soft labels"
     claims = [
         Claim(
-            f"soft labels make a more accurate PM than hard ones: {said}",
+            f"{said} make a more accurate PM than hard ones",
             "§ 4.3",
             MORE,
             more("judge", "soft", "hard", "accuracy"),
         ),
         Claim(
-            f"… and a better calibrated one (Brier): {said}",
+            f"{said} make a PM of a lower Brier score",
             "§ 4.3",
             LESS,
             more("judge", "soft", "hard", "brier"),
             **brier,
         ),
         Claim(
-            f"soft labels against the side alone (Brier): {unsure}",
+            f"{unsure} make a PM of a lower Brier score than the side alone",
             "§ 4.3",
             LESS,
             more("noisy", "soft", "side", "brier"),
             **brier,
         ),
         Claim(
-            f"soft labels against one drawn vote (Brier): {unsure}",
+            f"{unsure} make a PM of a lower Brier score than one vote drawn by them",
             "§ 4.3",
             LESS,
             more("noisy", "soft", "drawn", "brier"),
             **brier,
         ),
-        Claim(
-            "a policy from soft labels is more harmless than from hard ones",
-            "§ 4.3",
+        harm("a policy from soft labels is more harmless than one from hard labels", MORE, "hard", "soft"),
+        harm(
+            "a policy from labels clamped at 0.4 to 0.6 is more harmless than from soft ones",
             MORE,
-            changed_by_seed(rate("hard", "harmless"), rate("soft", "harmless")),
+            "soft",
+            "clamped",
         ),
-        Claim(
-            "clamped at 0.4 to 0.6 labels make a more harmless policy than soft ones",
-            "§ 4.3",
-            MORE,
-            changed_by_seed(rate("soft", "harmless"), rate("clamped", "harmless")),
-        ),
-        Claim(
-            "… and one that declines fewer fine requests",
-            "§ 4.3",
+        harm(
+            "a policy from clamped labels declines fewer fine requests",
             LESS,
-            changed_by_seed(rate("soft", "over_refusal"), rate("clamped", "over_refusal")),
+            "soft",
+            "clamped",
+            "over_refusal",
         ),
     ]
     draw(seeds, pm, picture)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commands import CPU
-from estimates import Claim, verdict
+from estimates import REVERSED, SHOWS, SHOWS_NOT, Claim, verdict
 from study import Report, Study, results
 
 from cai_cli.rows.jsonl import write_atomically
@@ -22,7 +22,7 @@ HEAD = """# Studies: what of the article shows in this world
 `make studies` runs each of these on the embedded micro-world with the ordinary commands, and writes this page. Requests
 are of the test split, whose combinations of action and thing no model has seen; settings are the demo's, or were chosen
 on validation requests before; the audit split is not touched. A claim *shows* where its 95 % interval lies on the
-article's side of 0 (within the margin stated, where nothing is to differ), is *reversed* where it lies on the other one
+article's side of 0 (within the margin stated, where nothing is to differ), is *is reversed* where it lies on the other one
 (beyond that margin), and else *does not show*. "By seed" is Student's t over the seeds, each with a world, a training
 and replies of its own; where only texts of the shipped models are compared, intervals are bootstrapped over
 combinations. A world of 0.9 M parameters says what the method does here, not what it does at 52 B.
@@ -51,24 +51,32 @@ def claim_rows(claims: Sequence[Claim]) -> list[list[str]]:
     return [[claim.text, claim.source, told(claim), each(claim), f"**{verdict(claim)}**"] for claim in claims]
 
 
+def counted(verdicts: Sequence[str]) -> str:
+    """`5 show, 1 does not show, 0 are reversed`"""
+    shows, shows_not, other = (verdicts.count(name) for name in (SHOWS, SHOWS_NOT, REVERSED))
+    return f"{shows} show{'s' * (shows == 1)}, {shows_not} {'does' if shows_not == 1 else 'do'} not, {other} {'is' if other == 1 else 'are'} reversed"
+
+
 def section(study: Study, report: Report, seeds: Sequence[int]) -> str:
     rows = [["claim", "source", "difference (95 %)", "by seed", "verdict"], *claim_rows(report.claims)]
-    heading = f"## {study.title}\n\n{study.asks} Seeds {', '.join(map(str, seeds))}."
-    return "\n\n".join(
-        [
-            heading,
-            markdown_table(report.table),
-            f"![{study.title}]({study.name}.png)",
-            markdown_table(rows),
-            report.notes,
-        ]
-    )
+    main, verdicts = report.claims[0], [verdict(claim) for claim in report.claims]
+    parts = [
+        f"## {study.title}",
+        f"{study.asks} Seeds {', '.join(map(str, seeds))}.",
+        markdown_table(report.table),
+        f"![{study.title}]({study.name}.png)",
+        markdown_table(rows),
+        f"**Verdict:** that {main.text} **{verdict(main)}**; of all claims {counted(verdicts)}.",
+        report.notes,
+    ]
+    return "\n\n".join(parts)
 
 
 def write_page(studies: Sequence[Study], out: Path, page: Path) -> list[str]:
     """The page and its pictures; returns the names of studies that are not on it."""
     page.mkdir(parents=True, exist_ok=True)
-    sections, overview, missing = [], [["study", "claim", "verdict"]], []
+    sections, missing, verdicts = [], [], []
+    overview = [["study", "claim", "difference (95 %)", "verdict"]]
     for study in studies:
         found = results(study, out)
         if len(found) < 2:
@@ -76,10 +84,14 @@ def write_page(studies: Sequence[Study], out: Path, page: Path) -> list[str]:
             continue
         report = study.report(list(found.values()), page / f"{study.name}.png")
         sections.append(section(study, report, list(found)))
-        overview += [[study.title, claim.text, verdict(claim)] for claim in report.claims]
+        for number, claim in enumerate(report.claims):
+            verdicts.append(verdict(claim))
+            overview.append(["" if number else study.title, claim.text, told(claim), verdicts[-1]])
     parts = [HEAD.rstrip()]
     if missing:
         parts.append(f"Not measured yet with two seeds: {', '.join(missing)}.")
+    if verdicts:
+        parts.append(f"Of {len(verdicts)} claims {counted(verdicts)}:")
     parts += [markdown_table(overview), *sections, cost(out)]
     write_atomically(page / "RESULTS.md", "\n\n".join(filter(None, parts)) + "\n")
     return missing

@@ -23,7 +23,7 @@ def figure(panels: int = 1, width: float = 4.6, height: float = 3.4, **more: Any
 def save(drawn: Any, path: Path) -> None:
     from matplotlib import pyplot
 
-    drawn.savefig(path, dpi=100)
+    drawn.savefig(path, dpi=90)
     pyplot.close(drawn)
 
 

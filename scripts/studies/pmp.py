@@ -99,7 +99,7 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
     ]
     claims.append(
         Claim(
-            f"it helps more with {SIZES[0]} than with {SIZES[-1]:,}",
+            f"PMP helps more with {SIZES[0]} than with {SIZES[-1]:,}",
             "2112.00861 § 4",
             MORE,
             over_seeds(

@@ -24,7 +24,7 @@ RATES = {
     "reason": "right reason",
     "alternative": "right alternative",
 }
-MODELS = {"human": "PM of both", "helpful": "PM of helpfulness"}
+MODELS = {"human": "PM of help and harm", "helpful": "PM of help alone"}
 
 
 def measure(place: Place) -> Found:
@@ -74,16 +74,16 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
     claims = [
         Claim("the first revision makes replies more harmless", "Fig. 5", MORE, step(at, 0, 1)),
         Claim(
-            "it does more than the next three together",
+            "the first revision does more than the next three together",
             "§ 3.5, App. A",
             MORE,
             changed(at(ROUNDS, "harmless"), first),
         ),
-        Claim("later revisions go on: the fourth is above the first", "Fig. 5", MORE, step(at, 1, ROUNDS)),
+        Claim("the fourth revision is more harmless than the first", "Fig. 5", MORE, step(at, 1, ROUNDS)),
     ]
     for name, way, told in (("human", MORE, "rises"), ("helpful", LESS, "falls")):
         found = changed_by_seed(score(0, name), score(ROUNDS, name))
-        text = f"the score of a {MODELS[name]} {told}, from the draft to round {ROUNDS}"
+        text = f"the score by a {MODELS[name]} {told}, from the draft to round {ROUNDS}"
         claims.append(Claim(text, "Fig. 5", way, found, unit="", scale=1))
     drawn, (left, right) = figure(2)
     xs = range(ROUNDS + 1)
