@@ -35,7 +35,7 @@ LOOSE = shlex.split(
     " --value-learning-rate 5e-4 --kl-coef 0.005 --lr-scheduler-type constant --max-new-tokens 64"
     " --per-device-train-batch-size 48 --batch-size 256"
 )
-SCORES = {"eval_score": "trained on", "eval_gold_score": "gold"}
+SCORES = {"eval_score": "the PM that is trained on", "eval_gold_score": "the gold PM"}
 
 
 def measure(place: Place) -> Found:
@@ -130,7 +130,7 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
             scores = [row[name] - seed["evaluations"][0][name] for row in seed["evaluations"]]
             axes.plot(distances(seed), scores, marker="o", markersize=3, label=f"seed {n}")
         axes.axhline(0, color="0.7", linewidth=0.8)
-        axes.set(xlabel="√KL from SL-CAI, √nats a reply", title=f"{title} PM", ylabel="score, from its start")
+        axes.set(xlabel="√KL from SL-CAI, √nats a reply", title=title, ylabel="score, from its start")
         axes.legend(frameon=False, fontsize=8)
     save(drawn, picture)
     notes = (

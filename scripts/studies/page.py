@@ -52,9 +52,12 @@ def claim_rows(claims: Sequence[Claim]) -> list[list[str]]:
 
 
 def counted(verdicts: Sequence[str]) -> str:
-    """`5 show, 1 does not show, 0 are reversed`"""
+    """`5 show, 1 does not, 0 are reversed`"""
     shows, shows_not, other = (verdicts.count(name) for name in (SHOWS, SHOWS_NOT, REVERSED))
-    return f"{shows} show{'s' * (shows == 1)}, {shows_not} {'does' if shows_not == 1 else 'do'} not, {other} {'is' if other == 1 else 'are'} reversed"
+    words = [f"{shows} {'shows' if shows == 1 else 'show'}"]
+    words += [f"{shows_not} {'does' if shows_not == 1 else 'do'} not"]
+    words += [f"{other} {'is' if other == 1 else 'are'} reversed"]
+    return ", ".join(words)
 
 
 def section(study: Study, report: Report, seeds: Sequence[int]) -> str:
