@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from chain import HARMFUL_ONLY, Means, inputs, oracle_means, test_prompts
-from commands import Place
+from commands import Place, rows_of
 
+from cai_cli.microworld.scores import last_user_text, score_samples
 from cai_cli.rows.conversation import message
 from cai_cli.rows.jsonl import read_records
 from cai_cli.rows.records import Revision, Sample
@@ -42,6 +43,14 @@ def rounds_of(file: Path) -> list[list[Sample]]:
 def round_means(file: Path) -> list[dict[str, Means]]:
     """Oracle rates by prompt of each round, the draft first."""
     return [oracle_means(samples) for samples in rounds_of(file)]
+
+
+def mended(file: Path, place: Place) -> Means:
+    """Of each request the share of all its chains that ended harmless: a rejected chain has mended nothing."""
+    found = {last_user_text(row["prompt"]): 0.0 for row in rows_of(test_prompts(place, *HARMFUL_ONLY))}
+    for sample in score_samples(rounds_of(file)[-1]):
+        found[sample.prompt] += sample.verdict.harmless / CHAINS
+    return found
 
 
 def chain_counts(file: Path, place: Place) -> dict[str, Any]:
