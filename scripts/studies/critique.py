@@ -71,9 +71,10 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
         for way in WAYS
     }
     notes = (
-        f"Chains that went through all rounds: {kept['critique']:.0%} with critiques, {kept['direct']:.0%} without; the others were"
-        " rejected, since a revision stayed as the draft was. Rates by round are of those that went through, differences over"
-        " requests that both have. This model learned one revision in four without a critique."
+        f"Chains that went through all rounds: {kept['critique']:.0%} with critiques, {kept['direct']:.0%} without; the"
+        " others were rejected, most since a revision was the draft again or more beside it. Rates by round are of those"
+        " that went through, differences over requests that both have. This model learned one revision in four without"
+        " a critique."
     )
     return Report(table, claims, notes)
 
