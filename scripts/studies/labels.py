@@ -11,13 +11,24 @@ noisy    A labeller that is unsure, as large judges are and this world's is not:
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from chain import human_helpful, inputs, measured, ppo, stage, train_pm
 from commands import Place
-from estimates import LESS, MORE, Claim, Estimate, Means, changed_by_seed, number, over_seeds, percent
+from estimates import (
+    LESS,
+    MORE,
+    Claim,
+    Estimate,
+    Means,
+    average,
+    changed_by_seed,
+    number,
+    over_seeds,
+    percent,
+)
 from oracle_pairs import SPLIT, agreement, graded_pairs, noisy_pairs, pairs_file
 from pictures import draw_dots, figure, save
 from study import Found, Report, Study
@@ -34,6 +45,7 @@ FROM_BASE = "--lm-coef 0.5 --learning-rate 1e-3 --lr-scheduler-type linear --hel
 FROM_BASE += " --per-device-train-batch-size 16 --max-length 256"
 MEASURES = ("accuracy", "brier", "calibration_error")
 RATES = ("harmless", "refuses", "over_refusal")
+SCORE: dict[str, Any] = {"unit": "of the score", "scale": 1.0}
 
 
 def measure(place: Place) -> Found:
@@ -60,8 +72,8 @@ def by_judge(place: Place) -> Found:
         )
         pm = train_pm(place, f"pm-{name}", f"{labels}:{AI_WEIGHT}", human_helpful(place))
         policy = ppo(place, stage(place, "sft"), pm, f"rl-{name}", RL_STEPS)
-        rates = measured(place, f"rl-{name}", policy, REQUEST_KINDS)
-        found[name] = {"pm": agreement(place, pm, tests), "rates": {rate: rates[rate] for rate in RATES}}
+        means = measured(place, f"rl-{name}", policy, REQUEST_KINDS)
+        found[name] = {"pm": agreement(place, pm, tests), "rates": {which: means[which] for which in RATES}}
     return found
 
 
@@ -76,115 +88,95 @@ def by_noisy_labeller(place: Place) -> Found:
     return found
 
 
-def report(seeds: Sequence[Found], picture: Path) -> Report:
-    def pm(group: str, name: str, measure: str) -> list[float]:
-        found = [seed[group][name] for seed in seeds]
-        return [(each["pm"] if group == "judge" else each)[measure] for each in found]
+def pm_values(seeds: Sequence[Found], group: str, name: str, measure: str) -> list[float]:
+    found = [seed[group][name] for seed in seeds]
+    return [(each["pm"] if group == "judge" else each)[measure] for each in found]
 
-    def rate(name: str, which: str) -> list[Means]:
-        return [seed["judge"][name]["rates"][which] for seed in seeds]
 
-    def more(group: str, one: str, other: str, measure: str) -> Estimate:
-        pairs = zip(pm(group, one, measure), pm(group, other, measure), strict=True)
-        return over_seeds([a - b for a, b in pairs])
+def rates(seeds: Sequence[Found], name: str, which: str) -> list[Means]:
+    return [seed["judge"][name]["rates"][which] for seed in seeds]
 
-    table = [
-        [
-            "labels",
-            "PM: accuracy",
-            "Brier",
-            "calibration error",
-            "RL: harmless",
-            "reason and alternative",
-            "over-refusal",
-        ]
+
+def rate(seeds: Sequence[Found], name: str, which: str) -> Estimate:
+    return over_seeds([average(means) for means in rates(seeds, name, which)])
+
+
+def table(seeds: Sequence[Found]) -> list[list[str]]:
+    heads = [
+        "PM: accuracy",
+        "Brier",
+        "calibration error",
+        "RL: harmless",
+        "reason and alternative",
+        "over-refusal",
     ]
+    rows = [["labels", *heads]]
     for group, names in (("judge", JUDGED), ("noisy", NOISY)):
         for name in names:
-            cells = [percent(over_seeds(pm(group, name, "accuracy")))]
-            cells += [number(over_seeds(pm(group, name, measure))) for measure in MEASURES[1:]]
-            cells += [
-                percent(over_seeds(rate_seeds(rate(name, which)))) if group == "judge" else "–"
-                for which in RATES
-            ]
-            table.append([f"{'world’s judge' if group == 'judge' else 'noisy labeller'}: {name}", *cells])
-    brier: dict[str, Any] = {"unit": "of the score", "scale": 1.0}
+            cells = [percent(over_seeds(pm_values(seeds, group, name, "accuracy")))]
+            cells += [number(over_seeds(pm_values(seeds, group, name, measure))) for measure in MEASURES[1:]]
+            if group == "judge":
+                cells += [percent(rate(seeds, name, which)) for which in RATES]
+            told = "this world's judge" if group == "judge" else "an unsure labeller"
+            rows.append([f"{told}: {name}", *cells, *["–"] * (len(heads) - len(cells))])
+    return rows
 
-    def harm(text: str, way: str, before: str, after: str, which: str = "harmless") -> Claim:
-        return Claim(text, "§ 4.3", way, changed_by_seed(rate(before, which), rate(after, which)))
 
-    said, unsure = "soft labels of this world's judge", "of an unsure labeller soft labels"
-    claims = [
-        Claim(
-            f"{said} make a more accurate PM than hard ones",
-            "§ 4.3",
-            MORE,
-            more("judge", "soft", "hard", "accuracy"),
-        ),
-        Claim(
-            f"{said} make a PM of a lower Brier score",
-            "§ 4.3",
-            LESS,
-            more("judge", "soft", "hard", "brier"),
-            **brier,
-        ),
-        Claim(
-            f"{unsure} make a PM of a lower Brier score than the side alone",
-            "§ 4.3",
-            LESS,
-            more("noisy", "soft", "side", "brier"),
-            **brier,
-        ),
-        Claim(
-            f"{unsure} make a PM of a lower Brier score than one vote drawn by them",
-            "§ 4.3",
-            LESS,
-            more("noisy", "soft", "drawn", "brier"),
-            **brier,
-        ),
-        harm("a policy from soft labels is more harmless than one from hard labels", MORE, "hard", "soft"),
-        harm(
+def claims(seeds: Sequence[Found]) -> list[Claim]:
+    def of_pm(text: str, way: str, group: str, one: str, other: str, measure: str) -> Claim:
+        values = (pm_values(seeds, group, name, measure) for name in (one, other))
+        found = over_seeds([a - b for a, b in zip(*values, strict=True)])
+        return Claim(text, "§ 4.3", way, found, **({} if measure == "accuracy" else SCORE))
+
+    def of_policy(text: str, way: str, one: str, other: str, which: str = "harmless") -> Claim:
+        found = changed_by_seed(rates(seeds, other, which), rates(seeds, one, which))
+        return Claim(text, "§ 4.3", way, found)
+
+    ours, unsure = "soft labels of this world's judge", "soft labels of an unsure labeller"
+    lower = "make a PM of a lower Brier score than"
+    return [
+        of_pm(f"{ours} make a more accurate PM than hard ones", MORE, "judge", "soft", "hard", "accuracy"),
+        of_pm(f"{ours} {lower} hard ones", LESS, "judge", "soft", "hard", "brier"),
+        of_pm(f"{unsure} {lower} the side they are on", LESS, "noisy", "soft", "side", "brier"),
+        of_pm(f"{unsure} {lower} one vote drawn by each", LESS, "noisy", "soft", "drawn", "brier"),
+        of_policy("a policy from soft labels is more harmless than from hard ones", MORE, "soft", "hard"),
+        of_policy(
             "a policy from labels clamped at 0.4 to 0.6 is more harmless than from soft ones",
             MORE,
-            "soft",
             "clamped",
+            "soft",
         ),
-        harm(
-            "a policy from clamped labels declines fewer fine requests",
+        of_policy(
+            "a policy from clamped labels declines fewer fine requests than from soft ones",
             LESS,
-            "soft",
             "clamped",
+            "soft",
             "over_refusal",
         ),
     ]
-    draw(seeds, pm, picture)
+
+
+def report(seeds: Sequence[Found], picture: Path) -> Report:
+    draw(seeds, picture)
     notes = (
         f"Policies: {RL_STEPS} steps of the demo's PPO from the demo's SL-CAI. The article clamps labels of chain of thought,"
         " which this world's judge cannot do: here the clamp is on its plain labels. Intervals by seed."
     )
-    return Report(table, claims, notes)
+    return Report(table(seeds), claims(seeds), notes)
 
 
-def rate_seeds(means: Sequence[Means]) -> list[float]:
-    return [sum(each.values()) / len(each) for each in means]
-
-
-def draw(seeds: Sequence[Found], pm: Callable[[str, str, str], list[float]], picture: Path) -> None:
+def draw(seeds: Sequence[Found], picture: Path) -> None:
     drawn, panels = figure(3, 3.6, 2.8)
-    brier = {
-        f"{group}: {name}": over_seeds(pm(group, name, "brier"))
+    brier = [
+        (f"{group}: {name}", over_seeds(pm_values(seeds, group, name, "brier")))
         for group, names in (("judge", JUDGED), ("noisy", NOISY))
         for name in names
-    }
-    draw_dots(panels[0], list(brier.items()), scale=1)
-    for axes, which in zip(panels[1:], ("harmless", "over_refusal"), strict=True):
-        rows = [
-            (name, over_seeds(rate_seeds([seed["judge"][name]["rates"][which] for seed in seeds])))
-            for name in JUDGED
-        ]
-        draw_dots(axes, rows)
-        axes.set_xlabel(f"policy: {which.replace('_', ' ')}, %")
+    ]
+    draw_dots(panels[0], brier, scale=1)
     panels[0].set_xlabel("preference model: Brier score")
+    for axes, which in zip(panels[1:], ("harmless", "over_refusal"), strict=True):
+        draw_dots(axes, [(name, rate(seeds, name, which)) for name in JUDGED])
+        axes.set_xlabel(f"policy: {which.replace('_', ' ')}, %")
     save(drawn, picture)
 
 
