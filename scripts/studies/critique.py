@@ -12,7 +12,7 @@ from pathlib import Path
 from commands import Place
 from estimates import MORE, Claim, Means, changed, percent, pooled
 from pictures import draw_lines, figure, save
-from revised import ROUNDS, chain_counts, revise, round_means
+from revised import ROUNDS, chain_counts, mended, revise, round_means
 from study import Found, Report, Study
 
 WAYS = {"critique": "with critique", "direct": "without"}
@@ -21,7 +21,10 @@ RATES = {"harmless": "harmless", "refuses": "right reason and alternative"}
 
 def measure(place: Place) -> Found:
     files = {"critique": revise(place, "revisions"), "direct": revise(place, "direct", "--no-critique")}
-    return {name: {**chain_counts(file, place), "rounds": round_means(file)} for name, file in files.items()}
+    return {
+        name: {**chain_counts(file, place), "rounds": round_means(file), "mended": mended(file, place)}
+        for name, file in files.items()
+    }
 
 
 def report(seeds: Sequence[Found], picture: Path) -> Report:
