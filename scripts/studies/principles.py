@@ -17,7 +17,7 @@ from typing import Any
 from commands import Place
 from estimates import MORE, SAME, Claim, Means, changed, percent, pooled
 from pictures import draw_lines, figure, save
-from revised import revise, round_means, rounds_of
+from revised import mended, revise, round_means, rounds_of
 from study import Found, Report, Study
 
 from cai_cli.keys import key
@@ -39,6 +39,7 @@ def measure(place: Place) -> Found:
         file = revise(place, f"principles-{count}", "--constitution", CONSTITUTION, *chosen, rounds=ROUNDS)
         last = rounds_of(file)[-1]
         found[str(count)] = {
+            "mended": mended(file, place),
             "harmless": round_means(file)[-1]["harmless"],
             "diverse": diversity(score_samples(last)),
         }
@@ -61,17 +62,21 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
     def at(count: int, name: str) -> list[Means]:
         return [seed[str(count)][name] for seed in seeds]
 
-    names = {"harmless": "harmless", "diverse": "two revisions differ"}
+    names = {
+        "mended": "harmless, of all chains",
+        "harmless": "of those not rejected",
+        "diverse": "two revisions differ",
+    }
     table = [["principles", *names.values()]]
     table += [[str(count), *(percent(pooled(at(count, name))) for name in names)] for count in COUNTS]
     few, many = COUNTS[0], COUNTS[-1]
     claims = [
         Claim(
-            f"{many} principles make revisions neither more nor less harmless than {few}"
+            f"with {many} principles as many chains end harmless as with {few}"
             f" (within {100 * MARGIN:.0f} points)",
             "Fig. 6",
             SAME,
-            changed(at(few, "harmless"), at(many, "harmless")),
+            changed(at(few, "mended"), at(many, "mended")),
             MARGIN,
         ),
         Claim(
@@ -88,7 +93,11 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
     axes.minorticks_off()
     save(drawn, picture)
     drawn_names = ", ".join(f"{seed['drawn'][0]}" for seed in seeds)
-    return Report(table, claims, f"The single principle was, seed by seed: {drawn_names}.")
+    notes = (
+        f"The single principle was, seed by seed: {drawn_names}. A chain whose revision stays as the draft was is rejected,"
+        " and counts as one that did not end harmless."
+    )
+    return Report(table, claims, notes)
 
 
 STUDY = Study(
