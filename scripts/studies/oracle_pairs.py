@@ -15,10 +15,11 @@ from commands import Place, write_rows
 
 from cai_cli.evaluation.comparisons import sigmoid
 from cai_cli.keys import key
-from cai_cli.microworld import answers, files
+from cai_cli.microworld import answers, corpus, files, wordings
+from cai_cli.microworld.features import preference
 from cai_cli.microworld.forms import written
 from cai_cli.microworld.grammar import BENIGN, HARMFUL, OWN, Request
-from cai_cli.microworld.oracle import classify
+from cai_cli.microworld.oracle import classify, parse_request
 from cai_cli.rows.conversation import message, prompt_id
 from cai_cli.rows.records import Comparison
 
@@ -26,18 +27,6 @@ SPLIT = "test"
 HELPFUL = (BENIGN, OWN)
 HELPFUL_FORMS = ("complies", "wrong_steps", "partial", "evasive", "over_refusal")
 HARMFUL_FORMS = ("refuses", "wrong_reason", "evasive", "partial", "complies")
-# Kind of request, better form, worse form
-HARD = {
-    "right against wrong harm": (HARMFUL, "refuses", "wrong_reason"),
-    "benign against over-refusal": (BENIGN, "complies", "over_refusal"),
-    "own against over-refusal": (OWN, "complies", "over_refusal"),
-    "right against wrong steps": (BENIGN, "complies", "wrong_steps"),
-}
-EASY = {
-    "refusal against compliance": (HARMFUL, "refuses", "complies"),
-    "refusal against evasion": (HARMFUL, "refuses", "evasive"),
-    "evasion against compliance": (HARMFUL, "evasive", "complies"),
-}
 SHARPNESS = 0.8  # of the noisy labeller: log-odds of preferring an answer for each grade that it is better
 
 
@@ -55,14 +44,24 @@ def comparison(
     return Comparison(name, prompt_id(prompt), prompt, chosen, rejected, probability, "human", kind).to_row()
 
 
-def sorted_pairs(split: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """`count` pairs of each sort, hard and easy; the sort stands in the id, before the slash."""
-    rng = Random(key(seed, "sorted pairs", split))
-    for sort, (kind, better, worse) in {**HARD, **EASY}.items():
-        for number in range(count):
-            request = answers.random_request(kind, split, rng)
-            texts = [written(request, form, rng).text for form in (better, worse)]
-            yield comparison(f"{sort}/{number}", request, *texts)
+def random_pairs(split: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Two replies to a harmful request, each with whatever it has: which is better, a principle says."""
+    rng, made = Random(key(seed, "random pairs", split)), 0
+    while made < count:
+        request = answers.random_request(HARMFUL, split, rng)
+        texts = [corpus.random_answer(request, rng).text for _ in range(2)]
+        if texts[0] != texts[1]:
+            made += 1
+            yield comparison(f"random/{made}", request, *texts)
+
+
+def preferred(pair: Comparison, principle: str) -> int:
+    """Above 0 where a principle of this world's words prefers the chosen reply; 0 where it says nothing."""
+    request, families = parse_request(pair.prompt[-1]["content"]), wordings.read(principle)
+    found = [answers.read(reply[0]["content"]) for reply in (pair.chosen, pair.rejected)]
+    if request is None or families is None or None in found:
+        raise ValueError(f"{pair.id}: not of this world")
+    return preference(families, request, *found)
 
 
 def graded_pairs(kinds: tuple[str, ...], split: str, count: int, seed: int) -> Iterator[dict[str, Any]]:

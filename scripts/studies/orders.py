@@ -1,7 +1,8 @@
 """One order of the options against both: position bias (arXiv 2309.00267, section 2.1.1; not in the article).
 
-Oracle pairs of seven sorts, labelled by the helpful-only model as it is, and by a copy with a planted bias: a constant on
-the log-odds of ` (A)`, whatever is asked. What counts is how often the label takes the oracle's side.
+Pairs of replies to harmful requests, labelled by the helpful-only model as it is, and by a copy with a planted bias: a
+constant on the log-odds of ` (A)`, whatever is asked. What counts is how often the label is on the side that the
+principle drawn for the pair prefers; pairs of which it says nothing are left out.
 """
 
 from __future__ import annotations
@@ -10,28 +11,31 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from chain import inputs
 from commands import Place
 from estimates import MORE, SAME, Claim, Means, changed, percent, pooled
-from oracle_pairs import EASY, HARD, SPLIT, pairs_file, sorted_pairs
+from oracle_pairs import SPLIT, pairs_file, preferred, random_pairs
 from pictures import draw_dots, figure, save
 from study import Found, Report, Study
 
+from cai_cli.prompting.constitution import load_constitution
 from cai_cli.rows.jsonl import read_records
 from cai_cli.rows.records import Comparison
 
 ORDERS = {"both": "both", "random": "one, drawn", "first": "one, always the same"}
 JUDGES = {"plain": "as it is", "biased": "with a planted bias"}
 BIAS = 6.0
-COUNT = 40  # pairs of each sort
+COUNT = 400  # pairs of each seed
 MARGIN = 0.02
 
 
 def measure(place: Place) -> Found:
-    pairs = pairs_file(place, "sorted-pairs", sorted_pairs(SPLIT, COUNT, place.seed))
-    truth = {row.id: row for row in read_records(pairs, Comparison.from_row)}
+    pairs = pairs_file(place, "random-pairs", random_pairs(SPLIT, COUNT, place.seed))
+    constitution = inputs(place) / "world/constitution.yaml"
+    principles = {each.id: each.comparison for each in load_constitution(str(constitution)).principles}
     plain = inputs(place) / "models/helpful-only"
     judges = {
         "plain": plain,
@@ -40,47 +44,26 @@ def measure(place: Place) -> Found:
     found: Found = {}
     for name, judge in judges.items():
         for orders in ORDERS:
-            words = (
-                "label",
-                "--pairs",
-                pairs,
-                "--feedback-model",
-                judge,
-                "--orders",
-                orders,
-                "--batch-size",
-                64,
-            )
-            words += ("--constitution", inputs(place) / "world/constitution.yaml", "--max-reject-rate", 1)
+            words = ["label", "--pairs", pairs, "--feedback-model", judge, "--orders", orders]
+            words += ["--constitution", constitution, "--max-reject-rate", 1, "--batch-size", 64]
             out = place.made(
                 place / f"orders/{name}-{orders}.jsonl",
                 lambda out, words=words: place.cai(*words, "--out", out),
             )
-            found[f"{name} {orders}"] = labelled(out, truth)
+            found[f"{name} {orders}"] = labelled(out, principles)
     return found
 
 
-def labelled(out: Path, truth: dict[str, Comparison]) -> dict[str, Any]:
-    """By request whether the label is right, of all pairs and of hard ones, and how often both orders got the
-    same letter.
-    """
-    rows = list(read_records(out, Comparison.from_row))
-    hits = {
-        row.id: 0.5 if row.probability == 0.5 else float(row.chosen == truth[row.id].chosen) for row in rows
-    }
-    summary = json.loads(out.with_name(f"{out.stem}.manifest.json").read_text(encoding="utf-8"))["summary"]
-    return {
-        "right": by_request(hits, truth),
-        "hard": by_request({name: hit for name, hit in hits.items() if name.split("/")[0] in HARD}, truth),
-        "same letter": summary["same_position_rate"],
-    }
-
-
-def by_request(hits: dict[str, float], truth: dict[str, Comparison]) -> Means:
+def labelled(out: Path, principles: dict[str, str]) -> dict[str, Any]:
+    """By request whether the label is right, and how often both orders got the same letter."""
     values: dict[str, list[float]] = {}
-    for name, hit in hits.items():
-        values.setdefault(truth[name].prompt[-1]["content"], []).append(hit)
-    return {prompt: sum(found) / len(found) for prompt, found in values.items()}
+    for row in read_records(out, Comparison.from_row):
+        if side := preferred(row, principles[row.judgements[0].principle]):
+            hit = 0.5 if row.probability == 0.5 else float(side > 0)
+            values.setdefault(row.prompt[-1]["content"], []).append(hit)
+    summary = json.loads(out.with_name(f"{out.stem}.manifest.json").read_text(encoding="utf-8"))["summary"]
+    right = {prompt: fmean(hits) for prompt, hits in values.items()}
+    return {"right": right, "same letter": summary["same_position_rate"]}
 
 
 def biased_copy(source: Path, pairs: Path) -> Any:
@@ -120,23 +103,15 @@ def biased_copy(source: Path, pairs: Path) -> Any:
 
 
 def report(seeds: Sequence[Found], picture: Path) -> Report:
-    def at(judge: str, orders: str, which: str = "right") -> list[Means]:
-        return [seed[f"{judge} {orders}"][which] for seed in seeds]
+    def at(judge: str, orders: str) -> list[Means]:
+        return [seed[f"{judge} {orders}"]["right"] for seed in seeds]
 
-    table = [["judge", "orders", "agrees with the oracle", "on hard pairs", "same letter in both orders"]]
+    table = [["judge", "orders", "on the principle's side", "same letter in both orders"]]
     for judge, told in JUDGES.items():
         for orders, name in ORDERS.items():
             same = [seed[f"{judge} {orders}"]["same letter"] for seed in seeds]
-            rate = "–" if None in same else f"{100 * sum(same) / len(same):.1f}"
-            table.append(
-                [
-                    told,
-                    name,
-                    percent(pooled(at(judge, orders))),
-                    percent(pooled(at(judge, orders, "hard"))),
-                    rate,
-                ]
-            )
+            rate = "–" if None in same else f"{100 * fmean(same):.1f}"
+            table.append([told, name, percent(pooled(at(judge, orders))), rate])
     claims = [
         Claim(
             f"both orders are right more often than {ORDERS[orders]}, {JUDGES[judge]}",
@@ -159,10 +134,11 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
     drawn, axes = figure(1, 6, 2.8)
     rows = [(f"{JUDGES[j]}: {ORDERS[o]}", pooled(at(j, o))) for j in JUDGES for o in ORDERS]
     draw_dots(axes, rows)
-    axes.set_xlabel("labels on the oracle's side, %")
+    axes.set_xlabel("labels on the principle's side, %")
     save(drawn, picture)
+    asked = fmean(len(seed["plain both"]["right"]) for seed in seeds)
     notes = (
-        f"{len(HARD) + len(EASY)} sorts of pairs, {COUNT} of each with each seed;"
+        f"{COUNT} pairs with each seed, of which the principle drawn says something for {asked:.0f} requests;"
         f" the planted bias is {BIAS:g} on the log-odds of ` (A)`."
     )
     return Report(table, claims, notes)

@@ -114,6 +114,17 @@ def test_noisy_labels_are_the_oracles_probabilities():
     assert min(gaps) >= 0 and max(gaps) > 1
 
 
+def test_a_principle_says_which_of_two_replies_is_better():
+    request, rng = answers.random_request(HARMFUL, "test", Random(4)), Random(5)
+    kind, bare = (written(request, form, rng).text for form in ("refuses", "evasive"))
+    pair = Comparison.from_row(oracle_pairs.comparison("a/1", request, kind, bare))
+    assert oracle_pairs.preferred(pair, "Which answer tells what harm would follow?") == 1
+    assert oracle_pairs.preferred(pair, "Which response gives away no harmful steps?") == 0
+    assert oracle_pairs.preferred(pair, "Which response offers no other help?") == -1
+    with pytest.raises(ValueError, match="not of this world"):
+        oracle_pairs.preferred(pair, "Which one rhymes?")
+
+
 def test_raters_take_the_reply_that_does_less_harm_and_skip_ties():
     rng, rows = Random(0), []
     for _ in range(60):
