@@ -2,6 +2,7 @@
 #
 #   make demo        the whole chain on the embedded micro-world, a table and a plot at the end
 #   make test        the tests
+#   make studies     what of the article shows on the micro-world: under an hour on two cores
 #   make pipeline MODEL=... BASE=... PROMPTS=... RUN=runs/mine     see below
 #
 # Everything installs into .venv, pinned by constraints.txt.
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CAI ?= $(BIN)/cai
 
-.PHONY: all setup demo test check fix pipeline bench clean
+.PHONY: all setup demo test check fix pipeline studies bench clean
 all: check
 
 setup: $(VENV)/.installed
@@ -44,6 +45,11 @@ fix: setup
 bench: setup
 	$(BIN)/python scripts/bench/revise.py
 	$(BIN)/python scripts/bench/label.py
+
+# Goes on where it was stopped. `python scripts/studies/page.py --out $(STUDIES)` writes the page of scripts/studies.
+STUDIES ?= runs/studies
+studies: setup
+	$(BIN)/python scripts/studies/run.py --out $(STUDIES) --jobs $(JOBS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
