@@ -1,11 +1,13 @@
-"""How several processes are started: by torchrun, and by accelerate with FSDP on a CPU."""
+"""How several processes are started: by torchrun, and by accelerate with FSDP or DeepSpeed on a CPU."""
 
 from __future__ import annotations
 
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
+import pytest
 
 ON_A_CPU = """
 from accelerate.state import PartialState
@@ -31,6 +33,14 @@ SHIPPED = Path(__file__).parents[2] / "scripts/accelerate"
 LAUNCH = ["-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0", "--config_file"]
 ACCELERATE = [*LAUNCH, str(SHIPPED / "fsdp2.yaml"), "fsdp.py"]
 DDP = [*LAUNCH, str(SHIPPED / "ddp.yaml"), "-m", "cai_cli"]
+ZERO = {
+    stage: [*LAUNCH, str(SHIPPED / "zero3.yaml"), f"--zero_stage={stage}", "-m", "cai_cli"]
+    for stage in (2, 3)
+}
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    find_spec("deepspeed") is None,
+    reason="needs DeepSpeed: DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed",
+)
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
