@@ -17,6 +17,9 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.processes.ranks import barrier, check_launch, is_main, main_first
 from cai_cli.rows.storage import MAKE_ROOM, check_writable
 
+# One model and one optimiser. PPO has two of each beside the frozen ones, sft a Trainer whose checkpoints by DeepSpeed are
+# pickles that no other launch goes on from; FSDP 2 does both.
+BY_ZERO = ("pmp", "train-pm")
 REHEARSAL, TOKENS = "rehearsal", "tokens-"  # in checkpoints/: a folder, and how the names of others begin
 
 
@@ -42,7 +45,7 @@ class ModelArtifact:
 
     def __init__(self, stage: str, options: Any, beside: str | None = None) -> None:
         """`beside`: how the names of files begin that may lie there before a model is begun."""
-        check_launch(trains=True)
+        check_launch(trains=True, by_zero=stage in BY_ZERO)
         self.options = options
         self.folder: Path = options.output.out
         if self.folder.is_file():

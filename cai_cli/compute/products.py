@@ -108,7 +108,8 @@ def gains(model: Any) -> bool:
     """Whether it is faster here: float32 on a CPU that is not Intel's."""
     if model.device.type != "cpu" or model.dtype != torch.float32:
         return False
-    if hasattr(next(model.parameters()), "to_local"):  # in parts: whole only inside its own forward
+    first = next(model.parameters())
+    if hasattr(first, "to_local") or hasattr(first, "ds_id"):  # in parts: whole only inside its own forward
         return False
     return torch.backends.mkldnn.is_available() and not_intel()
 

@@ -7,10 +7,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
-from cai_cli.errors import UserError
+from cai_cli.errors import RunError, UserError
+
+Item = TypeVar("Item")
 
 # What `accelerate launch` sets where a model is to be held in parts.
 SHARDING = {
@@ -24,6 +28,7 @@ DATA_PARALLEL = "launch it with torchrun, or with accelerate's --multi_gpu"
 # How long processes wait for each other: one with nothing left to do for another's last long texts. A process that has
 # died is noticed at once, by its connections and by torchrun.
 PATIENCE = timedelta(hours=12)
+POLL_SECONDS = 0.2
 ONE_A_NODE = "start one torchrun a node (scripts/slurm), or give each task --shard $SLURM_PROCID/$SLURM_NTASKS and its own --out"
 
 
@@ -114,11 +119,25 @@ def main_first(work: Callable[[], None]) -> None:
         raise error
 
 
-def check_launch(trains: bool = False, apart: bool = False) -> None:
+def wait_for(ready: Callable[[], Item | None], what: str) -> Item:
+    """What another process leaves behind, as soon as `ready` finds it; looked for on the disk, where a collective would
+    give up sooner. A launcher ends this one where that one fails; without a launcher it gives up by itself: RunError.
+    """
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while (found := ready()) is None:
+        if time.monotonic() > end:
+            told = f"{what}: another process was to make it, and has not within {PATIENCE.total_seconds() / 3600:g} hours"
+            raise RunError(told, "look whether that one still runs; start them by torchrun")
+        time.sleep(POLL_SECONDS)
+    return found
+
+
+def check_launch(trains: bool = False, apart: bool = False, by_zero: bool = False) -> None:
     """Raise UserError where the launcher asks for a model in parts and the stage would hold a copy in each
     process, or where srun has started several tasks that know nothing of each other.
 
-    `trains`: trainers can do it by FSDP version 2. `apart`: each task has rows of its own, by --shard.
+    `trains`: trainers can do it by FSDP version 2; `by_zero`: some by DeepSpeed too. `apart`: each task has rows of its
+    own, by --shard.
     """
     asked = next((name for variable, name in SHARDING.items() if is_set(variable)), None)
     if asked == "FSDP" and trains:
@@ -127,6 +146,8 @@ def check_launch(trains: bool = False, apart: bool = False) -> None:
         # Every process reads the model's files, and may map them: transformers would read them in the first alone, and
         # give the others memory of the same size to receive them in.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    elif asked == "DeepSpeed" and by_zero:
+        check_deepspeed()
     elif asked:
         hint = "launch it with --use_fsdp --fsdp_version 2 (scripts/accelerate)" if trains else DATA_PARALLEL
         raise UserError(f"the launcher asks for {asked}, which this stage cannot do", hint)
@@ -137,13 +158,42 @@ def check_launch(trains: bool = False, apart: bool = False) -> None:
 
 def check_quantize(quantize: str | None) -> None:
     """Raise UserError where weights in few bits would have to be taken apart."""
-    if quantize and by_fsdp():
-        raise UserError(f"--quantize {quantize}: FSDP cannot hold it in parts", "leave one of them out")
+    if quantize and (by_fsdp() or by_deepspeed()):
+        name = "FSDP" if by_fsdp() else "DeepSpeed"
+        raise UserError(f"--quantize {quantize}: {name} cannot hold it in parts", "leave one of them out")
 
 
 def by_fsdp() -> bool:
     """Whether the launcher asks for FSDP."""
     return is_set("ACCELERATE_USE_FSDP")
+
+
+def by_deepspeed() -> bool:
+    """Whether the launcher asks for DeepSpeed."""
+    return is_set("ACCELERATE_USE_DEEPSPEED")
+
+
+def in_zero_parts() -> bool:
+    """Whether it asks for weights in parts, too, beside gradients and optimiser."""
+    return by_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+
+
+def check_deepspeed() -> None:
+    """Raise UserError for what a launch file asks of DeepSpeed and would not get, or not right."""
+    asked = os.environ.get
+    if asked("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
+        raise UserError(
+            "DeepSpeed: a file of its own is not read", "say it in accelerate's (scripts/accelerate)"
+        )
+    if asked("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") not in ("2", "3"):
+        raise UserError("DeepSpeed: ZeRO 2 and 3 are supported", "launch it with --zero_stage 3")
+    if any(
+        asked(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") != "none"
+        for what in ("OPTIMIZER", "PARAM")
+    ):
+        raise UserError(
+            "the launch file asks DeepSpeed to hold parts on the CPU", "leave it out: use more processes"
+        )
 
 
 def is_set(variable: str) -> bool:

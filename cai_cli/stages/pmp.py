@@ -12,7 +12,6 @@ the authors' ids (the data is CC BY-SA).
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from cai_cli.console.options import INPUT, MODEL, RUNTIME, OutputOptions, flag
 from cai_cli.errors import RunError, UserError
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model
-from cai_cli.processes.ranks import barrier, check_quantize, is_main
+from cai_cli.processes.ranks import barrier, check_quantize, is_main, wait_for
 from cai_cli.rows.jsonl import dump_row, read_records
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.sources import input_file
@@ -51,7 +50,6 @@ PAIRS_MANIFEST, PAIRS_REJECTS, PAIRS_PARTIAL = (
     "comparisons.rejects.jsonl",
     f"{PAIRS}.partial",
 )
-POLL_SECONDS = 0.2
 MEGABYTE = 1_000_000
 
 
@@ -220,8 +218,7 @@ def write_comparisons(options: Options) -> None:
     barrier()
     if is_main():
         draw_comparisons(options.pairs, folder, options.output.seed, manifest)
-    while not path.exists():  # a collective would give up long before a large dump is read
-        time.sleep(POLL_SECONDS)
+    wait_for(lambda: path if path.exists() else None, str(path))
 
 
 def draw_comparisons(data: PairFileOptions, folder: Path, seed: int, manifest: Manifest) -> None:

@@ -31,7 +31,8 @@ from cai_cli.errors import UserError
 from cai_cli.models.devices import OWN, pick_device
 from cai_cli.models.score import transformer
 from cai_cli.processes.collective import gathered
-from cai_cli.processes.ranks import by_fsdp, join_group, world_size
+from cai_cli.processes.ranks import by_fsdp, in_zero_parts, join_group, world_size
+from cai_cli.training.parts import Kept, kept_state, put_back
 
 Item = TypeVar("Item")
 
@@ -158,6 +159,19 @@ class Parallel(Passes):
         norm = torch.nn.utils.clip_grad_norm_(self.weights, most or math.inf)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
+    def step(self) -> None:
+        """Learn from the gradients, and forget them."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def kept(self) -> Kept:
+        """See `kept_state`."""
+        return kept_state(self.model, self.optimizer)
+
+    def put_back(self, parts: list[Kept]) -> None:
+        """See `parts.put_back`."""
+        put_back(self.model, self.optimizer, parts)
+
 
 def filled(own: list[Item], filler: Item) -> list[tuple[Item, bool]]:
     most = max(gathered([len(own)])) if world_size() > 1 else len(own)
@@ -172,7 +186,8 @@ def to_load(device: str, dtype: str) -> tuple[str, str]:
     """How a model is loaded that `Passes` or `Parallel` are made of, to be held on this device in this dtype. For FSDP
     no GPU ever holds it whole, and the machine holds one: its files, mapped into the memory of all processes.
     """
-    return ("cpu", OWN) if by_fsdp() and world_size() > 1 else (device, dtype)
+    in_parts = (by_fsdp() or in_zero_parts()) and world_size() > 1
+    return ("cpu", OWN) if in_parts else (device, dtype)
 
 
 def taken_apart(root: Entered, device: str, dtype: str | None) -> Any:

@@ -87,11 +87,21 @@ def rebuilt(weight: Tensor, slices: list[Tensor]) -> Tensor:
     return moment
 
 
-def fill(target: Any, slices: list[Tensor]) -> None:
-    """Copy from slices along the first axis, in place; into this process's own slice where `target` is in parts."""
+def put_together(slices: list[Tensor], shape: torch.Size) -> Tensor:
+    """The whole of what so many processes kept: slices along the first axis, or ZeRO's stretches of all its numbers laid
+    out flat, with zeros behind the last ones.
+    """
     whole = torch.cat(slices) if len(slices) > 1 else slices[0]
-    if whole.shape != target.shape:
+    if slices[0].dim() == 1 and 0 <= whole.numel() - shape.numel() < len(slices):
+        return whole[: shape.numel()].view(shape)
+    if whole.shape != shape:
         raise RunError(f"the checkpoint is of another model: a weight of {tuple(whole.shape)}", AFRESH)
+    return whole
+
+
+def fill(target: Any, slices: list[Tensor]) -> None:
+    """Copy what so many processes kept, in place; into this process's own slice where `target` is in parts."""
+    whole = put_together(slices, target.shape)
     if not hasattr(target, "to_local"):
         target.copy_(whole)
         return
@@ -107,11 +117,21 @@ def whole_weights(model: Any, learned: bool = False) -> dict[str, Tensor] | None
     """Name -> tensor on the CPU of a model in parts, on the first process; None where each process has it whole.
     Every process takes part, and one weight at a time is whole on its device. `learned`: of what learns alone.
     """
-    if not any(hasattr(weight, "full_tensor") for weight in model.parameters()):
+    if not any(hasattr(weight, mark) for weight in model.parameters() for mark in ("full_tensor", "ds_id")):
         return None
     found = {}
-    for name, value in (trainable_state(model) if learned else model.state_dict()).items():
-        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+    for name, value in (trainable_state(model) if learned else model.state_dict(keep_vars=True)).items():
+        whole = whole_of(value)
         if is_main():
             found[name] = whole.detach().cpu()
     return found
+
+
+def whole_of(value: Any) -> Tensor:
+    """All of a weight that FSDP or ZeRO holds in parts, or of one that is whole."""
+    if hasattr(value, "ds_id"):
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([value]):
+            return value.detach().clone()
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,11 +31,10 @@ import pyarrow as pa
 from cai_cli.artifacts.models import TOKENS, ModelArtifact
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.keys import digest
-from cai_cli.processes.ranks import barrier, local_rank, rank
+from cai_cli.processes.ranks import barrier, local_rank, rank, wait_for
 from cai_cli.rows.jsonl import dump_row, write_atomically
 
 WHOLE, REJECTS = "whole.json", "rejects.jsonl"
-POLL_SECONDS = 0.2
 # Of a record batch; held as Python's numbers until it is full
 BATCH_ROWS, BATCH_IDS = 1000, 1 << 20
 
@@ -70,8 +68,7 @@ def made_once_a_node(
     try:
         if first and read_facts(folder, made_from) is None:
             fill(folder, made_from, write)
-        while (facts := read_facts(folder, made_from)) is None:
-            time.sleep(POLL_SECONDS)
+        facts = wait_for(lambda: read_facts(folder, made_from), str(folder))
         opened = read(folder, facts)
         barrier()  # none removes it before all have opened it
         yield opened

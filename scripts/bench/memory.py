@@ -1,6 +1,7 @@
 """The memory that `--dry-run` tells beside the memory that a run takes, of sft, train-pm and ppo on random weights.
 
     python scripts/bench/memory.py                       three sizes on a CPU, in full, by LoRA, and by FSDP 2
+    python scripts/bench/memory.py --only 5M --ways qlora checkpointing packing value-device
     python scripts/bench/memory.py --gpu --only 0.5B     one size on a GPU
 
 Each run is the real command line in a process of its own: peak above what the process held after its imports. On a
@@ -48,6 +49,18 @@ RUNS = [
 ]
 ON_GPU_RUNS = [("sft", "full"), ("train-pm", "full"), ("ppo", "full"), ("ppo", "lora")]
 IN_PARTS = [("sft", "fsdp"), ("train-pm", "fsdp"), ("ppo", "fsdp")]  # by two processes
+# what else changes the memory of a run; by --ways alone
+OTHERS = {
+    "qlora": {"lora": True, "quantize": "4bit"},
+    "checkpointing": {"gradient_checkpointing": True},
+    "packing": {"packing": True},
+    "value-device": {"value_device": "cpu"},  # of the two processes the policy's is measured
+}
+MORE = [
+    *(("sft", way) for way in ("qlora", "checkpointing", "packing")),
+    *(("train-pm", way) for way in ("qlora", "checkpointing")),
+    *(("ppo", way) for way in ("qlora", "checkpointing", "value-device")),
+]
 ACCELERATE = [
     *("-m", "accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"),
     *("--dynamo_backend=no", "--main_process_port=0", "--use_fsdp", "--fsdp_version=2"),
@@ -147,11 +160,12 @@ def settings_of(stage: str, way: str, folder: Path, size: str, gpu: bool, bf16: 
         "device": "auto" if gpu else "cpu",
         "per_device_train_batch_size": rows,
         "save_steps": 100_000,
-        **({"lora": True} if way == "lora" else {}),
+        **({"lora": True} if way == "lora" else OTHERS.get(way, {})),
         **({"bf16": True} if bf16 else {}),
     }
     if stage == "sft":
-        return common | {"data": [str(folder / "samples.jsonl")]}
+        packs = {"max_length": length} if way == "packing" else {}
+        return common | packs | {"data": [str(folder / "samples.jsonl")]}
     if stage == "train-pm":
         rows //= 2  # a pair is two rows
         common["per_device_train_batch_size"] = rows
@@ -333,6 +347,7 @@ def go_on(process: subprocess.Popen[str], seconds: float) -> str:
 def compare(o: argparse.Namespace, folder: Path, size: str) -> bool:
     """All runs of a size; whether each reached the bar."""
     runs = ON_GPU_RUNS if o.gpu else [*RUNS, *IN_PARTS]
+    runs = [*runs, *(MORE if o.ways else [])]
     runs = [run for run in runs if run[0] in (o.stages or run) and run[1] in (o.ways or run)]
     maker = begin(o, folder, size, "make", "full")
     # On a GPU machine there are cores enough for all of them to import at once.
@@ -346,7 +361,7 @@ def compare(o: argparse.Namespace, folder: Path, size: str) -> bool:
         process = waiting[n] if waiting else begin(o, folder, size, stage, way)
         problem = go_on(process, o.seconds)
         result = folder / f"{stage}-{way}.json"
-        name = f"{stage:10}{size:>6} {way:6}"
+        name = f"{stage:10}{size:>6} {way:13}"
         if problem or not result.exists():
             print(f"{name}{problem or 'no result'}", flush=True)
             reached = False
@@ -372,7 +387,7 @@ def main() -> int:
     )
     parser.add_argument("--only", help=f"one size: {', '.join(SHAPES)}")
     parser.add_argument("--stages", nargs="*", help="these trainers alone")
-    parser.add_argument("--ways", nargs="*", help="of full, lora, fsdp these alone")
+    parser.add_argument("--ways", nargs="*", help=f"of full, lora, fsdp, {', '.join(OTHERS)} these alone")
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument(
         "--as-shipped", action="store_true", help="on a CPU, with what the C library keeps of freed memory"
@@ -391,7 +406,7 @@ def main() -> int:
         else:
             measure(o)
         return 0
-    print(f"{'':17}{'way':6}{'weights':>10}{'estimate MB':>12}{'measured':>10}{'ratio':>7}", flush=True)
+    print(f"{'':17}{'way':13}{'weights':>10}{'estimate MB':>12}{'measured':>10}{'ratio':>7}", flush=True)
     reached = True
     for size in [o.only] if o.only else (ON_GPU if o.gpu else ON_CPU):
         with tempfile.TemporaryDirectory() as folder:

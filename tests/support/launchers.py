@@ -1,4 +1,4 @@
-"""How several processes are started: by torchrun, and by accelerate with FSDP on a CPU.
+"""How several processes are started: by torchrun, and by accelerate with FSDP or DeepSpeed on a CPU.
 
 `start` forks the launcher from a process that has torch imported (`forks.py`), and the launcher its workers: what they
 are told, watched by and ended by is its own. `start_anew` is for the tests that show that it is the same without.
@@ -13,10 +13,12 @@ import runpy
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import forks
 import psutil
+import pytest
 
 ON_A_CPU = """
 from accelerate.state import PartialState
@@ -42,6 +44,14 @@ SHIPPED = Path(__file__).parents[2] / "scripts/accelerate"
 LAUNCH = ["-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0", "--config_file"]
 ACCELERATE = [*LAUNCH, str(SHIPPED / "fsdp2.yaml"), "fsdp.py"]
 DDP = [*LAUNCH, str(SHIPPED / "ddp.yaml"), "-m", "cai_cli"]
+ZERO = {
+    stage: [*LAUNCH, str(SHIPPED / "zero3.yaml"), f"--zero_stage={stage}", "-m", "cai_cli"]
+    for stage in (2, 3)
+}
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    find_spec("deepspeed") is None,
+    reason="needs DeepSpeed: DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed",
+)
 
 
 def start(launcher: list[str], words: list[str], folder: Path) -> forks.Command:

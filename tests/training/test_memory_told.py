@@ -9,17 +9,19 @@ import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from families import edit_json
 from peft import LoraConfig, get_peft_model
+from ppo_setup import options_for
 from stack_exchange_dumps import dump, site_rows
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainer_runs import COMMANDS, make_world
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cai_cli.training.memory.forecast import Launch
+from cai_cli.training.memory.forecast import Launch, most_of_a_minibatch
 from cai_cli.training.memory.formulas import (
     QUANTISED,
     Pass,
@@ -36,6 +38,7 @@ from cai_cli.training.memory.formulas import (
 )
 from cai_cli.training.memory.shape import shape_from
 from cai_cli.training.memory.told import launch
+from cai_cli.training.ppo.learner import Learner
 
 README = Path(__file__).parents[2] / "README.md"
 ROWS, WIDTH = 3, 40
@@ -203,6 +206,23 @@ def test_a_launch_in_parts_is_one(monkeypatch):
     assert launch("cuda") == Launch(processes=4, sharded=False, gpu=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert launch("cpu") == Launch(processes=4, sharded=True, gpu=False)
+
+
+def test_what_a_process_may_have_of_a_minibatch_is_looked_up_in_the_run_s_own_draws(tmp_path, monkeypatch):
+    """Of 2 x 8 episodes it can be more than 4."""
+    options = options_for(
+        tmp_path, steps=5, rollout_batch_size=16, num_mini_batches=2, per_device_train_batch_size=16
+    )
+    seen = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        learner = SimpleNamespace(ppo=options.ppo, seed=options.output.seed)
+        for step in range(5):
+            seen += [len(mine) for mine in Learner.minibatches(learner, 16, step, "cpu")]
+    assert sum(seen) == 5 * options.ppo.num_ppo_epochs * 16
+    assert most_of_a_minibatch(options, Launch(processes=2)) == max(seen) > 4
+    assert most_of_a_minibatch(options, Launch()) == 8
 
 
 @pytest.mark.skipif(not README.is_file(), reason="needs the source tree")

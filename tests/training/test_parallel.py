@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
 from torch import nn
 
 from cai_cli.errors import RunError, UserError
+from cai_cli.processes import ranks
 from cai_cli.training.checkpoints import check_pace
 from cai_cli.training.optimiser import make_optimizer
 from cai_cli.training.parallel import hold_in
@@ -57,12 +60,35 @@ def cut(kept: dict, parts: int) -> list[dict]:
     return found
 
 
+def stretched(kept: dict, parts: int) -> list[dict]:
+    """As ZeRO keeps it: equal stretches of all numbers, zeros behind the last ones."""
+
+    def stretch(value: torch.Tensor, n: int) -> torch.Tensor:
+        if value.dim() == 0:
+            return value.clone()
+        each = -(-value.numel() // parts)
+        return nn.functional.pad(value.flatten(), (0, each * parts - value.numel()))[n * each :][:each]
+
+    return [
+        {
+            "model": {name: stretch(weight, n) for name, weight in kept["model"].items()},
+            "optimizer": {
+                name: {key: stretch(value, n) for key, value in moments.items()}
+                for name, moments in kept["optimizer"].items()
+            },
+            "rates": kept["rates"],
+        }
+        for n in range(parts)
+    ]
+
+
+@pytest.mark.parametrize("kept_as", [cut, stretched])
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])
-def test_parts_of_any_number_make_the_same_whole(parts: int) -> None:
+def test_parts_of_any_number_make_the_same_whole(parts: int, kept_as) -> None:
     """Weights and moments, so that the next step is the same one."""
     model, optimizer = trained(0)
     other, others = trained(1)
-    put_back(other, others, cut(kept_state(model, optimizer), parts))
+    put_back(other, others, kept_as(kept_state(model, optimizer), parts))
     for each, learner in ((model, optimizer), (other, others)):
         each(torch.ones(4, 2)).sum().backward()
         learner.step()
@@ -84,3 +110,13 @@ def test_steps_keep_their_size() -> None:
     check_pace(8, 8)
     with pytest.raises(UserError, match=r"took 8 batches, and would take 4 now .*have to make 8"):
         check_pace(8, 4)
+
+
+def test_what_no_process_makes_is_not_waited_for_without_end(monkeypatch) -> None:
+    """A launcher would end this process; where there is none, another one's death is seen by the clock alone."""
+    found = iter([None, None, "there"])
+    monkeypatch.setattr(ranks, "POLL_SECONDS", 0)
+    assert ranks.wait_for(lambda: next(found), "tokens") == "there"
+    monkeypatch.setattr(ranks, "PATIENCE", timedelta(0))
+    with pytest.raises(RunError, match=r"tokens: another process was to make it, and has not within 0 hours"):
+        ranks.wait_for(lambda: None, "tokens")

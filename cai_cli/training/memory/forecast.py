@@ -27,6 +27,7 @@ from cai_cli.training.memory.formulas import (
     weight_bytes,
 )
 from cai_cli.training.memory.shape import Shape, shape_of
+from cai_cli.training.ppo.episodes import minibatches
 
 if TYPE_CHECKING:
     from cai_cli.console.options import AdapterOptions, DeviceOptions
@@ -160,7 +161,7 @@ def of_ppo(
     """`prompts`: their lengths. The second: of the critic, where it has a process of its own."""
     models, ppo = options.models, options.ppo
     own = -(-ppo.rollout_batch_size // launch.processes)
-    minibatch = -(-own // ppo.num_mini_batches)
+    minibatch = most_of_a_minibatch(options, launch)
     micro = min(ppo.per_device_train_batch_size, minibatch)
     way = way_of(
         models.hardware,
@@ -229,6 +230,15 @@ def of_ppo(
         together([policy], [of_policy], peak, cache, sampling, least),
         together([value], [of_value], max(of_value.peak, values, scores)),
     )
+
+
+def most_of_a_minibatch(options: PPO, launch: Launch) -> int:
+    """The most episodes of a minibatch that one process has, in the run's own draws: they are drawn from those of all."""
+    ppo = options.ppo
+    if launch.processes == 1:
+        return ppo.rollout_batch_size // ppo.num_mini_batches
+    draws = (minibatches(ppo, options.output.seed, step, ppo.rollout_batch_size) for step in range(ppo.steps))
+    return max(int((drawn % launch.processes).bincount().max()) for step in draws for drawn in step)
 
 
 def sampled_bytes(

@@ -7,16 +7,20 @@ token of each response.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cai_cli.compute.batches import like_size, right_pad
 from cai_cli.engines.base import Completion
+from cai_cli.keys import key
 from cai_cli.training.parallel import Passes
+
+if TYPE_CHECKING:
+    from cai_cli.training.ppo.settings import PPOOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +79,12 @@ def one_token(like: Episodes) -> Episodes:
     """An episode that counts for nothing: a reply of one token, for a pass that other processes wait for."""
     ids = like.ids.new_zeros(1, 2)
     return Episodes(ids, like.prompt_lengths.new_ones(1), like.mask.new_ones(1, 1))
+
+
+def minibatches(ppo: PPOOptions, seed: int, step: int, count: int) -> Iterator[Tensor]:
+    """For each minibatch of each epoch of a step, which of the `count` episodes of all processes are in it: the same
+    however many processes share them. Episode e is row e // W of process e % W.
+    """
+    for epoch in range(ppo.num_ppo_epochs):
+        generator = torch.Generator().manual_seed(key(seed, "minibatches", step, epoch) % (1 << 63))
+        yield from torch.randperm(count, generator=generator).split(count // ppo.num_mini_batches)

@@ -21,7 +21,6 @@ from cai_cli.compute.packed_rows import training_pass
 from cai_cli.compute.products import fast_products
 from cai_cli.console.options import schedule_of
 from cai_cli.errors import RunError
-from cai_cli.keys import key
 from cai_cli.models.adapters import trainable_state
 from cai_cli.models.devices import training_dtype
 from cai_cli.models.finite import advice, check_weights
@@ -31,8 +30,8 @@ from cai_cli.training.losses import clipped_policy_loss, clipped_value_loss, mas
 from cai_cli.training.modes import autocast
 from cai_cli.training.optimiser import make_optimizer
 from cai_cli.training.parallel import Parallel, Passes
-from cai_cli.training.parts import Kept, kept_state, put_back
-from cai_cli.training.ppo.episodes import Episodes, one_token, over_episodes
+from cai_cli.training.parts import Kept
+from cai_cli.training.ppo.episodes import Episodes, minibatches, one_token, over_episodes
 from cai_cli.training.ppo.forward import response_logprobs, response_values
 from cai_cli.training.ppo.models import Pair
 
@@ -67,10 +66,10 @@ class Learner(ABC):
         hardware = models.hardware
         dtype = training_dtype(hardware.dtype, models.bf16, models.adapters.lora)
         self.parallel = pair.passes = Parallel(self.model, learns, hardware.device, dtype)
-        self.optimizer = self.parallel.optimizer
         updates = ppo.num_ppo_epochs * ppo.num_mini_batches
         kind = schedule_of(ppo.lr_scheduler_type)
-        self.schedule = get_scheduler(kind, self.optimizer, ppo.warmup_steps * updates, steps * updates)
+        optimizer, warmup = self.parallel.optimizer, ppo.warmup_steps * updates
+        self.schedule = get_scheduler(kind, optimizer, warmup, steps * updates)
         self.graph: Tensor | None = None
         self.first_gap = 0.0
 
@@ -169,24 +168,15 @@ class Learner(ABC):
                         advice(self.model, step + number, self.bf16),
                     )
                 measured[name].append(value)
-            self.optimizer.step()
+            self.parallel.step()
             self.schedule.step()
-            self.optimizer.zero_grad(set_to_none=True)
         return {name: sum(found) / len(found) for name, found in measured.items()}
 
     def minibatches(self, count: int, step: int, device: Any) -> Iterator[Tensor]:
-        """For each minibatch of each epoch, which of this process's episodes are in it.
-
-        The order is drawn over the episodes of all processes, of which this one has every W-th: so the
-        minibatches are the same however many processes share them.
-        """
-        for epoch in range(self.ppo.num_ppo_epochs):
-            generator = torch.Generator().manual_seed(key(self.seed, "minibatches", step, epoch) % (1 << 63))
-            order = torch.randperm(count, generator=generator)
-            for minibatch in order.split(count // self.ppo.num_mini_batches):
-                # Episode e of all is row e // W of process e % W.
-                mine = minibatch[minibatch % world_size() == rank()]
-                yield (mine // world_size()).to(device)
+        """For each minibatch of each epoch, which of this process's episodes are in it."""
+        for minibatch in minibatches(self.ppo, self.seed, step, count):
+            mine = minibatch[minibatch % world_size() == rank()]
+            yield (mine // world_size()).to(device)
 
     def backward(
         self, part: Episodes, old: Tensor, target: Tensor, share: Tensor, outputs: Tensor | None
@@ -219,11 +209,11 @@ class Learner(ABC):
             everywhere(check)
         else:  # by the first process alone
             check()
-        return kept_state(self.model, self.optimizer)
+        return self.parallel.kept()
 
     def load(self, parts: list[Kept], schedule: dict[str, Any]) -> None:
         self.schedule.load_state_dict(schedule)
-        put_back(self.model, self.optimizer, parts)
+        self.parallel.put_back(parts)
 
 
 class PolicyLearner(Learner):

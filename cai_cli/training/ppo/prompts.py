@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from cai_cli.artifacts.rejects import Rejected, reasons_text
 from cai_cli.console.messages import warn_all
-from cai_cli.errors import RunError
+from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import held_out_cautions
 from cai_cli.models.templates import UnfitRow
+from cai_cli.processes.ranks import by_fsdp, world_size
 from cai_cli.rows.prompt_files import Known, read_prompts
 from cai_cli.rows.prompt_mix import mixed_prompts
 from cai_cli.rows.records import Prompt
@@ -56,6 +57,7 @@ def run_prompts(
     sources = [(fitting(prompts, renderer, room, rejected), proportion) for prompts, proportion in sources]
     held_out = fitting(held_out, renderer, room, rejected)
     check_rejects(options, sources, rejected)
+    check_held_out(held_out)
     learned = [prompt.id for prompts, _ in sources for prompt in prompts]
     cautions = warn_all(held_out_cautions([prompt.id for prompt in held_out], learned))
     schedule = mixed_prompts(sources, options.ppo.steps * options.ppo.rollout_batch_size, options.output.seed)
@@ -78,6 +80,15 @@ def fitting(prompts: list[Prompt], renderer: Renderer, room: int, rejected: list
             continue
         kept.append(prompt)
     return kept
+
+
+def check_held_out(held_out: list[Prompt]) -> None:
+    """Raise UserError where a process would have none while the others pass through a model that it holds a part of."""
+    if by_fsdp() and 0 < len(held_out) < world_size():
+        told = (
+            f"--eval-prompts: {len(held_out)} prompts for {world_size()} processes that hold a model together"
+        )
+        raise UserError(told, "give each process one")
 
 
 def check_rejects(options: Options, sources: list[Source], rejected: list[Rejected]) -> None:

@@ -14,7 +14,6 @@ from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import counted, put_aside
 from cai_cli.console.messages import say, table, warn, warn_all
 from cai_cli.engines.base import LENGTH
-from cai_cli.errors import UserError
 from cai_cli.evaluation.cautions import rate_cautions, reply_cautions
 from cai_cli.models.chat import Renderer
 from cai_cli.processes.collective import told_to_stop
@@ -52,9 +51,6 @@ def optimise(
     )
     ppo, track = options.ppo, options.track
     trainer = Trainer(options, longest)
-    if 0 < len(eval_prompts) < trainer.parts:
-        told = f"--eval-prompts: {len(eval_prompts)} prompts for {trainer.parts} processes that hold a model together"
-        raise UserError(told, "give each process one")
     state = RunState(track, options.reward.max_kl, ppo.steps, trainer, artifact.checkpoints, eval_prompts)
     if not artifact.begun:
         given = (ppo.steps // track.save_steps, trainer, artifact, state.keeps_best)

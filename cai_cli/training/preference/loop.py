@@ -24,7 +24,6 @@ from cai_cli.console.messages import progress, say
 from cai_cli.console.options import TrainingOptions, schedule_of
 from cai_cli.errors import RunError
 from cai_cli.keys import key
-from cai_cli.models.adapters import trainable_state
 from cai_cli.models.devices import training_dtype
 from cai_cli.models.finite import advice, check_weights
 from cai_cli.processes.collective import everywhere, told_to_stop
@@ -42,12 +41,13 @@ from cai_cli.training.checkpoints import (
 from cai_cli.training.metrics_file import MetricsFile
 from cai_cli.training.optimiser import make_optimizer
 from cai_cli.training.parallel import Parallel
-from cai_cli.training.parts import kept_state, part_name, put_back, read_parts
+from cai_cli.training.parts import part_name, read_parts
 from cai_cli.training.preference.losses import backward, evaluate_pairs
 from cai_cli.training.preference.pair_files import longest
 from cai_cli.training.preference.pairs import TokenPair
 from cai_cli.training.preference.settings import PairwiseOptions
 from cai_cli.training.trackers import Trackers
+from cai_cli.training.zero import prepared
 
 # Batches are cut from length-sorted runs of this many, which saves padding and keeps the order random.
 GROUP_BATCHES = 16
@@ -82,9 +82,9 @@ def fit_pairwise(
     hardware = fit.hardware
     learns = partial(make_optimizer, learning_rate=options.learning_rate)
     dtype = training_dtype(hardware.dtype, options.bf16, fit.adapters.lora)
-    parallel = Parallel(model, learns, hardware.device, dtype)
-    optimizer = parallel.optimizer
-    schedule = get_scheduler(schedule_of(options.lr_scheduler_type), optimizer, options.warmup_steps, steps)
+    parallel = prepared(model, learns, hardware.device, dtype)
+    kind = schedule_of(options.lr_scheduler_type)
+    schedule = get_scheduler(kind, parallel.optimizer, options.warmup_steps, steps)
     step, recent = resume(folder, parallel, schedule, per_step)
     metrics_file = MetricsFile(folder / "metrics.jsonl", step, trackers(step))
     shown = progress(stage, steps, step, "steps")
@@ -99,9 +99,8 @@ def fit_pairwise(
                 if not math.isfinite(number):
                     told = f"the {name.replace('_', ' ')} is {number} at step {step}"
                     raise RunError(told, advice(model, step, options.bf16))
-            optimizer.step()
+            parallel.step()
             schedule.step()
-            optimizer.zero_grad(set_to_none=True)
             step += 1
             recent.append(losses)
             advance(1, f"loss {losses['loss']:.3f}")
@@ -164,7 +163,7 @@ def resume(
     step = step_of(checkpoint)
     check_pace(state["per_step"], per_step)
     schedule.load_state_dict(state["schedule"])
-    put_back(parallel.model, parallel.optimizer, read_parts(checkpoint, LEARNED, state["kept"]))
+    parallel.put_back(read_parts(checkpoint, LEARNED, state["kept"]))
     say(f"{folder}: continuing from step {step}")
     return step, state["recent"]
 
@@ -180,8 +179,8 @@ def save_training_state(
     """By every process: where each holds a part, each writes its own."""
     target = folder / "checkpoints"
     state = {"schedule": schedule.state_dict(), "recent": recent, "per_step": per_step}
-    everywhere(lambda: check_weights(trainable_state(parallel.model), f"step {step}"))
-    kept = kept_state(parallel.model, parallel.optimizer)
+    kept = parallel.kept()
+    everywhere(lambda: check_weights(kept["model"], f"step {step}"))
     if parallel.in_parts:
         state["kept"] = {"parts": world_size()}
         save_in_parts(step_folder(target, step), state, part_name(rank()), {LEARNED: kept})

@@ -18,6 +18,10 @@ from launchers import ACCELERATE, DDP, ON_A_CPU, kill_all
 from ppo_setup import make_pair, write_prompts
 from safetensors.torch import load_file
 
+from cai_cli.errors import UserError
+from cai_cli.rows.records import Prompt
+from cai_cli.training.ppo.prompts import check_held_out
+
 FLAGS = (
     "ppo --model lm --pm pm --prompts prompts.jsonl --eval-prompts held.jsonl --eval-steps 2 --steps 6 --save-steps 2 "
     "--rollout-batch-size 10 --num-mini-batches 2 --num-ppo-epochs 2 --max-new-tokens 8 --learning-rate 1e-3 --device cpu "
@@ -101,3 +105,17 @@ def test_adapters_on_one_backbone_learn_in_parts(folder: Path) -> None:
     one, two = (load_file(folder / name / "model.safetensors") for name in ("lora-one", "lora-parts"))
     for name, weight in one.items():
         assert torch.allclose(two[name], weight, atol=5e-5), name
+
+
+def test_each_process_is_to_have_a_held_out_prompt(monkeypatch) -> None:
+    """Or it would not pass through a model that the others wait to pass through."""
+    one = [Prompt("p1", [], None)]
+    check_held_out(one)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_held_out(one)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_held_out([]), check_held_out(one * 2)
+    with pytest.raises(
+        UserError, match=r"--eval-prompts: 1 prompts for 2 processes .* give each process one"
+    ):
+        check_held_out(one)

@@ -191,8 +191,8 @@ def test_micro_batches_change_nothing_but_rounding(files, tmp_path):
     for microbatch in (32, 5, 1):
         trainer, *batch = rolled(files, tmp_path, per_device_train_batch_size=microbatch, max_grad_norm=0.0)
         for learner in learners_of(trainer):
-            learner.optimizer = torch.optim.SGD(learner.parallel.weights, lr=0.1)
-            learner.schedule = torch.optim.lr_scheduler.ConstantLR(learner.optimizer, 1.0)
+            learner.parallel.optimizer = torch.optim.SGD(learner.parallel.weights, lr=0.1)
+            learner.schedule = torch.optim.lr_scheduler.ConstantLR(learner.parallel.optimizer, 1.0)
         found.append((improve(trainer, *batch), weights_of(*learners_of(trainer))))
     for stats, weights in found[1:]:
         assert torch.allclose(weights, found[0][1], atol=1e-5)

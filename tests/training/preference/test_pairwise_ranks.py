@@ -13,12 +13,12 @@ import pytest
 import torch
 from catching import catch
 from conftest import run_cai
-from launchers import ACCELERATE, DDP, ON_A_CPU, kill_one
+from launchers import ACCELERATE, DDP, NEEDS_DEEPSPEED, ON_A_CPU, ZERO, kill_one
 from pairwise_runs import COMMAND, write_comparisons
 from safetensors.torch import load_file
 
 ONE = ("--gradient-accumulation-steps", "2")
-WAYS = {"copies": DDP, "parts": ACCELERATE}
+WAYS = {"copies": DDP, "parts": ACCELERATE, "zero2": ZERO[2], "zero3": ZERO[3]}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,9 @@ def assert_the_same(files: Path, out: str) -> None:
     assert manifests[0]["score_mean"] == pytest.approx(manifests[1]["score_mean"], abs=1e-3)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=NEEDS_DEEPSPEED if way.startswith("zero") else ()) for way in WAYS]
+)
 def test_two_processes_do_what_one_does_with_twice_the_batches(files: Path, way: str) -> None:
     """One of them killed after a checkpoint, all end; the same command ends in the bytes of the uninterrupted run, and
     one process goes on with what two began.
@@ -72,7 +74,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batches(files: Path, way:
     cut, begun = f"cut-{way}", f"begun-{way}"
     sealed = lambda: list((files / cut).glob("checkpoints/step-*/complete"))  # noqa: E731
     catch(lambda: start(files, WAYS[way], "--out", cut), files / cut, sealed, send=kill_one)
-    assert len(list((files / cut).glob("checkpoints/step-*/part-*.pt"))) == (2 if way == "parts" else 0)
+    assert len(list((files / cut).glob("checkpoints/step-*/part-*.pt"))) == (0 if way == "copies" else 2)
     shutil.copytree(files / cut, files / begun)
     assert "continuing from step" in finish(files, WAYS[way], "--out", cut)
     for name in ("model.safetensors", "metrics.jsonl"):

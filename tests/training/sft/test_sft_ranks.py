@@ -26,6 +26,8 @@ FLAGS = (
     "sft --model lm --data samples.jsonl --device cpu --learning-rate 1e-3 --logging-steps 8 --save-steps 8 "
     "--num-train-epochs 6 --held-out 0.1 --gradient-checkpointing"
 )
+PM = "train-pm --model lm --comparisons samples.jsonl"
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 THINGS = ("bread", "a kite", "some soup", "a shelf", "a song", "a garden", "tea")
 
@@ -90,14 +92,14 @@ def test_adapters_on_a_model_in_parts_are_saved_merged(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "asked", "told"),
     [
-        (FLAGS, {"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
+        (FLAGS, ZERO, "asks for DeepSpeed"),
+        (PM, ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, "ZeRO 2 and 3 are supported"),
+        (PM, ZERO | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "hold parts on the CPU"),
+        (PM, ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "a file of its own is not read"),
+        (PM + " --lora --quantize 8bit", ZERO, "--quantize 8bit: DeepSpeed cannot hold it in parts"),
         (FLAGS, FSDP | {"FSDP_VERSION": "1"}, "only version 2"),
         (FLAGS + " --lora --quantize 4bit", FSDP, "--quantize 4bit: FSDP cannot hold it in parts"),
-        (
-            "train-pm --model lm --comparisons samples.jsonl --lora --quantize 8bit",
-            FSDP,
-            "--quantize 8bit: FSDP cannot hold it in parts",
-        ),
+        (PM + " --lora --quantize 8bit", FSDP, "--quantize 8bit: FSDP cannot hold it in parts"),
         ("sample --model lm --prompts samples.jsonl", FSDP, "asks for FSDP, which this stage cannot do"),
     ],
 )
