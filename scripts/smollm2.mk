@@ -61,18 +61,53 @@ $(DATA)/hh.jsonl: $(HH)
 	gzip -cdf $(HH) | awk 'length($$0) <= $(LONGEST) && gsub(/Human:/, "&") <= 2 * $(TURNS)' > $@
 
 $(PROMPTS) $(LABEL_PROMPTS) $(DATA)/harmful/rl.jsonl $(DATA)/harmful/held-out.jsonl &: $(DATA)/hh.jsonl | setup $(MODEL)/config.json
-	$(IMPORT) hh-rlhf $< --to prompts --kind harmful --split $(HARMFUL_PARTS) --out $(DATA)/harmful && touch $@ $(@D)/*.jsonl
+	$(IMPORT) hh-rlhf $< --to prompts --kind harmful --split $(HARMFUL_PARTS) --out $(DATA)/harmful && touch $(@D)/*.jsonl
 
 $(DATA)/human/human.jsonl $(DATA)/human/held-out.jsonl &: $(DATA)/hh.jsonl | setup
-	$(IMPORT) hh-rlhf $< --to comparisons --kind harmful --split $(HARMFUL_PARTS) --out $(DATA)/human && touch $@ $(@D)/*.jsonl
+	$(IMPORT) hh-rlhf $< --to comparisons --kind harmful --split $(HARMFUL_PARTS) --out $(DATA)/human && touch $(@D)/*.jsonl
 
 $(DATA)/questions/comparisons.jsonl: $(POSTS) | setup
 	$(CAI) pmp --posts $(POSTS) --data-only --max-chars 800 --min-score-gap 2 --if-changed restart --out $(@D) && touch $@
 
 $(HELPFUL_PROMPTS) $(DATA)/helpful/rl.jsonl $(DATA)/helpful/held-out.jsonl &: $(DATA)/questions/comparisons.jsonl | setup $(MODEL)/config.json
-	$(IMPORT) table $< --to prompts --kind helpful --split $(HELPFUL_PARTS) --out $(DATA)/helpful && touch $@ $(@D)/*.jsonl
+	$(IMPORT) table $< --to prompts --kind helpful --split $(HELPFUL_PARTS) --out $(DATA)/helpful && touch $(@D)/*.jsonl
 
 $(DATA)/votes/sample.jsonl: $(DATA)/questions/comparisons.jsonl | setup
-	$(IMPORT) table $< --to comparisons --kind helpful --split $(HELPFUL_PARTS) --out $(DATA)/votes && touch $@ $(@D)/*.jsonl
+	$(IMPORT) table $< --to comparisons --kind helpful --split $(HELPFUL_PARTS) --out $(DATA)/votes && touch $(@D)/*.jsonl
 
 $(RUN)/pmp/cai.json: | $(MODEL)/config.json
+
+# `make smollm2-results ARGS=...`: the model before, SL-CAI and RL-CAI on prompts held out, and the preference model on human pairs that it
+# has not seen (of the parts held-out and rl; the votes held out are of questions that pmp may have read). XSTEST: xstest_prompts.csv
+# (CC BY 4.0, github.com/paul-rottger/xstest), where over-refusal is to be measured on more than questions about beer.
+XSTEST ?=
+EVALUATION := $(RUN)/evaluation
+HELD_OUT := $(DATA)/harmful/held-out.jsonl $(DATA)/helpful/held-out.jsonl $(if $(XSTEST),$(DATA)/xstest/use.jsonl)
+REPLIES := $(addprefix $(EVALUATION)/,before.jsonl sl-cai.jsonl rl-cai.jsonl)
+REPLY := $(CAI) sample -n 1 --max-new-tokens 64 --if-changed restart $(addprefix --prompts ,$(HELD_OUT)) $(GENERATE)
+
+.PHONY: smollm2-results
+smollm2-results: pipeline $(EVALUATION)/responses.json $(EVALUATION)/pm-human.json $(EVALUATION)/pm-votes.json \
+  $(addprefix $(EVALUATION)/scored-,$(notdir $(REPLIES)))
+
+$(DATA)/xstest/use.jsonl: $(XSTEST) | setup
+	$(IMPORT) xstest $< --split use=0.4,rest=0.6 --out $(DATA)/xstest && touch $(@D)/*.jsonl
+
+$(EVALUATION)/before.jsonl: $(HELD_OUT) | $(MODEL)/config.json
+	$(REPLY) --model $(MODEL) --out $@ && touch $@
+
+$(EVALUATION)/%-cai.jsonl: $(RUN)/%-cai/cai.json $(HELD_OUT)
+	$(REPLY) --model $(<D) --out $@ && touch $@
+
+$(EVALUATION)/scored-%.jsonl: $(EVALUATION)/%.jsonl $(RUN)/pm/cai.json
+	$(CAI) score $< --pm $(RUN)/pm --batch-size 16 --if-changed restart --out $@ && touch $@
+
+$(EVALUATION)/responses.json: $(REPLIES)
+	$(CAI) evaluate responses $(REPLIES) $(addprefix --prompts ,$(HELD_OUT)) --if-changed restart --out $@ && touch $@
+
+$(EVALUATION)/pm-human.json: $(RUN)/pm/cai.json
+	$(CAI) evaluate pm --pm $(RUN)/pm --comparisons $(DATA)/human/held-out.jsonl --comparisons $(DATA)/human/rl.jsonl \
+	  --batch-size 16 --if-changed restart --out $@ && touch $@
+
+$(EVALUATION)/pm-votes.json: $(RUN)/pm/cai.json
+	$(CAI) evaluate pm --pm $(RUN)/pm --comparisons $(DATA)/votes/held-out.jsonl --batch-size 16 --if-changed restart --out $@ && touch $@
