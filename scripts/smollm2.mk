@@ -14,7 +14,7 @@ RUN ?= runs/smollm2
 HH ?= data/harmless-base/train.jsonl.gz
 POSTS ?= data/Posts.xml
 SCALE ?= 1
-STEPS ?= 16
+STEPS ?= 10
 # Of hh-rlhf only conversations of at most TURNS human turns whose row has at most LONGEST characters: what is long is slow.
 TURNS ?= 2
 LONGEST ?= 1200
@@ -28,7 +28,7 @@ PROMPTS := $(DATA)/harmful/revise.jsonl
 LABEL_PROMPTS := $(DATA)/harmful/label.jsonl
 HELPFUL_PROMPTS := $(DATA)/helpful/sample.jsonl
 RL_PROMPTS := $(DATA)/harmful/rl.jsonl $(DATA)/helpful/rl.jsonl
-HUMAN := $(DATA)/human/human.jsonl $(DATA)/votes/sample.jsonl
+HUMAN := $(DATA)/human/human.jsonl $(DATA)/votes/votes.jsonl
 
 # At temperature 1 this model rambles.
 GENERATE := --temperature 0.7 --on-truncated keep --dtype bfloat16 --batch-size 128
@@ -37,20 +37,20 @@ ADAPTERS := --lora --bf16 --max-length 512 --logging-steps 1 --save-steps 5
 # behind the shipped demonstrations it copies these. It revises best when it is asked to at once (the paper's direct revisions, section 3.5).
 REVISE ?= --no-critique --few-shot none --rounds 1 --max-new-tokens 72 --limit $(call times,120) $(GENERATE)
 SAMPLE ?= -n 1 --max-new-tokens 80 --limit $(call times,60) $(GENERATE)
-SFT ?= $(ADAPTERS) --learning-rate 2e-4 --num-train-epochs 2 --per-device-train-batch-size 8
+SFT ?= $(ADAPTERS) --learning-rate 4e-4 --per-device-train-batch-size 8
 # The judge in float32: bfloat16 rounds away what principles move. (B) is taken more often whatever stands there: both orders.
-LABEL ?= --few-shot default --feedback-dtype float32 --max-new-tokens 64 --limit $(call times,100) $(GENERATE)
+LABEL ?= --few-shot default --feedback-dtype float32 --max-new-tokens 64 --limit $(call times,90) $(GENERATE)
 PMP ?= $(ADAPTERS) --format chat --max-chars 800 --min-score-gap 2 --max-pairs $(call times,120) --held-out 0.1 --learning-rate 1e-4 \
   --per-device-train-batch-size 8
-TRAIN_PM ?= $(ADAPTERS) --learning-rate 1e-4 --num-train-epochs 1 --per-device-train-batch-size 8 --held-out 0
-PPO ?= --lora --bf16 --steps $(STEPS) --rollout-batch-size 24 --num-ppo-epochs 1 --num-mini-batches 1 --learning-rate 1e-4 \
-  --value-learning-rate 2e-4 --kl-coef 0.05 --temperature 0.7 --per-device-train-batch-size 12 --max-new-tokens 56 --batch-size 24 \
-  --save-steps 4
+TRAIN_PM ?= $(ADAPTERS) --learning-rate 2e-4 --per-device-train-batch-size 8 --held-out 0
+PPO ?= --lora --bf16 --steps $(STEPS) --rollout-batch-size 16 --num-ppo-epochs 1 --num-mini-batches 1 --learning-rate 1e-4 \
+  --value-learning-rate 2e-4 --kl-coef 0.05 --temperature 0.7 --per-device-train-batch-size 8 --max-new-tokens 48 --batch-size 16 \
+  --save-steps 2
 
 # A prompt is in the same part of `harmful` and `human`, whatever file it comes from: so no prompt of the chain is in a human pair that
 # the preference model learns from, and human pairs on `rl` and `held-out` prompts are left to test it on.
 HARMFUL_PARTS ?= revise=0.22,label=0.2,rl=0.12,human=0.26,held-out=0.2
-HELPFUL_PARTS ?= sample=0.5,rl=0.25,held-out=0.25
+HELPFUL_PARTS ?= sample=0.5,votes=0.15,rl=0.1,held-out=0.25
 IMPORT := $(CAI) import --if-changed restart
 
 $(MODEL)/config.json: | setup
@@ -72,7 +72,7 @@ $(DATA)/questions/comparisons.jsonl: $(POSTS) | setup
 $(HELPFUL_PROMPTS) $(DATA)/helpful/rl.jsonl $(DATA)/helpful/held-out.jsonl &: $(DATA)/questions/comparisons.jsonl | setup $(MODEL)/config.json
 	$(IMPORT) table $< --to prompts --kind helpful --split $(HELPFUL_PARTS) --out $(DATA)/helpful && touch $(@D)/*.jsonl
 
-$(DATA)/votes/sample.jsonl: $(DATA)/questions/comparisons.jsonl | setup
+$(DATA)/votes/votes.jsonl: $(DATA)/questions/comparisons.jsonl | setup
 	$(IMPORT) table $< --to comparisons --kind helpful --split $(HELPFUL_PARTS) --out $(DATA)/votes && touch $(@D)/*.jsonl
 
 $(RUN)/pmp/cai.json: | $(MODEL)/config.json
