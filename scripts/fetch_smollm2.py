@@ -99,9 +99,8 @@ def answer(folder: Path, question: str) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     turns = [{"role": "user", "content": question}]
-    asked = tokenizer.apply_chat_template(
-        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    asked = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     made = model.generate(**asked, do_sample=False, max_new_tokens=24)
     return str(tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 

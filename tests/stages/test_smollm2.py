@@ -49,7 +49,7 @@ class Chain:
 
 def small(command: str) -> list[str]:
     """The words after `cai`, with small counts."""
-    command = re.sub(r"\$\(\( (\d+) \* (\d+) \)\)", "1", command.split("&&")[0])
+    command = re.sub(r"\$\(\( \d+ \* \d+ \)\)", "1", command.split("&&")[0])
     words = command.split()[1:]
     for place, word in enumerate(words):
         if word in COUNTS:
@@ -95,7 +95,7 @@ def test_every_stage_ends_on_real_data(chain: Chain) -> None:
     assert [Path(item["path"]).name for item in counts["inputs"]] == [
         "comparisons.jsonl",
         "human.jsonl",
-        "votes.jsonl",
+        "rl.jsonl",
     ]
 
 
@@ -108,7 +108,7 @@ def test_no_prompt_is_on_two_sides(chain: Chain) -> None:
     for name, turns in parts.items():
         assert not learned & turns, name
         assert all(name == other or not turns & parts[other] for other in parts)
-    assert not first_turns(data / "votes" / "votes.jsonl") & first_turns(data / "helpful" / "held-out.jsonl")
+    assert not first_turns(data / "votes" / "rl.jsonl") & first_turns(data / "helpful" / "held-out.jsonl")
 
 
 def test_reruns_only_what_is_stale(chain: Chain) -> None:
