@@ -88,7 +88,7 @@ XSTEST ?=
 EVALUATION := $(RUN)/evaluation
 HELD_OUT := $(DATA)/harmful/held-out.jsonl $(DATA)/helpful/held-out.jsonl $(if $(XSTEST),$(DATA)/xstest/use.jsonl)
 REPLIES := $(addprefix $(EVALUATION)/,before.jsonl sl-cai.jsonl rl-cai.jsonl)
-REPLY := $(CAI) sample -n 1 $(call tokens,64) --if-changed restart $(addprefix --prompts ,$(HELD_OUT)) $(GENERATE)
+REPLY = $(CAI) sample -n 1 $(call tokens,64) --if-changed restart $(addprefix --prompts ,$(HELD_OUT)) $(GENERATE)
 
 .PHONY: smollm2-results
 smollm2-results: pipeline $(EVALUATION)/responses.json $(EVALUATION)/pm-human.json $(EVALUATION)/pm-votes.json \

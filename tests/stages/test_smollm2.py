@@ -124,7 +124,9 @@ def test_evaluation_asks_all_three_models_the_same(chain: Chain, tmp_path: Path)
     commands = chain.make("smollm2-results", f"XSTEST={tmp_path}/xstest.csv")
     asked = [command for command in commands if command.startswith("cai sample")]
     assert len({re.sub(r"--model \S+ --out \S+ && touch \S+", "", command) for command in asked}) == 1
-    assert len(asked) == 3 and all(command.count("--prompts") == 3 for command in asked)
+    assert len(asked) == 3
+    for command in asked:
+        assert command.count("--prompts") == 3 and "--max-new-tokens $(( 64 * 1 ))" in command
     said = " ".join(commands)
     for piece in ("evaluate responses", "evaluate pm", "score"):
         assert f"cai {piece}" in said
