@@ -88,8 +88,8 @@ $(RUN)/pmp/cai.json: $(POSTS)
 	$(CAI) pmp --model $(BASE) --posts $(POSTS) $(PMP) $(OLD) --out $(@D) && touch $@
 
 $(RUN)/pm/cai.json: $(RUN)/pmp/cai.json $(RUN)/comparisons.jsonl $(HUMAN)
-	$(CAI) train-pm --model $(RUN)/pmp --comparisons $(RUN)/comparisons.jsonl:$(AI_WEIGHT) --comparisons $(HUMAN) \
-	  $(TRAIN_PM) $(OLD) --out $(@D) && touch $@
+	$(CAI) train-pm --model $(RUN)/pmp --comparisons $(RUN)/comparisons.jsonl:$(AI_WEIGHT) \
+	  $(addprefix --comparisons ,$(HUMAN)) $(TRAIN_PM) $(OLD) --out $(@D) && touch $@
 
 $(RUN)/rl-cai/cai.json: $(RUN)/sl-cai/cai.json $(RUN)/pm/cai.json $(RL_PROMPTS)
 	$(CAI) ppo --model $(RUN)/sl-cai --pm $(RUN)/pm $(addprefix --prompts ,$(RL_PROMPTS)) $(PPO) $(OLD) --out $(@D) && touch $@
