@@ -12,7 +12,7 @@ from pathlib import Path
 
 import forks
 
-PATIENCE = 60.0  # seconds
+PATIENCE = 240.0  # seconds, on a busy machine
 CONTROL = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>])")
 CTRL_C, CTRL_D = "\x03", "\x04"
 
