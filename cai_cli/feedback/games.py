@@ -179,7 +179,7 @@ class PlayedGames:
 
     def of_arena(self, row: Row, place: str) -> Outcome | Rejected:
         names = names_of([row["model_a"], row["model_b"]], ("model_a", "model_b"))
-        if row["winner"] not in ARENA:
+        if not isinstance(row["winner"], str) or row["winner"] not in ARENA:
             told = f"expected one of {', '.join(ARENA)}, got {row['winner']!r}"
             raise RecordError("winner", told, "name the side that won, or tie")
         if names[0] == names[1]:
