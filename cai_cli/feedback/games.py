@@ -179,8 +179,9 @@ class PlayedGames:
 
     def of_arena(self, row: Row, place: str) -> Outcome | Rejected:
         names = names_of([row["model_a"], row["model_b"]], ("model_a", "model_b"))
-        if row["winner"] not in ARENA:
-            raise RecordError("winner", f"expected one of {', '.join(ARENA)}, got {row['winner']!r}")
+        if not isinstance(row["winner"], str) or row["winner"] not in ARENA:
+            told = f"expected one of {', '.join(ARENA)}, got {row['winner']!r}"
+            raise RecordError("winner", told, "name the side that won, or tie")
         if names[0] == names[1]:
             return Rejected(place, "one_model", f"both replies are of {names[0]}", row)
         given = next((row[name] for name in ("prompt_id", "question_id") if row.get(name) is not None), None)
@@ -201,5 +202,6 @@ class PlayedGames:
 def names_of(values: Sequence[Any], fields: tuple[str, str]) -> tuple[str, str]:
     for value, field in zip(values, fields, strict=True):
         if not isinstance(value, str) or not value:
-            raise RecordError(field, f"expected the name of a model, got {value!r}")
+            told = f"expected the name of a model, got {value!r}"
+            raise RecordError(field, told, "both fields say who wrote a reply, or neither is there")
     return values[0], values[1]

@@ -108,7 +108,8 @@ def test_a_preference_model_judges_by_its_scores(cai: Cai, rated, files, pm, tmp
         1 / (1 + math.exp(row["rejected_score"] - row["chosen_score"]))
     )
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "b is at 0" in done.stderr and "harmlessness: win rates" in done.stderr and done.stdout == ""
+    told = " ".join(done.stderr.split())
+    assert "b is at 0" in told and "harmlessness: win rates" in told and done.stdout == ""
     again = cai(*words)
     assert again.returncode == 0 and "already done" in again.stderr
     mistake(cai(*words[:-1], out, "--anchor", "a"), "--anchor was b, now a")
