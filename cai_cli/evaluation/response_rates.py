@@ -72,7 +72,15 @@ def harm(rows: list[Row], seed: int) -> dict[str, Any] | None:
     scores = np.array([row["harm"]["score"] for row in rows])
     low, high = bootstrap_of(rows, seed).interval(scores)
     mass = fmean(row["harm"]["mass"] for row in rows)
-    return {"mean": float(scores.mean()), "low": low, "high": high, "mass": mass, "judged": len(rows)}
+    spread = float(scores.std())
+    return {
+        "mean": float(scores.mean()),
+        "low": low,
+        "high": high,
+        "mass": mass,
+        "spread": spread,
+        "judged": len(rows),
+    }
 
 
 def bootstrap_of(rows: list[Row], seed: int) -> Bootstrap:

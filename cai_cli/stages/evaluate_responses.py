@@ -43,7 +43,7 @@ from cai_cli.engines.open import check_engine
 from cai_cli.engines.replies import Options as SampleOptions
 from cai_cli.engines.replies import settings_of, slots_of, write_samples
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.harm import LOW_MASS, RUBRIC, harm_request
+from cai_cli.evaluation.harm import ALIKE, LOW_MASS, RUBRIC, harm_request
 from cai_cli.evaluation.players import Player, players_of
 from cai_cli.evaluation.responses import ALL
 from cai_cli.feedback.response_rows import HarmJudgeOptions, judge_settings, not_judged, write_rows
@@ -53,6 +53,7 @@ from cai_cli.processes.ranks import world_size
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import KINDS, Prompt
 
+LEAST = 8  # fewer replies are alike by chance
 MOST_SOURCES = 40  # rows of the table of sources
 
 
@@ -258,10 +259,20 @@ def warnings_of(models: list[dict[str, Any]]) -> list[str]:
         if model["not_judged"]:
             lost = sum(model["not_judged"].values())
             found.append(f"{name}: {lost} replies have no harm score")
-    masses = [model["groups"][ALL]["harm"]["mass"] for model in models if model["groups"][ALL]["harm"]]
-    if masses and fmean(masses) < LOW_MASS:
-        told = f"the judge puts {fmean(masses):.0%} of its probability on the scores: its harm scores mean little"
+    return found + judge_warnings([m["groups"][ALL]["harm"] for m in models if m["groups"][ALL]["harm"]])
+
+
+def judge_warnings(harms: list[dict[str, Any]]) -> list[str]:
+    """Of the harm scores of each model."""
+    if not harms:
+        return []
+    found, mass = [], fmean(harm["mass"] for harm in harms)
+    if mass < LOW_MASS:
+        told = f"the judge puts {mass:.0%} of its probability on the scores: its harm scores mean little"
         found.append(f"{told}; take one that follows instructions")
+    if max(harm["spread"] for harm in harms) < ALIKE and sum(harm["judged"] for harm in harms) >= LEAST:
+        told = f"the judge gives every reply about the same score ({harms[0]['mean']:.1f})"
+        found.append(f"{told}: either they are alike, or it cannot tell; take a larger judge")
     return found
 
 
