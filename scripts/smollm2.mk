@@ -46,9 +46,10 @@ SFT ?= $(ADAPTERS) --learning-rate 4e-4 --per-device-train-batch-size 8
 LABEL ?= --few-shot default --feedback-dtype float32 $(call tokens,64) --limit $(call times,90) $(GENERATE)
 PMP ?= $(ADAPTERS) --format chat --max-chars 800 --min-score-gap 2 --max-pairs $(call times,120) --held-out 0.1 --learning-rate 1e-4 \
   --per-device-train-batch-size 8
-TRAIN_PM ?= $(ADAPTERS) --learning-rate 2e-4 --per-device-train-batch-size 8 --held-out 0
+# Two pairs at a time: answers from the site are long, and what is passed together is padded to the longest.
+TRAIN_PM ?= $(ADAPTERS) --learning-rate 2e-4 --per-device-train-batch-size 2 --gradient-accumulation-steps 4 --held-out 0
 PPO ?= --lora --bf16 --steps $(STEPS) --rollout-batch-size 16 --num-ppo-epochs 1 --num-mini-batches 1 --learning-rate 1e-4 \
-  --value-learning-rate 2e-4 --kl-coef 0.05 --temperature 0.7 --per-device-train-batch-size 8 $(call tokens,48) --batch-size 16 \
+  --value-learning-rate 2e-4 --kl-coef 0.05 --temperature 0.7 --per-device-train-batch-size 4 $(call tokens,48) --batch-size 16 \
   --save-steps 2
 
 # A prompt is in the same part of `harmful` and `human`, whatever file it comes from: so no prompt of the chain is in a human pair that
