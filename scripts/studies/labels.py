@@ -33,7 +33,6 @@ from oracle_pairs import SPLIT, agreement, graded_pairs, noisy_pairs, pairs_file
 from pictures import draw_dots, figure, save
 from study import Found, Report, Study
 
-from cai_cli.microworld import checkpoint
 from cai_cli.microworld.grammar import HARMFUL, REQUEST_KINDS
 
 JUDGED = {"soft": (), "hard": ("--hard",), "clamped": ("--clamp", "0.4:0.6")}
@@ -82,7 +81,14 @@ def by_noisy_labeller(place: Place) -> Found:
     found = {}
     for name in NOISY:
         source = pairs_file(place, f"noisy-{name}", noisy_pairs("train", NOISY_PAIRS, place.seed, name))
-        words = ("train-pm", "--model", checkpoint("base"), "--comparisons", source, *shlex.split(FROM_BASE))
+        words = (
+            "train-pm",
+            "--model",
+            inputs(place) / "models/base",
+            "--comparisons",
+            source,
+            *shlex.split(FROM_BASE),
+        )
         pm = place.made(place / f"pm-noisy-{name}", lambda out, words=words: place.cai(*words, "--out", out))
         found[name] = agreement(place, pm, tests)
     return found

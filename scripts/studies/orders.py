@@ -119,7 +119,7 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
             MORE,
             changed(at(judge, orders), at(judge, "both")),
         )
-        for judge in JUDGES
+        for judge in ("biased", "plain")
         for orders in ("random", "first")
     ]
     claims.append(

@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from chain import human_helpful, stage
+from chain import human_helpful, inputs, stage
 from commands import Place
 from estimates import MORE, Claim, Estimate, over_seeds, percent
 from oracle_pairs import SPLIT, agreement, pairs_file, rated_pairs, step_pairs
 from pictures import draw_lines, figure, save
 from study import Found, Report, Study
-
-from cai_cli.microworld import checkpoint
 
 SIZES = (50, 200, 1000)
 ARMS = {"without": "without PMP", "with": "with PMP"}
@@ -54,7 +52,7 @@ def measure(place: Place) -> Found:
         "alone": [{name: agreement(place, pmp, pairs)["accuracy"] for name, pairs in tests.items()}]
     }
     for (arm, size), (rate, epochs, lm_coef) in SETTINGS.items():
-        start = pmp if arm == "with" else checkpoint("base")
+        start = pmp if arm == "with" else inputs(place) / "models/base"
         runs = []
         for draw in range(DRAWS[size]):
             fit = ("--learning-rate", rate, "--num-train-epochs", epochs, "--lm-coef", lm_coef, *COMMON)
