@@ -140,7 +140,8 @@ def environment() -> dict[str, str]:
 def server() -> tuple[socket.socket, dict[str, str]]:
     """The socket of the process that forks, and the environment that it has."""
     ours, theirs = socket.socketpair()
-    process = subprocess.Popen([sys.executable, __file__], stdin=theirs)
+    # Without COLUMNS, which readline (pytest has it) leaves in what a child would be given.
+    process = subprocess.Popen([sys.executable, __file__], stdin=theirs, env=dict(os.environ))
     theirs.close()
 
     def end() -> None:
