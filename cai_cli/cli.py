@@ -57,6 +57,7 @@ from cai_cli.stages import (
     pmp,
     ppo,
     push,
+    report,
     revise,
     sample,
     score,
@@ -275,6 +276,7 @@ add_command(app, "score", score.Options, score.run, FILES)
 add_command(app, "serve", serve.Options, serve.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
 add_command(app, "push", push.Options, push.run, FILES)
+add_command(app, "report", report.Options, report.run, "Evaluation")
 add_command(export_app, "paper-chains", export.Options, export.run)
 add_command(export_app, "openrlhf", export_ppo.Options, export_ppo.openrlhf)
 add_command(export_app, "verl", export_ppo.Options, export_ppo.verl)
