@@ -211,11 +211,8 @@ def test_warnings_are_those_of_the_stages_and_what_shows_side_by_side(tmp_path: 
 
 
 def test_a_principle_that_does_nothing_is_named(tmp_path: Path) -> None:
-    interval = {
-        f"{name}{end}": value
-        for name in ("flips", "shift", "beyond")
-        for end, value in (("", 0.01), ("_interval", [0.0, 0.015]))
-    }
+    ends = (("", 0.01), ("_interval", [0.0, 0.015]))
+    interval = {f"{name}{end}": value for name in ("flips", "shift", "beyond") for end, value in ends}
     content = {
         "feedback_model": "judge",
         "constitution": "kind",
@@ -297,10 +294,15 @@ def test_elo_and_responses(tmp_path: Path) -> None:
     def rated(elo: float) -> dict:
         return {"elo": elo, "low": elo - 20, "high": elo + 20, "games": 40}
 
+    def model(name: str, run: str | None, step: int | None, helpful: float, harmless: dict | None) -> dict:
+        item = {"name": name, "path": name, "run": run, "step": step}
+        return {**item, "helpfulness": rated(helpful), "harmlessness": harmless}
+
     models = [
-        {"name": name, "path": name, "run": "rl" if step else None, "step": step, "helpfulness": rated(place), "harmlessness": harmless}
-        for name, step, place, harmless in (("a", None, 0, rated(0)), ("b", 10, 50, rated(90)), ("c", None, 5, None))
-    ]  # fmt: skip
+        model("a", None, None, 0, rated(0)),
+        model("b", "rl", 10, 50, rated(90)),
+        model("c", None, None, 5, None),
+    ]
     games = [
         {"a": "a", "b": "b", "win": 0.4, "low": 0.3, "high": 0.5, "length_controlled": None, "games": 40}
     ]
