@@ -174,7 +174,7 @@ def look(path: Path, found: Found, named: bool) -> None:
             look_at_rows(path, name, found)
         elif path.name == MODEL_MANIFEST and named:
             look_at_model(path.parent, name, found)
-        elif path.suffix == ".json":
+        elif path.suffix == ".json" and (named or not is_model(path.parent)):
             look_at_results(path, name, found)
     except (UserError, OSError) as error:
         found.problems.append((name, told_of(error, path)))
@@ -190,10 +190,15 @@ def look(path: Path, found: Found, named: bool) -> None:
         found.problems.append((name, "is nothing that a report shows"))
 
 
+def is_model(folder: Path) -> bool:
+    """Whether what lies there is a model's: its JSON files are no results, and may be large."""
+    return (folder / "config.json").is_file() or (folder / MODEL_MANIFEST).is_file()
+
+
 def told_of(error: Exception, path: Path) -> str:
     """What is wrong with a file, without its name, which stands beside it."""
     text = error.message if isinstance(error, UserError) else first_line(error)
-    return text.removeprefix(f"{path}: ").removeprefix(f"{path}:")
+    return text.removeprefix(f"{path}: ").replace(f"{path}:", "line ", 1)
 
 
 def look_at_model(folder: Path, name: str, found: Found) -> None:

@@ -190,7 +190,7 @@ def test_warnings_are_those_of_the_stages_and_what_shows_side_by_side(tmp_path: 
     for part in (
         "new.jsonl not finished: `cai sample` was cut off, or is still at work",
         "rl-cai KL 51.0 is above --max-kl 50 at step 3: the run stopped there",
-        "broken.jsonl cannot be read: 1: field `rounds`",
+        "broken.jsonl cannot be read: line 1: field `rounds`",
         "revisions.jsonl as the stage said it",
         "revisions.jsonl 10 of 100 rows were rejected (unrevised 10): the model repeats its draft: try another --constitution",
         "imported.jsonl 1 of 1 final revisions are their draft but for a word or two",
