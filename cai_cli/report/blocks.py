@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
+
+from cai_cli.console.options import FLAG
 
 Cell = str | Markup
 
@@ -19,6 +22,7 @@ class Figure:
     plot: Markup
     note: str = ""
     legend: Sequence[str] = ()
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +66,17 @@ class Group:
     tables: list[Table] = field(default_factory=list)
     note: str = ""
 
-    def draw(self, title: str, plot: Markup | None, note: str = "", legend: Sequence[str] = ()) -> None:
+    def draw(
+        self,
+        title: str,
+        plot: Markup | None,
+        note: str = "",
+        legend: Sequence[str] = (),
+        wide: bool = False,
+    ) -> None:
         """Add a plot, where there is one."""
         if plot is not None:
-            self.figures.append(Figure(title, plot, note, legend))
+            self.figures.append(Figure(title, plot, note, legend, wide))
 
     @property
     def empty(self) -> bool:
@@ -90,3 +101,13 @@ class Warned:
     where: str
     text: str
     grave: bool = False
+
+    @property
+    def parts(self) -> list[tuple[str, bool]]:
+        """The text, with flags apart: (part, whether it is one)."""
+        ends = [0, *(end for found in FLAG.finditer(self.text) for end in found.span()), len(self.text)]
+        return [
+            (self.text[low:high], place % 2 == 1)
+            for place, (low, high) in enumerate(pairwise(ends))
+            if high > low
+        ]

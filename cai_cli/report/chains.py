@@ -39,6 +39,7 @@ class Step:
     cut: int
     kept: str
     note: str
+    near: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,8 @@ def chain_of(row: Revision) -> Chain:
                 parts=difference(before[:COMPARED], step.revision[:COMPARED]),
                 cut=max(0, len(step.revision) - COMPARED),
                 kept=f"{share_kept(step.revision, draft):.0%} of the draft’s words kept",
-                note="unchanged" if same else "still the draft" if near else "",
+                note="still the draft" if near else "unchanged" if same else "",
+                near=near,
             )
         )
         before = step.revision

@@ -51,7 +51,9 @@ def elo(result: Result) -> Group:
         if item["helpfulness"] and item["harmlessness"]
     ]
     note = "up and to the right is better; checkpoints of one run are joined; lines are 95 % intervals"
-    group.draw("Frontier", dots(placed, "helpfulness, Elo", "harmlessness, Elo", "Elo frontier"), note)
+    group.draw(
+        "Frontier", dots(placed, "helpfulness, Elo", "harmlessness, Elo", "Elo frontier"), note, wide=True
+    )
     rows = [[named(item["name"], 40), *(rating(item[axis]) for axis in AXES)] for item in models]
     group.tables.append(Table("Ratings", ["model", *(f"{axis} (95 %)" for axis in AXES)], rows))
     for axis in AXES:

@@ -94,6 +94,7 @@ def section(found: Found, reading: Reading) -> Section | None:
         for file in found.of_kind(SAMPLES, CONVERSATIONS)
         if not file.stage.startswith("evaluate") and not is_on_the_way(file, found)
     ]
+    files.sort(key=lambda file: str((file.manifest or {}).get("started") or "~"))  # in the order of the chain
     all_replies = reading.each(files[:MOST_FILES], lambda file: look_at(file, reading))
     all_replies = [replies for replies in all_replies if replies.count]
     if not all_replies:

@@ -11,7 +11,7 @@ from typing import Any
 from cai_cli.artifacts.ancestry import is_on_hub, source_path
 from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.report.find import Found
-from cai_cli.report.text import DASH, counted, duration, named
+from cai_cli.report.text import counted, duration, named
 
 MOST_STEPS = 200
 SETTINGS = (
@@ -93,7 +93,7 @@ def step_of(number: int, manifest: Manifest, name: str, path: Path, unfinished: 
         path=path,
         started=date_of(manifest.get("started")),
         took=duration(manifest.get("seconds")) if manifest.get("seconds") is not None else "",
-        seed=DASH if manifest["seed"] is None else str(manifest["seed"]),
+        seed="" if manifest["seed"] is None else str(manifest["seed"]),
         rows=rows + (f", {rejected:,} rejected" if rejected else ""),
         machine=machine,
         unfinished=unfinished,

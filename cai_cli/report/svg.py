@@ -20,6 +20,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 36
 MOST_POINTS = 240  # of a curve; longer ones are drawn as the means of so many stretches
 SMOOTHED_FROM = 40  # points; then the mean of neighbours is drawn over them
 COLOURS = 6
+SLACK = 0.02  # of a step that a number may lie outside of the ticks
 Point = tuple[float, float]
 
 
@@ -107,13 +108,13 @@ def label(value: float) -> str:
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers that cover the range."""
     if not high > low:
-        low, high = (low - 0.5, high + 0.5) if low == high else (0.0, 1.0)
+        low, high = (min(0.0, 2 * low), max(0.0, 2 * low)) if low else (0.0, 1.0)
     raw = (high - low) / most
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * size for size in (1, 2, 2.5, 5, 10) if unit * size >= raw * 0.999)
-    first = math.floor(low / step + 1e-9)
+    first = math.floor(low / step + SLACK)
     found = [round(first * step, 12)]
-    while found[-1] < high - 1e-9 * step:
+    while found[-1] < high - SLACK * step:
         found.append(round((first + len(found)) * step, 12))
     return found
 

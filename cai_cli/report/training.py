@@ -13,7 +13,7 @@ from cai_cli.evaluation.cautions import chance_cautions, matched_cautions, tied_
 from cai_cli.report.blocks import Group, Section, Table
 from cai_cli.report.find import Found, ModelFolder, Result
 from cai_cli.report.reading import Reading
-from cai_cli.report.shapes import PM
+from cai_cli.report.shapes import DEMO, PM
 from cai_cli.report.svg import Dot, Series, curves, meter, reliability
 from cai_cli.report.text import DASH, between, duration, is_number, named, number, percent, share
 from cai_cli.rows.json_text import load_json
@@ -267,10 +267,26 @@ def key_figures(found: Found) -> list[tuple[str, str, str]]:
             kl = ends(metrics["kl"])[1] if metrics["kl"] else None
             more = f"at a KL of {kl:.2f} nats" if kl is not None else DASH
             figures.append((f"{first:.2f} → {last:.2f}", "score in PPO", more))
+    figures += [figure for result in found.results_of(DEMO)[:1] for figure in rates(result.content)]
     total = sum(seconds_of(manifest) for manifest in manifests(found))
     if total:
         figures.append((duration(total), "of work", f"{len(manifests(found))} steps"))
     return figures
+
+
+def rates(content: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Of the demo's models, the first and the last."""
+    models = content["models"]
+    if not isinstance(models, dict) or len(models) < 2:
+        return []
+    (before, first), *_, (after, last) = models.items()
+    shown = [
+        name for name in ("harmless", "helpful") if is_number(first.get(name)) and is_number(last.get(name))
+    ]
+    way = f"{named(before, 24)} → {named(after, 24)}"
+    return [
+        (f"{percent(first[name], 0)} → {percent(last[name], 0)}", f"{name} replies", way) for name in shown
+    ]
 
 
 def manifests(found: Found) -> list[Manifest]:

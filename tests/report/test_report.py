@@ -100,11 +100,12 @@ def made(*paths: Path, examples: int = 4, seed: int = 0) -> html.HtmlElement:
 
 
 def words(tree: html.HtmlElement, path: str = "//body") -> str:
-    return " ".join(" ".join(found.text_content() for found in tree.xpath(path)).split())
+    """The text of what is found, elements apart."""
+    return " ".join(" ".join(text for found in tree.xpath(path) for text in found.itertext()).split())
 
 
 def warned(tree: html.HtmlElement) -> list[str]:
-    return [" ".join(item.text_content().split()) for item in tree.xpath("//*[@id='warnings']//li")]
+    return [words(item, ".") for item in tree.xpath("//*[@id='warnings']//li")]
 
 
 # Self-contained, and untrusted text as text
@@ -158,7 +159,7 @@ def test_steps_in_their_order_with_what_they_were_made_from(tmp_path: Path) -> N
     later = {"started": "2026-11-27T01:07:48Z", "seconds": 7200}
     put_manifest(tmp_path / "sl-cai/cai.json", "sft", models=[model], inputs=[rows], **later)
     tree = made(tmp_path)
-    steps = [" ".join(item.text_content().split()) for item in tree.xpath("//*[@id='run']/ol/li")]
+    steps = [words(item, ".") for item in tree.xpath("//*[@id='run']/ol/li")]
     assert steps[0].startswith("revise revisions.jsonl 27 Nov 2026, 00:07 66 s 1 row")
     assert steps[1].startswith("sft sl-cai 27 Nov 2026, 01:07 2.0 h") and "model lm" in steps[1]
     assert tree.xpath("//*[@id='step-2']//a[@href='#step-1']/text()") == ["revisions.jsonl"]
@@ -245,18 +246,18 @@ def test_a_chain_marks_what_changed_and_folds_the_critique(tmp_path: Path) -> No
 
 
 def test_replies_to_the_same_prompts_stand_side_by_side(tmp_path: Path) -> None:
-    for model in ("before", "after"):
+    for model, started in (("before", "2026-11-27T00:00:00Z"), ("after", "2026-11-27T00:10:00Z")):
         model_item = {"option": "model", "path": f"models/{model}", "fingerprint": "f", "files": {"a": HASH}}
         rows = [sample(n, f"{model} says {n}", f"prompt {n}") for n in range(300 if model == "after" else 5)]
         put(tmp_path / f"eval/{model}.jsonl", *rows)
-        put_manifest(tmp_path / f"eval/{model}.manifest.json", "sample", models=[model_item])
+        put_manifest(tmp_path / f"eval/{model}.manifest.json", "sample", models=[model_item], started=started)
     put(tmp_path / "alone.jsonl", *(sample(n, "alone", f"other {n}") for n in range(9)))
     cards = made(tmp_path, examples=3).xpath("//*[@id='replies']//article")
     assert len(cards) == 3
     for card in cards:
         number = words(card, ".//*[@class='asked']").split()[-1]
-        sides = [" ".join(side.text_content().split()) for side in card.xpath(".//*[@class='side']")]
-        assert sides == [f"after after says {number}", f"before before says {number}"]
+        sides = [words(side, ".") for side in card.xpath(".//*[@class='side']")]
+        assert sides == [f"before before says {number}", f"after after says {number}"]
 
 
 def test_examples_are_drawn_by_seed_whatever_the_order(tmp_path: Path) -> None:
