@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from cai_cli.evaluation.cautions import near_cautions
-from cai_cli.evaluation.changes import difference
+from cai_cli.evaluation.changes import KEPT, difference
 from cai_cli.evaluation.revisions import segment_names, summarise
 from cai_cli.prompting.hygiene import is_near, share_kept
 from cai_cli.report.blocks import Group, Section, Table
@@ -147,7 +147,7 @@ def chain_of(row: Revision) -> Chain:
                 request=told(step.critique_request),
                 critique=told(step.critique),
                 thinking=told(step.critique_thinking),
-                parts=difference(before[:COMPARED], step.revision[:COMPARED]),
+                parts=spaced(difference(before[:COMPARED], step.revision[:COMPARED])),
                 cut=max(0, len(step.revision) - COMPARED),
                 kept=f"{share_kept(step.revision, draft):.0%} of the draft’s words kept",
                 note="still the draft" if near else "unchanged" if same else "",
@@ -158,6 +158,15 @@ def chain_of(row: Revision) -> Chain:
     return Chain(
         named(row.id), row.kind or "", turns(row.prompt), told(draft), steps, events_text(row.hygiene)
     )
+
+
+def spaced(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The parts with the white space at the end of what is lost or gained outside of it."""
+    found: list[tuple[str, str]] = []
+    for text, how in parts:
+        words = text.rstrip() if how != KEPT else text
+        found += [(some, kind) for some, kind in ((words, how), (text[len(words) :], KEPT)) if some]
+    return found
 
 
 def turns(conversation: Conversation) -> list[tuple[str, Told]]:
