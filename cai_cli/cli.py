@@ -60,6 +60,7 @@ from cai_cli.stages import (
     pmp,
     ppo,
     push,
+    report,
     revise,
     sample,
     score,
@@ -280,6 +281,7 @@ add_command(app, "serve", serve.Options, serve.run, FILES)
 add_command(app, "lineage", lineage.Options, lineage.run, FILES)
 add_command(app, "push", push.Options, push.run, FILES)
 add_command(app, "chat", chat.Options, chat.run, EVALUATION)
+add_command(app, "report", report.Options, report.run, EVALUATION)
 add_command(export_app, "paper-chains", export.Options, export.run)
 add_command(export_app, "openrlhf", export_ppo.Options, export_ppo.openrlhf)
 add_command(export_app, "verl", export_ppo.Options, export_ppo.verl)

@@ -31,12 +31,13 @@ FLOORS = (
     ("feedback",),
     ("training",),
     ("microworld",),
+    ("report",),
     ("stages",),
     ("cli",),
     ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-TORCH_FREE = ("console", "rows", "prompting", "artifacts", "importers", "stages")
+TORCH_FREE = ("console", "rows", "prompting", "artifacts", "importers", "report", "stages")
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate", "matplotlib")
 LONGEST_FILE, LONGEST_FUNCTION, MOST_ENTRIES = 350, 80, 20
 

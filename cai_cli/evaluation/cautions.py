@@ -16,6 +16,11 @@ ALIKE = 1e-6  # spread of scores that rounding may make, relative to their size
 # Of a summary of labels, see `label_cautions`
 CAUTIONED = ("undecided_rate", "same_position_rate", "mean_probability_a")
 LEAST = 4  # fewer than these are alike by chance
+LOW_MASS = 0.5  # of a judge's probability on what it is asked to choose from
+LENGTH_CHOSEN = 0.6  # share of pairs in which the longer reply is chosen, from the low end of its interval on
+LENGTH_TIED = 0.5  # correlation of score and length
+CUT_OFF = 0.5  # share of a file's replies
+REJECTED = 0.05  # share of a command's rows
 
 
 def undecided_rate(probabilities: Sequence[float]) -> float | None:
@@ -46,6 +51,66 @@ def label_cautions(
             f"the judge gives {probability_a:.0%} to the first option on average: it reads the position"
         )
     return found
+
+
+def mass_cautions(mean_mass: float | None) -> list[str]:
+    """Of a judge's answers."""
+    if mean_mass is None or mean_mass >= LOW_MASS:
+        return []
+    return [f"the options hold {mean_mass:.0%} of the judge's probability: its labels mean little"]
+
+
+def length_cautions(longer: float | None, interval: Sequence[float] | None) -> list[str]:
+    """Of labels: how often the longer reply is the chosen one, where two differ in length."""
+    if longer is None or interval is None or interval[0] < LENGTH_CHOSEN:
+        return []
+    low, high = (round(100 * end) for end in interval)
+    return [f"the longer reply is chosen in {longer:.0%} ({low}–{high}) of the pairs: length pays"]
+
+
+def matched_cautions(accuracy: Sequence[float] | None, matched: Sequence[float] | None) -> list[str]:
+    """`accuracy`, `matched`: the intervals of a preference model's, over all pairs and after length matching."""
+    if not accuracy or not matched or accuracy[0] <= 0.5 or matched[0] > 0.5:
+        return []
+    told = f"better than a coin ({accuracy[0]:.0%}–{accuracy[1]:.0%}), but not once lengths are matched"
+    return [f"{told} ({matched[0]:.0%}–{matched[1]:.0%}): length pays"]
+
+
+def chance_cautions(accuracy: float | None, interval: Sequence[float] | None) -> list[str]:
+    """Of a preference model on held-out pairs."""
+    if accuracy is None or interval is None or interval[0] > 0.5:
+        return []
+    low, high = (round(100 * end) for end in interval)
+    return [
+        f"right in {accuracy:.0%} ({low}–{high}) of the held-out pairs: no better than a coin, as far as they tell"
+    ]
+
+
+def tied_cautions(correlations: Sequence[float]) -> list[str]:
+    """`correlations`: of score and length in each step of PPO; the last tenth counts."""
+    last = correlations[-max(1, len(correlations) // 10) :]
+    mean = sum(last) / len(last) if last else 0.0
+    return (
+        [f"score and length go together (correlation {mean:.2f} at the end): length pays"]
+        if mean >= LENGTH_TIED
+        else []
+    )
+
+
+def cut_off_cautions(cut_off: int, count: int) -> list[str]:
+    """Of a file of replies."""
+    if not count or cut_off <= CUT_OFF * count:
+        return []
+    return [f"{cut_off / count:.0%} of the replies are cut off: raise --max-new-tokens"]
+
+
+def near_cautions(near: int, count: int) -> list[str]:
+    """Of final revisions that still are their draft (`hygiene.is_near`)."""
+    if not near:
+        return []
+    return [
+        f"{near} of {count} final revisions are their draft but for a word or two: they teach what was to be mended"
+    ]
 
 
 def score_cautions(scores: Sequence[float]) -> list[str]:

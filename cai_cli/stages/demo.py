@@ -33,7 +33,7 @@ from typing import Annotated, Any
 
 from cai_cli.artifacts.locks import hold
 from cai_cli.console.ending import one_line
-from cai_cli.console.messages import NEXT_STEPS, say, table, warn
+from cai_cli.console.messages import NEXT_STEPS, say, table, tell_next, warn
 from cai_cli.console.options import CONSTITUTION, RUNTIME, flag
 from cai_cli.errors import RunError, UserError
 from cai_cli.processes.interruption import Terminated, end_with_parent, held_back, ignore
@@ -274,6 +274,7 @@ def show(results: dict[str, Any], seconds: float, out: Path) -> None:
         title = f"what the constitution `{results['constitution']}` names, of replies to harmful requests"
         show_rates(title, tuple(asked), asked, results["models"])
     say(f"done in {seconds:.0f} s: {out / 'results.json'}, {out / 'results.png'}")
+    tell_next("cai report", out, "--out", out / "report.html")
 
 
 def show_rates(title: str, columns: tuple[str, ...], asked: dict[str, str], models: dict[str, Any]) -> None:

@@ -11,9 +11,7 @@ and {+...+}. Model text is shown as it is, but for control characters, which are
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -26,6 +24,7 @@ import typer
 from cai_cli.console.messages import say, show_text, visible
 from cai_cli.console.options import flag
 from cai_cli.errors import RecordError, UserError
+from cai_cli.evaluation import changes
 from cai_cli.prompting.hygiene import is_near, share_kept
 from cai_cli.rows.conversation import Conversation
 from cai_cli.rows.jsonl import check_new, read_rows
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-WORD = re.compile(r"\S+\s*|\s+")  # with the white space after it, so that neighbouring changes are one
 PLAIN, LOST, GAINED, TITLE, NOTE, FAULT = "", "red strike", "green bold", "bold cyan", "dim", "red"
+STYLES = {changes.KEPT: PLAIN, changes.LOST: LOST, changes.GAINED: GAINED}
 MARKS = {LOST: ("[-", "-]"), GAINED: ("{+", "+}")}
 
 # A page is a list of (text, style); styles are rich's.
@@ -206,14 +205,7 @@ def indented(parts: Page) -> Page:
 
 def difference(before: str, after: str) -> Page:
     """The later text word by word: kept, gained, and what was lost where it stood."""
-    old, new = WORD.findall(before), WORD.findall(after)
-    parts: Page = []
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if kind == "equal":
-            parts.append(("".join(new[c:d]), PLAIN))
-            continue
-        parts += [("".join(words), style) for words, style in ((old[a:b], LOST), (new[c:d], GAINED)) if words]
-    return parts
+    return [(text, STYLES[how]) for text, how in changes.difference(before, after)]
 
 
 def plain(text: str, style: str) -> str:
