@@ -82,7 +82,7 @@ def tally(games: Games) -> tuple[Tally, Numbers]:
     codes, pair_of = np.unique(low * games.models + high, return_inverse=True)
     won = won_by_lower(games)
     counts = np.bincount(pair_of, minlength=len(codes)).astype(np.float64)
-    wins = np.bincount(pair_of, weights=won, minlength=len(codes))
+    wins = np.bincount(pair_of, weights=won, minlength=len(codes)).astype(np.float64)
     lower, upper = np.divmod(codes, games.models)
     return Tally(games.models, lower, upper, counts, wins), pair_of
 
