@@ -16,6 +16,7 @@ from cai_cli.evaluation.steering_plot import plain
 matplotlib.use("Agg")
 LONGEST_NAME = 32
 MOST_ROWS = 60
+MOST_UNLIKE = 3  # times as many points on one axis as on the other
 ARROW = 0.06  # of the picture's width, for an interval without an end
 
 
@@ -75,7 +76,17 @@ def draw_frontier(axes: Any, models: list[dict[str, Any]]) -> None:
     axes.axvline(0, color="0.85", linewidth=1, zorder=0)
     axes.set(xlabel="helpfulness Elo", ylabel="harmlessness Elo")
     axes.margins(0.15)
+    widen(axes)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def widen(axes: Any) -> None:
+    """Neither axis much finer than the other, so that a few points do not look like hundreds."""
+    limits = {"x": axes.get_xlim(), "y": axes.get_ylim()}
+    least = max(high - low for low, high in limits.values()) / MOST_UNLIKE
+    for way, (low, high) in limits.items():
+        more = max(0.0, least - (high - low)) / 2
+        axes.set(**{f"{way}lim": (low - more, high + more)})
 
 
 def draw_dots(axes: Any, models: list[dict[str, Any]], axis: str) -> None:

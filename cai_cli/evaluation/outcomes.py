@@ -53,7 +53,7 @@ def show(
         cells = [
             [
                 f"{row['a']} – {row['b']}",
-                f"{row['win']:.1%} ({row['low']:.0%}–{row['high']:.0%})",
+                f"{row['win']:.1%} ({row['low']:.1%}–{row['high']:.1%})",
                 "–" if row["length_controlled"] is None else f"{row['length_controlled']:.1%}",
                 "–" if "position_bias" not in row else f"{row['position_bias']:.0%}",
                 str(row["games"]),
