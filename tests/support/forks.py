@@ -46,7 +46,7 @@ def run(words: list[str], cwd: Path | None, timeout: float) -> subprocess.Comple
 
 def start(words: list[str], cwd: Path | None = None) -> Command:
     """`cai WORDS`, under way."""
-    if os.environ.get("CAI_TEST_FORKS") == "0" or environment() != server()[1]:
+    if os.environ.get("CAI_TEST_FORKS") == "0" or not as_the_server():
         nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
         return subprocess.Popen(
             [*PYTHON, *words], cwd=cwd, stdin=nothing, stdout=pipe, stderr=pipe, text=True
@@ -132,16 +132,20 @@ def ask(
     return ours
 
 
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in LEFT}
+def as_the_server() -> bool:
+    """Whether the environment is that of the process that forks, but for what libraries set as they are imported."""
+    _, *known = server()
+    names = {*os.environ, *known[0]}.difference(LEFT)
+    return all(os.environ.get(name) in [each.get(name) for each in known] for name in names)
 
 
 @functools.cache
-def server() -> tuple[socket.socket, dict[str, str]]:
-    """The socket of the process that forks, and the environment that it has."""
+def server() -> tuple[socket.socket, dict[str, str], dict[str, str]]:
+    """The socket of the process that forks, and its environment before and after its imports."""
     ours, theirs = socket.socketpair()
+    before = dict(os.environ)
     # Without COLUMNS, which readline (pytest has it) leaves in what a child would be given.
-    process = subprocess.Popen([sys.executable, __file__], stdin=theirs, env=dict(os.environ))
+    process = subprocess.Popen([sys.executable, __file__], stdin=theirs, env=before)
     theirs.close()
 
     def end() -> None:
@@ -149,7 +153,8 @@ def server() -> tuple[socket.socket, dict[str, str]]:
         process.wait()
 
     atexit.register(end)
-    return ours, environment()
+    with ours.makefile() as told:
+        return ours, before, json.loads(told.readline())
 
 
 def relay(descriptor: int, words: list[str]) -> int:
@@ -173,6 +178,7 @@ def serve() -> None:
     for module in preload:
         importlib.import_module(module)
     gc.freeze()
+    requests.sendall(json.dumps(dict(os.environ)).encode() + b"\n")
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
     while True:

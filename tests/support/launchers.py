@@ -56,7 +56,7 @@ NEEDS_DEEPSPEED = pytest.mark.skipif(
 
 def start(launcher: list[str], words: list[str], folder: Path) -> forks.Command:
     """Two processes of `cai WORDS`, under way in the folder."""
-    if forks.environment() != forks.server()[1]:
+    if not forks.as_the_server():
         return start_anew(launcher, words, folder)
     return forks.Forked([*launcher, *words], folder, more=NO_GPU)
 
