@@ -1,3 +1,3 @@
 """Constitutional AI from the command line: `cai --help`."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
