@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
+from cai_cli.evaluation.steering import DOES_NOTHING
 from cai_cli.report.blocks import Cell, Group, Section, Table
 from cai_cli.report.find import Found, Result
 from cai_cli.report.reading import Reading
@@ -247,6 +248,15 @@ def points(item: dict[str, Any], name: str) -> str:
     return f"{100 * item[name]:.1f} ({between(*item[f'{name}_interval'])})"
 
 
+def idle_cautions(principles: dict[str, Any]) -> list[str]:
+    """Principles that move no labels, by the test's own verdict."""
+    return [
+        f"the principle `{named(name, 40)}` does nothing: it moves labels by {share(item['shift'], item['shift_interval'])}"
+        for name, item in principles.items()
+        if item["effect"] == DOES_NOTHING
+    ]
+
+
 MAKERS = {ELO: elo, DEMO: demo, RESPONSES: responses, HHH: hhh, LABELS: agreement, CONSTITUTION: listens}
 SECTIONS = {
     "results": ("Results", "", (ELO, DEMO, RESPONSES, HHH)),
@@ -263,5 +273,12 @@ def section(found: Found, reading: Reading, key: str) -> Section | None:
     """One of SECTIONS."""
     title, lead, stages = SECTIONS[key]
     results = [result for stage in stages for result in found.results_of(stage)]
-    items = reading.each(results, lambda result: MAKERS[result.stage](result))
+    items = reading.each(results, lambda result: group_of(result, reading))
     return Section(key, title, lead, items) if items else None
+
+
+def group_of(result: Result, reading: Reading) -> Group:
+    group = MAKERS[result.stage](result)
+    if result.stage == CONSTITUTION:
+        reading.warn(result.name, idle_cautions(result.content["principles"]))
+    return group

@@ -25,6 +25,7 @@ def page(found: Found, examples: int, seed: int, now: float | None = None) -> st
     """The HTML. `examples`: chains, prompts, comparisons and rejects of a file that are shown, drawn by `seed`."""
     reading = Reading(examples, seed, warnings.of_artifacts(found))
     sections = sections_of(found, reading)
+    at_the_top = figures(found, reading)
     warned = warnings.in_order(reading.warned)
     history = steps.history(found)
     made = time.gmtime(now)
@@ -34,7 +35,7 @@ def page(found: Found, examples: int, seed: int, now: float | None = None) -> st
         .render(
             title=named(found.base.name or str(found.base), 60),
             history=history,
-            figures=figures(found),
+            figures=at_the_top,
             warned=warned,
             looked_for=warnings.LOOKED_FOR,
             sections=sections,
@@ -75,8 +76,8 @@ def sections_of(found: Found, reading: Reading) -> list[Section]:
     return [section for section in made if section is not None]
 
 
-def figures(found: Found) -> list[tuple[str, str, str]]:
-    """The figures at the top: (value, what it is, more)."""
+def figures(found: Found, reading: Reading) -> list[training.KeyFigure]:
+    """The figures at the top: rows by kind, then what was reached."""
     shown = []
     for kind, told in ((REVISIONS, "chains"), (SAMPLES, "replies"), (COMPARISONS, "labelled pairs")):
         stages = {REVISIONS: ("revise",), SAMPLES: ("sample",), COMPARISONS: ("label",)}[kind]
@@ -84,4 +85,4 @@ def figures(found: Found) -> list[tuple[str, str, str]]:
         rows = sum(((file.manifest or {}).get("counts") or {}).get("out", 0) for file in files)
         if rows:
             shown.append((f"{rows:,}", told, counted(len(files), "file") if len(files) > 1 else ""))
-    return shown + training.key_figures(found)
+    return shown + training.key_figures(found, reading)

@@ -139,6 +139,13 @@ def moment(started: Any) -> datetime | None:
         return None
 
 
+def end_of(when: datetime, seconds: float) -> datetime:
+    try:
+        return when + timedelta(seconds=max(0, seconds))
+    except OverflowError:  # no command takes so long: somebody wrote the manifest
+        return when
+
+
 def in_a_line(manifests: list[Manifest]) -> str:
     """`11 steps, 27 Nov 2026, 00:07 – 00:32 UTC, seed 0, cai 0.1.0`."""
     if not manifests:
@@ -147,9 +154,7 @@ def in_a_line(manifests: list[Manifest]) -> str:
     begun = [(when, manifest) for manifest in manifests if (when := moment(manifest.get("started")))]
     if begun:
         first = min(when for when, _ in begun)
-        last = max(
-            when + timedelta(seconds=min(manifest.get("seconds") or 0, 1e9)) for when, manifest in begun
-        )
+        last = max(end_of(when, manifest.get("seconds") or 0) for when, manifest in begun)
         end = f"{last:%H:%M}" if first.date() == last.date() else f"{last.day} {last:%b %Y, %H:%M}"
         parts.append(f"{first.day} {first:%b %Y, %H:%M} – {end} UTC")
     seeds = sorted({str(manifest["seed"]) for manifest in manifests if manifest["seed"] is not None})

@@ -15,7 +15,7 @@ from cai_cli.report.find import Found, ModelFolder, Result
 from cai_cli.report.reading import Reading
 from cai_cli.report.shapes import DEMO, PM
 from cai_cli.report.svg import Dot, Series, curves, meter, reliability
-from cai_cli.report.text import DASH, between, duration, is_number, named, number, percent, share
+from cai_cli.report.text import between, counted, duration, is_number, named, number, percent, share
 from cai_cli.rows.json_text import load_json
 from cai_cli.rows.jsonl import read_lines
 
@@ -49,6 +49,7 @@ SFT_CURVES = (
 )
 PM_CURVES = (("Loss", (("loss", "with language modelling"), ("lm_loss", "language modelling")), ""),)
 Metrics = dict[str, list[tuple[float, float]]]
+KeyFigure = tuple[str, str, str]  # value, what it is, more
 
 
 def read_metrics(model: ModelFolder) -> Metrics:
@@ -250,31 +251,37 @@ def against_kl(group: Group, metrics: Metrics) -> None:
     )
 
 
-def key_figures(found: Found) -> list[tuple[str, str, str]]:
-    """The figures at the top: (value, what it is, more)."""
-    figures = []
-    for model in found.of_stage("train-pm")[:1]:
-        evaluation = model.manifest.get("evaluation")
-        whole = evaluation.get("all") if isinstance(evaluation, dict) else None
-        if isinstance(whole, dict) and is_number(whole.get("accuracy")):
-            interval = whole.get("accuracy_interval")
-            more = f"{between(*interval)}, held out" if interval else "held out"
-            figures.append((percent(whole["accuracy"], 0), "accuracy of the preference model", more))
-    for model in found.of_stage("ppo")[:1]:
-        metrics = read_metrics(model)
-        if metrics["score"]:
-            first, last = ends(metrics["score"])
-            kl = ends(metrics["kl"])[1] if metrics["kl"] else None
-            more = f"at a KL of {kl:.2f} nats" if kl is not None else DASH
-            figures.append((f"{first:.2f} → {last:.2f}", "score in PPO", more))
-    figures += [figure for result in found.results_of(DEMO)[:1] for figure in rates(result.content)]
+def key_figures(found: Found, reading: Reading) -> list[KeyFigure]:
+    """The figures at the top."""
+    trained_ones = reading.each(found.of_stage("train-pm")[:1], accuracy_figures)
+    runs = reading.each(found.of_stage("ppo")[:1], score_figures)
+    demos = reading.each(found.results_of(DEMO)[:1], lambda result: rates(result.content))
+    figures = [figure for some in (*trained_ones, *runs, *demos) for figure in some]
     total = sum(seconds_of(manifest) for manifest in manifests(found))
     if total:
-        figures.append((duration(total), "of work", f"{len(manifests(found))} steps"))
+        figures.append((duration(total), "of work", counted(len(manifests(found)), "step")))
     return figures
 
 
-def rates(content: dict[str, Any]) -> list[tuple[str, str, str]]:
+def accuracy_figures(model: ModelFolder) -> list[KeyFigure]:
+    evaluation = model.manifest.get("evaluation")
+    whole = evaluation.get("all") if isinstance(evaluation, dict) else None
+    if not whole or whole["accuracy"] is None:
+        return []
+    more = f"{between(*whole['accuracy_interval'])}, held out" if whole["accuracy_interval"] else "held out"
+    return [(percent(whole["accuracy"], 0), "accuracy of the preference model", more)]
+
+
+def score_figures(model: ModelFolder) -> list[KeyFigure]:
+    metrics = read_metrics(model)
+    if not metrics["score"]:
+        return []
+    first, last = ends(metrics["score"])
+    more = f"at a KL of {ends(metrics['kl'])[1]:.2f} nats" if metrics["kl"] else ""
+    return [(f"{first:.2f} → {last:.2f}", "score in PPO", more)]
+
+
+def rates(content: dict[str, Any]) -> list[KeyFigure]:
     """Of the demo's models, the first and the last."""
     models = content["models"]
     if not isinstance(models, dict) or len(models) < 2:

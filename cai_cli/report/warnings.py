@@ -15,12 +15,10 @@ from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.rejects import reasons_text
 from cai_cli.console.options import flag_name
 from cai_cli.evaluation.cautions import REJECTED
-from cai_cli.evaluation.steering import DOES_NOTHING
 from cai_cli.prompting.hygiene import advice
 from cai_cli.report.blocks import Warned
-from cai_cli.report.find import Found, Result
-from cai_cli.report.shapes import CONSTITUTION
-from cai_cli.report.text import named, share
+from cai_cli.report.find import Found
+from cai_cli.report.text import named
 
 LOOKED_FOR = (
     "unfinished artifacts",
@@ -58,9 +56,8 @@ def of_artifacts(found: Found) -> list[Warned]:
     for result in found.results:
         if not result.manifest:
             given = result.content.get("warnings") or result.content.get("advice")
-            warned += [Warned(result.name, str(line)) for line in given or [] if isinstance(given, list)]
-    for result in found.results_of(CONSTITUTION):
-        warned += idle_principles(result)
+            lines = given if isinstance(given, list) else []
+            warned += [Warned(result.name, str(line)) for line in lines]
     return [*warned, *other_templates(found)]
 
 
@@ -77,21 +74,6 @@ def of_manifest(name: str, manifest: Manifest) -> Iterator[Warned]:
         step = advice(reasons.most_common(1)[0][0], [flag_name(option) for option in manifest["options"]])
         told = f"{reasons.total():,} of {seen:,} rows were rejected ({reasons_text(reasons)})"
         yield Warned(name, f"{told}: {step}" if step else told)
-
-
-def idle_principles(result: Result) -> list[Warned]:
-    """Principles that move no labels, by the test's own verdict."""
-    principles = result.content.get("principles")
-    found = []
-    for name, item in principles.items() if isinstance(principles, dict) else ():
-        if isinstance(item, dict) and item.get("effect") == DOES_NOTHING:
-            moved = share(item["shift"], item["shift_interval"]) if "shift_interval" in item else ""
-            found.append(
-                Warned(
-                    result.name, f"the principle `{named(name, 40)}` does nothing: it moves labels by {moved}"
-                )
-            )
-    return found
 
 
 def other_templates(found: Found) -> list[Warned]:

@@ -322,6 +322,9 @@ def test_elo_and_responses(tmp_path: Path) -> None:
     (tmp_path / "responses.json").write_text(
         json.dumps({"models": [told], "rubric": "r", "judge": "/x/judge"})
     )
+    (tmp_path / "results.json").write_text(
+        json.dumps({"models": {"a": 1, "b": 2}, "differences": 0, "asked": []})
+    )
     (tmp_path / "broken.json").write_text(
         json.dumps({"models": [{"name": "a"}], "rubric": None, "judge": None})
     )
@@ -329,9 +332,11 @@ def test_elo_and_responses(tmp_path: Path) -> None:
     text = words(tree, "//*[@id='results']")
     assert "Elo frontier" in text and "50 (30 to 70), 40 games" in text and "40.0 % (30–50)" in text
     assert "25.0 % (20–30)" in text and "1.50 (1.25–1.75)" in text
-    assert len(warned(tree)) == 1 and warned(tree)[0].startswith(
-        "broken.json cannot be read: it has not the shape"
-    )
+    lines = warned(tree)
+    assert {line.partition(" cannot be read: it has not the shape of its kind")[0] for line in lines} == {
+        "broken.json",
+        "results.json",
+    }
 
 
 # Nothing, and the command
