@@ -92,7 +92,7 @@ REPLIES := $(addprefix $(EVALUATION)/,before.jsonl sl-cai.jsonl rl-cai.jsonl)
 REPLY = $(CAI) sample -n 1 $(call tokens,64) --if-changed restart $(addprefix --prompts ,$(HELD_OUT)) $(GENERATE)
 
 .PHONY: smollm2-results
-smollm2-results: pipeline $(EVALUATION)/responses.json $(EVALUATION)/pm-human.json $(EVALUATION)/pm-votes.json \
+smollm2-results: pipeline $(EVALUATION)/responses.json $(EVALUATION)/pm-human.json $(EVALUATION)/pm-votes.json $(EVALUATION)/elo.json \
   $(addprefix $(EVALUATION)/scored-,$(notdir $(REPLIES)))
 
 $(DATA)/xstest/use.jsonl: $(XSTEST) | setup
@@ -109,6 +109,10 @@ $(EVALUATION)/scored-%.jsonl: $(EVALUATION)/%.jsonl $(RUN)/pm/cai.json
 
 $(EVALUATION)/responses.json: $(REPLIES)
 	$(CAI) evaluate responses $(REPLIES) $(addprefix --prompts ,$(HELD_OUT)) --if-changed restart --out $@ && touch $@
+
+# By the preference model that PPO maximised: it says how far PPO went, not how good the policy is.
+$(EVALUATION)/elo.json: $(REPLIES) $(RUN)/pm/cai.json
+	$(CAI) evaluate elo $(REPLIES) --judge $(RUN)/pm --if-changed restart --out $@ && touch $@
 
 $(EVALUATION)/pm-human.json: $(RUN)/pm/cai.json
 	$(CAI) evaluate pm --pm $(RUN)/pm $(foreach part,rl held-out,--comparisons $(DATA)/human/$(part).jsonl) \
