@@ -35,7 +35,7 @@ def elo(result: Result) -> Group:
     judge = content["judge"]
     told = judge.get("told") or judge.get("path") or judge.get("kind")
     if told:
-        group.facts.append(("judge", named(told)))
+        group.facts.append(("judge", named(str(told).removeprefix("judged by "))))
     if content["anchor"]:
         group.facts.append(("0 points", named(content["anchor"])))
     models = content["models"]
