@@ -94,6 +94,7 @@ REPLY = $(CAI) sample -n 1 $(call tokens,64) --if-changed restart $(addprefix --
 .PHONY: smollm2-results
 smollm2-results: pipeline $(EVALUATION)/responses.json $(EVALUATION)/pm-human.json $(EVALUATION)/pm-votes.json $(EVALUATION)/elo.json \
   $(addprefix $(EVALUATION)/scored-,$(notdir $(REPLIES)))
+	$(CAI) report $(RUN) --out $(RUN)/report.html
 
 $(DATA)/xstest/use.jsonl: $(XSTEST) | setup
 	$(IMPORT) xstest $< --split use=0.4,rest=0.6 --out $(DATA)/xstest && touch $(@D)/*.jsonl

@@ -163,7 +163,7 @@ def test_evaluation_asks_all_three_models_the_same(chain: Chain, tmp_path: Path)
     for command in asked:
         assert command.count("--prompts") == 3 and "--max-new-tokens $(( 64 * 1 ))" in command
     said = " ".join(commands)
-    for piece in ("evaluate responses", "evaluate pm", "evaluate elo", "score"):
+    for piece in ("evaluate responses", "evaluate pm", "evaluate elo", "score", "report"):
         assert f"cai {piece}" in said
 
 
