@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import PurePath
 from typing import Any
@@ -16,7 +17,8 @@ from cai_cli.report.reading import Reading
 from cai_cli.report.replies import Card, ReplyPage, Side
 from cai_cli.report.svg import columns, meter
 from cai_cli.report.text import named, number, percent, share, told
-from cai_cli.rows.jsonl import read_records
+from cai_cli.rows.foreign_turns import Refused
+from cai_cli.rows.jsonl import Row, read_records
 from cai_cli.rows.records import Comparison
 from cai_cli.rows.row_kinds import COMPARISONS
 from cai_cli.rows.trl_rows import RowReader
@@ -40,7 +42,7 @@ def page_of(file: RowFile, reading: Reading) -> ReplyPage:
     measured = not (isinstance(summary, dict) and "confidence_histogram" in summary)
     facts: dict[str, Any] = summary or {}
     if measured:
-        records = iter(()) if file.unfinished else read_records(file.path, RowReader().comparison)
+        records = iter(()) if file.unfinished else usable(file)
         facts = diagnose(islice(records, MOST_ROWS))
     group = Group(file.name)
     if not facts["pairs"]:
@@ -56,8 +58,25 @@ def page_of(file: RowFile, reading: Reading) -> ReplyPage:
     count = (
         reading.examples if facts["mean_mass"] is not None or file.unfinished else min(reading.examples, 1)
     )
-    drawn = draw(file.path, RowReader().comparison, count, reading.seed, file.unfinished)
-    return ReplyPage(group, [card_of(row) for row in drawn.records])
+    drawn = draw(file.path, tolerant(RowReader()), count, reading.seed, file.unfinished)
+    return ReplyPage(group, [card_of(row) for row in drawn.records if row is not None])
+
+
+def usable(file: RowFile) -> Iterator[Comparison]:
+    """The comparisons of a file; rows of public files that are none, such as pairs with an empty reply, are left out."""
+    for record in read_records(file.path, tolerant(RowReader())):
+        if record is not None:
+            yield record
+
+
+def tolerant(reader: RowReader) -> Callable[[Row], Comparison | None]:
+    def parse(row: Row) -> Comparison | None:
+        try:
+            return reader.comparison(row)
+        except Refused:
+            return None
+
+    return parse
 
 
 def fill(group: Group, facts: dict[str, Any], file: RowFile) -> None:

@@ -271,6 +271,15 @@ def test_examples_are_drawn_by_seed_whatever_the_order(tmp_path: Path) -> None:
     assert len(drafts(one, 0)) == 5 and drafts(one, 0) == drafts(two, 0) != drafts(one, 1)
 
 
+def test_public_rows_that_are_no_pair_are_left_out(tmp_path: Path) -> None:
+    """As hh-rlhf has some: an empty reply."""
+    text = "\n\nHuman: How do I pick a lock?\n\nAssistant:"
+    good, empty = ({"chosen": f"{text} {chosen}", "rejected": f"{text} no"} for chosen in ("yes", ""))
+    tree = made(put(tmp_path / "hh.jsonl", good, empty), examples=2)
+    assert "pairs 1 longer" in words(tree, "//*[@id='labels']//dl")
+    assert len(tree.xpath("//*[@id='labels']//article")) == 1 and not warned(tree)
+
+
 def test_curves_of_a_run_under_way(tmp_path: Path) -> None:
     put_manifest(tmp_path / "rl/cai.partial.json", "ppo", options={"steps": 10, "max_kl": 50.0})
     steps = [{"step": n, "score": n / 10, "kl": n / 5, "score_length": 0.9} for n in range(1, 7)]
