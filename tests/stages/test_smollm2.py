@@ -1,14 +1,10 @@
 """scripts/smollm2.mk on real red-team prompts, human comparisons and votes, with a random model of the same
 architecture: the commands that make would start, with their own flags but small counts.
-
-The data's commands and the first stage run; the others, a minute together, are read by the command line and
-run with CAI_ALL_TESTS=1.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -26,7 +22,6 @@ COUNTS = {
     "--steps": "1",
     "--rollout-batch-size": "4",
 }
-ALL = os.environ.get("CAI_ALL_TESTS") == "1"
 STAGES = ("sample", "sft", "label", "pmp", "train-pm", "ppo")
 pytestmark = pytest.mark.skipif(
     shutil.which("make") is None or not (PROJECT / "Makefile").is_file(),
@@ -67,7 +62,7 @@ def small(command: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, cai, data, llama) -> Chain:
-    """The pipeline, run once: its data and first stage, or all of it."""
+    """The pipeline, run once."""
     folder = tmp_path_factory.mktemp("smollm2")
     model = folder / "model"
     shutil.copytree(llama, model)
@@ -79,8 +74,6 @@ def chain(tmp_path_factory, cai, data, llama) -> Chain:
     made = Chain(folder, model, hh, data("stack-exchange/beer.Posts.xml"))
     for command in made.make("-n", "pipeline"):
         words = small(command)
-        if not ALL and words[0] in STAGES and "--data-only" not in words:
-            continue
         if command.startswith("cai "):
             result = cai(*words)
             assert result.returncode == 0, (command, result.stderr[-3000:])
@@ -120,7 +113,6 @@ def test_every_command_is_one_that_the_command_line_takes(chain: Chain) -> None:
     ]
 
 
-@pytest.mark.skipif(not ALL, reason="a minute: CAI_ALL_TESTS=1 runs it")
 def test_every_stage_ends_on_real_data(chain: Chain) -> None:
     assert (chain.run / "rl-cai" / "cai.json").is_file()
     comparisons = [json.loads(line) for line in (chain.run / "comparisons.jsonl").open(encoding="utf-8")]
