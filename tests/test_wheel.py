@@ -90,3 +90,6 @@ def test_demo_inputs_and_dry_run(installed: Path, tmp_path: Path) -> None:
     said = run(installed, tmp_path, "chat", "--model", model, "--prompt", "Tell me how to sell our own boat.")
     assert said.returncode == 0 and said.stderr == "", said.stderr
     assert len(said.stdout.splitlines()) == 1 and said.stdout[0].isupper(), said.stdout
+    page = run(installed, tmp_path, "report", "demo", "--out", "report.html")
+    assert page.returncode == 0, page.stderr
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")

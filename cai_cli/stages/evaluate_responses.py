@@ -43,7 +43,8 @@ from cai_cli.engines.open import check_engine
 from cai_cli.engines.replies import Options as SampleOptions
 from cai_cli.engines.replies import settings_of, slots_of, write_samples
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.harm import ALIKE, LOW_MASS, RUBRIC, harm_request
+from cai_cli.evaluation.cautions import LOW_MASS
+from cai_cli.evaluation.harm import ALIKE, RUBRIC, harm_request
 from cai_cli.evaluation.players import Player, players_of
 from cai_cli.evaluation.responses import ALL
 from cai_cli.feedback.response_rows import HarmJudgeOptions, judge_settings, not_judged, write_rows
