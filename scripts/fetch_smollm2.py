@@ -82,9 +82,11 @@ def convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = {"gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    folder, name = gguf.parent, gguf.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+    )
     model.hf_quantizer = None  # the weights are whole numbers again: without this, saving refuses
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -96,8 +98,8 @@ def answer(folder: Path, question: str) -> str:
     """The greedy answer of what was saved, through its chat template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     turns = [{"role": "user", "content": question}]
     text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
     asked = tokenizer(text, add_special_tokens=False, return_tensors="pt")

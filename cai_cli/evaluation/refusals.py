@@ -41,7 +41,7 @@ UNABLE = (
 )
 TASKS = (
     r"(?:answer|talk|discuss|choose|help|do|be|give|say|assist|provide|support|condone|share|write|create|generate|produce|"
-    r"participate|engage|tell|make|list|promote|encourage|take sides)"
+    r"participate|engage|tell|make|list|promote|encourage|take (?:sides|part))"
 )
 RULES = r"(?:guidelines|polic(?:y|ies)|principles|programming)"
 DECLINES = (
@@ -49,6 +49,7 @@ DECLINES = (
     # "We" may be anybody: "we can't dismiss it"
     rf"\bwe(?:'re| are)?{ASIDE} (?:can(?:no|')t|can not|won't|will not|do not|don't|(?:unable|not able|decline) to) "
     rf"{TASKS}\b",
+    r"\bwe(?:'re| are) not (?:comfortable|willing|allowed|permitted)\b",
     r"\bnot something (?:that )?(?:i|we)(?:'m| am|'re| are)? (?:can|will|could|would|able|willing|comfortable)\b",
     r"\b(?:i'd|i would) (?:rather|prefer) not\b|\b(?:i'd|i would) prefer to not\b",
     r"\bi(?:'m| am) going to (?:have to )?pass\b|\bi draw the line\b|\bno from me\b|\bcount me out\b",

@@ -186,7 +186,10 @@ def check_deepspeed() -> None:
             "DeepSpeed: a file of its own is not read", "say it in accelerate's (scripts/accelerate)"
         )
     if asked("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") not in ("2", "3"):
-        raise UserError("DeepSpeed: ZeRO 2 and 3 are supported", "launch it with --zero_stage 3")
+        raise UserError(
+            "DeepSpeed: ZeRO 2 and 3 are supported",
+            "take stage 2 or 3, as scripts/accelerate/zero3.yaml does",
+        )
     if any(
         asked(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") != "none"
         for what in ("OPTIMIZER", "PARAM")

@@ -32,7 +32,7 @@ MISTAKES = [
     ("reward-model --model lm", "`cai train-pm` does that"),
     ("Sample --model lm", "write `cai sample`"),
     ("revize --model lm", "Did you mean 'revise'?"),
-    ("evaluate model lm", "it takes pm, hhh, labels"),
+    ("evaluate model lm", "it takes pm, elo, hhh, labels, responses"),
     ("--model lm sample", "flags come behind the command"),
     ("demo runs/demo", "--out runs/demo"),
     # Flags of other tools

@@ -132,6 +132,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def run_stage(monkeypatch, files: Path, stage, engine: FakeEngine, **settings) -> list[dict]:
+    monkeypatch.setattr("cai_cli.engines.replies.open_engine", lambda *_: engine)
     monkeypatch.setitem(sys.modules, "cai_cli.engines.open", SimpleNamespace(open_engine=lambda *_: engine))
     out = files / "out.jsonl"
     stage.run(

@@ -144,8 +144,9 @@ def server() -> tuple[socket.socket, dict[str, str], dict[str, str]]:
     """The socket of the process that forks, and its environment before and after its imports."""
     ours, theirs = socket.socketpair()
     before = dict(os.environ)
-    # Without COLUMNS, which readline (pytest has it) leaves in what a child would be given.
-    process = subprocess.Popen([sys.executable, __file__], stdin=theirs, env=before)
+    # Without the terminal's size, which readline (pytest has it) leaves in what a child is given.
+    given = {name: value for name, value in before.items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen([sys.executable, __file__], stdin=theirs, env=given)
     theirs.close()
 
     def end() -> None:
