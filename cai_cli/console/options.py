@@ -1,12 +1,10 @@
 """Command-line flags that several stages share, worded once, in small groups (frozen dataclasses).
 
-A stage's `Options` has the groups it needs (see `groups`) beside its own handful of fields; `cli.py` turns
-all of them into the command's flags. The second mark in `Annotated` says what part a flag has in an artifact's
-identity:
+A stage's `Options` has the groups it needs (see `groups`) beside its own handful of fields; `cli.py` turns all of
+them into the command's flags. The second mark in `Annotated` says a flag's part in an artifact's identity:
 
     (none)          content: another value gives another artifact
-    INPUT, MODEL, CONSTITUTION   content by what is in the file, wherever it lies
-    NAMED           NAME=PATH, models and files in one list: content by name, and by what is in them
+    INPUT, MODEL, NAMED (NAME=PATH, either of the two), CONSTITUTION   content by what is in the file, wherever it lies
     DEMONSTRATIONS   a name, or a file by what is in it
     LIMIT           a higher value continues the artifact
     NOTED           recorded, warned about when it changes (dtype, engine)

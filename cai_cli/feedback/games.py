@@ -188,8 +188,9 @@ class PlayedGames:
         if given is None:
             given = prompt_id(prompt_from_row(row).prompt) if "prompt" in row else place
         first, second = row.get("response_a"), row.get("response_b")
-        texts = isinstance(first, str) and isinstance(second, str)
-        lengths = (len(str(first)), len(str(second))) if texts else None
+        lengths = None
+        if isinstance(first, str) and isinstance(second, str):
+            lengths = len(first), len(second)
         return Outcome(names, ARENA[row["winner"]], str(given), self.kind_of(optional_kind(row)), lengths)
 
     def kind_of(self, kind: str | None) -> str:
