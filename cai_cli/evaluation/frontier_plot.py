@@ -109,9 +109,10 @@ def mark(axes: Any, rating: dict[str, Any], other: float, width: float, colour: 
     style: dict[str, Any] = {"fmt": "o", "color": colour, "markersize": 5, "linewidth": 1, "zorder": 3}
     closed = [0.0 if low is None else max(0.0, elo - low), 0.0 if high is None else max(0.0, high - elo)]
     axes.errorbar(*place, **{f"{way}err": [[side] for side in closed]}, capsize=2, **style)
+    prefix = "x" if way == "x" else ""  # of matplotlib's names
     for end, limit in ((low, "uplims"), (high, "lolims")):
         if end is None:
-            axes.errorbar(*place, **{f"{way}err": ARROW * width, f"{way}{limit}": True}, **style)
+            axes.errorbar(*place, **{f"{way}err": ARROW * width, f"{prefix}{limit}": True}, **style)
 
 
 def span(ratings: list[dict[str, Any]]) -> float:

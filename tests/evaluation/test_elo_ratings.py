@@ -9,6 +9,7 @@ import pytest
 
 from cai_cli.evaluation.bradley_terry import Games, components, rate
 from cai_cli.evaluation.calibration import wilson
+from cai_cli.evaluation.frontier_plot import draw_ratings
 from cai_cli.evaluation.outcomes import Outcome
 from cai_cli.evaluation.tournament import assess, unrated
 from cai_cli.evaluation.win_rates import length_controlled, win_rates
@@ -126,6 +127,19 @@ def test_models_that_no_game_ties_are_named_with_a_next_step():
     )
     assert unrated([games[0], games[2], (("b", "c"), "helpful")], ["a", "b", "c"], "a") is None
     assert components(3, np.array([0]), np.array([2]), np.ones(1)).tolist() == [0, 1, 0]
+
+
+def test_the_picture_takes_open_ends_runs_and_names_of_any_kind(tmp_path):
+    """On both axes, and where one was not measured of all models."""
+
+    def model(name: str, step: int | None, low: float | None, high: float | None) -> dict:
+        rating = {"elo": 50.0, "low": low, "high": high, "games": 9}
+        return {"name": name, "run": "r", "step": step, "helpfulness": rating, "harmlessness": rating}
+
+    models = [model("a$", None, 10, None), model("<b>" * 20, 5, None, 60), model("c", 20, None, None)]
+    for name, ratings in (("both", models), ("one", [{**models[0], "harmlessness": None}, models[1]])):
+        draw_ratings(ratings, "a$", tmp_path / f"{name}.png", "of $x_$")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 # Win rates
