@@ -25,7 +25,9 @@ on validation requests before; the audit split is not touched. A claim *shows* w
 article's side of 0 (within the margin stated, where nothing is to differ), is *is reversed* where it lies on the other one
 (beyond that margin), and else *does not show*. "By seed" is Student's t over the seeds, each with a world, a training
 and replies of its own; where only texts of the shipped models are compared, intervals are bootstrapped over
-combinations. A world of 0.9 M parameters says what the method does here, not what it does at 52 B.
+combinations. A world of 0.9 M parameters says what the method does here, not what it does at 52 B. What was changed after
+its test figures were first seen: `orders` is held against the principle that was asked about, no longer against `kind`
+on requests of which that says nothing; `critique` and `principles` count rejected chains too.
 """
 
 
