@@ -211,7 +211,7 @@ def test_a_launch_in_parts_is_one(monkeypatch):
 def test_what_a_process_may_have_of_a_minibatch_is_looked_up_in_the_run_s_own_draws(tmp_path, monkeypatch):
     """Of 2 x 8 episodes it can be more than 4."""
     options = options_for(
-        tmp_path, steps=5, rollout_batch_size=16, num_mini_batches=2, per_device_train_batch_size=16
+        *[tmp_path] * 4, steps=5, rollout_batch_size=16, num_mini_batches=2, per_device_train_batch_size=16
     )
     seen = []
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -121,6 +121,6 @@ def test_each_process_is_to_have_a_held_out_prompt(monkeypatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     check_held_out([]), check_held_out(one * 2)
     with pytest.raises(
-        UserError, match=r"--eval-prompts: 1 prompts for 2 processes .* give each process one"
+        UserError, match=r"--eval-prompts: 1 prompts for 2 processes that .* \(give each process one\)"
     ):
         check_held_out(one)
