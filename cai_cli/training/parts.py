@@ -130,8 +130,8 @@ def whole_weights(model: Any, learned: bool = False) -> dict[str, Tensor] | None
 def whole_of(value: Any) -> Tensor:
     """All of a weight that FSDP or ZeRO holds in parts, or of one that is whole."""
     if hasattr(value, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed import zero
 
-        with GatheredParameters([value]):
+        with zero.GatheredParameters([value]):
             return value.detach().clone()
     return value.full_tensor() if hasattr(value, "full_tensor") else value

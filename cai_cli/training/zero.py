@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -40,17 +41,20 @@ class ByZero(Parallel):
         if in_zero_parts():
             check_parts(model)
         join_group()
-        accelerator = by_the_launch_file(pick_device(device).type)
+        config = by_the_launch_file(pick_device(device).type)
+        import deepspeed
+
         root = Entered(model)
         if in_zero_parts():
-            take_apart(root, accelerator.state.deepspeed_plugin.deepspeed_config, getattr(torch, dtype))
+            take_apart(root, config, getattr(torch, dtype))
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         if any(weight.dtype != torch.float32 for weight in self.weights):
             raise UserError(
-                "DeepSpeed: what learns has to be held in float32", "leave --dtype out: --bf16 computes in 16"
+                "DeepSpeed: what learns has to be held in float32",
+                "leave --dtype out: --bf16 computes in bfloat16",
             )
         self.optimizer = make_optimizer(self.weights)
-        self.root, _ = accelerator.prepare(root, self.optimizer)
+        self.root, *_ = deepspeed.initialize(model=root, optimizer=self.optimizer, config=config)
 
     def run(self, compute: Callable[..., Any], *given: Any) -> Any:
         """See `Passes`. The engine would switch mixed precision off inside."""
@@ -149,12 +153,11 @@ class ByZero(Parallel):
 
     def set(self, weight: Any, whole: Tensor) -> None:
         """Give a weight, and the float32 that it is made of, its numbers."""
-        from deepspeed import utils
-        from deepspeed.zero import GatheredParameters
+        from deepspeed import utils, zero
 
         if in_zero_parts():
             utils.safe_set_local_fp32_param(weight, stretch(whole))
-            with GatheredParameters([weight], modifier_rank=0), torch.no_grad():
+            with zero.GatheredParameters([weight], modifier_rank=0), torch.no_grad():
                 weight.copy_(whole)
         else:
             utils.safe_set_full_fp32_param(weight, whole)
@@ -176,7 +179,7 @@ def take_apart(root: Entered, config: dict[str, Any], dtype: torch.dtype) -> Non
     """Leave of each weight this process's part, on its device: of one that is frozen in the dtype, of one that learns
     in float32. No device ever holds the whole.
     """
-    from deepspeed.zero import Init
+    import deepspeed
 
     frozen = [weight for weight in root.parameters() if not weight.requires_grad]
     changed = {id(weight) for weight in frozen or root.parameters() if weight.is_floating_point()}
@@ -184,26 +187,32 @@ def take_apart(root: Entered, config: dict[str, Any], dtype: torch.dtype) -> Non
         for weight in module.parameters(recurse=False):
             if id(weight) in changed and not hasattr(weight, "ds_id"):
                 weight.data = weight.data.to(dtype)
-        Init(module=module, config_dict_or_path=config | {"train_batch_size": world_size()})
+        deepspeed.zero.Init(module=module, config_dict_or_path=config)
 
 
-def by_the_launch_file(device_type: str) -> Any:
-    """accelerate's view of the launch, with what is ours to say. Raises UserError where DeepSpeed is not there."""
-    os.environ["DS_ACCELERATOR"] = device_type
+def by_the_launch_file(device_type: str) -> dict[str, Any]:
+    """DeepSpeed's settings: those of accelerate's launch file, and what is ours to say. Raises UserError where it is
+    not installed.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device_type)  # before its import, which looks for one
     try:
-        import deepspeed  # noqa: F401
+        import deepspeed
     except ImportError:
         raise UserError(
             "DeepSpeed is not installed", "pip install deepspeed, or launch it with FSDP"
         ) from None
-    from accelerate import Accelerator
+    from accelerate.utils import DeepSpeedPlugin
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    accelerator = Accelerator(device_placement=False, mixed_precision="no")
-    accelerator.state.deepspeed_plugin.deepspeed_config.update(
-        train_micro_batch_size_per_gpu=1,  # told alone: batches are ours
-        gradient_accumulation_steps=1,
-        managed_gradient_accumulation=False,  # a step is where we take it
-        gradient_clipping=0.0,  # `clip` says
-    )
-    return accelerator
+    warnings.filterwarnings(
+        "ignore", r"`torch\.distributed\.", FutureWarning
+    )  # of names that it calls torch's by
+    deepspeed.init_distributed(auto_mpi_discovery=False)
+    return DeepSpeedPlugin(zero3_init_flag=False).deepspeed_config | {
+        "train_batch_size": world_size(),  # told alone: batches are ours
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,  # a step is where we take it
+        "gradient_clipping": 0.0,  # `clip` says
+        "zero_allow_untested_optimizer": True,
+    }

@@ -115,5 +115,7 @@ def test_each_process_is_to_have_a_held_out_prompt(monkeypatch) -> None:
     check_held_out(one)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     check_held_out([]), check_held_out(one * 2)
-    with pytest.raises(UserError, match=r"--eval-prompts: 1 prompts for 2 processes .*give each process one"):
+    with pytest.raises(
+        UserError, match=r"--eval-prompts: 1 prompts for 2 processes that .* \(give each process one\)"
+    ):
         check_held_out(one)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from catching import catch
 from conftest import run_cai
-from launchers import ACCELERATE, DDP, NEEDS_DEEPSPEED, ON_A_CPU, ZERO, kill_one
+from launchers import ACCELERATE, DDP, NEEDS_DEEPSPEED, ON_A_CPU, ZERO, ZERO_ON_A_CPU, kill_one
 from pairwise_runs import COMMAND, write_comparisons
 from safetensors.torch import load_file
 
@@ -25,6 +25,7 @@ WAYS = {"copies": DDP, "parts": ACCELERATE, "zero2": ZERO[2], "zero3": ZERO[3]}
 def files(tmp_path_factory) -> Path:
     folder = write_comparisons(tmp_path_factory.mktemp("ranks"))
     (folder / "fsdp.py").write_text(ON_A_CPU)
+    (folder / "zero.py").write_text(ZERO_ON_A_CPU)
     assert alone(folder, *ONE, "--out", "one").returncode == 0
     return folder
 
