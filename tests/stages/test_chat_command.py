@@ -94,14 +94,14 @@ def test_ctrl_c_stops_what_is_written_and_twice_it_leaves(helpful: Path, refusin
         screen.type(CTRL_C)
         told = screen.until("\n> ")
         assert "passport" in told and "stopped, and nothing kept" in told
-        screen.type("half a line" + CTRL_C)
+        screen.interrupt_prompt("half a line")
         screen.until("Ctrl-C once more leaves, as Ctrl-D and /quit do")
         screen.until("> ")
         assert "taken back: Show me" in screen.say("/undo")  # and what was typed in between counts
-        screen.type(CTRL_C)
+        screen.interrupt_prompt()
         screen.until("Ctrl-C once more leaves")
         screen.until("> ")
-        screen.type(CTRL_C)
+        screen.interrupt_prompt()
         assert screen.end() == 130
         assert screen.text.endswith("error: interrupted\n")
 

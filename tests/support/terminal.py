@@ -15,6 +15,9 @@ import forks
 PATIENCE = 240.0  # seconds, on a busy machine
 CONTROL = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>])")
 CTRL_C, CTRL_D = "\x03", "\x04"
+# Seconds between a prompt and Ctrl-C: Python's readline sees a signal once it waits for a key, and one that comes
+# between the prompt and the waiting only at the next Enter.
+PAUSE = 0.5
 
 
 class Terminal:
@@ -43,6 +46,13 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self.ours, text.encode())
+
+    def interrupt_prompt(self, text: str = "") -> None:
+        """Ctrl-C at a prompt, behind some text."""
+        self.type(text)
+        self.until(text)
+        time.sleep(PAUSE)
+        self.type(CTRL_C)
 
     def say(self, line: str, *expected: str) -> str:
         """Type a line; what came up to its end, with all that is expected in it, and the next prompt."""
