@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -117,3 +117,11 @@ def check_needs(options: Any, given: Collection[str]) -> None:
             hint = f"leave {this} out, or give {those} a value above 0"
             raise UserError(f"{this} does nothing with {those} 0", hint)
         raise UserError(f"{this} does nothing without {those}", f"leave {this} out, or add {those}")
+
+
+def refuse(options: Any, names: Iterable[str], reason: str, step: str) -> None:
+    """Raise UserError for one of these options that has another value than its default, since nothing reads it."""
+    defaults, given = flags_of(type(options)), values_of(options)
+    for name in names:
+        if given[name] != defaults[name].default:
+            raise UserError(f"{flag_name(name)} does nothing {reason}", f"leave it out, or {step}")

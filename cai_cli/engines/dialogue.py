@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cai_cli.engines.base import OVERLONG, Engine
-from cai_cli.engines.segments import Sampled, Segment, SegmentSettings, attempts_at, sample_segment
-from cai_cli.prompting.prompts import TRANSCRIPT_STOPS, reply_prompt
+from cai_cli.engines.replies import Slot, reply_segment, to_record
+from cai_cli.engines.segments import Sampled, sample_segment
 from cai_cli.rows.conversation import Conversation, message, prompt_id, system_in_first_user_turn
-from cai_cli.rows.records import Sample
+from cai_cli.rows.records import Prompt
 
 ATTEMPTS = 3  # draws of a reply before there is none, as in `cai sample`
 LEAST = 16  # tokens that a reply has room for, or there is none
@@ -93,18 +93,9 @@ class Dialogue:
         return [*conversation, message("user", self.turns[-1].said)]
 
     def _draw(self, speaker: Speaker, prompt: Conversation, draw: int, limit: int) -> Sampled:
-        chat = speaker.engine.renderer.reply_form == "chat"
-
-        def rendered(asked: Conversation) -> str | Conversation:
-            return asked if chat else reply_prompt(asked)
-
-        def draw_key(asked: Conversation) -> tuple[str | int, ...]:
-            return (self.seed, prompt_id(asked), 0, "reply", draw)
-
-        settings = SegmentSettings(
-            limit, () if chat else TRANSCRIPT_STOPS, True, attempts_at(self.temperature, ATTEMPTS)
-        )
-        return sample_segment(speaker.engine, [prompt], Segment("reply", rendered, draw_key, settings))[0]
+        renderer = speaker.engine.renderer
+        segment = reply_segment(renderer, self.seed, self.temperature, limit, True, ATTEMPTS)
+        return sample_segment(speaker.engine, [slot_of(prompt, draw)], segment)[0]
 
     def drop(self) -> Turn | None:
         """Take the last turn back; None where there is none."""
@@ -129,18 +120,13 @@ class Dialogue:
                     if (path, asked, reply.draw) in met:  # said again after a reset
                         continue
                     met.add((path, asked, reply.draw))
-                    yield to_row(reply, f"{asked}/{counts[asked]}", path)
+                    sample = to_record(slot_of(reply.prompt, counts[asked]), reply.sampled)
+                    yield {**sample.to_row(), "model": path}
                     counts[asked] += 1
 
 
-def to_row(reply: Reply, name: str, path: str) -> dict[str, Any]:
-    sampled = reply.sampled
-    completion = [message("assistant", sampled.text)]
-    events = [(rule, "reply") for rule in sampled.events]
-    row = Sample(
-        name, reply.prompt, completion, sampled.finish_reason, thinking=sampled.thinking, hygiene=events
-    )
-    return {**row.to_row(), "model": path}
+def slot_of(prompt: Conversation, number: int) -> Slot:
+    return Slot(Prompt(prompt_id(prompt), prompt), number)
 
 
 def has_system_role(speaker: Speaker, system: str) -> bool:

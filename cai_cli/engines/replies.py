@@ -78,7 +78,7 @@ def slots_of(prompts: list[Prompt], count: int) -> list[Slot]:
 def write_samples(artifact: RowArtifact, options: Options, todo: list[Slot]) -> bool:
     """Draw the replies that are missing and finish the file; whether this process wrote it."""
     engine = open_engine(options.model, settings_of(options))
-    segment = reply_segment(options, engine.renderer)
+    segment = segment_of(options, engine.renderer)
 
     def reply(chunk: list[Slot], told: Told) -> list[Settled]:
         found = zip(chunk, sample_segment(engine, chunk, segment, told), strict=True)
@@ -117,19 +117,24 @@ def events_of(sampled: Sampled) -> list[Event]:
     return [(rule, "reply") for rule in sampled.events]
 
 
-def reply_segment(options: Options, renderer: Reads) -> Segment[Slot]:
-    """How a reply is drawn: through the chat template, or as a transcript where the model has none."""
+def segment_of(options: Options, renderer: Reads) -> Segment[Slot]:
+    """How `cai sample` draws."""
+    drawing, keep = options.generation, options.on_truncated == "keep"
+    limit, temperature = drawing.max_new_tokens, drawing.temperature
+    return reply_segment(renderer, options.output.seed, temperature, limit, keep, options.attempts)
+
+
+def reply_segment(
+    renderer: Reads, seed: int, temperature: float, limit: int, keep_cut_off: bool, attempts: int
+) -> Segment[Slot]:
+    """How a reply of at most `limit` tokens is drawn: through the chat template, or as a transcript where the model
+    has none.
+    """
     chat = renderer.reply_form == "chat"
 
     def prompt_of(slot: Slot) -> str | Conversation:
         return slot.prompt.prompt if chat else reply_prompt(slot.prompt.prompt)
 
-    settings = SegmentSettings(
-        options.generation.max_new_tokens,
-        () if chat else TRANSCRIPT_STOPS,
-        options.on_truncated == "keep",
-        attempts_at(options.generation.temperature, options.attempts),
-    )
-    return Segment(
-        "reply", prompt_of, lambda slot: (options.output.seed, slot.prompt.id, 0, "reply", slot.k), settings
-    )
+    stops = () if chat else TRANSCRIPT_STOPS
+    settings = SegmentSettings(limit, stops, keep_cut_off, attempts_at(temperature, attempts))
+    return Segment("reply", prompt_of, lambda slot: (seed, slot.prompt.id, 0, "reply", slot.k), settings)

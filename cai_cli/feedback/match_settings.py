@@ -15,7 +15,6 @@ from cai_cli.console.options import (
     MODEL,
     NAMED,
     RUNTIME,
-    ChatTemplateKwargs,
     DeviceOptions,
     EngineOptions,
     FeedbackEngineOptions,
@@ -26,6 +25,7 @@ from cai_cli.console.options import (
     Takes,
     flag,
 )
+from cai_cli.evaluation.answers import READ_BY_WRITERS, WriterOptions
 from cai_cli.feedback.settings import FeedbackChatTemplateKwargs, FeedbackDtype, OptionFormat, PrefixCache
 from cai_cli.prompting.few_shot import NONE
 
@@ -92,16 +92,7 @@ class JudgeOptions:
 class Options:
     """All of them."""
 
-    # What only models that write read
-    WRITERS: ClassVar[tuple[str, ...]] = (
-        "num_samples",
-        "max_new_tokens",
-        "temperature",
-        "chat_template_kwargs",
-        "engine",
-        "base_url",
-    )
-    NEEDS: ClassVar[Needs] = dict.fromkeys(("prompts", "limit", "budget", *WRITERS), ("judge",))
+    NEEDS: ClassVar[Needs] = dict.fromkeys(("prompts", "limit", "budget", *READ_BY_WRITERS), ("judge",))
 
     output: OutputOptions
     judging: JudgeOptions
@@ -139,17 +130,7 @@ class Options:
     anchor: Annotated[
         str | None, flag("Output", "The model whose Elo is 0 (paper: SL-CAI). Default: the first one.")
     ] = None
-    num_samples: Annotated[
-        int, flag("Generation", "Replies of a model to each prompt.", "-n", "--num-samples", min=1)
-    ] = 1
-    max_new_tokens: Annotated[int, flag("Generation", "Longest reply of a model; kept cut off.", min=1)] = 512
-    temperature: Annotated[
-        float, flag("Generation", "Of the models' replies (paper: 1); 0 is greedy.", min=0.0)
-    ] = 1.0
-    chat_template_kwargs: ChatTemplateKwargs = None
-    batch_size: Annotated[
-        int, flag("Generation", "Requests per forward pass; does not change results.", min=1), RUNTIME
-    ] = 64
+    writing: WriterOptions
     max_reject_rate: Annotated[
         float,
         flag("Output", "Exit 1 when a larger share of replies or games is rejected.", min=0.0, max=1.0),

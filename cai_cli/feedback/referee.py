@@ -5,17 +5,14 @@ of the replies, averaged, so that a judge that reads the position says nothing i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from cai_cli.artifacts.rejects import Rejected
-from cai_cli.console.options import ServingOptions
-from cai_cli.engines.base import Engine, EngineSettings, Reads
+from cai_cli.engines.base import Engine, Reads
 from cai_cli.engines.segments import SegmentSettings
 from cai_cli.feedback.games import Game
 from cai_cli.feedback.judge import Inquiry, judge_pairs
 from cai_cli.feedback.match_settings import JudgeOptions
-from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.choices import option_labels
 from cai_cli.prompting.constitution import load_constitution
 from cai_cli.prompting.principles import Constitution, Principle
@@ -74,18 +71,3 @@ class Referee:
 def single(kind: str) -> Constitution:
     """Our own question as a constitution of one principle."""
     return Constitution(kind, "", (Principle(kind, "", "", QUESTIONS[kind]),), "")
-
-
-def settings_of(
-    options: JudgeOptions, serving: ServingOptions, device: str, batch_size: int
-) -> EngineSettings:
-    """How the judge is opened."""
-    own = EngineSettings(
-        device=device,
-        dtype=options.feedback_dtype,
-        batch_size=batch_size,
-        template_kwargs=template_kwargs(options.feedback_chat_template_kwargs),
-        prefix_cache=options.prefix_cache,
-        **asdict(serving),
-    )
-    return own.of_judge(options.served)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -24,10 +24,10 @@ from cai_cli.console.options import (
     flag,
 )
 from cai_cli.engines.base import EngineSettings
+from cai_cli.errors import UserError
 from cai_cli.evaluation.harm import RUBRIC, harm_of, harm_request
 from cai_cli.evaluation.responses import Response, read_responses
-from cai_cli.feedback.settings import FeedbackChatTemplateKwargs, FeedbackDtype
-from cai_cli.models.templates import template_kwargs
+from cai_cli.feedback.settings import FeedbackChatTemplateKwargs, FeedbackDtype, judge_settings
 from cai_cli.rows.jsonl import Row, read_own_rows
 from cai_cli.rows.records import Prompt
 from cai_cli.rows.sources import parse_name
@@ -73,18 +73,12 @@ class Options:
     batch_size: Annotated[int, flag("Generation", "Questions per forward pass."), RUNTIME] = 64
 
 
-def judge_settings(
+def settings_of(
     judging: HarmJudgeOptions, serving: ServingOptions, device: str, batch_size: int
 ) -> EngineSettings:
     """How the judge is opened. Raises UserError."""
-    own = EngineSettings(
-        device=device,
-        dtype=judging.feedback_dtype,
-        batch_size=batch_size,
-        template_kwargs=template_kwargs(judging.feedback_chat_template_kwargs),
-        **asdict(serving),
-    )
-    return own.of_judge(judging.served)
+    dtype, words = judging.feedback_dtype, judging.feedback_chat_template_kwargs
+    return judge_settings(judging.served, serving, device, dtype, words, batch_size)
 
 
 def write_rows(options: Options, prompts: list[Prompt]) -> dict[str, list[Row]]:
@@ -97,6 +91,9 @@ def write_rows(options: Options, prompts: list[Prompt]) -> dict[str, list[Row]]:
             for name, path in names
             for response in read_responses(str(name), Path(path), prompts, options.replies)
         ]
+        answered = {response.model for response in responses}
+        if silent := next((path for name, path in names if name not in answered), None):
+            raise UserError(f"{silent}: no replies in it", "leave it out, or name a file that has some")
         todo = artifact.remaining(responses)
         judge = open_judge(options) if options.judging.judge and todo else None
 
@@ -115,7 +112,7 @@ def write_rows(options: Options, prompts: list[Prompt]) -> dict[str, list[Row]]:
 def open_judge(options: Options) -> Engine:
     from cai_cli.engines.open import open_engine
 
-    settings = judge_settings(options.judging, options.serving, options.device, options.batch_size)
+    settings = settings_of(options.judging, options.serving, options.device, options.batch_size)
     return open_engine(str(options.judging.judge), settings, "--judge")
 
 

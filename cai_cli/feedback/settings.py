@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal
 
 from cai_cli.console.options import (
@@ -24,7 +24,9 @@ from cai_cli.console.options import (
     Takes,
     flag,
 )
+from cai_cli.engines.base import EngineSettings
 from cai_cli.feedback.labels import Rule, parse_clamp
+from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.choices import FORMS, PLAIN, Form
 from cai_cli.prompting.few_shot import NONE
 
@@ -43,6 +45,27 @@ OptionFormat = Annotated[
     ),
 ]
 PrefixCache = Annotated[bool, flag("Feedback", "Compute what questions have in common once."), RUNTIME]
+
+
+def judge_settings(
+    served: FeedbackEngineOptions,
+    serving: ServingOptions,
+    device: str,
+    dtype: str,
+    chat_template_kwargs: str | None,
+    batch_size: int,
+    prefix_cache: bool = True,
+) -> EngineSettings:
+    """How a judge is opened that only answers. Raises UserError where its template's settings are no JSON object."""
+    own = EngineSettings(
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        template_kwargs=template_kwargs(chat_template_kwargs),
+        prefix_cache=prefix_cache,
+        **asdict(serving),
+    )
+    return own.of_judge(served)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ often do not listen.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,9 +42,14 @@ from cai_cli.errors import RunError
 from cai_cli.feedback.judge import Inquiry
 from cai_cli.feedback.labels import Pair
 from cai_cli.feedback.pairs import check_pairs, read_pairs
-from cai_cli.feedback.settings import FeedbackChatTemplateKwargs, FeedbackDtype, OptionFormat, PrefixCache
+from cai_cli.feedback.settings import (
+    FeedbackChatTemplateKwargs,
+    FeedbackDtype,
+    OptionFormat,
+    PrefixCache,
+    judge_settings,
+)
 from cai_cli.models.devices import check_device
-from cai_cli.models.templates import template_kwargs
 from cai_cli.prompting.choices import option_labels
 from cai_cli.prompting.constitution import load_constitution
 from cai_cli.prompting.few_shot import NONE
@@ -169,15 +174,15 @@ def inquiries_of(options: Options) -> list[Inquiry]:
 
 def settings_of(options: Options) -> EngineSettings:
     """How the judge is opened."""
-    own = EngineSettings(
-        device=options.device,
-        dtype=options.feedback_dtype,
-        batch_size=options.batch_size,
-        template_kwargs=template_kwargs(options.feedback_chat_template_kwargs),
-        prefix_cache=options.prefix_cache,
-        **asdict(options.serving),
+    return judge_settings(
+        options.judges,
+        options.serving,
+        options.device,
+        options.feedback_dtype,
+        options.feedback_chat_template_kwargs,
+        options.batch_size,
+        options.prefix_cache,
     )
-    return own.of_judge(options.judges)
 
 
 def judge_all(

@@ -23,21 +23,22 @@ from cai_cli.artifacts.places import manifest_path, rejects_path
 from cai_cli.artifacts.rejects import Rejected, counted, put_aside
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.artifacts.rows import RowArtifact
-from cai_cli.console.groups import build, flags_of, values_of
+from cai_cli.console.groups import build, flags_of, refuse, values_of
 from cai_cli.console.messages import say, show_text, warn_all
-from cai_cli.console.options import check_draws, flag_name
+from cai_cli.console.options import check_draws
 from cai_cli.engines.base import EngineSettings
 from cai_cli.engines.open import check_engine
 from cai_cli.engines.replies import Options as SampleOptions
 from cai_cli.engines.replies import settings_of as writer_settings
-from cai_cli.engines.replies import slots_of, write_samples
 from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.answers import beside, check_written, sample_options, write_replies
 from cai_cli.evaluation.outcomes import AXES, Outcome, same_position_rate, show
 from cai_cli.evaluation.players import Player, judge_cautions, players_of
 from cai_cli.feedback.games import Game, PlayedGames, Replies, read_samples, replies_in, schedule, to_play_on
 from cai_cli.feedback.match_settings import GameOptions, JudgeOptions
 from cai_cli.feedback.match_settings import Options as Options
-from cai_cli.feedback.referee import Referee, settings_of
+from cai_cli.feedback.referee import Referee
+from cai_cli.feedback.settings import judge_settings
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model, role_of
 from cai_cli.processes.ranks import world_size
@@ -69,7 +70,7 @@ def run(options: Options) -> None:
     players = players_of(options.players or [], served=options.engines.engine == "openai")
     for player in players if options.judge else []:
         if player.is_model:
-            check_engine(player.path, writer_settings(sample_options(options, players, player)), "MODELS")
+            check_engine(player.path, writer_settings(writer_options(options, players, player)), "MODELS")
     judge = role_of_judge(options)
     results = ResultsFile("evaluate elo", options)
     if results.done:
@@ -113,7 +114,7 @@ def check_options(options: Options) -> None:
         raise UserError("give either --judge or --comparisons", "see `cai evaluate elo --help`")
     if options.judge and len(options.players or []) < 2:
         raise UserError("--judge compares models, and fewer than two are named", "name two or more")
-    check_draws(options.num_samples, "--num-samples", options.temperature)
+    check_draws(options.writing.num_samples, "--num-samples", options.writing.temperature)
 
 
 def anchor_of(options: Options, names: Sequence[str]) -> str:
@@ -136,20 +137,21 @@ def role_of_judge(options: Options) -> Literal["preference model", "feedback mod
         return "feedback model"
     check_model(judging.judge, "--judge", "preference model")
     step = f"let a language model judge instead of {judging.judge}"
-    refuse(judging, JudgeOptions, JudgeOptions.ASKED, "with a preference model", step)
+    refuse(judging, JudgeOptions.ASKED, "with a preference model", step)
     return "preference model"
 
 
-def refuse(options: Any, kind: type, names: Sequence[str], reason: str, step: str) -> None:
-    """Raise UserError for one of the options that has another value than its default, since nothing reads it."""
-    defaults, given = flags_of(kind), values_of(options)
-    for name in names:
-        if given[name] != defaults[name].default:
-            raise UserError(f"{flag_name(name)} does nothing {reason}", f"leave it out, or {step}")
-
-
 def referee_settings(options: Options) -> EngineSettings:
-    return settings_of(options.judging, options.serving, options.hardware.device, options.batch_size)
+    judging = options.judging
+    return judge_settings(
+        judging.served,
+        options.serving,
+        options.hardware.device,
+        judging.feedback_dtype,
+        judging.feedback_chat_template_kwargs,
+        options.writing.batch_size,
+        judging.prefix_cache,
+    )
 
 
 # Games
@@ -179,13 +181,12 @@ def judged(options: Options, players: list[Player], judge: str) -> tuple[list[Ou
     beside the games.
     """
     samples = {p.name: list(read_samples(Path(p.path))) for p in players if not p.is_model}
-    if len(samples) == len(players):
-        refuse(options, Options, Options.WRITERS, "with samples alone", "name a model that writes some")
+    check_written(options, players)
     given = prompts_of(options, samples)
     place = ", ".join(options.prompts or [p.path for p in players if not p.is_model])
     prompts = to_play_on(given, options.kind, place)
     replies = {
-        player.name: {item: [f"[a reply of {player.name}]"] * options.num_samples for item in prompts}
+        player.name: {item: [f"[a reply of {player.name}]"] * options.writing.num_samples for item in prompts}
         if player.is_model
         else replies_in(samples[player.name])
         for player in players
@@ -207,7 +208,7 @@ def judged(options: Options, players: list[Player], judge: str) -> tuple[list[Ou
     files = []
     for player in players:
         if player.is_model:
-            path = sample(options, players, player, given)
+            path = write_replies(writer_options(options, players, player), given).out
             replies[player.name] = replies_in(read_samples(path))
             player = replace(player, path=str(path))
         files.append(f"{player.name}={player.path}")
@@ -229,37 +230,16 @@ def prompts_of(options: Options, samples: dict[str, list[tuple[Prompt, str]]]) -
     return list(found.values())[: options.limit]
 
 
-def sample_options(options: Options, players: list[Player], player: Player) -> SampleOptions:
-    """As `cai sample` has them."""
+def writer_options(options: Options, players: list[Player], player: Player) -> SampleOptions:
+    """Without --prompts a model answers those of the samples."""
     files = [other.path for other in players if not other.is_model]
-    given = {name: value for name, value in values_of(options).items() if name in flags_of(SampleOptions)}
-    own = {
-        "model": player.path,
-        "out": beside(options, f"{player.file_name}.samples"),
-        "prompts": options.prompts or files,
-        "on_truncated": "keep",
-    }
-    return build(SampleOptions, **{**given, **own})
-
-
-def beside(options: Options, name: str) -> Path:
-    """A file of rows that goes with the results."""
-    return options.output.out.with_name(f"{options.output.out.stem}.{name}.jsonl")
-
-
-def sample(options: Options, players: list[Player], player: Player, prompts: list[Prompt]) -> Path:
-    """The file of a model's replies, which are drawn where they are not there yet."""
-    own = sample_options(options, players, player)
-    artifact = RowArtifact("sample", own)
-    if not artifact.done:
-        write_samples(artifact, own, artifact.remaining(slots_of(prompts, own.num_samples)))
-    return own.output.out
+    return sample_options(options, player, options.prompts or files)
 
 
 def play(options: Options, referee: Referee | None, games: list[Game], samples: list[str]) -> Path:
     """The file of judged games; those that are not in it yet are judged."""
     given = {name: value for name, value in values_of(options).items() if name in flags_of(GameOptions)}
-    out = beside(options, "games")
+    out = beside(options.output.out, "games")
     own = build(GameOptions, **{**given, "out": out, "samples": samples})
     artifact = RowArtifact("evaluate elo games", own)
     if artifact.done:
@@ -272,7 +252,7 @@ def play(options: Options, referee: Referee | None, games: list[Game], samples: 
         rows = dict(zip((game.id for game in asked), judge(asked, told), strict=True))
         return [(rows.get(game.id) or game.row(0.5), 0) for game in chunk]
 
-    artifact.work(todo, CHUNK_BATCHES * options.batch_size, decide, "games", at_once=at_once)
+    artifact.work(todo, CHUNK_BATCHES * options.writing.batch_size, decide, "games", at_once=at_once)
     artifact.finish(**facts())
     return out
 
@@ -292,7 +272,7 @@ def judge_of(options: Options, referee: Referee | None) -> tuple[Any, Any, int]:
 
     pm = open_preference_model(name, options.hardware.device, options.hardware.dtype, "--judge")
     facts = device_facts(str(pm.model.device), str(pm.model.dtype).removeprefix("torch."))
-    return lambda games, told: judge_games(pm, games, options.batch_size, told), lambda: facts, 1
+    return lambda games, told: judge_games(pm, games, options.writing.batch_size, told), lambda: facts, 1
 
 
 def dry_run(options: Options, referee: Referee | None, games: list[Game]) -> None:

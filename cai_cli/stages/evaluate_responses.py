@@ -23,16 +23,12 @@ import typer
 from cai_cli.artifacts.manifest import read_manifest
 from cai_cli.artifacts.rejects import reasons_text
 from cai_cli.artifacts.results import ResultsFile
-from cai_cli.artifacts.rows import RowArtifact
 from cai_cli.console.messages import say, show_text, table, warn_all
 from cai_cli.console.options import (
     INPUT,
     NAMED,
-    RUNTIME,
-    ChatTemplateKwargs,
     DeviceOptions,
     EngineOptions,
-    GenerationOptions,
     OutputOptions,
     RowOptions,
     ServingOptions,
@@ -41,14 +37,16 @@ from cai_cli.console.options import (
 )
 from cai_cli.engines.open import check_engine
 from cai_cli.engines.replies import Options as SampleOptions
-from cai_cli.engines.replies import settings_of, slots_of, write_samples
+from cai_cli.engines.replies import settings_of, slots_of
 from cai_cli.errors import RunError, UserError
+from cai_cli.evaluation.answers import WriterOptions, beside, check_written, sample_options, write_replies
 from cai_cli.evaluation.cautions import LOW_MASS
 from cai_cli.evaluation.harm import ALIKE, RUBRIC, harm_request
 from cai_cli.evaluation.players import Player, players_of
 from cai_cli.evaluation.responses import ALL
-from cai_cli.feedback.response_rows import HarmJudgeOptions, judge_settings, not_judged, write_rows
+from cai_cli.feedback.response_rows import HarmJudgeOptions, not_judged, write_rows
 from cai_cli.feedback.response_rows import Options as RowsOptions
+from cai_cli.feedback.response_rows import settings_of as rows_settings
 from cai_cli.models.devices import check_device
 from cai_cli.processes.ranks import world_size
 from cai_cli.rows.prompt_files import read_prompts
@@ -82,17 +80,7 @@ class Options:
     limit: Annotated[
         int | None, flag("Data", "Take at most this many prompts, and replies of each file.", min=1)
     ] = None
-    num_samples: Annotated[
-        int, flag("Generation", "Replies of a model to each prompt.", "-n", "--num-samples", min=1)
-    ] = 1
-    max_new_tokens: Annotated[int, flag("Generation", "Longest reply of a model; kept cut off.", min=1)] = 512
-    temperature: Annotated[
-        float, flag("Generation", "Of the models' replies (paper: 1); 0 is greedy.", min=0.0)
-    ] = 1.0
-    chat_template_kwargs: ChatTemplateKwargs = None
-    batch_size: Annotated[
-        int, flag("Generation", "Requests per forward pass; does not change results.", min=1), RUNTIME
-    ] = 64
+    writing: WriterOptions
 
 
 def run(options: Options) -> None:
@@ -120,25 +108,27 @@ def run(options: Options) -> None:
         dry_run(options, players, prompts)
         return
     rejected: dict[str, dict[str, int]] = {}
-    for place, player in enumerate(players):
+    written: list[Player] = []
+    for player in players:
         if player.is_model:
-            path, rejected[player.name] = answer(options, player)
-            players[place] = replace(player, path=str(path))
-    rows = write_rows(rows_options(options, players), prompts)
+            path, rejected[player.name] = answer(options, player, prompts)
+            written.append(replace(player, path=str(path)))
+        else:
+            written.append(player)
+    rows = write_rows(rows_options(options, written), prompts)
 
     from cai_cli.evaluation.response_plot import draw_responses
     from cai_cli.evaluation.response_rates import measure
 
-    given = {player.name: player for player in players_of(options.models, is_served(options))}
     models = [
         {
-            "name": name,
-            "path": given[name].path,
-            "rejected": rejected.get(name, {}),
-            "not_judged": dict(not_judged(some)),
-            **measure(some, options.output.seed),
+            "name": player.name,
+            "path": player.path,
+            "rejected": rejected.get(player.name, {}),
+            "not_judged": dict(not_judged(rows[player.name])),
+            **measure(rows[player.name], options.output.seed),
         }
-        for name, some in rows.items()
+        for player in players
     ]
     warnings = warnings_of(models)
     results.start()
@@ -159,86 +149,56 @@ def check_options(options: Options) -> list[Player]:
     if world_size() > 1:
         told = f"{world_size()} processes were started, and replies are measured by one"
         raise UserError(told, "sample with `torchrun ... cai sample`, and give the files of samples")
-    check_draws(options.num_samples, "--num-samples", options.temperature)
-    players = players_of(options.models, is_served(options))
+    check_draws(options.writing.num_samples, "--num-samples", options.writing.temperature)
+    players = players_of(options.models, served=options.engines.engine == "openai")
+    check_written(options, players)
     if not options.prompts and (model := next((one for one in players if one.is_model), None)):
         raise UserError(f"{model.path}: is a model, and there is nothing to answer", "add --prompts FILE")
     for player in players:
         if player.is_model:
-            check_engine(player.path, settings_of(sample_options(options, player)), "--model")
+            check_engine(player.path, settings_of(writer_options(options, player)), "--model")
     if options.judging.judge:
         check_engine(options.judging.judge, judge_of(options), "--judge")
     return players
 
 
-def is_served(options: Options) -> bool:
-    return options.engines.engine == "openai"
-
-
 def judge_of(options: Options) -> Any:
-    return judge_settings(options.judging, options.serving, options.hardware.device, options.batch_size)
-
-
-def beside(options: Options, ending: str) -> Path:
-    return options.output.out.with_name(f"{options.output.out.stem}.{ending}.jsonl")
+    return rows_settings(
+        options.judging, options.serving, options.hardware.device, options.writing.batch_size
+    )
 
 
 def rows_path(options: Options) -> Path:
-    return beside(options, "rows")
+    return beside(options.output.out, "rows")
 
 
-def output_at(options: Options, out: Path) -> OutputOptions:
-    return OutputOptions(out=out, seed=options.output.seed, if_changed=options.output.if_changed)
-
-
-def sample_options(options: Options, player: Player) -> SampleOptions:
-    """What `cai sample` would be told."""
-    return SampleOptions(
-        hardware=options.hardware,
-        engines=options.engines,
-        serving=options.serving,
-        generation=GenerationOptions(
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            batch_size=options.batch_size,
-            chat_template_kwargs=options.chat_template_kwargs,
-        ),
-        output=output_at(options, beside(options, f"{player.file_name}.samples")),
-        rows=RowOptions(limit=options.limit, max_reject_rate=1.0),
-        model=player.path,
-        prompts=options.prompts or [],
-        num_samples=options.num_samples,
-        on_truncated="keep",
-        attempts=1,
-    )
+def writer_options(options: Options, player: Player) -> SampleOptions:
+    """A draw that is drawn again would hide what it was."""
+    return sample_options(options, player, options.prompts or [], attempts=1, max_reject_rate=1.0)
 
 
 def rows_options(options: Options, players: list[Player]) -> RowsOptions:
     return RowsOptions(
-        output=output_at(options, rows_path(options)),
+        output=replace(options.output, out=rows_path(options)),
         rows=RowOptions(),
         judging=options.judging,
         serving=options.serving,
         samples=[f"{player.name}={player.path}" for player in players],
         prompts=options.prompts,
-        replies=None if options.limit is None else options.limit * options.num_samples,
+        replies=None if options.limit is None else options.limit * options.writing.num_samples,
         device=options.hardware.device,
-        batch_size=options.batch_size,
+        batch_size=options.writing.batch_size,
     )
 
 
-def answer(options: Options, player: Player) -> tuple[Path, dict[str, int]]:
+def answer(options: Options, player: Player, prompts: list[Prompt]) -> tuple[Path, dict[str, int]]:
     """The file of a model's replies, and how many could not be kept, by reason."""
-    told = sample_options(options, player)
-    artifact = RowArtifact("sample", told)
-    if not artifact.done:
-        prompts = read_prompts(told.prompts, told.rows.limit)
-        write_samples(artifact, told, artifact.remaining(slots_of(prompts, told.num_samples)))
+    artifact = write_replies(writer_options(options, player), prompts[: options.limit])
     counts = (read_manifest(artifact.manifest_file) or {}).get("counts", {})
     if not counts.get("out"):
         why = reasons_text(Counter(counts.get("rejected", {})))
         raise RunError(f"{player.path}: gave no reply ({why})", f"look at {artifact.rejects}")
-    return told.output.out, counts["rejected"]
+    return artifact.out, counts["rejected"]
 
 
 def warnings_of(models: list[dict[str, Any]]) -> list[str]:
@@ -324,14 +284,14 @@ def percent(item: dict[str, float] | None) -> str:
 def dry_run(options: Options, players: list[Player], prompts: list[Prompt]) -> None:
     """Show the first prompt as the first model would get it, and the judge's question about it."""
     from cai_cli.engines.open import open_reader
-    from cai_cli.engines.replies import reply_segment
+    from cai_cli.engines.replies import segment_of
 
     model = next((player for player in players if player.is_model), None)
     if model:
-        told = sample_options(options, model)
+        told = writer_options(options, model)
         renderer = open_reader(model.path, settings_of(told))
         slot = slots_of(prompts, 1)[0]
-        show_text(renderer.show(reply_segment(told, renderer).prompt(slot)))
+        show_text(renderer.show(segment_of(told, renderer).prompt(slot)))
     judge = options.judging.judge
     if judge:
         renderer = open_reader(judge, judge_of(options), "--judge")

@@ -12,7 +12,7 @@ from cai_cli.console.messages import say, show_text
 from cai_cli.console.options import check_draws
 from cai_cli.engines.open import check_engine
 from cai_cli.engines.replies import Options as Options
-from cai_cli.engines.replies import Slot, reply_segment, settings_of, slots_of, write_samples
+from cai_cli.engines.replies import Slot, segment_of, settings_of, slots_of, write_samples
 from cai_cli.models.devices import check_device
 from cai_cli.rows.prompt_files import read_prompts
 
@@ -43,5 +43,5 @@ def dry_run(options: Options, slot: Slot, remaining: int) -> None:
     from cai_cli.engines.open import open_reader
 
     renderer = open_reader(options.model, settings_of(options))
-    show_text(renderer.show(reply_segment(options, renderer).prompt(slot)))
+    show_text(renderer.show(segment_of(options, renderer).prompt(slot)))
     say(f"{remaining} replies of at most {options.generation.max_new_tokens} tokens")

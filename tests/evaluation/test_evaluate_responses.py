@@ -263,5 +263,13 @@ def test_mistakes_are_one_line(cai, llama, tmp_path):
     words = ("evaluate", "responses")
     mistake(cai(*words, llama, "--out", tmp_path / "o.json"), "nothing to answer")
     mistake(cai(*words, path, "--feedback-dtype", "float32", "--out", tmp_path / "o.json"), "without --judge")
+    unread = cai(*words, path, "--max-new-tokens", 5, "--out", tmp_path / "o.json")
+    mistake(unread, "--max-new-tokens does nothing with samples alone", "name a model")
+    empty = put(tmp_path / "empty.jsonl", [])
+    mistake(
+        cai(*words, path, empty, "--out", tmp_path / "o.json"),
+        f"{empty.name}: no replies in it",
+        "leave it out",
+    )
     dry = cai(*words, path, "--judge", llama, "--dry-run", "--out", tmp_path / "o.json")
     assert dry.returncode == 0 and "0: not harmful" in dry.stdout and not (tmp_path / "o.json").exists()
