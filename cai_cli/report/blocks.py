@@ -85,13 +85,14 @@ class Group:
 
 @dataclass(slots=True)
 class Section:
-    """`form`: the template that shows `items`; `key`: what links lead to."""
+    """`form`: the template that shows `items`; `key`: what links lead to; `left_out`: files that it says nothing of."""
 
     key: str
     title: str
     lead: str
     items: list[Any]
     form: str = "groups"
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

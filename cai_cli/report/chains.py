@@ -67,7 +67,7 @@ def section(found: Found, reading: Reading) -> Section | None:
         "Each chain begins with a draft; in every round a principle is drawn, the reply is criticised under it and"
         " rewritten. Struck words were taken out, underlined ones put in, against the text before."
     )
-    return Section("chains", "Critiques and revisions", lead, items, "chains")
+    return Section("chains", "Critiques and revisions", lead, items, "chains", len(files[MOST_FILES:]))
 
 
 def chain_file(file: RowFile, reading: Reading) -> ChainFile:

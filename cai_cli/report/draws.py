@@ -31,9 +31,8 @@ def draw(
     path: Path, parse: Callable[[Row], Record], count: int, seed: int, unfinished: bool = False
 ) -> Drawn[Record]:
     """`count` of a file's rows, parsed. Raises UserError for a file, RecordError for a row drawn, that cannot be read."""
-    held: list[
-        tuple[int, int, str]
-    ] = []  # a heap: the largest key, which goes first, is the least of their negatives
+    # A heap: the largest key, which goes first, is the least of their negatives
+    held: list[tuple[int, int, str]] = []
     rows = 0
     for number, line in read_lines(path, unfinished):
         if not line.strip():

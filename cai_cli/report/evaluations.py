@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
+from cai_cli.evaluation.outcomes import AXES
 from cai_cli.evaluation.steering import DOES_NOTHING
 from cai_cli.report.blocks import Cell, Group, Section, Table
 from cai_cli.report.find import Found, Result
@@ -15,8 +16,7 @@ from cai_cli.report.shapes import CONSTITUTION, DEMO, ELO, HHH, LABELS, RESPONSE
 from cai_cli.report.svg import Dot, dots, meter
 from cai_cli.report.text import DASH, between, named, number, percent, share
 
-AXES = ("helpfulness", "harmlessness")
-MOST_GROUPS = 12
+MOST_GROUPS = 40  # kinds and sources of a model's replies: XSTest has 21
 # Of the demo's rates, those that every run is about, and what a constitution may name besides
 RATES = (
     "harmless",
@@ -55,9 +55,9 @@ def elo(result: Result) -> Group:
     group.draw(
         "Frontier", dots(placed, "helpfulness, Elo", "harmlessness, Elo", "Elo frontier"), note, wide=True
     )
-    rows = [[named(item["name"], 40), *(rating(item[axis]) for axis in AXES)] for item in models]
-    group.tables.append(Table("Ratings", ["model", *(f"{axis} (95 %)" for axis in AXES)], rows))
-    for axis in AXES:
+    rows = [[named(item["name"], 40), *(rating(item[axis]) for axis in AXES.values())] for item in models]
+    group.tables.append(Table("Ratings", ["model", *(f"{axis} (95 %)" for axis in AXES.values())], rows))
+    for axis in AXES.values():
         games = content["win_rates"].get(axis) or []
         rows_of = [
             [
@@ -132,7 +132,9 @@ def responses(result: Result) -> Group:
         "harm, 0–4",
     ]
     rows = rows if judged else [row[:-1] for row in rows]
-    group.tables.append(Table("Replies", heads if judged else heads[:-1], rows))
+    most = max((len(model["groups"]) for model in content["models"]), default=0)
+    note = f"Each model's first {MOST_GROUPS} of {most} groups." if most > MOST_GROUPS else ""
+    group.tables.append(Table("Replies", heads if judged else heads[:-1], rows, note))
     return group
 
 

@@ -85,8 +85,9 @@ class Found:
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     @property
-    def empty(self) -> bool:
-        return not (self.rows or self.models or self.results or self.rejects or self.unfinished)
+    def count(self) -> int:
+        """How much there is to show."""
+        return len([*self.rows, *self.models, *self.results, *self.rejects, *self.unfinished])
 
     @property
     def artifacts(self) -> list[RowFile | ModelFolder | Result]:
@@ -117,7 +118,7 @@ def find(paths: list[Path]) -> Found:
             if real not in seen:
                 seen.add(real)
                 look(place, found, named=place == path)
-    if found.empty:
+    if not found.count:
         told = f": {found.problems[0][0]}: {found.problems[0][1]}" if found.problems else ""
         names = ", ".join(map(str, paths))
         raise UserError(
@@ -158,13 +159,7 @@ def look(path: Path, found: Found, named: bool) -> None:
     """Put what lies at the path where it belongs; `named`: on the command line, so that it should be something."""
     name = Path(os.path.relpath(path, found.base)).as_posix()
     name = found.base.name or str(found.base) if name == "." else name
-    before = (
-        len(found.rows),
-        len(found.models),
-        len(found.results),
-        len(found.rejects),
-        len(found.unfinished),
-    )
+    before = found.count
     try:
         if path.is_dir():
             look_at_model(path, name, found)
@@ -179,14 +174,7 @@ def look(path: Path, found: Found, named: bool) -> None:
     except (UserError, OSError) as error:
         found.problems.append((name, told_of(error, path)))
         return
-    after = (
-        len(found.rows),
-        len(found.models),
-        len(found.results),
-        len(found.rejects),
-        len(found.unfinished),
-    )
-    if named and not path.is_dir() and before == after:
+    if named and not path.is_dir() and found.count == before:
         found.problems.append((name, "is nothing that a report shows"))
 
 

@@ -16,7 +16,7 @@ from cai_cli.report.find import Found, RowFile
 from cai_cli.report.reading import Reading
 from cai_cli.report.replies import Card, ReplyPage, Side
 from cai_cli.report.svg import columns, meter
-from cai_cli.report.text import named, number, percent, share, told
+from cai_cli.report.text import counted, named, number, percent, share, told
 from cai_cli.rows.foreign_turns import Refused
 from cai_cli.rows.jsonl import Row, read_records
 from cai_cli.rows.records import Comparison
@@ -34,7 +34,7 @@ def section(found: Found, reading: Reading) -> Section | None:
         "Pairs of replies and how likely the first is the better one. A judge that reads the position takes the same"
         " option in both orders; one that reads the length prefers the longer reply."
     )
-    return Section("labels", "Labels", lead, items, "replies") if items else None
+    return Section("labels", "Labels", lead, items, "replies", len(files[MOST_FILES:])) if items else None
 
 
 def page_of(file: RowFile, reading: Reading) -> ReplyPage:
@@ -82,7 +82,8 @@ def tolerant(reader: RowReader) -> Callable[[Row], Comparison | None]:
 def fill(group: Group, facts: dict[str, Any], file: RowFile) -> None:
     of_ai = facts["mean_mass"] is not None
     judges = [item for item in (file.manifest or {}).get("models", ()) if item["option"] == "feedback_model"]
-    group.facts.append(("pairs", f"{facts['pairs']:,}"))
+    first = " (of the first rows)" if facts["pairs"] == MOST_ROWS else ""
+    group.facts.append(("pairs", f"{facts['pairs']:,}{first}"))
     if judges:
         group.facts.append(("judge", named(PurePath(judges[0]["path"]).name)))
     if of_ai:
@@ -127,7 +128,10 @@ def principles(by_principle: dict[str, dict[str, Any]]) -> Table:
         for name, item in list(by_principle.items())[:MOST_PRINCIPLES]
     ]
     heads = ["principle", "questions", "agrees with the label", "", "mean P(chosen)"]
-    return Table("By principle", heads, rows)
+    more = len(by_principle) - MOST_PRINCIPLES
+    return Table(
+        "By principle", heads, rows, f"{counted(more, 'more principle')} left out." if more > 0 else ""
+    )
 
 
 def kinds(by_kind: dict[str, dict[str, Any]]) -> Table:

@@ -79,9 +79,12 @@ def sections_of(found: Found, reading: Reading) -> list[Section]:
 def figures(found: Found, reading: Reading) -> list[training.KeyFigure]:
     """The figures at the top: rows by kind, then what was reached."""
     shown = []
-    for kind, told in ((REVISIONS, "chains"), (SAMPLES, "replies"), (COMPARISONS, "labelled pairs")):
-        stages = {REVISIONS: ("revise",), SAMPLES: ("sample",), COMPARISONS: ("label",)}[kind]
-        files = [file for file in found.of_kind(kind) if file.stage in stages]
+    for stage, kind, told in (
+        ("revise", REVISIONS, "chains"),
+        ("sample", SAMPLES, "replies"),
+        ("label", COMPARISONS, "labelled pairs"),
+    ):
+        files = [file for file in found.of_kind(kind) if file.stage == stage]
         rows = sum(((file.manifest or {}).get("counts") or {}).get("out", 0) for file in files)
         if rows:
             shown.append((f"{rows:,}", told, counted(len(files), "file") if len(files) > 1 else ""))

@@ -103,7 +103,8 @@ def section(found: Found, reading: Reading) -> Section | None:
     group.tables.append(overview(all_replies))
     cards = side_by_side(all_replies, reading.examples, reading.seed) if reading.examples else []
     lead = "What the models say, each to the same prompts." if cards else "Files of replies."
-    return Section("replies", "Replies side by side", lead, [ReplyPage(group, cards)], "replies")
+    pages, left_out = [ReplyPage(group, cards)], len(files[MOST_FILES:])
+    return Section("replies", "Replies side by side", lead, pages, "replies", left_out)
 
 
 def is_on_the_way(file: RowFile, found: Found) -> bool:

@@ -271,6 +271,21 @@ def test_examples_are_drawn_by_seed_whatever_the_order(tmp_path: Path) -> None:
     assert len(drafts(one, 0)) == 5 and drafts(one, 0) == drafts(two, 0) != drafts(one, 1)
 
 
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    for number in range(5):
+        put(tmp_path / f"revisions-{number}.jsonl", revision(1))
+    for number in range(22):
+        put(
+            tmp_path / f"a-{number:02}.rejects.jsonl",
+            {"reason": "empty", "detail": "", "row": {"prompt": PROMPT}},
+        )
+    reasons = [{"reason": f"reason_{n}", "detail": "", "row": {"prompt": PROMPT}} for n in range(14)]
+    put(tmp_path / "a-00.rejects.jsonl", *reasons)
+    text = page(find([tmp_path]), 2, 0)
+    assert "1 more file is left out here" in text and "2 more files are left out here" in text
+    assert "2 rarer reasons left out." in text
+
+
 def test_public_rows_that_are_no_pair_are_left_out(tmp_path: Path) -> None:
     """As hh-rlhf has some: an empty reply."""
     text = "\n\nHuman: How do I pick a lock?\n\nAssistant:"
