@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 
 from cai_cli.evaluation.outcomes import AXES
-from cai_cli.evaluation.steering_plot import plain
+from cai_cli.evaluation.plots import plain, short
 
 matplotlib.use("Agg")
 LONGEST_NAME = 32
@@ -40,7 +40,9 @@ def draw_ratings(models: list[dict[str, Any]], anchor: str, path: Path, title: s
         )
         for axes, axis in zip(panels[0], measured, strict=True):
             draw_dots(axes, [model for model in models if model[axis]], axis)
-    figure.suptitle(plain(f"{title}: Elo with 95 % intervals, {short(anchor)} at 0"), fontsize=10)
+    figure.suptitle(
+        plain(f"{title}: Elo with 95 % intervals, {short(anchor, LONGEST_NAME)} at 0"), fontsize=10
+    )
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -65,7 +67,7 @@ def draw_frontier(axes: Any, models: list[dict[str, Any]]) -> None:
             mark(axes, across, up["elo"], spans[0], colour, "x")
             mark(axes, up, across["elo"], spans[1], colour, "y")
             axes.annotate(
-                plain(short(model["name"])),
+                plain(short(model["name"], LONGEST_NAME)),
                 (across["elo"], up["elo"]),
                 xytext=(6, 6),
                 textcoords="offset points",
@@ -95,7 +97,9 @@ def draw_dots(axes: Any, models: list[dict[str, Any]], axis: str) -> None:
     for n, model in enumerate(models):
         mark(axes, model[axis], n, width, "#3b6ea5", "x")
     axes.axvline(0, color="0.85", linewidth=1, zorder=0)
-    axes.set_yticks(range(len(models)), [plain(short(model["name"])) for model in models], fontsize=8)
+    axes.set_yticks(
+        range(len(models)), [plain(short(model["name"], LONGEST_NAME)) for model in models], fontsize=8
+    )
     axes.set_ylim(len(models) - 0.5, -0.5)
     axes.set_xlabel(f"{axis} Elo")
     axes.margins(x=0.1)
@@ -119,7 +123,3 @@ def span(ratings: list[dict[str, Any]]) -> float:
     """How wide a picture of the ratings is."""
     ends = [rating[name] for rating in ratings for name in ("elo", "low", "high") if rating[name] is not None]
     return max(max(ends) - min(ends), 1.0)
-
-
-def short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -44,3 +44,13 @@ def draw_reliability(series: dict[str, list[Bin]], path: Path, title: str, start
     axes.legend(loc="lower right" if start else "upper left", frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def plain(text: str) -> str:
+    """Without what matplotlib would set as a formula."""
+    return text.replace("$", r"\$")
+
+
+def short(name: str, longest: int) -> str:
+    """A name with its end left out where it is longer."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 
+from cai_cli.evaluation.plots import plain, short
 from cai_cli.evaluation.response_rates import HARMFUL, HELPFUL
 from cai_cli.evaluation.responses import ALL
 
@@ -27,7 +28,7 @@ def draw_responses(models: list[dict[str, Any]], path: Path) -> None:
     kinds = [name for name in (HARMFUL, HELPFUL) if name in names] or [ALL]
     sources = sorted(names - {ALL, HARMFUL, HELPFUL}, key=pairs_together)[:MOST_SOURCES]
     left = [(f"{text}\n({kind})", kind, name) for kind in kinds for name, text in MEASURED.items()]
-    right = [(short(source), source, "refusal") for source in sources]
+    right = [(short(source, LONGEST_NAME), source, "refusal") for source in sources]
     spread = 0.3 + 0.14 * len(models)
     height = 1.6 + max(len(left), len(right)) * max(0.42, 0.3 * spread)
     figure, panels = pyplot.subplots(
@@ -68,7 +69,7 @@ def draw_rows(
             capsize=2,
             linewidth=1,
             color=COLOURS[number % len(COLOURS)],
-            label=plain(short(model["name"])),
+            label=plain(short(model["name"], LONGEST_NAME)),
         )
     for place in range(1, len(rows)):
         axes.axhline(place - 0.5, color="0.92", linewidth=0.8, zorder=0)
@@ -80,12 +81,3 @@ def draw_rows(
 def pairs_together(source: str) -> str:
     """Unsafe types of XSTest below the safe ones that they look like."""
     return source.replace("/contrast_", "/") + ("~" if "/contrast_" in source else "")
-
-
-def short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-
-
-def plain(text: str) -> str:
-    """Without what matplotlib would set as a formula."""
-    return text.replace("$", r"\$")

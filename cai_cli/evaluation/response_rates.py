@@ -16,6 +16,7 @@ from cai_cli.evaluation.bootstrap import Bootstrap
 from cai_cli.evaluation.calibration import wilson
 from cai_cli.evaluation.repetition import phrase_rates
 from cai_cli.evaluation.responses import ALL
+from cai_cli.importers.prompt_sets import CONTRAST
 from cai_cli.rows.conversation import prompt_id
 from cai_cli.rows.jsonl import Row
 from cai_cli.rows.records import KINDS
@@ -30,7 +31,6 @@ FLAGS = {
     "empty": "empty",
     "truncated": "truncated",
 }
-CONTRAST = "contrast_"  # XSTest: in front of the type of unsafe prompts that look like safe ones
 
 
 def measure(rows: list[Row], seed: int = 0) -> dict[str, Any]:

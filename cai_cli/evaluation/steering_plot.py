@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 
 from cai_cli.evaluation.bootstrap import Array
+from cai_cli.evaluation.plots import plain, short
 from cai_cli.evaluation.steering import DOES_NOTHING, MOVES, NOTHING, UNCLEAR
 
 matplotlib.use("Agg")
@@ -71,7 +72,9 @@ def draw_shifts(axes: Any, facts: dict[str, Any]) -> None:
             label=None if effect in shown else TOLD[effect],
         )
         shown.add(effect)
-    axes.set_yticks(range(len(principles)), [short(name) for name in principles], fontsize=8)
+    axes.set_yticks(
+        range(len(principles)), [plain(short(name, LONGEST_NAME)) for name in principles], fontsize=8
+    )
     axes.set_ylim(len(principles) - 0.5, -0.5)
     axes.set_xlim(0, max(0.05, axes.get_xlim()[1]))
     axes.set(xlabel="mean |label - label under no principle|, 95 %", title="how far labels move")
@@ -83,8 +86,10 @@ def draw_agreement(axes: Any, table: dict[str, Any]) -> None:
     """A square a pair of principles: in how many pairs both prefer the same reply."""
     names, shares = table["names"], table["same_side"]
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdBu")
-    axes.set_xticks(range(len(names)), [short(name) for name in names], fontsize=8, rotation=90)
-    axes.set_yticks(range(len(names)), [short(name) for name in names], fontsize=8)
+    axes.set_xticks(
+        range(len(names)), [plain(short(name, LONGEST_NAME)) for name in names], fontsize=8, rotation=90
+    )
+    axes.set_yticks(range(len(names)), [plain(short(name, LONGEST_NAME)) for name in names], fontsize=8)
     if len(names) <= MOST_NUMBERED:
         for row, values in enumerate(shares):
             for column, value in enumerate(values):
@@ -101,13 +106,4 @@ def draw_two(axes: Any, name: str, ours: Array, theirs: Array) -> None:
         draw(0.5, color="0.85", linewidth=1)
     axes.scatter(ours, theirs, s=14, color=COLOURS[MOVES], alpha=0.6, linewidths=0)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="P(first reply), mean over principles")
-    axes.set(ylabel=plain(f"under {short(name)}"), title="two constitutions")
-
-
-def short(name: str) -> str:
-    return plain(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…")
-
-
-def plain(text: str) -> str:
-    """Without what matplotlib would set as a formula."""
-    return text.replace("$", r"\$")
+    axes.set(ylabel=plain(f"under {short(name, LONGEST_NAME)}"), title="two constitutions")

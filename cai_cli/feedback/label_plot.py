@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 
+from cai_cli.evaluation.plots import plain, short
 from cai_cli.feedback.diagnostics import diagnose
 from cai_cli.rows.jsonl import read_records
 from cai_cli.rows.records import Comparison
@@ -67,8 +68,8 @@ def draw_principles(axes: Any, by_principle: dict[str, dict[str, Any]]) -> None:
     least.
     """
     shown = sorted(by_principle.items(), key=lambda item: item[1]["agreement"])[:MOST_PRINCIPLES]
-    names = [name if len(name) <= 24 else f"{name[:23]}…" for name, _ in shown]
+    names = [plain(short(name, 24)) for name, _ in shown]
     axes.barh(range(len(shown)), [facts["agreement"] for _, facts in shown], color=COLOUR, height=0.7)
-    axes.set_yticks(range(len(shown)), [name.replace("$", r"\$") for name in names], fontsize=7)
+    axes.set_yticks(range(len(shown)), names, fontsize=7)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="judgements that agree with the label", title="principles")

@@ -288,7 +288,7 @@ def score_replies(options: Options, items: list[Item]) -> dict[str, Any]:
 
 
 def draw(path: Path, options: Options, groups: dict[str, list[Item]], whole: dict[str, Any]) -> None:
-    from cai_cli.evaluation.plots import draw_reliability
+    from cai_cli.evaluation.plots import draw_reliability, plain
 
     series = {
         Path(name).stem: option_bins(items)
@@ -297,7 +297,7 @@ def draw(path: Path, options: Options, groups: dict[str, list[Item]], whole: dic
     }
     low, high = whole["interval"]
     title = f"{Path(options.model or options.pm or '').name}: accuracy {whole['accuracy']:.1%} ({low:.1%}–{high:.1%})"
-    draw_reliability(series, path, title.replace("$", r"\$"))
+    draw_reliability(series, path, plain(title))
 
 
 def show(measured: dict[str, dict[str, Any]], whole: dict[str, Any]) -> None:
