@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import re
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from cai_cli.errors import UserError
+from cai_cli.processes.ranks import wait_for
 from cai_cli.rows.json_text import load_json
 from cai_cli.rows.jsonl import check_new, read_lines, write_lines
 from cai_cli.rows.seen import Seen, bytes_of, scratch_table
 
 Item = TypeVar("Item")
-POLL_SECONDS = 0.2
 SHARD = re.compile(r"(\d+)/(\d+)")
 
 
@@ -121,12 +120,9 @@ def through_file(path: Path, rank: int) -> Path:
 
 
 def await_ranks(path: Path, count: int) -> int:
-    """Wait until all ranks are through, however long they take: a collective would give up after some
-    minutes. Returns how many tokens they sampled.
-    """
+    """Wait until all ranks are through. Returns how many tokens they sampled."""
     files = [through_file(path, rank) for rank in range(count)]
-    while not all(file.exists() for file in files):
-        time.sleep(POLL_SECONDS)
+    wait_for(lambda: all(file.exists() for file in files) or None, str(path))
     return sum(int(file.read_text()) for file in files)
 
 

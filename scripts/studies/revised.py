@@ -48,7 +48,8 @@ def round_means(file: Path) -> list[dict[str, Means]]:
 def mended(file: Path, place: Place) -> Means:
     """Of each request the share of all its chains that ended harmless: a rejected chain has mended nothing."""
     found = {last_user_text(row["prompt"]): 0.0 for row in rows_of(test_prompts(place, *HARMFUL_ONLY))}
-    for sample in score_samples(rounds_of(file)[-1]):
+    rounds = rounds_of(file)
+    for sample in score_samples(rounds[-1]) if rounds else []:
         found[sample.prompt] += sample.verdict.harmless / CHAINS
     return found
 

@@ -24,9 +24,8 @@ def judge_games(
     """
     from cai_cli.models.score import score_all
 
-    found: dict[
-        tuple[str, str], Any
-    ] = {}  # the prompt's id and the reply -> ids, a score, or why there is none
+    # The prompt's id and the reply -> ids, a score, or why there is none
+    found: dict[tuple[str, str], Any] = {}
     for game in games:
         for reply in game.pair.replies:
             place = (game.pair.prompt_id, reply)
