@@ -102,6 +102,7 @@ def make_trainer(
         eval_strategy="steps" if held_out else "no",
         eval_steps=training.save_steps,
         prediction_loss_only=True,
+        loss_type="nll",  # TRL 1.12's own choice calls no head, which FSDP 2 waits for before it shares weights again
         router_aux_loss_coef=0.0,  # the loss is the completion's cross-entropy alone
         logging_nan_inf_filter=False,
         report_to="none",
