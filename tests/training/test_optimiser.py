@@ -1,14 +1,16 @@
-"""One door to the optimiser, and through it AdamW in one pass over the weights."""
+"""One door to the optimiser, and through it AdamW in one pass over the weights; schedules are transformers'."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from transformers import get_scheduler
 from trl.trainer.sft_config import SFTConfig
 
 import cai_cli
-from cai_cli.training.optimiser import make_optimizer
+from cai_cli.training.optimiser import make_optimizer, make_schedule
 
 
 def test_it_takes_the_steps_of_adamw_without_its_temporaries():
@@ -35,3 +37,20 @@ def test_no_trainer_builds_one_by_itself(tmp_path):
     }
     assert found == {"training/optimiser.py"}
     assert SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False).optim == "adamw_torch_fused"
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 3])
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_schedules_are_those_of_transformers(kind, warmup_steps):
+    def rates(make) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+        schedule, found = make(optimizer), []
+        for _ in range(12):
+            found.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    name = "constant_with_warmup" if kind == "constant" else kind
+    theirs = rates(lambda optimizer: get_scheduler(name, optimizer, warmup_steps, 10))
+    assert rates(lambda optimizer: make_schedule(kind, optimizer, warmup_steps, 10))[:11] == theirs[:11]

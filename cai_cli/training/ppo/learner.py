@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import get_scheduler
 
 from cai_cli.compute.batches import like_size
 from cai_cli.compute.packed_rows import training_pass
 from cai_cli.compute.products import fast_products
-from cai_cli.console.options import schedule_of
 from cai_cli.errors import RunError
 from cai_cli.models.adapters import trainable_state
 from cai_cli.models.devices import training_dtype
@@ -28,7 +26,7 @@ from cai_cli.processes.collective import everywhere, gathered, total
 from cai_cli.processes.ranks import rank, world_size
 from cai_cli.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean
 from cai_cli.training.modes import autocast
-from cai_cli.training.optimiser import make_optimizer
+from cai_cli.training.optimiser import make_optimizer, make_schedule
 from cai_cli.training.parallel import Parallel, Passes
 from cai_cli.training.parts import Kept
 from cai_cli.training.ppo.episodes import Episodes, minibatches, one_token, over_episodes
@@ -67,9 +65,8 @@ class Learner(ABC):
         dtype = training_dtype(hardware.dtype, models.bf16, models.adapters.lora)
         self.parallel = pair.passes = Parallel(self.model, learns, hardware.device, dtype)
         updates = ppo.num_ppo_epochs * ppo.num_mini_batches
-        kind = schedule_of(ppo.lr_scheduler_type)
         optimizer, warmup = self.parallel.optimizer, ppo.warmup_steps * updates
-        self.schedule = get_scheduler(kind, optimizer, warmup, steps * updates)
+        self.schedule = make_schedule(ppo.lr_scheduler_type, optimizer, warmup, steps * updates)
         self.graph: Tensor | None = None
         self.first_gap = 0.0
 

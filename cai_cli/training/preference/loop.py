@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import get_scheduler
 
 from cai_cli.compute.products import fast_products
 from cai_cli.console.messages import progress, say
-from cai_cli.console.options import TrainingOptions, schedule_of
+from cai_cli.console.options import TrainingOptions
 from cai_cli.errors import RunError
 from cai_cli.keys import key
 from cai_cli.models.devices import training_dtype
@@ -39,7 +38,7 @@ from cai_cli.training.checkpoints import (
     step_of,
 )
 from cai_cli.training.metrics_file import MetricsFile
-from cai_cli.training.optimiser import make_optimizer
+from cai_cli.training.optimiser import make_optimizer, make_schedule
 from cai_cli.training.parallel import Parallel
 from cai_cli.training.parts import part_name, read_parts
 from cai_cli.training.preference.losses import backward, evaluate_pairs
@@ -83,8 +82,7 @@ def fit_pairwise(
     learns = partial(make_optimizer, learning_rate=options.learning_rate)
     dtype = training_dtype(hardware.dtype, options.bf16, fit.adapters.lora)
     parallel = prepared(model, learns, hardware.device, dtype)
-    kind = schedule_of(options.lr_scheduler_type)
-    schedule = get_scheduler(kind, parallel.optimizer, options.warmup_steps, steps)
+    schedule = make_schedule(options.lr_scheduler_type, parallel.optimizer, options.warmup_steps, steps)
     step, recent = resume(folder, parallel, schedule, per_step)
     metrics_file = MetricsFile(folder / "metrics.jsonl", step, trackers(step))
     shown = progress(stage, steps, step, "steps")
