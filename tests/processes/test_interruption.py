@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ WORDS = {
     signal.SIGTERM: "stopped by SIGTERM",
     signal.SIGHUP: "stopped by SIGHUP",
 }
+BEGUN = "revisions.manifest.partial.json"  # of the demo's first stage, which has its model then
 CONTINUES = "the same command continues from what is done"
 
 
@@ -214,15 +216,23 @@ main()
     assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """A demo that has its world and its models."""
+    out = tmp_path_factory.mktemp("begun") / "demo"
+    assert run_cai("demo", "--inputs-only", "--out", out).returncode == 0
+    return out
+
+
 @needs_proc
 @pytest.mark.parametrize(
     ("number", "group"), [("KILL", False), ("TERM", False), ("INT", True), ("TERM", True)]
 )
-def test_the_demo_takes_its_stage_with_it(tmp_path, number, group) -> None:
+def test_the_demo_takes_its_stage_with_it(begun, tmp_path, number, group) -> None:
     """Its stage and the server that forks it; a second demo then finds nobody at work."""
-    out = tmp_path / "demo"
+    out = shutil.copytree(begun, tmp_path / "demo")
     sent = signal.Signals[f"SIG{number}"]
-    under_way = lambda: (out / "revisions.jsonl.partial").exists() or (out / "revisions.jsonl").exists()  # noqa: E731
+    under_way = lambda: (out / BEGUN).exists() or (out / "revisions.jsonl").exists()  # noqa: E731
     send = (lambda process: os.killpg(process.pid, sent)) if group else None
     process, said = catch(lambda: start("demo", "--out", out), out, under_way, sent, send)
     assert not left_over(process.pid, 40)
@@ -235,14 +245,14 @@ def test_the_demo_takes_its_stage_with_it(tmp_path, number, group) -> None:
 
 
 @needs_proc
-def test_the_script_runs_the_demos_stages_without_a_word_of_pythons(tmp_path) -> None:
+def test_the_script_runs_the_demos_stages_without_a_word_of_pythons(begun, tmp_path) -> None:
     """It has imported as a module what each stage runs as a program; as installers write it."""
     script = tmp_path / "cai"
     script.write_text("from cai_cli.__main__ import main\nif __name__ == '__main__':\n    main()\n")
-    out = tmp_path / "demo"
+    out = shutil.copytree(begun, tmp_path / "demo")
     pipe = subprocess.PIPE
     words = [sys.executable, script, "demo", "--out", out]
     begin = lambda: subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, start_new_session=True)  # noqa: E731
-    process, said = catch(begin, out, lambda: (out / "revisions.jsonl.partial").exists(), signal.SIGTERM)
+    process, said = catch(begin, out, lambda: (out / BEGUN).exists(), signal.SIGTERM)
     assert process.returncode == 143 and not left_over(process.pid, 40)
     assert "Warning" not in said and "<frozen" not in said, said

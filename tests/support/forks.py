@@ -175,7 +175,7 @@ def serve() -> None:
     requests = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     # By name: as statements they are unused to a linter, and were removed by one.
-    preload = ["cai_cli.cli", *([] if gpu() else ["cai_cli.training.preload"])]
+    preload = ["cai_cli.cli", *([] if gpu() else ["cai_cli.training.preload", "cai_cli.training.sft.run"])]
     for module in preload:
         importlib.import_module(module)
     gc.freeze()
