@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from catching import catch
 from conftest import run_cai
@@ -32,7 +33,6 @@ WORDS = {
     signal.SIGTERM: "stopped by SIGTERM",
     signal.SIGHUP: "stopped by SIGHUP",
 }
-BEGUN = "revisions.manifest.partial.json"  # of the demo's first stage, which has its model then
 CONTINUES = "the same command continues from what is done"
 
 
@@ -224,6 +224,27 @@ def begun(tmp_path_factory) -> Path:
     return out
 
 
+class Demo:
+    """A demo that is started, perhaps again, and whether its first stage is at work."""
+
+    def __init__(self, *command: object) -> None:
+        self.command = command
+
+    def begin(self) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        words = [*map(str, self.command)]
+        self.process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        return self.process
+
+    def at_work(self) -> bool:
+        """It is what the server forked, and has computed for a while: its rows are written after many of them."""
+        try:
+            servers = psutil.Process(self.process.pid).children()
+            return any(stage.cpu_times().user > 2 for server in servers for stage in server.children())
+        except psutil.NoSuchProcess:
+            return False
+
+
 @needs_proc
 @pytest.mark.parametrize(
     ("number", "group"), [("KILL", False), ("TERM", False), ("INT", True), ("TERM", True)]
@@ -232,9 +253,9 @@ def test_the_demo_takes_its_stage_with_it(begun, tmp_path, number, group) -> Non
     """Its stage and the server that forks it; a second demo then finds nobody at work."""
     out = shutil.copytree(begun, tmp_path / "demo")
     sent = signal.Signals[f"SIG{number}"]
-    under_way = lambda: (out / BEGUN).exists() or (out / "revisions.jsonl").exists()  # noqa: E731
+    demo = Demo(sys.executable, "-m", "cai_cli", "demo", "--out", out)
     send = (lambda process: os.killpg(process.pid, sent)) if group else None
-    process, said = catch(lambda: start("demo", "--out", out), out, under_way, sent, send)
+    process, said = catch(demo.begin, out, demo.at_work, sent, send)
     assert not left_over(process.pid, 40)
     assert "Traceback" not in said, said
     if number == "KILL":
@@ -250,9 +271,7 @@ def test_the_script_runs_the_demos_stages_without_a_word_of_pythons(begun, tmp_p
     script = tmp_path / "cai"
     script.write_text("from cai_cli.__main__ import main\nif __name__ == '__main__':\n    main()\n")
     out = shutil.copytree(begun, tmp_path / "demo")
-    pipe = subprocess.PIPE
-    words = [sys.executable, script, "demo", "--out", out]
-    begin = lambda: subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, start_new_session=True)  # noqa: E731
-    process, said = catch(begin, out, lambda: (out / BEGUN).exists(), signal.SIGTERM)
+    demo = Demo(sys.executable, script, "demo", "--out", out)
+    process, said = catch(demo.begin, out, demo.at_work, signal.SIGTERM)
     assert process.returncode == 143 and not left_over(process.pid, 40)
     assert "Warning" not in said and "<frozen" not in said, said
