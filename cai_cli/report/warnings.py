@@ -7,6 +7,7 @@ Words and thresholds are those of `evaluation.cautions`, `evaluation.steering` a
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ from cai_cli.report.blocks import Warned
 from cai_cli.report.find import Found
 from cai_cli.report.text import named
 
+NUMBER = re.compile(r"\d[\d.,]*")
 LOOKED_FOR = (
     "unfinished artifacts",
     "files that cannot be read",
@@ -94,6 +96,9 @@ def other_templates(found: Found) -> list[Warned]:
     return warned
 
 
-def in_order(warned: list[Warned]) -> list[Warned]:
-    """Each once, the grave ones first."""
-    return sorted(dict.fromkeys(warned), key=lambda item: not item.grave)
+def in_order(warned: list[Warned]) -> list[list[Warned]]:
+    """Each once, the grave ones first; those that differ in numbers alone together, as of several files of replies."""
+    alike: dict[tuple[bool, str], list[Warned]] = {}
+    for item in sorted(dict.fromkeys(warned), key=lambda item: not item.grave):
+        alike.setdefault((item.grave, NUMBER.sub("#", item.text)), []).append(item)
+    return list(alike.values())

@@ -271,6 +271,17 @@ def test_examples_are_drawn_by_seed_whatever_the_order(tmp_path: Path) -> None:
     assert len(drafts(one, 0)) == 5 and drafts(one, 0) == drafts(two, 0) != drafts(one, 1)
 
 
+def test_warnings_that_differ_in_numbers_alone_stand_together(tmp_path: Path) -> None:
+    for name, long in (("a", 4), ("b", 3)):
+        rows = [sample(n, "x", f"q{n}", "length" if n < long else "stop") for n in range(4)]
+        put(tmp_path / f"{name}.jsonl", *rows)
+    tree = made(tmp_path)
+    [line] = warned(tree)
+    assert "2 warnings" in words(tree, "//*[@id='warnings']")
+    assert line.startswith("a.jsonl 100% of the replies are cut off")
+    assert "the same of 1 more b.jsonl 75% of the replies are cut off" in line
+
+
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     for number in range(5):
         put(tmp_path / f"revisions-{number}.jsonl", revision(1))
