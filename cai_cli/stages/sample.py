@@ -7,6 +7,10 @@ Paper section 3.2: helpful prompts are answered by the helpful model directly, t
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from cai_cli.artifacts.manifest import read_manifest
+from cai_cli.artifacts.places import MODEL_MANIFEST
 from cai_cli.artifacts.rows import RowArtifact
 from cai_cli.console.messages import say, show_text
 from cai_cli.console.options import check_draws
@@ -33,9 +37,16 @@ def run(options: Options) -> None:
     if options.output.dry_run:
         dry_run(options, slots[0], len(todo))
     elif write_samples(artifact, options, todo):
-        artifact.tell_next(
-            "cai sft --model BASE --data", options.output.out, "--out", options.output.out.parent / "sl-cai"
-        )
+        tell_next(artifact, options.model, options.output.out)
+
+
+def tell_next(artifact: RowArtifact, model: str, out: Path) -> None:
+    """What a helpful-only model says is learned from; what a trained one says is looked at."""
+    made = read_manifest(Path(model) / MODEL_MANIFEST)
+    if made and made["stage"] in ("sft", "ppo"):
+        artifact.tell_next("cai evaluate responses", out, "--out", out.with_name(f"{out.stem}-rates.json"))
+    else:
+        artifact.tell_next("cai sft --model BASE --data", out, "--out", out.parent / "sl-cai")
 
 
 def dry_run(options: Options, slot: Slot, remaining: int) -> None:

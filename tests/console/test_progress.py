@@ -93,6 +93,9 @@ def test_a_stage_ends_with_the_next_command(
     assert model.startswith(
         f"next: cai label --model {tmp_path}/sl-cai --prompts PROMPTS.jsonl --feedback-model {llama} --out "
     )
+    trained = ("sample", "--model", tmp_path / "sl-cai", *words[3:], "--out", tmp_path / "r.jsonl")
+    looked_at = f"next: cai evaluate responses {tmp_path}/r.jsonl --out {tmp_path}/r-rates.json"
+    assert cai(*trained).stderr.splitlines()[-1] == looked_at
     monkeypatch.setenv("CAI_NEXT_STEPS", "0")
     assert "next: " not in cai(*words, "--out", tmp_path / "x.jsonl").stderr
 
