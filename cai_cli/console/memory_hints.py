@@ -32,7 +32,9 @@ def what_helps(values: dict[str, Any]) -> str:
     lora, quantize, in_parts = values.get("lora"), values.get("quantize"), by_fsdp() or in_zero_parts()
     if lora is False:
         found.append("--lora")
-    elif lora and quantize != "4bit" and not (by_fsdp() or by_deepspeed()):  # which cannot hold few bits in parts
+    elif (
+        lora and quantize != "4bit" and not (by_fsdp() or by_deepspeed())
+    ):  # which cannot hold few bits in parts
         found.append("--quantize 4bit")
     if values.get("gradient_checkpointing") is False:
         found.append("--gradient-checkpointing")

@@ -141,7 +141,9 @@ class ByZero(Parallel):
 
         if in_zero_parts():
             local = utils.safe_get_local_fp32_param, utils.safe_get_local_optimizer_state
-            return (local[1](weight, moment) if moment else local[0](weight)).clone()
+            found: Tensor = (local[1](weight, moment) if moment else local[0](weight)).clone()
+            found[filled_of(shape_of(weight).numel()) :] = 0  # where DeepSpeed leaves what memory held
+            return found
         whole = utils.safe_get_full_optimizer_state(weight, moment) if moment else weight.detach()
         return stretch(whole)
 
@@ -202,21 +204,32 @@ class ByZero(Parallel):
 
 
 def through(engine: Any, compute: Callable[..., Any], *given: Any) -> Any:
-    """`compute(model, *given)` by the engine, which would switch mixed precision off inside."""
+    """`compute(model, *given)` by the engine, which would switch mixed precision off inside, and after a pass without
+    gradients keep weights together for a backward pass that does not come.
+    """
 
     def inside(model: Any, *given: Any) -> Any:
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed):
             return compute(model, *given)
 
     mixed = torch.is_autocast_enabled(engine.module.model.device.type)
-    return engine(inside, *given)
+    found = engine(inside, *given)
+    if in_zero_parts() and not torch.is_grad_enabled():
+        engine.empty_partition_cache()
+    return found
 
 
 def stretch(whole: Tensor) -> Tensor:
     """This process's of as many equal stretches of all numbers of a tensor; zeros behind the last ones."""
     each = -(-whole.numel() // world_size())
-    own = whole.detach().flatten()[rank() * each : (rank() + 1) * each]
+    own = whole.detach().flatten()[rank() * each :][: filled_of(whole.numel())]
     return nn.functional.pad(own, (0, each - own.numel())).clone()
+
+
+def filled_of(count: int) -> int:
+    """How many of so many numbers are in this process's stretch."""
+    each = -(-count // world_size())
+    return max(0, min(each, count - rank() * each))
 
 
 def shape_of(weight: Any) -> torch.Size:

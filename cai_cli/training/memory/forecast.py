@@ -24,6 +24,7 @@ from cai_cli.training.memory.formulas import (
     kept_bytes,
     learning,
     optimiser_bytes,
+    standing_bytes,
     weight_bytes,
 )
 from cai_cli.training.memory.shape import Shape, shape_of
@@ -156,7 +157,7 @@ def alone(shape: Shape, way: Way, given: Pass, besides: float = 0.0) -> Forecast
         gradients=step.gradients,
         optimiser=optimiser,
         activations=step.activations,
-        total=weights + optimiser + step.peak,
+        total=weights + standing_bytes(shape, way) + step.peak,
     )
 
 
@@ -189,7 +190,11 @@ def of_ppo(
     for_value = replace(for_policy, logits=None)
     of_policy, of_value = learning(policy, way, for_policy), learning(value, way, for_value)
     # A pass that is a whole epoch is kept from the rollout on; the policy's where its log-probabilities are made anew.
-    whole = ppo.num_mini_batches == 1 and own <= ppo.per_device_train_batch_size and not (launch.in_parts or way.zero)
+    whole = (
+        ppo.num_mini_batches == 1
+        and own <= ppo.per_device_train_batch_size
+        and not (launch.in_parts or way.zero)
+    )
     again = way.bf16 or way.size != FLOAT or bool(way.quantize)
     values = kept_bytes(value, way, for_value) if whole else 0.0
     kept = kept_bytes(policy, way, for_policy) if whole and again else 0.0
@@ -216,7 +221,8 @@ def of_ppo(
                 shape_of(options.gold_pm, "SEQ_CLS", "--gold-pm"), Way(size=way.size, bf16=way.bf16)
             )
         optimiser = sum(optimiser_bytes(shape, way) for shape in shapes)
-        all_the_time, (cached, most, least) = weights + optimiser, drawn or (0.0, 0.0, 0.0)
+        all_the_time = weights + sum(standing_bytes(shape, way) for shape in shapes)
+        cached, most, least = drawn or (0.0, 0.0, 0.0)
         return Forecast(
             weights=weights,
             gradients=max(found.gradients for found in learns),

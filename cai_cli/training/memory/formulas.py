@@ -127,6 +127,11 @@ def optimiser_bytes(shape: Shape, way: Way) -> float:
     return moments + FLOAT * trained(shape, way) / way.zero + BUCKET if way.zero else moments
 
 
+def standing_bytes(shape: Shape, way: Way) -> float:
+    """What learning holds at all times beside the weights: DeepSpeed the gradients too."""
+    return optimiser_bytes(shape, way) + (gradient_bytes(shape, way) if way.zero else 0)
+
+
 def attention_bytes(shape: Shape, way: Way, given: Pass) -> float:
     """Of a token and layer, kept for the backward pass by attention and the layer behind it."""
     q, k = shape.queries, shape.keys
@@ -229,7 +234,8 @@ def learning(shape: Shape, way: Way, given: Pass) -> Learning:
     """
     full = not way.rank
     gradients = gradient_bytes(shape, way)
-    before = gradients if way.accumulates else 0
+    added = 0 if way.zero else gradients  # to what stands
+    before = added if way.accumulates else 0
     kept, logits = kept_bytes(shape, way, given), logit_bytes(shape, way, given)
     words = shape.embedding * learned_size(way) if full else 0
     # The output layer's gradient is the first one
@@ -246,11 +252,11 @@ def learning(shape: Shape, way: Way, given: Pass) -> Learning:
         forward += copied_weights(shape, way)
     moments: list[float] = [forward + first, kept + within + first, words]
     if not way.accumulates:
-        moments[-1] += gradients
+        moments[-1] += added
     passing = gathered_bytes(shape, way, given) + reduced_bytes(shape, way)
     peak = before + max(moments) + passing
     activations = kept + max(logits, within if way.checkpointing else 0)
-    return Learning(gradients=gradients, activations=activations, peak=max(peak, gradients + passing))
+    return Learning(gradients=gradients, activations=activations, peak=max(peak, added + passing))
 
 
 def gathered_bytes(shape: Shape, way: Way, given: Pass) -> float:

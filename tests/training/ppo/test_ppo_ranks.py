@@ -121,13 +121,14 @@ def test_adapters_on_one_backbone_learn_in_parts(folder: Path, adapters: tuple[s
         assert torch.allclose(two[name], weight, atol=5e-5), name
 
 
-def test_each_process_is_to_have_a_held_out_prompt(monkeypatch) -> None:
+@pytest.mark.parametrize("asked", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_each_process_is_to_have_a_held_out_prompt(monkeypatch, asked: str) -> None:
     """Or it would not pass through a model that the others wait to pass through."""
     one = [Prompt("p1", [], None)]
     check_held_out(one)
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_held_out(one)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv(asked, "true")
     check_held_out([]), check_held_out(one * 2)
     with pytest.raises(
         UserError, match=r"--eval-prompts: 1 prompts for 2 processes that .* \(give each process one\)"
