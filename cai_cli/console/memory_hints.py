@@ -30,11 +30,10 @@ def what_helps(values: dict[str, Any]) -> str:
     """In the order of what each gives: those flags of a command with these `values` that are not given."""
     found = []
     lora, quantize, in_parts = values.get("lora"), values.get("quantize"), by_fsdp() or in_zero_parts()
+    cut = by_fsdp() or by_deepspeed()  # neither can hold few bits in parts
     if lora is False:
         found.append("--lora")
-    elif (
-        lora and quantize != "4bit" and not (by_fsdp() or by_deepspeed())
-    ):  # which cannot hold few bits in parts
+    elif lora and quantize != "4bit" and not cut:
         found.append("--quantize 4bit")
     if values.get("gradient_checkpointing") is False:
         found.append("--gradient-checkpointing")
