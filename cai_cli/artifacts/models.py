@@ -17,9 +17,8 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.processes.ranks import barrier, check_launch, is_main, main_first
 from cai_cli.rows.storage import MAKE_ROOM, check_writable
 
-# One model and one optimiser. PPO has two of each beside the frozen ones, sft a Trainer whose checkpoints by DeepSpeed are
-# pickles that no other launch goes on from; FSDP 2 does both.
-BY_ZERO = ("pmp", "train-pm")
+# sft has a Trainer whose checkpoints by DeepSpeed are pickles that no other launch goes on from; FSDP 2 does it.
+BY_ZERO = ("pmp", "train-pm", "ppo")
 REHEARSAL, TOKENS = "rehearsal", "tokens-"  # in checkpoints/: a folder, and how the names of others begin
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from cai_cli.console.groups import values_of
 from cai_cli.console.options import flag_name
 from cai_cli.errors import RunError, lacks_memory
-from cai_cli.processes.ranks import by_fsdp
+from cai_cli.processes.ranks import by_deepspeed, by_fsdp, in_zero_parts
 
 ASKED = re.compile(r"tried to allocate ([\d.]+) ?([a-z]+)", re.IGNORECASE)
 # Sizes of what goes through a model at once: halving one halves what a pass takes.
@@ -29,10 +29,11 @@ def memory_error(error: BaseException, options: Any) -> RunError | None:
 def what_helps(values: dict[str, Any]) -> str:
     """In the order of what each gives: those flags of a command with these `values` that are not given."""
     found = []
-    lora, quantize, in_parts = values.get("lora"), values.get("quantize"), by_fsdp()
+    lora, quantize, in_parts = values.get("lora"), values.get("quantize"), by_fsdp() or in_zero_parts()
+    cut = by_fsdp() or by_deepspeed()  # neither can hold few bits in parts
     if lora is False:
         found.append("--lora")
-    elif lora and quantize != "4bit" and not in_parts:  # FSDP cannot hold few bits in parts
+    elif lora and quantize != "4bit" and not cut:
         found.append("--quantize 4bit")
     if values.get("gradient_checkpointing") is False:
         found.append("--gradient-checkpointing")

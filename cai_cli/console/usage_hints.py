@@ -95,7 +95,7 @@ WITHOUT = {
     "trust-remote-code": "code in a model's directory is never run: leave it out",
     "num-processes nproc nproc-per-node num-gpus n-gpus": "several GPUs: `torchrun --nproc-per-node N -m cai_cli ...` starts it",
     "num-workers workers dataloader-num-workers threads num-proc": "threads are counted by OMP_NUM_THREADS: leave it out",
-    "deepspeed fsdp": "trainers take FSDP from `accelerate launch --use_fsdp --fsdp_version 2`: leave it out",
+    "deepspeed fsdp": "trainers take FSDP 2 and (not sft) DeepSpeed from a launch file (scripts/accelerate): leave it out",
     "hf-token token auth-token api-key": "a token is taken from the variable HF_TOKEN, or from `hf auth login`: leave it out",
     "push-to-hub hub-model-id": "`cai push DIR org/name` uploads what is finished: leave it out",
     "verbose quiet v q log-level": "what matters is said on stderr: leave it out, or send stderr to a file",

@@ -175,7 +175,12 @@ def by_deepspeed() -> bool:
 
 def in_zero_parts() -> bool:
     """Whether it asks for weights in parts, too, beside gradients and optimiser."""
-    return by_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    return zero_stage() == 3
+
+
+def zero_stage() -> int:
+    """2 or 3 (`check_deepspeed`); 0 without DeepSpeed."""
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if by_deepspeed() else 0
 
 
 def check_deepspeed() -> None:

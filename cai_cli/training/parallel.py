@@ -32,7 +32,7 @@ from cai_cli.models.devices import OWN, pick_device
 from cai_cli.models.score import transformer
 from cai_cli.processes.collective import gathered
 from cai_cli.processes.ranks import by_fsdp, in_zero_parts, join_group, world_size
-from cai_cli.training.parts import Kept, kept_state, put_back
+from cai_cli.training.parts import Kept, kept_state, put_back, put_weights
 
 Item = TypeVar("Item")
 
@@ -171,6 +171,10 @@ class Parallel(Passes):
     def put_back(self, parts: list[Kept]) -> None:
         """See `parts.put_back`."""
         put_back(self.model, self.optimizer, parts)
+
+    def put_weights(self, parts: list[dict[str, Tensor]]) -> None:
+        """See `parts.put_weights`."""
+        put_weights(self.model, parts)
 
 
 def filled(own: list[Item], filler: Item) -> list[tuple[Item, bool]]:

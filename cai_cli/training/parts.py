@@ -54,11 +54,16 @@ def put_back(model: Any, optimizer: torch.optim.Optimizer, parts: list[Kept]) ->
 def put_weights(model: Any, parts: list[dict[str, Tensor]]) -> None:
     """Set the weights that learn. Raises RunError where the model does not have the same ones."""
     named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    if odd := sorted(named.keys() ^ parts[0].keys()):
-        raise RunError(f"the checkpoint is of another model: {odd[0]}", AFRESH)
+    check_names(named, parts[0])
     with torch.no_grad():
         for name, weight in named.items():
             fill(weight, [part[name] for part in parts])
+
+
+def check_names(named: dict[str, Any], kept: dict[str, Tensor]) -> None:
+    """Raise RunError where the weights that learn have other names than those kept."""
+    if odd := sorted(named.keys() ^ kept.keys()):
+        raise RunError(f"the checkpoint is of another model: {odd[0]}", AFRESH)
 
 
 def read_parts(checkpoint: Path, name: str, kept: dict[str, Any]) -> list[Kept]:
@@ -119,8 +124,9 @@ def whole_weights(model: Any, learned: bool = False) -> dict[str, Tensor] | None
     """
     if not any(hasattr(weight, mark) for weight in model.parameters() for mark in ("full_tensor", "ds_id")):
         return None
+    learns = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     found = {}
-    for name, value in (trainable_state(model) if learned else model.state_dict(keep_vars=True)).items():
+    for name, value in (learns if learned else model.state_dict(keep_vars=True)).items():
         whole = whole_of(value)
         if is_main():
             found[name] = whole.detach().cpu()

@@ -44,7 +44,7 @@ def rehearse_saving(
     `saves`: checkpoints of the whole run; `learned`: bytes of all weights that learn; `kept`: bytes held
     beside a checkpoint; `weights`: all of a model that is in parts already (`training/parts.py`).
     """
-    if (name := odd_weight(dict(model.named_parameters()))) is not None:
+    if (name := odd_weight(dict(model.named_parameters()) if weights is None else weights)) is not None:
         raise UserError(
             f"--model {model.name_or_path}: its weight {name} is not finite", "fetch or train the model again"
         )

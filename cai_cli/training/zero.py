@@ -1,5 +1,6 @@
 """A model that learns by DeepSpeed's ZeRO, where the launch file asks for it: gradients and optimiser in parts, one in
-each process (stage 2), or weights too (stage 3). `prepared` makes of the launch what it is, with or without it.
+each process (stage 2), or weights too (stage 3), of frozen models as well. `prepared` and `prepared_frozen` make of the
+launch what it is, with or without it.
 
 DeepSpeed's engine clips, steps and forgets the gradients in one: `clip` does it all. A checkpoint is in parts, as under
 FSDP: of each weight and of AdamW's moments a process keeps its stretch, laid out flat. So launches of any kind go on
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from cai_cli.errors import UserError
 from cai_cli.models.devices import pick_device
 from cai_cli.processes.ranks import by_deepspeed, in_zero_parts, join_group, rank, world_size
-from cai_cli.training.parallel import Entered, Parallel, check_parts
-from cai_cli.training.parts import Kept, put_together
+from cai_cli.training.parallel import Entered, Item, Parallel, Passes, check_parts
+from cai_cli.training.parts import Kept, check_names, put_together
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -30,6 +31,32 @@ def prepared(model: Any, make_optimizer: MakeOptimizer, device: str, dtype: str)
     """The model as the launch asks for it; see `Parallel`."""
     kind = ByZero if by_deepspeed() and world_size() > 1 else Parallel
     return kind(model, make_optimizer, device, dtype)
+
+
+def prepared_frozen(model: Any, device: str, dtype: str) -> Passes:
+    """A frozen model as the launch asks for it; see `Passes`. Stage 2 leaves it whole."""
+    kind = FrozenByZero if in_zero_parts() and world_size() > 1 else Passes
+    return kind(model, device, dtype)
+
+
+class FrozenByZero(Passes):
+    """See `Passes`: by stage 3, whose engine then has no optimiser."""
+
+    def __init__(self, model: Any, device: str, dtype: str) -> None:
+        """Raises UserError where the model cannot be had in parts."""
+        self.model, self.in_parts = model, True
+        check_parts(model)
+        join_group()
+        config = by_the_launch_file(pick_device(device).type)
+        import deepspeed
+
+        root = Entered(model)
+        take_apart(root, config, getattr(torch, dtype))
+        self.root, *_ = deepspeed.initialize(model=root, config=config)
+
+    def run(self, compute: Callable[..., Any], *given: Any) -> Any:
+        """See `Passes`."""
+        return through(self.root, compute, *given)
 
 
 class ByZero(Parallel):
@@ -57,14 +84,17 @@ class ByZero(Parallel):
         self.root, *_ = deepspeed.initialize(model=root, optimizer=self.optimizer, config=config)
 
     def run(self, compute: Callable[..., Any], *given: Any) -> Any:
-        """See `Passes`. The engine would switch mixed precision off inside."""
-        mixed = torch.is_autocast_enabled(self.model.device.type)
+        """See `Passes`."""
+        return through(self.root, compute, *given)
 
-        def inside(model: Any, *given: Any) -> Any:
-            with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed):
-                return compute(model, *given)
+    def whole(self, compute: Callable[..., Item], *given: Any) -> Item:
+        """See `Passes`. Within, the hooks are gone that would gather each layer's weights once more."""
+        if not in_zero_parts():
+            return compute(self.model, *given)
+        from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 
-        return self.root(inside, *given)
+        with torch.no_grad(), unwrap_model_for_generation(self.root):
+            return compute(self.model, *given)
 
     def backward(self, loss: Tensor) -> None:
         self.root.backward(loss * world_size())
@@ -111,7 +141,9 @@ class ByZero(Parallel):
 
         if in_zero_parts():
             local = utils.safe_get_local_fp32_param, utils.safe_get_local_optimizer_state
-            return (local[1](weight, moment) if moment else local[0](weight)).clone()
+            found: Tensor = (local[1](weight, moment) if moment else local[0](weight)).clone()
+            found[filled_of(shape_of(weight).numel()) :] = 0  # where DeepSpeed leaves what memory held
+            return found
         whole = utils.safe_get_full_optimizer_state(weight, moment) if moment else weight.detach()
         return stretch(whole)
 
@@ -133,6 +165,13 @@ class ByZero(Parallel):
                         utils.safe_set_full_optimizer_state(weight, whole, key)
         for group, rate in zip(self.optimizer.param_groups, parts[0]["rates"], strict=True):
             group["lr"] = rate
+
+    def put_weights(self, parts: list[dict[str, Tensor]]) -> None:
+        """See `parts.put_weights`."""
+        named = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        check_names(named, parts[0])
+        for name, weight in named.items():
+            self.set(weight, put_together([part[name] for part in parts], shape_of(weight)))
 
     def make_moments(self, kept: Kept) -> None:
         """Let there be what AdamW would make at its first step, to be filled."""
@@ -164,11 +203,33 @@ class ByZero(Parallel):
             weight.data.copy_(whole)
 
 
+def through(engine: Any, compute: Callable[..., Any], *given: Any) -> Any:
+    """`compute(model, *given)` by the engine, which would switch mixed precision off inside, and after a pass without
+    gradients keep weights together for a backward pass that does not come.
+    """
+
+    def inside(model: Any, *given: Any) -> Any:
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed):
+            return compute(model, *given)
+
+    mixed = torch.is_autocast_enabled(engine.module.model.device.type)
+    found = engine(inside, *given)
+    if in_zero_parts() and not torch.is_grad_enabled():
+        engine.empty_partition_cache()
+    return found
+
+
 def stretch(whole: Tensor) -> Tensor:
     """This process's of as many equal stretches of all numbers of a tensor; zeros behind the last ones."""
     each = -(-whole.numel() // world_size())
-    own = whole.detach().flatten()[rank() * each : (rank() + 1) * each]
+    own = whole.detach().flatten()[rank() * each :][: filled_of(whole.numel())]
     return nn.functional.pad(own, (0, each - own.numel())).clone()
+
+
+def filled_of(count: int) -> int:
+    """How many of so many numbers are in this process's stretch."""
+    each = -(-count // world_size())
+    return max(0, min(each, count - rank() * each))
 
 
 def shape_of(weight: Any) -> torch.Size:

@@ -36,10 +36,20 @@ PartialState.__init__ = start_on_a_cpu
 from cai_cli.__main__ import main
 main()
 """
-# Beside gloo DeepSpeed would have a message through shared memory, which it compiles for minutes.
+# Beside gloo DeepSpeed would have a message through shared memory, which it compiles for minutes; and once it has put
+# together a small weight, or one that is soon needed again, it leaves it so.
 ZERO_ON_A_CPU = """
+import deepspeed
 import deepspeed.ops
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+initialize = deepspeed.initialize
+LEFT = ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_max_live_parameters")
+
+def initialize_tiny(config, **given):
+    return initialize(config=config | {"zero_optimization": config["zero_optimization"] | dict.fromkeys(LEFT, 0)}, **given)
+
+deepspeed.initialize = initialize_tiny
 from cai_cli.__main__ import main
 main()
 """

@@ -21,19 +21,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainer_runs import COMMANDS, make_world
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cai_cli.training.memory.forecast import Launch, most_of_a_minibatch
+from cai_cli.training.memory.forecast import Forecast, Launch, most_of_a_minibatch, of_ppo
 from cai_cli.training.memory.formulas import (
+    BUCKET,
+    LIVE,
     QUANTISED,
     Pass,
     Way,
     attention_bytes,
     cache_bytes,
     copied_weights,
+    gathered_bytes,
     gradient_bytes,
     kept_bytes,
     layer_bytes,
     learning,
     optimiser_bytes,
+    standing_bytes,
     weight_bytes,
 )
 from cai_cli.training.memory.shape import shape_from
@@ -135,6 +139,23 @@ def test_weights_gradients_and_optimiser_by_hand():
     assert cache_bytes(shape, 4, 3, 40) == 2 * 2 * 32 * 4 * 3 * 40
 
 
+def test_deepspeed_s_parts_by_hand():
+    """As two processes held them, but for what is gathered (scripts/bench/RESULTS.md)."""
+    shape, given = shape_from(llama()), Pass(tokens=4, width=4, gpu=False)
+    two, three = Way(zero=2), Way(zero=2, shards=2)
+    assert (weight_bytes(shape, two), weight_bytes(shape, three)) == (4 * shape.weights, 2 * shape.weights)
+    for way in (two, three):
+        assert gradient_bytes(shape, way) == 2 * shape.weights
+        # Two moments, the weights in float32 that they step, and all gradients on their way.
+        assert optimiser_bytes(shape, way) == 6 * shape.weights + BUCKET
+        assert standing_bytes(shape, way) == 8 * shape.weights + BUCKET
+    assert gathered_bytes(shape, two, given) == 0
+    assert gathered_bytes(shape, three, given) == 4 * shape.weights  # a small model, all of it
+    large = replace(shape, weights=10 * LIVE)
+    assert gathered_bytes(large, three, given) == 4 * (LIVE + 500 * 64)
+    assert standing_bytes(shape, Way()) == optimiser_bytes(shape, Way()) == 8 * shape.weights
+
+
 def test_gradients_come_as_activations_go():
     """The most is not the sum: only with --gradient-accumulation-steps are all gradients there at the forward pass."""
     shape, way = shape_from(llama()), Way()
@@ -207,6 +228,28 @@ def test_a_launch_in_parts_is_one(monkeypatch):
     assert launch("cuda") == Launch(processes=4, sharded=False, gpu=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert launch("cpu") == Launch(processes=4, sharded=True, gpu=False)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert launch("cuda") == Launch(processes=4, zero=2, gpu=True)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    assert launch("cuda") == Launch(processes=4, zero=3, gpu=True) and launch("cuda").in_parts
+
+
+def test_what_ppo_holds_by_deepspeed(tmp_path):
+    options, shape = options_for(*[tmp_path] * 4), shape_from(llama())
+
+    def held(**launched: int) -> Forecast:
+        return of_ppo(options, shape, shape, [20], Launch(**launched))[0]
+
+    copies, two, three = (held(processes=4, zero=stage) for stage in (0, 2, 3))
+    assert two.weights == copies.weights == 4 * 4 * shape.weights  # policy, value and the frozen ones
+    assert three.weights == copies.weights / 4
+    for way in (two, three):
+        assert way.gradients == copies.gradients / 4
+        assert way.optimiser == copies.optimiser * 3 / 8 + 2 * BUCKET  # of policy and value
+        assert way.total > way.weights + way.optimiser + 2 * way.gradients
+        assert way.cache == copies.cache
+    assert held(zero=3) == held()  # one process holds all
 
 
 def test_what_a_process_may_have_of_a_minibatch_is_looked_up_in_the_run_s_own_draws(tmp_path, monkeypatch):

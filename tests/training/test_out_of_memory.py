@@ -105,6 +105,12 @@ def test_only_what_is_not_taken_yet_helps(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert "several GPUs" not in what_helps(taken | {"quantize": None, "device": "auto"})
     assert "--quantize" not in what_helps(taken | {"quantize": None, "device": "auto"})  # FSDP cannot hold it
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    told = what_helps(taken | {"quantize": None, "device": "auto"})
+    assert "several GPUs" in told and "--quantize" not in told
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    assert "several GPUs" not in what_helps(taken | {"quantize": None, "device": "auto"})
     assert what_helps({"batch_size": 64}) == "--batch-size 32 (now 64) takes less"
 
 

@@ -15,7 +15,8 @@ from cai_cli.processes import ranks
 from cai_cli.training.checkpoints import check_pace
 from cai_cli.training.optimiser import make_optimizer
 from cai_cli.training.parallel import hold_in
-from cai_cli.training.parts import kept_state, put_back
+from cai_cli.training.parts import kept_state, put_back, put_together
+from cai_cli.training.zero import stretch
 
 
 class Tied(nn.Module):
@@ -120,3 +121,15 @@ def test_what_no_process_makes_is_not_waited_for_without_end(monkeypatch) -> Non
     monkeypatch.setattr(ranks, "PATIENCE", timedelta(0))
     with pytest.raises(RunError, match=r"tokens: another process was to make it, and has not within 0 hours"):
         ranks.wait_for(lambda: None, "tokens")
+
+
+def test_a_weight_s_stretches_end_in_zeros(monkeypatch) -> None:
+    """Of five numbers four processes have two, two, one and none."""
+    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]])
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    parts = []
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append(stretch(weight))
+    assert [part.tolist() for part in parts] == [[1, 2], [3, 4], [5, 0], [0, 0]]
+    assert torch.equal(put_together(parts, weight.shape), weight)

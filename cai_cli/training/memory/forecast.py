@@ -24,6 +24,7 @@ from cai_cli.training.memory.formulas import (
     kept_bytes,
     learning,
     optimiser_bytes,
+    standing_bytes,
     weight_bytes,
 )
 from cai_cli.training.memory.shape import Shape, shape_of
@@ -63,15 +64,19 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How many processes, whether each holds a part of the weights, and what they compute on."""
+    """How many processes, whether each holds a part of the weights by FSDP or by which stage of ZeRO (0: without) it
+    holds what, and what they compute on.
+    """
 
     processes: int = 1
     sharded: bool = False
+    zero: int = 0
     gpu: bool = True
 
     @property
     def in_parts(self) -> bool:
-        return self.sharded and self.processes > 1
+        """Whether each holds a part of the weights."""
+        return (self.sharded or self.zero == 3) and self.processes > 1
 
 
 def way_of(
@@ -83,6 +88,7 @@ def way_of(
         rank=adapters.lora_r if adapters.lora else 0,
         quantize=adapters.quantize,
         shards=launch.processes if launch.in_parts else 1,
+        zero=launch.processes if launch.zero and launch.processes > 1 else 0,
         **more,
     )
 
@@ -151,7 +157,7 @@ def alone(shape: Shape, way: Way, given: Pass, besides: float = 0.0) -> Forecast
         gradients=step.gradients,
         optimiser=optimiser,
         activations=step.activations,
-        total=weights + optimiser + step.peak,
+        total=weights + standing_bytes(shape, way) + step.peak,
     )
 
 
@@ -184,7 +190,11 @@ def of_ppo(
     for_value = replace(for_policy, logits=None)
     of_policy, of_value = learning(policy, way, for_policy), learning(value, way, for_value)
     # A pass that is a whole epoch is kept from the rollout on; the policy's where its log-probabilities are made anew.
-    whole = ppo.num_mini_batches == 1 and own <= ppo.per_device_train_batch_size and not launch.in_parts
+    whole = (
+        ppo.num_mini_batches == 1
+        and own <= ppo.per_device_train_batch_size
+        and not (launch.in_parts or way.zero)
+    )
     again = way.bf16 or way.size != FLOAT or bool(way.quantize)
     values = kept_bytes(value, way, for_value) if whole else 0.0
     kept = kept_bytes(policy, way, for_policy) if whole and again else 0.0
@@ -200,7 +210,7 @@ def of_ppo(
         options, policy, way, prompts, own, launch, LEAST if launch.gpu else BATCH_TOKENS
     )
     frozen = way.size if models.frozen_dtype == "auto" else SIZES[models.frozen_dtype]
-    still = Way(size=frozen, bf16=way.bf16, shards=way.shards)
+    still = Way(size=frozen, bf16=way.bf16, shards=way.shards, zero=way.zero)
 
     def together(shapes: list[Shape], learns: list[Learning], peak: float, *drawn: float) -> Forecast:
         """`drawn`: the cache, and what sampling takes with it and with the least."""
@@ -211,7 +221,8 @@ def of_ppo(
                 shape_of(options.gold_pm, "SEQ_CLS", "--gold-pm"), Way(size=way.size, bf16=way.bf16)
             )
         optimiser = sum(optimiser_bytes(shape, way) for shape in shapes)
-        all_the_time, (cached, most, least) = weights + optimiser, drawn or (0.0, 0.0, 0.0)
+        all_the_time = weights + sum(standing_bytes(shape, way) for shape in shapes)
+        cached, most, least = drawn or (0.0, 0.0, 0.0)
         return Forecast(
             weights=weights,
             gradients=max(found.gradients for found in learns),

@@ -28,6 +28,8 @@ QUANTISED = {"4bit": 1 / 2 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 FLOAT, HALF = 4, 2
 # TRL's loss makes logits of so many tokens and of so much of the vocabulary at a time.
 TILE_TOKENS, TILE_WORDS = 4096, 32_768
+# DeepSpeed's own settings: a buffer in which gradients are reduced, and how many weights stage 3 leaves whole at a time.
+BUCKET, LIVE = FLOAT * 500_000_000, 1_000_000_000
 # Without its kernel, on a CPU: seven numbers in float32 and a truth value of each logit, one step after the other.
 IN_STEPS = 7 * FLOAT + 1
 
@@ -35,8 +37,9 @@ IN_STEPS = 7 * FLOAT + 1
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """How a model is held. `size`: bytes of a weight; `bf16`: under autocast; `rank`: of adapters, 0 where all weights
-    learn; `shards`: processes that share each weight, `mixed`: whose FSDP puts it together in 16 bits; `buckets`: DDP
-    holds gradients once more; `accumulates`: gradients are there while activations are.
+    learn; `shards`: processes that share each weight, `mixed`: whose FSDP puts it together in 16 bits; `zero`: processes
+    among which DeepSpeed divides gradients and optimiser, 0 without it; `buckets`: DDP holds gradients once more;
+    `accumulates`: gradients are there while activations are.
     """
 
     size: int = FLOAT
@@ -47,6 +50,7 @@ class Way:
     accumulates: bool = False
     shards: int = 1
     mixed: bool = False
+    zero: int = 0
     buckets: bool = False
 
     @property
@@ -112,12 +116,20 @@ def learned_size(way: Way) -> int:
 
 
 def gradient_bytes(shape: Shape, way: Way) -> float:
-    return trained(shape, way) * learned_size(way) / way.shards
+    return trained(shape, way) * learned_size(way) / (way.zero or way.shards)
 
 
 def optimiser_bytes(shape: Shape, way: Way) -> float:
-    """AdamW's two moments; fused, it needs nothing besides."""
-    return 2 * gradient_bytes(shape, way)
+    """AdamW's two moments; fused, it needs nothing besides. DeepSpeed steps a copy of the process's weights, and keeps the
+    buffer that gradients are reduced in.
+    """
+    moments = 2 * gradient_bytes(shape, way)
+    return moments + FLOAT * trained(shape, way) / way.zero + BUCKET if way.zero else moments
+
+
+def standing_bytes(shape: Shape, way: Way) -> float:
+    """What learning holds at all times beside the weights: DeepSpeed the gradients too."""
+    return optimiser_bytes(shape, way) + (gradient_bytes(shape, way) if way.zero else 0)
 
 
 def attention_bytes(shape: Shape, way: Way, given: Pass) -> float:
@@ -222,7 +234,8 @@ def learning(shape: Shape, way: Way, given: Pass) -> Learning:
     """
     full = not way.rank
     gradients = gradient_bytes(shape, way)
-    before = gradients if way.accumulates else 0
+    added = 0 if way.zero else gradients  # to what stands
+    before = added if way.accumulates else 0
     kept, logits = kept_bytes(shape, way, given), logit_bytes(shape, way, given)
     words = shape.embedding * learned_size(way) if full else 0
     # The output layer's gradient is the first one
@@ -239,26 +252,33 @@ def learning(shape: Shape, way: Way, given: Pass) -> Learning:
         forward += copied_weights(shape, way)
     moments: list[float] = [forward + first, kept + within + first, words]
     if not way.accumulates:
-        moments[-1] += gradients
+        moments[-1] += added
     passing = gathered_bytes(shape, way, given) + reduced_bytes(shape, way)
     peak = before + max(moments) + passing
     activations = kept + max(logits, within if way.checkpointing else 0)
-    return Learning(gradients=gradients, activations=activations, peak=max(peak, gradients + passing))
+    return Learning(gradients=gradients, activations=activations, peak=max(peak, added + passing))
 
 
 def gathered_bytes(shape: Shape, way: Way, given: Pass) -> float:
     """What FSDP puts together of weights held in parts: embeddings and output layer for the whole pass, a layer at
-    work, one that comes and the message it comes in; and once more the output layer, which TRL reads as a whole.
+    work, one that comes and the message it comes in; and once more the output layer, which TRL reads as a whole. What
+    DeepSpeed's stage 3 does, which gives back only what is not needed soon.
     """
     if way.shards == 1:
         return 0
+    if way.zero:
+        return min(shape.weights, LIVE + shape.embedding + shape.head) * way.states
     root = (shape.embedding + shape.head) * way.states
     again = shape.embedding * way.states if given.logits == "tiles" else 0
     return root + 3 * shape.linear / shape.layers * way.states + again
 
 
 def reduced_bytes(shape: Shape, way: Way) -> float:
-    """Gradients on their way to other processes: FSDP's of a layer and its message, DDP's buckets, which hold all."""
+    """Gradients on their way to other processes: FSDP's of a layer and its message, DDP's buckets, which hold all. To the
+    optimiser: DeepSpeed lays its part out flat.
+    """
+    if way.zero:
+        return gradient_bytes(shape, way)
     if way.shards > 1:
         return 2 * shape.linear / shape.layers * learned_size(way) if not way.rank else 0
     return gradient_bytes(shape, way) if way.buckets else 0

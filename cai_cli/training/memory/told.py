@@ -12,7 +12,7 @@ from cai_cli.console.memory_hints import what_helps
 from cai_cli.console.messages import say, table
 from cai_cli.errors import UserError
 from cai_cli.models.devices import KEPT_FREED, pick_device
-from cai_cli.processes.ranks import by_deepspeed, by_fsdp, local_rank, world_size
+from cai_cli.processes.ranks import by_fsdp, local_rank, world_size, zero_stage
 from cai_cli.training.memory.forecast import Forecast, Launch, of_pairwise, of_ppo, of_sft
 from cai_cli.training.memory.shape import shape_of
 
@@ -52,7 +52,8 @@ def tell_ppo(options: PPO, lengths: list[int]) -> None:
 
 def launch(device: str) -> Launch:
     """How this command was started, and whether it will compute on a GPU; a dry run need not have the one it names."""
-    return Launch(processes=world_size(), sharded=by_fsdp(), gpu=place(device).startswith("cuda"))
+    on_gpu = place(device).startswith("cuda")
+    return Launch(processes=world_size(), sharded=by_fsdp(), zero=zero_stage(), gpu=on_gpu)
 
 
 def place(device: str) -> str:
@@ -64,9 +65,6 @@ def place(device: str) -> str:
 
 def tell(options: Any, columns: list[tuple[Forecast, str]]) -> None:
     """The table, and for each device whether it has so much free."""
-    if by_deepspeed():
-        say("memory: what a launch by DeepSpeed holds is not estimated; by FSDP 2 it is")
-        return
     used = [name for name in NAMES if any(getattr(found, name) for found, _ in columns)]
     heads = ["process" if len(columns) == 1 else f"process on {place(device)}" for _, device in columns]
     rows = [[name, *(f"{getattr(found, name) / GB:.2f}" for found, _ in columns)] for name in used]

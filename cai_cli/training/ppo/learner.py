@@ -19,7 +19,6 @@ from cai_cli.compute.batches import like_size
 from cai_cli.compute.packed_rows import training_pass
 from cai_cli.compute.products import fast_products
 from cai_cli.errors import RunError
-from cai_cli.models.adapters import trainable_state
 from cai_cli.models.devices import training_dtype
 from cai_cli.models.finite import advice, check_weights
 from cai_cli.processes.collective import everywhere, gathered, total
@@ -27,11 +26,12 @@ from cai_cli.processes.ranks import rank, world_size
 from cai_cli.training.losses import clipped_policy_loss, clipped_value_loss, masked_mean
 from cai_cli.training.modes import autocast
 from cai_cli.training.optimiser import make_optimizer, make_schedule
-from cai_cli.training.parallel import Parallel, Passes
+from cai_cli.training.parallel import Passes
 from cai_cli.training.parts import Kept
 from cai_cli.training.ppo.episodes import Episodes, minibatches, one_token, over_episodes
 from cai_cli.training.ppo.forward import response_logprobs, response_values
 from cai_cli.training.ppo.models import Pair
+from cai_cli.training.zero import prepared
 
 if TYPE_CHECKING:
     from cai_cli.training.ppo.settings import ModelOptions, PPOOptions
@@ -63,7 +63,7 @@ class Learner(ABC):
         learns = partial(make_optimizer, learning_rate=learning_rate, eps=1e-5)
         hardware = models.hardware
         dtype = training_dtype(hardware.dtype, models.bf16, models.adapters.lora)
-        self.parallel = pair.passes = Parallel(self.model, learns, hardware.device, dtype)
+        self.parallel = pair.passes = prepared(self.model, learns, hardware.device, dtype)
         updates = ppo.num_ppo_epochs * ppo.num_mini_batches
         optimizer, warmup = self.parallel.optimizer, ppo.warmup_steps * updates
         self.schedule = make_schedule(ppo.lr_scheduler_type, optimizer, warmup, steps * updates)
@@ -153,11 +153,11 @@ class Learner(ABC):
                 largest = torch.maximum(largest, gap)
             graph = None
             numbers = dict(zip(self.measures, total(sums).tolist(), strict=True))
-            numbers[f"{self.name}_grad_norm"] = self.parallel.clip(self.ppo.max_grad_norm)
             if number == 0:
                 self.first_gap = max(gathered([largest.item()]))
                 if check:
                     check(self.first_gap)
+            numbers[f"{self.name}_grad_norm"] = self.parallel.clip(self.ppo.max_grad_norm)
             for name, value in numbers.items():
                 if not math.isfinite(value):
                     raise RunError(
@@ -201,12 +201,13 @@ class Learner(ABC):
         """This process's slices of the weights that learn and of the optimiser's. Raises RunError where one is not
         finite.
         """
-        check = partial(check_weights, trainable_state(self.model), f"the {self.name}")
+        kept = self.parallel.kept()
+        check = partial(check_weights, kept["model"], f"the {self.name}")
         if self.parallel.in_parts:
             everywhere(check)
         else:  # by the first process alone
             check()
-        return self.parallel.kept()
+        return kept
 
     def load(self, parts: list[Kept], schedule: dict[str, Any]) -> None:
         self.schedule.load_state_dict(schedule)

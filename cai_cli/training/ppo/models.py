@@ -29,6 +29,7 @@ from cai_cli.models.saved_configs import settle_configs
 from cai_cli.training.modes import disable_dropout
 from cai_cli.training.parallel import Passes, to_load
 from cai_cli.training.ppo.forward import has_plain_head
+from cai_cli.training.zero import prepared_frozen
 
 if TYPE_CHECKING:
     from cai_cli.training.ppo.settings import ModelOptions
@@ -88,7 +89,7 @@ def load_pair(models: ModelOptions, path: str, task: Task, tokenizer: Any, longe
         frozen.set_attn_implementation(model.config._attn_implementation)
         for each in (model, frozen):
             prepare(each, longest, packs=task == "SEQ_CLS" or has_plain_head(each))
-        pair = Pair(model, model, Passes(frozen, hardware.device, own_dtype))
+        pair = Pair(model, model, prepared_frozen(frozen, hardware.device, own_dtype))
     if models.gradient_checkpointing:
         pair.learner.gradient_checkpointing_enable({"use_reentrant": False})
         pair.learner.eval()

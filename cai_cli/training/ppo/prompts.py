@@ -13,7 +13,7 @@ from cai_cli.console.messages import warn_all
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import held_out_cautions
 from cai_cli.models.templates import UnfitRow
-from cai_cli.processes.ranks import by_fsdp, world_size
+from cai_cli.processes.ranks import by_deepspeed, by_fsdp, world_size
 from cai_cli.rows.prompt_files import Known, read_prompts
 from cai_cli.rows.prompt_mix import mixed_prompts
 from cai_cli.rows.records import Prompt
@@ -84,7 +84,7 @@ def fitting(prompts: list[Prompt], renderer: Renderer, room: int, rejected: list
 
 def check_held_out(held_out: list[Prompt]) -> None:
     """Raise UserError where a process would have none while the others pass through a model that it holds a part of."""
-    if by_fsdp() and 0 < len(held_out) < world_size():
+    if (by_fsdp() or by_deepspeed()) and 0 < len(held_out) < world_size():
         told = (
             f"--eval-prompts: {len(held_out)} prompts for {world_size()} processes that hold a model together"
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_cli.engines.base import Engine, EngineSettings
 from cai_cli.errors import UserError
-from cai_cli.processes.ranks import by_fsdp, world_size
+from cai_cli.processes.ranks import by_fsdp, in_zero_parts, world_size
 
 if TYPE_CHECKING:
     from cai_cli.training.ppo.settings import Options
@@ -39,8 +39,9 @@ def check_sampler(options: Options) -> None:
     if options.engine != "vllm":
         return
     check_engine(options.model, EngineSettings(engine="vllm"))
-    if by_fsdp() and world_size() > 1:
-        raise UserError("--engine vllm under FSDP: weights in parts cannot be sent", "leave one out")
+    if (by_fsdp() or in_zero_parts()) and world_size() > 1:
+        name = "FSDP" if by_fsdp() else "ZeRO 3"
+        raise UserError(f"--engine vllm under {name}: weights in parts cannot be sent", "leave one out")
     if options.models.adapters.quantize:
         raise UserError(
             "--engine vllm with --quantize: weights held in few bits cannot be sent", "leave one out"

@@ -25,7 +25,7 @@ from cai_cli.processes.ranks import world_size
 from cai_cli.rows.conversation import Conversation
 from cai_cli.rows.records import Prompt
 from cai_cli.training.checkpoints import load_weights
-from cai_cli.training.parts import Kept, put_weights, read_parts, whole_weights
+from cai_cli.training.parts import Kept, read_parts, whole_weights
 from cai_cli.training.ppo.advantages import (
     KLController,
     explained_variance,
@@ -322,12 +322,13 @@ class Trainer:
         where they are not finite.
         """
         policy = self.policy.learner
-        everywhere(lambda: check_weights(trainable_state(policy), "the policy"))
         gathered_here = whole_weights(policy, learned=True)
-        return trainable_state(policy) if gathered_here is None else gathered_here
+        weights = trainable_state(policy) if gathered_here is None else gathered_here
+        everywhere(lambda: check_weights(weights, "the policy"))
+        return weights
 
     def load_policy(self, parts: list[dict[str, Tensor]]) -> None:
-        put_weights(self.policy.learner, parts)
+        self.learner.parallel.put_weights(parts)
 
     def load_policy_of(self, checkpoint: Path) -> None:
         """The policy of a checkpoint without its optimiser."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 from catching import catch
 from conftest import run_cai
-from launchers import ACCELERATE, DDP, ON_A_CPU, kill_all
+from launchers import ACCELERATE, DDP, NEEDS_DEEPSPEED, ON_A_CPU, ZERO, ZERO_ON_A_CPU, kill_all, kill_one
 from ppo_setup import make_pair, write_prompts
 from safetensors.torch import load_file
 
@@ -27,6 +27,10 @@ FLAGS = (
     "--rollout-batch-size 10 --num-mini-batches 2 --num-ppo-epochs 2 --max-new-tokens 8 --learning-rate 1e-3 --device cpu "
     "--whiten-rewards --sample-steps 2 --per-device-train-batch-size 2"
 )
+WAYS = {"parts": ACCELERATE, "zero2": ZERO[2], "zero3": ZERO[3]}
+each_way = pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=NEEDS_DEEPSPEED if way.startswith("zero") else ()) for way in WAYS]
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,7 @@ def folder(tmp_path_factory) -> Path:
     write_prompts(folder / "prompts.jsonl")
     write_prompts(folder / "held.jsonl", 5)
     (folder / "fsdp.py").write_text(ON_A_CPU)
+    (folder / "zero.py").write_text(ZERO_ON_A_CPU)
     alone(folder, "one")
     return folder
 
@@ -79,41 +84,51 @@ def test_two_processes_with_copies_do_what_one_does(folder: Path) -> None:
     assert_the_same(folder, "copies")
 
 
-def test_two_processes_with_parts_do_what_one_does(folder: Path) -> None:
-    """Killed after a checkpoint, the same command ends in the bytes of the uninterrupted run, and one process goes on
-    with what two began.
+@each_way
+def test_two_processes_with_parts_do_what_one_does(folder: Path, way: str) -> None:
+    """Killed after a checkpoint, all at once or one of them, the same command ends in the bytes of the uninterrupted
+    run, and one process goes on with what two began.
     """
-    finish(start(folder, "parts", ACCELERATE))
-    assert_the_same(folder, "parts")
-    sealed = lambda: list((folder / "cut").glob("checkpoints/step-*/complete"))  # noqa: E731
-    catch(lambda: start(folder, "cut", ACCELERATE), folder / "cut", sealed, send=kill_all)
-    assert len(list((folder / "cut").glob("checkpoints/step-00000002/part-*.pt"))) == 2
-    shutil.copytree(folder / "cut", folder / "begun")
-    assert "continuing from step" in finish(start(folder, "cut", ACCELERATE))
+    finish(start(folder, way, WAYS[way]))
+    assert_the_same(folder, way)
+    cut, begun = f"cut-{way}", f"begun-{way}"
+    sealed = lambda: list((folder / cut).glob("checkpoints/step-*/complete"))  # noqa: E731
+    kill = kill_all if way == "parts" else kill_one
+    catch(lambda: start(folder, cut, WAYS[way]), folder / cut, sealed, send=kill)
+    assert len(list((folder / cut).glob("checkpoints/step-00000002/part-*.pt"))) == 2
+    shutil.copytree(folder / cut, folder / begun)
+    assert "continuing from step" in finish(start(folder, cut, WAYS[way]))
     for name in ("model.safetensors", "metrics.jsonl"):
-        assert (folder / "cut" / name).read_bytes() == (folder / "parts" / name).read_bytes(), name
+        assert (folder / cut / name).read_bytes() == (folder / way / name).read_bytes(), name
 
-    assert "continuing from step" in alone(folder, "begun")
-    assert_the_same(folder, "begun")
+    assert "continuing from step" in alone(folder, begun)
+    assert_the_same(folder, begun)
 
 
-def test_adapters_on_one_backbone_learn_in_parts(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def adapters(folder: Path) -> tuple[str, ...]:
+    flags = ("--lora", "--lora-r", "4", "--load-best-model-at-end")
+    alone(folder, "lora-one", *flags)
+    return flags
+
+
+@each_way
+def test_adapters_on_one_backbone_learn_in_parts(folder: Path, adapters: tuple[str, ...], way: str) -> None:
     """And of the policies measured the best one is put back from its file and saved."""
-    adapters = ("--lora", "--lora-r", "4", "--load-best-model-at-end")
-    alone(folder, "lora-one", *adapters)
-    finish(start(folder, "lora-parts", ACCELERATE, *adapters))
-    one, two = (load_file(folder / name / "model.safetensors") for name in ("lora-one", "lora-parts"))
+    finish(start(folder, f"lora-{way}", WAYS[way], *adapters))
+    one, two = (load_file(folder / name / "model.safetensors") for name in ("lora-one", f"lora-{way}"))
     for name, weight in one.items():
         assert torch.allclose(two[name], weight, atol=5e-5), name
 
 
-def test_each_process_is_to_have_a_held_out_prompt(monkeypatch) -> None:
+@pytest.mark.parametrize("asked", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_each_process_is_to_have_a_held_out_prompt(monkeypatch, asked: str) -> None:
     """Or it would not pass through a model that the others wait to pass through."""
     one = [Prompt("p1", [], None)]
     check_held_out(one)
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_held_out(one)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv(asked, "true")
     check_held_out([]), check_held_out(one * 2)
     with pytest.raises(
         UserError, match=r"--eval-prompts: 1 prompts for 2 processes that .* \(give each process one\)"

@@ -12,14 +12,17 @@ from conftest import mistake, run_cai
 from ppo_setup import options_for
 from trainer_runs import COMMANDS, make_world, metrics
 
+from cai_cli.engines import open as opening
 from cai_cli.engines.base import EngineSettings
 from cai_cli.engines.transformers_engine import TransformersEngine
+from cai_cli.errors import UserError
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.merging import whole_weights
 from cai_cli.models.score import reset_head
 from cai_cli.models.tokenizers import load_tokenizer
 from cai_cli.stages import ppo
 from cai_cli.training.ppo import trainer
+from cai_cli.training.ppo.sampler import check_sampler
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,22 @@ def test_a_second_engine_that_follows_gives_the_same_run(folder, tmp_path, monke
         for name in ("score", "kl", "length", "policy_loss", "first_log_ratio"):
             if name in a:
                 assert a[name] == pytest.approx(b[name], abs=2e-4), name
+
+
+def test_what_is_in_parts_cannot_be_sent(tmp_path, monkeypatch):
+    options = options_for(*[tmp_path] * 4, engine="vllm")
+    monkeypatch.setattr(opening, "check_engine", lambda *_: None)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    check_sampler(options)  # one process holds all
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"--engine vllm under ZeRO 3: .* cannot be sent \(leave one out\)"):
+        check_sampler(options)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    check_sampler(options)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="--engine vllm under FSDP: "):
+        check_sampler(options)
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
