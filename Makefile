@@ -2,7 +2,7 @@
 #
 #   make demo        the whole chain on the embedded micro-world, a table and a plot at the end
 #   make test        the tests
-#   make studies     what of the article shows on the micro-world: an estimate of an hour on two cores
+#   make studies     what of the article shows on the micro-world: 55 minutes on two cores
 #   make pipeline MODEL=... BASE=... PROMPTS=... RUN=runs/mine     see below
 #
 # Everything installs into .venv, pinned by constraints.txt.
