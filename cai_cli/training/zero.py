@@ -119,18 +119,22 @@ class ByZero(Parallel):
         )
         return found
 
+    @property
+    def learned(self) -> dict[str, Any]:
+        """The weights that learn, by name."""
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
     def kept(self) -> Kept:
         """See `kept_state`."""
         state = self.optimizer.state.get(self.stretches[0], {})
-        named = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         return {
-            "model": {name: self.own(weight) for name, weight in named.items()},
+            "model": {name: self.own(weight) for name, weight in self.learned.items()},
             "optimizer": {
                 name: {
                     key: value.clone() if value.dim() == 0 else self.own(weight, key)
                     for key, value in state.items()
                 }
-                for name, weight in named.items()
+                for name, weight in self.learned.items()
             },
             "rates": [group["lr"] for group in self.optimizer.param_groups],
         }
@@ -152,10 +156,8 @@ class ByZero(Parallel):
         from deepspeed import utils
 
         self.make_moments(parts[0])
-        for name, weight in self.model.named_parameters():
-            if not weight.requires_grad:
-                continue
-            self.set(weight, put_together([part["model"][name] for part in parts], shape_of(weight)))
+        self.put_weights([part["model"] for part in parts])
+        for name, weight in self.learned.items():
             for key, first in parts[0]["optimizer"].get(name, {}).items():
                 if first.dim():
                     whole = put_together([part["optimizer"][name][key] for part in parts], shape_of(weight))
@@ -168,9 +170,8 @@ class ByZero(Parallel):
 
     def put_weights(self, parts: list[dict[str, Tensor]]) -> None:
         """See `parts.put_weights`."""
-        named = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        check_names(named, parts[0])
-        for name, weight in named.items():
+        check_names(self.learned, parts[0])
+        for name, weight in self.learned.items():
             self.set(weight, put_together([part[name] for part in parts], shape_of(weight)))
 
     def make_moments(self, kept: Kept) -> None:
