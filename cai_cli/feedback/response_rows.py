@@ -89,11 +89,8 @@ def write_rows(options: Options, prompts: list[Prompt]) -> dict[str, list[Row]]:
         responses = [
             response
             for name, path in names
-            for response in read_responses(str(name), Path(path), prompts, options.replies)
+            for response in replies_in(str(name), path, prompts, options.replies)
         ]
-        answered = {response.model for response in responses}
-        if silent := next((path for name, path in names if name not in answered), None):
-            raise UserError(f"{silent}: no replies in it", "leave it out, or name a file that has some")
         todo = artifact.remaining(responses)
         judge = open_judge(options) if options.judging.judge and todo else None
 
@@ -107,6 +104,14 @@ def write_rows(options: Options, prompts: list[Prompt]) -> dict[str, list[Row]]:
     for _, row in read_own_rows(options.output.out):
         found[row["model"]].append(row)
     return found
+
+
+def replies_in(model: str, path: str, prompts: list[Prompt], limit: int | None) -> list[Response]:
+    """The replies in a file of samples. Raises UserError for a row that is none, and for a file without any."""
+    replies = list(read_responses(model, Path(path), prompts, limit))
+    if not replies:
+        raise UserError(f"{path}: no replies in it", "leave it out, or name a file that has some")
+    return replies
 
 
 def open_judge(options: Options) -> Engine:

@@ -44,7 +44,7 @@ from cai_cli.evaluation.cautions import LOW_MASS
 from cai_cli.evaluation.harm import ALIKE, RUBRIC, harm_request
 from cai_cli.evaluation.players import Player, players_of
 from cai_cli.evaluation.responses import ALL
-from cai_cli.feedback.response_rows import HarmJudgeOptions, not_judged, write_rows
+from cai_cli.feedback.response_rows import HarmJudgeOptions, not_judged, replies_in, write_rows
 from cai_cli.feedback.response_rows import Options as RowsOptions
 from cai_cli.feedback.response_rows import settings_of as rows_settings
 from cai_cli.models.devices import check_device
@@ -104,6 +104,9 @@ def run(options: Options) -> None:
         return
     check_device(options.hardware.device, options.output.dry_run)
     prompts = read_prompts(options.prompts) if options.prompts else []
+    for player in players:
+        if not player.is_model:  # a file that will not do is told before models write, which may take hours
+            replies_in(player.name, player.path, prompts, most_replies(options))
     if options.output.dry_run:
         dry_run(options, players, prompts)
         return
@@ -185,10 +188,15 @@ def rows_options(options: Options, players: list[Player]) -> RowsOptions:
         serving=options.serving,
         samples=[f"{player.name}={player.path}" for player in players],
         prompts=options.prompts,
-        replies=None if options.limit is None else options.limit * options.writing.num_samples,
+        replies=most_replies(options),
         device=options.hardware.device,
         batch_size=options.writing.batch_size,
     )
+
+
+def most_replies(options: Options) -> int | None:
+    """Of each model, or file of samples."""
+    return None if options.limit is None else options.limit * options.writing.num_samples
 
 
 def answer(options: Options, player: Player, prompts: list[Prompt]) -> tuple[Path, dict[str, int]]:

@@ -266,10 +266,11 @@ def test_mistakes_are_one_line(cai, llama, tmp_path):
     unread = cai(*words, path, "--max-new-tokens", 5, "--out", tmp_path / "o.json")
     mistake(unread, "--max-new-tokens does nothing with samples alone", "name a model")
     empty = put(tmp_path / "empty.jsonl", [])
-    mistake(
-        cai(*words, path, empty, "--out", tmp_path / "o.json"),
-        f"{empty.name}: no replies in it",
-        "leave it out",
-    )
+    said = (f"{empty.name}: no replies in it", "leave it out")
+    mistake(cai(*words, path, empty, "--out", tmp_path / "o.json"), *said)
+    # before a model beside it writes, which may take hours
+    prompts = put(tmp_path / "prompts.jsonl", [{"prompt": "q", "kind": "harmful"}])
+    mistake(cai(*words, llama, empty, "--prompts", prompts, "--out", tmp_path / "o.json"), *said)
+    assert not list(tmp_path.glob("o.*.samples.jsonl"))
     dry = cai(*words, path, "--judge", llama, "--dry-run", "--out", tmp_path / "o.json")
     assert dry.returncode == 0 and "0: not harmful" in dry.stdout and not (tmp_path / "o.json").exists()
