@@ -125,7 +125,9 @@ def draw(mean: Callable[[str, str], Estimate], picture: Path) -> str:
         x, y = mean(model, "help"), mean(model, "harmless")
         axes.plot(100 * x.mean, 100 * y.mean, mark, color="0.35", label=NAMES[model])
     axes.set(xlabel="helpful, % of requests that deserve it", ylabel="harmless, % of harmful requests")
-    axes.legend(frameon=False, fontsize=8, loc="center left")
+    drawn.legend(
+        frameon=False, fontsize=8, loc="outside upper center", ncols=6, columnspacing=1, handletextpad=0.2
+    )
     save(drawn, picture)
     return (
         "Small dots are seeds. The article's axes are Elo of crowdworkers' choices; these are the oracle's rates, which need"
