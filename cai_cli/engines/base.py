@@ -81,7 +81,8 @@ class EngineSettings:
     the work on their start. `odd_numbers_end_it`: whether log-probabilities that are not finite end the run,
     or are left to the caller. `tensor_parallel_size` and `gpu_memory_utilization` are vLLM's; `base_url` to
     `votes` are for a server: where it is, how it is asked, by how many requests at once, how long it may be
-    away, and how many sampled answers stand for log-probabilities.
+    away, and how many sampled answers stand for log-probabilities; `seed` is of these answers (what a model writes
+    has its own key).
     """
 
     engine: str = "transformers"
@@ -99,6 +100,7 @@ class EngineSettings:
     concurrency: int = 32
     patience: float = 600.0
     votes: int = 0
+    seed: int = 0
 
     @classmethod
     def of(
@@ -128,7 +130,7 @@ class EngineSettings:
             **asdict(serving),
         )
 
-    def of_judge(self, judge: FeedbackEngineOptions) -> EngineSettings:
+    def of_judge(self, judge: FeedbackEngineOptions, seed: int) -> EngineSettings:
         """The same, but for a judge's engine."""
         return replace(
             self,
@@ -136,6 +138,7 @@ class EngineSettings:
             base_url=judge.feedback_base_url or "",
             api=judge.feedback_api,
             votes=judge.votes or 0,
+            seed=seed,
         )
 
 

@@ -41,6 +41,7 @@ from cai_cli.engines.served_answers import (
     of_echo,
     of_first_tokens,
     of_votes,
+    vote,
 )
 from cai_cli.engines.server import Refused, Server, TooLong
 from cai_cli.errors import RunError, UserError
@@ -214,6 +215,8 @@ class OpenAIEngine:
         """The scores; or why there are none: the prompt is too long for the server, or refused by it."""
         try:
             scores = ask(asked)
+        except UnfitRow as error:
+            return error
         except TooLong as error:
             return UnfitRow("question_too_long", str(error))
         except Refused as error:
@@ -287,14 +290,17 @@ class OpenAIEngine:
         return of_first_tokens(content[0]["top_logprobs"], request.options)
 
     def _vote(self, request: OptionRequest) -> list[float]:
+        """From the share of sampled answers that name each option. Raises UnfitRow where the template here refuses
+        the question.
+        """
         votes = [0] * len(request.options)
+        prompt = self.reader.renderer.encode(request.prompt) if self.reader else request.prompt
         for number in range(self.settings.votes):
-            seed = key("vote", str(request.prompt), number) & SEED_BITS
-            choice = self._ask(request.prompt, {"max_tokens": VOTE_TOKENS, "temperature": 1.0, "seed": seed})
+            seed = key(self.settings.seed, "vote", str(request.prompt), number) & SEED_BITS
+            choice = self._ask(prompt, {"max_tokens": VOTE_TOKENS, "temperature": 1.0, "seed": seed})
             text = str((choice["message"].get("content") if self.chat else choice["text"]) or "")
-            named = [n for n, option in enumerate(request.options) if option.strip() in text]
-            if len(named) == 1:
-                votes[named[0]] += 1
+            if (named := vote(text, request.options)) is not None:
+                votes[named] += 1
         return of_votes(votes, self.settings.votes)
 
     def _last_resort(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,17 @@ def of_first_tokens(top: list[dict[str, Any]], options: tuple[str, ...]) -> list
             totals[begun[0]] += exp(entry["logprob"])
     least = min(entry["logprob"] for entry in top)
     left = log(max(1.0 - sum(exp(entry["logprob"]) for entry in top), NONE_LEFT))
-    return [log(total) if total else min(least, left) for total in totals]
+    # A server's numbers are rounded: those of a token that is nearly sure, and of another, come to more than 1
+    return [min(0.0, log(total)) if total else min(least, left) for total in totals]
+
+
+def vote(text: str, options: tuple[str, ...]) -> int | None:
+    """Which option a sampled answer names; None of one that names none, or several. A mark is a word of its own:
+    "As an AI, I cannot" is no vote for A.
+    """
+    marks = [re.escape(option.strip()) for option in options]
+    named = [n for n, mark in enumerate(marks) if re.search(rf"(?<!\w){mark}(?!\w)", text)]
+    return named[0] if len(named) == 1 else None
 
 
 def of_votes(votes: list[int], asked: int) -> list[float]:

@@ -74,11 +74,11 @@ class Options:
 
 
 def settings_of(
-    judging: HarmJudgeOptions, serving: ServingOptions, device: str, batch_size: int
+    judging: HarmJudgeOptions, serving: ServingOptions, device: str, batch_size: int, seed: int
 ) -> EngineSettings:
     """How the judge is opened. Raises UserError."""
     dtype, words = judging.feedback_dtype, judging.feedback_chat_template_kwargs
-    return judge_settings(judging.served, serving, device, dtype, words, batch_size)
+    return judge_settings(judging.served, serving, device, dtype, words, batch_size, seed)
 
 
 def write_rows(options: Options, prompts: list[Prompt]) -> dict[str, list[Row]]:
@@ -117,7 +117,8 @@ def replies_in(model: str, path: str, prompts: list[Prompt], limit: int | None) 
 def open_judge(options: Options) -> Engine:
     from cai_cli.engines.open import open_engine
 
-    settings = settings_of(options.judging, options.serving, options.device, options.batch_size)
+    how = (options.judging, options.serving, options.device, options.batch_size, options.output.seed)
+    settings = settings_of(*how)
     return open_engine(str(options.judging.judge), settings, "--judge")
 
 

@@ -54,6 +54,7 @@ def judge_settings(
     dtype: str,
     chat_template_kwargs: str | None,
     batch_size: int,
+    seed: int,
     prefix_cache: bool = True,
 ) -> EngineSettings:
     """How a judge is opened that only answers. Raises UserError where its template's settings are no JSON object."""
@@ -65,7 +66,7 @@ def judge_settings(
         prefix_cache=prefix_cache,
         **asdict(serving),
     )
-    return own.of_judge(served)
+    return own.of_judge(served, seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,6 +181,7 @@ def settings_of(options: Options) -> EngineSettings:
         options.feedback_dtype,
         options.feedback_chat_template_kwargs,
         options.batch_size,
+        options.output.seed,
         options.prefix_cache,
     )
 

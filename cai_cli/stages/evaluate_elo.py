@@ -150,6 +150,7 @@ def referee_settings(options: Options) -> EngineSettings:
         judging.feedback_dtype,
         judging.feedback_chat_template_kwargs,
         options.writing.batch_size,
+        options.output.seed,
         judging.prefix_cache,
     )
 

@@ -167,7 +167,11 @@ def check_options(options: Options) -> list[Player]:
 
 def judge_of(options: Options) -> Any:
     return rows_settings(
-        options.judging, options.serving, options.hardware.device, options.writing.batch_size
+        options.judging,
+        options.serving,
+        options.hardware.device,
+        options.writing.batch_size,
+        options.output.seed,
     )
 
 

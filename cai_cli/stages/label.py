@@ -169,7 +169,7 @@ def settings_of(options: Options) -> tuple[EngineSettings, EngineSettings]:
     """How the writer and the judge are opened."""
     writing = EngineSettings.of(options.hardware, options.generation, options.engines, options.serving)
     judging = replace(
-        writing.of_judge(options.judges),
+        writing.of_judge(options.judges, options.output.seed),
         dtype=options.feedback_dtype,
         temperature=options.rationale_temperature,
         template_kwargs=template_kwargs(options.feedback_chat_template_kwargs),

@@ -12,7 +12,7 @@ import pytest
 from conftest import mistake, run_cai
 from openai_server import OpenAIServer
 
-from cai_cli.engines.served_answers import closed, of_echo, of_first_tokens, of_votes
+from cai_cli.engines.served_answers import closed, of_echo, of_first_tokens, of_votes, vote
 from cai_cli.rows.conversation import message
 
 ROWS = 24
@@ -196,6 +196,21 @@ def test_a_judge_without_log_probabilities(helpful, samples, world, tmp_path):
         server.stop()
 
 
+def test_votes_of_a_judge_whose_template_is_here(llama, samples, world, tmp_path):
+    """The question goes through it, as ids; each seed draws answers of its own."""
+    server = OpenAIServer(llama, logprobs=False)
+    common = ("--pairs", samples, "--constitution", world / "constitution.yaml", "--feedback-model", llama)
+    try:
+        for seed in (0, 1):
+            words = at(server, "--votes", 2, "--limit", 2, "--min-mass", 0, "--seed", seed)
+            done = run_cai("label", *common, *words, "--out", tmp_path / f"{seed}.jsonl")
+            assert done.returncode == 0, done.stderr
+        seeds = [seed for seed in server.seeds if seed is not None]
+        assert len(set(seeds)) == len(seeds) == 2 * 2 * 2 * 2  # runs, pairs, orders, votes
+    finally:
+        server.stop()
+
+
 def test_a_key_goes_to_the_server_and_nowhere_else(helpful, samples, world, tmp_path, monkeypatch):
     server = OpenAIServer(helpful, key="sk-very-secret")
     out = tmp_path / "x.jsonl"
@@ -240,6 +255,29 @@ def test_options_among_the_likeliest_first_tokens():
     ]
     assert of_first_tokens(top, (" (A)", " (B)")) == pytest.approx([-0.5, -4.0])
     assert of_first_tokens(top, (" A", " B")) == pytest.approx([-4.0, -4.0])
+
+
+def test_rounded_probabilities_of_more_than_one_are_one():
+    top = [
+        {"token": "A", "logprob": 0.0},
+        {"token": " A", "logprob": -18.5},
+        {"token": "B", "logprob": -20.0},
+    ]
+    assert of_first_tokens(top, (" A", " B")) == [0.0, -20.0]
+
+
+def test_a_vote_is_a_word_of_its_own():
+    letters, round_ones = (" A", " B"), (" (A)", " (B)")
+    assert [vote(text, letters) for text in ("A", " B.", "Answer: B", "**A**", "(B) is better")] == [
+        0,
+        1,
+        1,
+        0,
+        1,
+    ]
+    assert [vote(text, round_ones) for text in ("(A)", "The answer is (B).")] == [0, 1]
+    for text in ("As an AI, I cannot choose", "Both", "A or B", "", "I like (C)"):
+        assert vote(text, letters) is None and vote(text, round_ones) is None
 
 
 def test_an_open_turn_stands_at_the_end_of_the_question():

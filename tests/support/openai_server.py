@@ -32,7 +32,7 @@ class QuietServer(ThreadingHTTPServer):
 
 class OpenAIServer:
     """`key`: what Authorization has to say, if anything. `logprobs`: whether it gives any. `ids`: whether it
-    knows of token ids; `name`: what it calls the model; `asked`: paths by how often.
+    knows of token ids; `name`: what it calls the model; `asked`: paths by how often; `seeds`: those of all requests.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class OpenAIServer:
         self.lock = threading.Lock()
         self.faults: deque[int | float | str] = deque()
         self.asked: Counter[str] = Counter()
+        self.seeds: list[int | None] = []
         self.port = 0
         self.start()
 
@@ -81,6 +82,7 @@ class OpenAIServer:
             handler.close_connection = True
             return
         self.asked[handler.path] += 1
+        self.seeds.append(body.get("seed"))
         if self.key and handler.headers["authorization"] != f"Bearer {self.key}":
             send(handler, 401, {"error": {"message": "a wrong key"}})
             return
