@@ -53,6 +53,11 @@ def check_classifier(path: str, flag: str) -> None:
         raise UserError(told, "take a base model of another architecture")
 
 
+def longest_row(max_length: int, model: str) -> int:
+    """The most tokens of a row that `model` is trained on: --max-length, but never more than its context."""
+    return min(max_length, context_length(load_config(model)))
+
+
 def context_length(config: Any) -> int:
     """Longest sequence the model was made for, in tokens."""
     text_config = config.get_text_config()

@@ -87,7 +87,7 @@ ADVICE = {
     TEMPLATE_REFUSED: ("the chat template takes no such conversations: bring them into its form",),
     CONTROL_TOKEN: ("the texts spell out tokens of the model's own: take them out", "take another model"),
     OVERLONG_PROMPT: ("lower --max-new-tokens", "shorten --few-shot", "take a model with a longer context"),
-    "too_long": ("raise --max-length",),
+    "too_long": ("raise --max-length", "take a model with a longer context"),
     "question_too_long": ("give --few-shot none", "take a judge with a longer context"),
     "identical_replies": ("a pair is two different replies to one prompt: look at how the file was made",),
     "missing_field": ("`cai import table --columns` reads fields of any names",),

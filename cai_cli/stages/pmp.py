@@ -159,7 +159,7 @@ def run(options: Options) -> None:
         return
     check_device(options.fit.hardware.device, options.output.dry_run)
 
-    from cai_cli.models.configs import check_classifier
+    from cai_cli.models.configs import check_classifier, longest_row
     from cai_cli.models.templates import install_template
     from cai_cli.models.tokenizers import load_tokenizer
 
@@ -175,7 +175,7 @@ def run(options: Options) -> None:
 
     file = options.output.out / PAIRS
     weighted = ((row, 1.0) for row in read_records(file, Comparison.from_row))
-    encode = reading(tokenizer, options.format, options.fit.training.max_length)
+    encode = reading(tokenizer, options.format, longest_row(options.fit.training.max_length, options.model))
     with pairs_once_a_node(artifact, weighted, [file], tokenizer, encode) as pairs:
         if options.output.dry_run:
             from cai_cli.training.memory.told import tell_pairwise

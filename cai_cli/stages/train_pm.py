@@ -65,6 +65,7 @@ def run(options: Options) -> None:
     for source in options.comparisons:  # a file of another kind is told before a tokenizer is loaded
         next(read_weighted([source]), None)
 
+    from cai_cli.models.configs import longest_row
     from cai_cli.models.templates import install_template
     from cai_cli.models.tokenizers import load_tokenizer
 
@@ -74,7 +75,7 @@ def run(options: Options) -> None:
     from cai_cli.training.preference.pair_files import pairs_once_a_node
 
     sources = [Path(parse_weight(source)[0]) for source in options.comparisons]
-    encode = reading(tokenizer, "chat", options.fit.training.max_length)
+    encode = reading(tokenizer, "chat", longest_row(options.fit.training.max_length, options.model))
     weighted = read_weighted(options.comparisons)
     with pairs_once_a_node(artifact, weighted, sources, tokenizer, encode) as pairs:
         if options.output.dry_run:

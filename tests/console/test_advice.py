@@ -100,7 +100,7 @@ def test_none_of_the_rows_names_the_commonest_reason(tmp_path):
     options = build(sft.Options, model="lm", data=["x"], out=tmp_path)
     assert (
         why_none(Counter(["too_long", "too_long", "empty_reply"]), options)
-        == "too_long 2, empty_reply 1; raise --max-length"
+        == "too_long 2, empty_reply 1; raise --max-length, or take a model with a longer context"
     )
     assert why_none(Counter(), options) == ""
 

@@ -232,3 +232,15 @@ def test_float16_is_refused_in_one_line(cai, base):
     settings = options("sft", base)
     words = ("sft", "--model", base, "--data", settings.data[0], "--out", settings.output.out)
     mistake(cai(*words, "--dtype", "float16"), "--dtype float16", "float32")
+
+
+# The model's context
+
+
+@pytest.mark.parametrize("stage", ["sft", "pmp", "train-pm"])
+def test_a_row_is_never_longer_than_the_context(stage, base):
+    """--max-length is 2048; beyond its positions a model fails, or learns what nothing else lets it read."""
+    edit_json(base / "config.json", max_position_embeddings=12)
+    with pytest.raises(RunError, match="too_long.*a longer context"):
+        run(stage, base)
+    assert_nothing_was_paid(base.parent / "out")

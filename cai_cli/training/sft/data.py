@@ -169,7 +169,7 @@ def tokenise(
             )
             length = len(prompt_ids) + len(completion_ids)
             if length > max_length:
-                raise UnfitRow("too_long", f"{length} tokens, --max-length is {max_length}")
+                raise UnfitRow("too_long", f"{length} tokens, at most {max_length} fit")
         except UnfitRow as error:
             row = {"prompt": target.prompt, "completion": target.completion}
             yield Rejected(target.id, error.reason, error.detail, row)

@@ -24,6 +24,7 @@ from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import TargetTally
 from cai_cli.keys import shuffled
 from cai_cli.models.chat import stop_ids, vocabulary_hash
+from cai_cli.models.configs import longest_row
 from cai_cli.models.templates import template_kwargs
 from cai_cli.rows.sources import parse_weight
 from cai_cli.rows.trl_rows import RowReader
@@ -123,7 +124,8 @@ def write_rows(folder: Path, options: Options, tokenizer: PreTrainedTokenizerBas
     reader, tally = RowReader(), TargetTally()
     empty = []
     seed = options.output.seed
-    how = (stop_ids(tokenizer), options.training.max_length, template_kwargs(options.chat_template_kwargs))
+    most = longest_row(options.training.max_length, options.model)
+    how = (stop_ids(tokenizer), most, template_kwargs(options.chat_template_kwargs))
     with (
         ArrowRows(folder / ROWS, SCHEMA) as rows,
         Rejects(folder / REJECTS) as rejects,
