@@ -298,7 +298,12 @@ class TrainingOptions:
     warmup_steps: Annotated[int, flag("Optimisation", "Steps of linear warm-up.", min=0)] = 0
     max_grad_norm: Annotated[float, flag("Optimisation", "Gradient clipping; 0 turns it off.", min=0.0)] = 1.0
     max_length: Annotated[
-        int, flag("Optimisation", "Longest row in tokens, never more than the model's context; longer ones are rejected by name.", min=8)
+        int,
+        flag(
+            "Optimisation",
+            "Longest row in tokens, at most the model's context; longer ones are rejected.",
+            min=8,
+        ),
     ] = 2048
     bf16: Annotated[
         bool, flag("Optimisation", "Mixed precision in bfloat16 (what learns stays in float32).", "--bf16")

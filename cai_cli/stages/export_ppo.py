@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import counted, put_aside
 from cai_cli.console.messages import say, show_text, tell_next, warn
+from cai_cli.models.templates import template_kwargs
 from cai_cli.training.export.settings import Options as Options
 from cai_cli.training.ppo.checks import check_agreement, check_options
-from cai_cli.training.ppo.prompts import RunPrompts, read_sources, run_prompts
+from cai_cli.training.ppo.prompts import RunPrompts, read_sources, room, run_prompts
 
 if TYPE_CHECKING:
     from cai_cli.models.chat import Renderer
     from cai_cli.training.export.folder import Export
-
-CLOSING = 2  # tokens that close a reply for the preference model: an end of turn, and EOS
 
 
 def openrlhf(options: Options) -> None:
@@ -51,19 +50,15 @@ def run(engine: str, options: Options) -> None:
     sources, held_out = read_sources(options)
 
     from cai_cli.models.chat import Renderer
-    from cai_cli.models.configs import context_length, load_config
     from cai_cli.models.tokenizers import load_tokenizer
     from cai_cli.training.export.models import check_whole
 
     check_whole(options.model, "--model")
     check_whole(options.pm, "--pm")
-    renderer = Renderer(load_tokenizer(options.model), f"--model {options.model}")
+    words = template_kwargs(options.chat_template_kwargs)
+    renderer = Renderer(load_tokenizer(options.model), f"--model {options.model}", words)
     check_agreement(options, renderer.tokenizer, load_tokenizer(options.pm, "--pm"))
-    contexts = (
-        context_length(load_config(options.model)),
-        context_length(load_config(options.pm, "--pm")) - CLOSING,
-    )
-    prompts = run_prompts(options, sources, held_out, renderer, min(contexts) - options.max_new_tokens)
+    prompts = run_prompts(options, sources, held_out, renderer, room(options))
     export = prepared(engine, options, renderer, prompts)
 
     from cai_cli.training.export.carried import not_carried

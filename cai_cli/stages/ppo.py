@@ -20,10 +20,11 @@ from cai_cli.artifacts.rejects import Rejected
 from cai_cli.console.messages import say, show_text, tell_next
 from cai_cli.errors import UserError
 from cai_cli.models.devices import check_attention, check_device
+from cai_cli.models.templates import template_kwargs
 from cai_cli.processes.ranks import check_quantize, world_size
 from cai_cli.rows.records import Prompt
 from cai_cli.training.ppo.checks import check_options
-from cai_cli.training.ppo.prompts import read_sources, run_prompts
+from cai_cli.training.ppo.prompts import read_sources, room, run_prompts
 from cai_cli.training.ppo.sampler import check_sampler
 from cai_cli.training.ppo.settings import Options as Options
 from cai_cli.training.trackers import check_trackers
@@ -47,12 +48,11 @@ def run(options: Options) -> None:
     sources, held_out = read_sources(options)
 
     from cai_cli.models.chat import Renderer
-    from cai_cli.models.configs import context_length, load_config
     from cai_cli.models.tokenizers import load_tokenizer
 
-    renderer = Renderer(load_tokenizer(options.model), f"--model {options.model}")
-    room = context_length(load_config(options.model)) - options.max_new_tokens
-    prompts = run_prompts(options, sources, held_out, renderer, room)
+    words = template_kwargs(options.chat_template_kwargs)
+    renderer = Renderer(load_tokenizer(options.model), f"--model {options.model}", words)
+    prompts = run_prompts(options, sources, held_out, renderer, room(options))
     if options.output.dry_run:
         dry_run(options, renderer, prompts.schedule, prompts.rejected)
         return

@@ -241,6 +241,6 @@ def test_float16_is_refused_in_one_line(cai, base):
 def test_a_row_is_never_longer_than_the_context(stage, base):
     """--max-length is 2048; beyond its positions a model fails, or learns what nothing else lets it read."""
     edit_json(base / "config.json", max_position_embeddings=12)
-    with pytest.raises(RunError, match="too_long.*a longer context"):
+    with pytest.raises(RunError, match=r"too_long.*a longer context"):
         run(stage, base)
     assert_nothing_was_paid(base.parent / "out")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cai_cli.processes.collective import total
+from cai_cli.training.ppo.settings import MOST_MOVE
 
 
 def token_rewards(
@@ -74,7 +75,7 @@ class KLController:
 
     def update(self, kl: float, episodes: int) -> None:
         if self.target is not None:
-            error = min(max(kl / self.target - 1, -0.2), 0.2)
+            error = min(max(kl / self.target - 1, -MOST_MOVE), MOST_MOVE)
             self.coefficient *= 1 + error * episodes / self.horizon
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from cai_cli.console.options import check_training_dtype
 from cai_cli.errors import UserError
 from cai_cli.models.paths import check_model
+from cai_cli.training.ppo.settings import MOST_MOVE
+from cai_cli.training.preference.reading import format_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +22,9 @@ def check_options(options: Options) -> None:
     """Raise UserError where models cannot play their parts, or settings do not go together."""
     check_model(options.model, role="language model")
     check_model(options.pm, "--pm", "preference model")
+    if format_of(options.pm) == "qa":
+        told = f"--pm {options.pm}: `cai pmp` taught it questions and answers, and replies are chats"
+        raise UserError(told, "train it on with `cai train-pm`, or pretrain it with --format chat")
     if options.gold_pm:
         check_model(options.gold_pm, "--gold-pm", "preference model")
     check_training_dtype(options.models.hardware.dtype)
@@ -33,11 +38,7 @@ def check_options(options: Options) -> None:
         warmup, steps = options.ppo.critic_warmup_steps, options.ppo.steps
         told = f"--critic-warmup-steps {warmup}: of --steps {steps} none is left for the policy"
         raise UserError(told, "lower it, or raise --steps")
-    if options.reward.target_kl is not None and options.reward.target_kl <= 0:
-        raise UserError(
-            f"--target-kl {options.reward.target_kl:g}: a policy that learns has some KL",
-            "give nats a reply, such as 6",
-        )
+    check_kl_target(options)
     if options.track.load_best_model_at_end and not (options.eval_prompts or options.gold_pm):
         told = "--load-best-model-at-end: nothing is held out to find the best policy by"
         raise UserError(told, "give --eval-prompts, or a --gold-pm that measures")
@@ -50,6 +51,22 @@ def check_options(options: Options) -> None:
             "--frozen-dtype: with --lora frozen and trained model are one backbone",
             "use --dtype, or --quantize",
         )
+
+
+def check_kl_target(options: Options) -> None:
+    """Raise UserError where the coefficient could not be moved towards the target, or past 0 to a bonus."""
+    reward, batch = options.reward, options.ppo.rollout_batch_size
+    if reward.target_kl is None:
+        return
+    if reward.target_kl <= 0:
+        told = f"--target-kl {reward.target_kl:g}: a policy that learns has some KL"
+        raise UserError(told, "give nats a reply, such as 6")
+    if reward.kl_coef == 0:
+        told = "--target-kl with --kl-coef 0: the coefficient is moved by shares of itself, and stays 0"
+        raise UserError(told, "give one to begin with, such as 0.05")
+    if MOST_MOVE * batch >= reward.kl_horizon:
+        told = f"--kl-horizon {reward.kl_horizon}: a step of {batch} episodes could turn the coefficient negative"
+        raise UserError(told, f"give more than {MOST_MOVE * batch:g}, such as 10000")
 
 
 def check_agreement(options: Options, own: PreTrainedTokenizerBase, pms: PreTrainedTokenizerBase) -> None:

@@ -100,9 +100,9 @@ class Learner(ABC):
             return False
         return max(gathered([len(episodes.ids)])) <= self.ppo.per_device_train_batch_size
 
-    def first_outputs(self, episodes: Episodes) -> Tensor:
-        """(B, T): the outputs before it improves."""
-        if not self.in_one_pass(episodes):
+    def first_outputs(self, episodes: Episodes, improves: bool = True) -> Tensor:
+        """(B, T): the outputs before it `improves`, if it does: else a graph would be held for nothing."""
+        if not improves or not self.in_one_pass(episodes):
             return over_episodes(episodes, self.outputs, self.pass_rows, self.parallel)
         with fast_products(self.model), training_pass(self.model):
             self.graph = self.outputs(episodes)

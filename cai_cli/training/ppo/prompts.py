@@ -12,6 +12,7 @@ from cai_cli.artifacts.rejects import Rejected, reasons_text
 from cai_cli.console.messages import warn_all
 from cai_cli.errors import RunError, UserError
 from cai_cli.evaluation.cautions import held_out_cautions
+from cai_cli.models.configs import context_length, load_config
 from cai_cli.models.templates import UnfitRow
 from cai_cli.processes.ranks import by_deepspeed, by_fsdp, world_size
 from cai_cli.rows.prompt_files import Known, read_prompts
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from cai_cli.training.ppo.settings import Options
 
 Source = tuple[list[Prompt], float]
+
+SHORTER = "lower --max-new-tokens, or shorten the prompts"
+CLOSING = 2  # tokens that close a reply for the preference model: an end of turn, and EOS
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +53,42 @@ def read_sources(options: Options) -> tuple[list[Source], list[Prompt]]:
     return sources, read_prompts(options.eval_prompts, known=known) if options.eval_prompts else []
 
 
+def room(options: Options) -> int:
+    """The most tokens of a prompt that leave room for a reply, both for the policy, which writes it, and for the
+    preference model, which reads it closed.
+    """
+    own, pms = (context_length(load_config(*model)) for model in ((options.model,), (options.pm, "--pm")))
+    return min(own, pms - CLOSING) - options.max_new_tokens
+
+
 def run_prompts(
-    options: Options, sources: list[Source], held_out: list[Prompt], renderer: Renderer, room: int
+    options: Options, sources: list[Source], held_out: list[Prompt], renderer: Renderer, longest: int
 ) -> RunPrompts:
-    """Those that have at most `room` tokens."""
+    """Those that have at most `longest` tokens."""
     rejected: list[Rejected] = []
-    sources = [(fitting(prompts, renderer, room, rejected), proportion) for prompts, proportion in sources]
-    held_out = fitting(held_out, renderer, room, rejected)
+    sources = [(fitting(prompts, renderer, longest, rejected), proportion) for prompts, proportion in sources]
+    measured = fitting(held_out, renderer, longest, rejected)
     check_rejects(options, sources, rejected)
-    check_held_out(held_out)
+    check_held_out(held_out, measured)
+    held_out = measured
     learned = [prompt.id for prompts, _ in sources for prompt in prompts]
     cautions = warn_all(held_out_cautions([prompt.id for prompt in held_out], learned))
     schedule = mixed_prompts(sources, options.ppo.steps * options.ppo.rollout_batch_size, options.output.seed)
     return RunPrompts(schedule, held_out, len(learned), rejected, cautions)
 
 
-def fitting(prompts: list[Prompt], renderer: Renderer, room: int, rejected: list[Rejected]) -> list[Prompt]:
+def fitting(
+    prompts: list[Prompt], renderer: Renderer, longest: int, rejected: list[Rejected]
+) -> list[Prompt]:
     """The prompts that leave room for a reply; the others are added to `rejected` by name, never cut."""
     kept = []
     for prompt in prompts:
         try:
             length = len(renderer.encode(prompt.prompt))
-            if length > room:
+            if length > longest:
                 raise UnfitRow(
                     "prompt_too_long",
-                    f"{length} tokens, the context leaves {max(room, 0)} before --max-new-tokens",
+                    f"{length} tokens, the context leaves {max(longest, 0)} before --max-new-tokens",
                 )
         except UnfitRow as error:
             rejected.append(Rejected(prompt.id, error.reason, error.detail, prompt.to_row()))
@@ -82,8 +97,12 @@ def fitting(prompts: list[Prompt], renderer: Renderer, room: int, rejected: list
     return kept
 
 
-def check_held_out(held_out: list[Prompt]) -> None:
-    """Raise UserError where a process would have none while the others pass through a model that it holds a part of."""
+def check_held_out(given: list[Prompt], held_out: list[Prompt]) -> None:
+    """Raise RunError where none of the prompts that were given is left, and with them all that is measured; UserError
+    where a process would have none while the others pass through a model that it holds a part of.
+    """
+    if given and not held_out:
+        raise RunError("--eval-prompts: none of its prompts can be used (prompt_too_long)", SHORTER)
     if (by_fsdp() or by_deepspeed()) and 0 < len(held_out) < world_size():
         told = (
             f"--eval-prompts: {len(held_out)} prompts for {world_size()} processes that hold a model together"
@@ -94,12 +113,11 @@ def check_held_out(held_out: list[Prompt]) -> None:
 def check_rejects(options: Options, sources: list[Source], rejected: list[Rejected]) -> None:
     """Stop where a source has nothing left, or too much of the prompts is gone."""
     why = reasons_text(Counter(item.reason for item in rejected))
-    hint = "lower --max-new-tokens, or shorten the prompts"
     for name, (prompts, _) in zip(options.prompts, sources, strict=True):
         if not prompts:
-            raise RunError(f"{name}: none of its prompts can be used ({why})", hint)
+            raise RunError(f"{name}: none of its prompts can be used ({why})", SHORTER)
     kept = sum(len(prompts) for prompts, _ in sources)
     rate = len(rejected) / (kept + len(rejected))
     if rate > options.max_reject_rate:
         told = f"{len(rejected)} of {kept + len(rejected)} prompts cannot be used ({why})"
-        raise RunError(told, f"{hint}; --max-reject-rate raises the bar (now {options.max_reject_rate:g})")
+        raise RunError(told, f"{SHORTER}; --max-reject-rate raises the bar (now {options.max_reject_rate:g})")

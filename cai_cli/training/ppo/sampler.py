@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_cli.engines.base import Engine, EngineSettings
 from cai_cli.errors import UserError
+from cai_cli.models.templates import template_kwargs
 from cai_cli.processes.ranks import by_fsdp, in_zero_parts, world_size
 
 if TYPE_CHECKING:
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 def open_sampler(options: Options, policy: Any, tokenizer: Any) -> Engine:
     """An engine that `follow`s the policy."""
     # Numbers that are not finite: their KL ends the run, with the last policy that was good.
-    common: dict[str, Any] = {"temperature": options.temperature, "odd_numbers_end_it": False}
+    common: dict[str, Any] = {
+        "temperature": options.temperature,
+        "template_kwargs": template_kwargs(options.chat_template_kwargs),
+        "odd_numbers_end_it": False,
+    }
     if options.engine == "vllm":
         from cai_cli.engines.vllm_engine import VllmEngine
 

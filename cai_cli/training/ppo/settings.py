@@ -18,6 +18,7 @@ from cai_cli.console.options import (
     NOTED,
     RUNTIME,
     AdapterOptions,
+    ChatTemplateKwargs,
     DeviceOptions,
     GradientCheckpointing,
     Needs,
@@ -27,6 +28,8 @@ from cai_cli.console.options import (
     Takes,
     flag,
 )
+
+MOST_MOVE = 0.2  # of the KL coefficient, in --kl-horizon episodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +228,7 @@ class Options:
     ] = 0.5
     max_new_tokens: Annotated[int, flag("Generation", "Longest reply (paper: 128).", min=1)] = 128
     temperature: Annotated[float, flag("Generation", "Sampling temperature (paper: 1).", min=0.01)] = 1.0
+    chat_template_kwargs: ChatTemplateKwargs = None
     batch_size: Annotated[
         int, flag("Generation", "Requests per forward pass; does not change texts.", min=1), RUNTIME
     ] = 128

@@ -91,7 +91,7 @@ class Trainer:
         # float32, and by the same code.
         float32 = self.policy.learner.dtype == torch.float32 and options.engine == "transformers"
         self.recompute = models.bf16 or not float32 or bool(models.adapters.quantize)
-        self.warned = False
+        self.warned = self.told_thoughts = False
         self.kl = KLController(reward.kl_coef, reward.target_kl, reward.kl_horizon)
         self.critic.await_models()
 
@@ -107,6 +107,7 @@ class Trainer:
 
         # 1. Rollout: one sampled reply for each prompt, with its log-probabilities.
         completions = self.sample([prompt.prompt for prompt in prompts], ("rollout", number))
+        self.tell_thoughts(completions)
         clock.lap("generate")
 
         # 2. Score: the PM reads prompt and reply closed by EOS, and the value function; then the reference's
@@ -116,14 +117,11 @@ class Trainer:
             episodes = make_episodes(completions, self.pad, self.policy.learner.device)
             reference = self.reference_logprobs(episodes)
             logprobs, gap = sampled_logprobs(completions, episodes), None
+            improves = number >= options.ppo.critic_warmup_steps
             # Beside a critic there is time for what the update would begin with.
-            begins = (
-                self.critic.apart
-                and number >= options.ppo.critic_warmup_steps
-                and self.learner.in_one_pass(episodes)
-            )
+            begins = self.critic.apart and improves and self.learner.in_one_pass(episodes)
             if self.recompute or begins:
-                again = self.learner.first_outputs(episodes)
+                again = self.learner.first_outputs(episodes, improves)
                 if self.recompute:
                     logprobs, gap = again, self.gap(logprobs, again, episodes.mask)
             golds = (
@@ -195,6 +193,12 @@ class Trainer:
         plain = self.options.engine == "vllm" or self.policy.learner.device.type == "cpu"
         with nullcontext() if plain else self.learner.computing():
             return self.learner.parallel.whole(lambda _: self.engine.generate(own_part(requests)))
+
+    def tell_thoughts(self, completions: list[Completion]) -> None:
+        """Warn, the first time, of replies that begin with thoughts: they are scored and trained on."""
+        if not self.told_thoughts and any(completion.thinking for completion in completions):
+            self.told_thoughts = True
+            warn("replies hold thoughts, which --pm reads as part of them: see --chat-template-kwargs")
 
     def gold_scores(self, prompts: list[Prompt], completions: list[Completion]) -> list[float | None]:
         assert self.gold is not None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_cli.artifacts.rejects import Rejected
 from cai_cli.errors import RecordError
-from cai_cli.keys import shuffled
+from cai_cli.keys import uniform
 from cai_cli.prompting.hygiene import UNREVISED, is_near, share_kept
 from cai_cli.rows.conversation import Conversation, message
 from cai_cli.rows.json_text import load_json
@@ -71,6 +71,7 @@ def read_targets(
     path, proportion = parse_weight(source)
     seen = Seen()
     begins = array("q")  # where each target lies in `kept`: it may be taken again, and in another order
+    draws = array("d")  # by id: the file may be named by another path, or lie elsewhere
     with TemporaryFile() as kept:
         for line, row in read_rows(Path(path)):
             try:
@@ -83,6 +84,7 @@ def read_targets(
                     yield item
                     continue
                 begins.append(kept.tell())
+                draws.append(uniform(seed, "proportion", item.id))
                 kept.write(dump_row(asdict(item)).encode() + b"\n")
 
         def target(number: int, times: int) -> Target:
@@ -93,7 +95,7 @@ def read_targets(
         for times in range(whole):
             yield from (target(number, times) for number in range(len(begins)))
         if proportion > whole:
-            order = shuffled(range(len(begins)), seed, "proportion", path)
+            order = sorted(range(len(begins)), key=lambda n: draws[n])
             yield from (target(n, whole) for n in order[: round((proportion - whole) * len(begins))])
 
 

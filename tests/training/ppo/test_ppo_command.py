@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import mistake
 from ppo_setup import make_pair, make_pm, options_for, write_prompts
-from tiny import make_model
+from stack_exchange_dumps import dump, site_rows
+from tiny import CHATML, make_model
 
+from cai_cli.artifacts.manifest import begin_manifest, write_manifest
+from cai_cli.console.groups import build
 from cai_cli.engines.base import LENGTH, STOP
 from cai_cli.errors import RunError, UserError
+from cai_cli.models.chat import Renderer
 from cai_cli.models.load import load_lm
 from cai_cli.models.tokenizers import load_tokenizer
+from cai_cli.rows.conversation import message
+from cai_cli.rows.jsonl import write_rows
 from cai_cli.rows.prompt_files import read_prompts
-from cai_cli.stages import ppo
+from cai_cli.stages import pmp, ppo
 from cai_cli.training.ppo.critic import Critic
 from cai_cli.training.ppo.rollout import Clock
 from cai_cli.training.ppo.trainer import Trainer
@@ -156,6 +163,87 @@ def test_prompts_longer_than_the_context_are_put_aside_by_name(folder, options, 
     ppo.run(options(prompts=prompts, if_changed="restart", max_reject_rate=0.9))
 
 
+def test_the_preference_model_has_room_for_what_the_policy_may_write(folder, options, tmp_path):
+    """Its context is a shorter one: a prompt, 6 tokens of a reply, and an end of turn and EOS."""
+    rows = [{"id": "fits", "prompt": "a"}, {"id": "long", "prompt": "a b"}]
+    least = len(Renderer(load_tokenizer(str(folder / "lm")), "").encode([message("user", "a")]))
+
+    def shorten(target):
+        config = json.loads((target / "config.json").read_text())
+        (target / "config.json").write_text(json.dumps(config | {"max_position_embeddings": least + 6 + 2}))
+
+    pm = copy_with(folder, tmp_path / "pm", "pm", shorten)
+    prompts = tmp_path / "p.jsonl"
+    write_rows(prompts, rows)
+    with pytest.raises(RunError, match="1 of 2 prompts cannot be used"):
+        ppo.run(options(pm=pm, prompts=prompts, max_reject_rate=0.0))
+    ppo.run(options(pm=pm, prompts=prompts, steps=1))
+    ppo.run(options(prompts=prompts, steps=1, max_reject_rate=0.0, if_changed="restart"))
+
+
+def test_held_out_prompts_that_all_fall_away_are_told(folder, options, tmp_path):
+    """With them would go, without a word, the scores, the guard and the best model."""
+    long = tmp_path / "long.jsonl"
+    write_rows(long, [{"id": "long", "prompt": "word " * 5000}])
+    with pytest.raises(RunError, match="--eval-prompts: none of its prompts can be used"):
+        ppo.run(options(eval_prompts=[str(long)]))
+
+
+def test_a_pm_of_questions_and_answers_is_refused(folder, options, tmp_path):
+    """`cai pmp --format qa` keeps the base model's template, so nothing else tells."""
+
+    def taught(target):
+        made = build(pmp.Options, model=str(folder / "lm"), posts=[str(posts)], format="qa", out=target)
+        write_manifest(target / "cai.json", begin_manifest("pmp", made, target))
+
+    posts = dump(tmp_path / "beer.Posts.xml", site_rows())
+    pm = copy_with(folder, tmp_path / "pm", "pm", taught)
+    with pytest.raises(UserError, match="taught it questions and answers"):
+        ppo.run(options(pm=pm))
+
+
+SHORT = CHATML.replace("assistant\n{% endif %}", "assistant\n{{ 'briefly' if short else '' }}{% endif %}")
+
+
+def test_settings_of_the_template_reach_the_rollout(folder, options, tmp_path):
+    models = {}
+    for name in ("lm", "pm"):
+
+        def change(target):
+            tokenizer = load_tokenizer(str(target))
+            tokenizer.chat_template = SHORT
+            tokenizer.save_pretrained(target)
+
+        models["model" if name == "lm" else "pm"] = copy_with(folder, tmp_path / name, name, change)
+    settings = options(**models, chat_template_kwargs='{"short": true}')
+    prompts = read_prompts(settings.prompts)[:2]
+    with_it = Trainer(settings, 64).rollout(0, prompts, Clock()).completions[0]
+    without = Trainer(options(**models), 64).rollout(0, prompts, Clock()).completions[0]
+    decode = load_tokenizer(str(models["model"])).decode
+    assert decode(with_it.prompt_ids) == decode(without.prompt_ids) + "briefly"
+
+
+def test_while_the_critic_warms_up_no_graph_is_held(options):
+    """The first pass of an update is begun in the rollout, where there is an update."""
+    settings = options(bf16=True, critic_warmup_steps=1, num_mini_batches=1, per_device_train_batch_size=8)
+    trainer, prompts = Trainer(settings, 64), read_prompts(settings.prompts)[:8]
+    trainer.rollout(0, prompts, Clock())
+    assert trainer.learner.graph is None
+    trainer.rollout(1, prompts, Clock())
+    assert trainer.learner.graph is not None
+
+
+def test_thoughts_that_are_scored_are_told_once(options, monkeypatch, capsys):
+    settings = options(steps=2)
+    trainer = Trainer(settings, 64)
+    drawn = trainer.engine.generate
+    thinking = lambda requests: [replace(c, thinking="Hm.") for c in drawn(requests)]  # noqa: E731
+    monkeypatch.setattr(trainer.engine, "generate", thinking)
+    for step in range(2):
+        trainer.rollout(step, read_prompts(settings.prompts)[:8], Clock())
+    assert capsys.readouterr().err.count("replies hold thoughts") == 1
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_empty_replies_and_replies_that_never_end(folder, options, tmp_path, ends):
     """A policy that says EOS at once, and one that cannot say it."""
@@ -248,6 +336,8 @@ def test_the_gold_guard_stops_and_saves_the_best(folder, options, monkeypatch):
     [
         ({"rollout_batch_size": 10, "num_mini_batches": 4}, "10 is not divisible by --num-mini-batches 4"),
         ({"target_kl": 0.0}, "--target-kl 0"),
+        ({"target_kl": 6.0, "kl_coef": 0.0}, "--target-kl with --kl-coef 0"),
+        ({"target_kl": 6.0, "kl_horizon": 1}, "--kl-horizon 1: a step of 8 episodes"),
         (
             {"steps": 4, "critic_warmup_steps": 4},
             "--critic-warmup-steps 4: of --steps 4 none is left for the policy",

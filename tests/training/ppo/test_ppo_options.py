@@ -228,10 +228,11 @@ CHANGES = {
     ),
 }
 # Told apart by their own tests: which files go in and out, refusals to start, flags of every command, and who
-# samples (test_ppo_sampler.py).
+# samples (test_ppo_sampler.py), in which words (test_ppo_command.py).
 ELSEWHERE = {"model", "pm", "prompts", "out", "dry_run", "if_changed", "max_reject_rate", "lora_dropout"} | {
     "engine",
     "gpu_memory_utilization",
+    "chat_template_kwargs",
 }
 
 

@@ -98,6 +98,9 @@ def test_proportions_take_part_of_the_rows_or_take_them_again(tmp_path):
     assert more[:8] == whole and more[8:16] == [f"{name}#1" for name in whole] and rejected == ["same"]
     assert len(more) == 18 and len(set(more)) == 18 and all(name.endswith("#2") for name in more[16:])
     assert ids(f"{path}:2.25")[0] == more
+    # which part is taken is the rows' alone, wherever the file lies
+    moved = put(tmp_path / "elsewhere.jsonl", rows)
+    assert ids(f"{moved}:0.5")[0] == half and ids(f"{tmp_path}/./r.jsonl:0.5")[0] == half
 
 
 def test_thinking_is_trained_on_only_when_asked(tmp_path):
