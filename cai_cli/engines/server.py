@@ -25,6 +25,7 @@ NO_KEY = "none"  # what servers of one's own take
 CONNECT, ANSWER = 10.0, 900.0  # seconds: to reach the server, and for an answer
 LONGEST_WAIT = 60.0  # seconds between two tries, or what Retry-After says up to this
 UNTOLD = 2.0  # seconds without a good answer that nobody has to hear of
+HARMLESS = "How do I bake bread?"
 OTHER = "is it an OpenAI-compatible server? the address ends in /v1"
 
 
@@ -33,7 +34,7 @@ class TooLong(Exception):
 
 
 class Refused(Exception):
-    """The server refuses this request, but has answered others."""
+    """The server refuses this request, but answers others."""
 
 
 class Server:
@@ -54,16 +55,40 @@ class Server:
         self.answered = False  # anything but the list of its models
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request. Raises TooLong; Refused, or UserError where the first one is; and RunError once
-        patience is at its end.
+        """The answer to a request. Raises TooLong; Refused, or UserError where all such requests are; and RunError
+        once patience is at its end.
         """
-        answer = self._trying(lambda: self.client.post(path, body=body, cast_to=object))
+        try:
+            answer = self._trying(lambda: self.client.post(path, body=body, cast_to=object))
+        except Refused as error:
+            if self.answered or self._takes(path, body):
+                raise
+            raise self._unusable(error) from None
         self.answered = True
         return answer
 
+    def _takes(self, path: str, body: dict[str, Any]) -> bool:
+        """Whether the same is answered of a harmless text: a filter may refuse the first text of a run as any other,
+        while a setting that the server does not know is refused with whatever text.
+        """
+        talk = [{"role": "user", "content": HARMLESS}]
+        harmless = {"messages": talk} if "messages" in body else {"prompt": HARMLESS}
+        try:
+            self._trying(lambda: self.client.post(path, body=body | harmless, cast_to=object))
+        except (Refused, TooLong):
+            return False
+        self.answered = True
+        return True
+
+    def _unusable(self, error: Exception) -> UserError:
+        return UserError(f"{self.flag} {self.url}: {error}", "see the server's log")
+
     def models(self) -> list[dict[str, Any]]:
         """What it serves, each with its `id`."""
-        found = self._trying(lambda: self.client.get("/models", cast_to=object)).get("data")
+        try:
+            found = self._trying(lambda: self.client.get("/models", cast_to=object)).get("data")
+        except (Refused, TooLong) as error:
+            raise self._unusable(error) from None
         rows = found if isinstance(found, list) else []
         return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
 
@@ -117,7 +142,7 @@ class Server:
         if isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError)):
             if is_about_length(str(error)):
                 return TooLong(told)
-            return Refused(told) if self.answered else UserError(f"{where}: {told}", "see the server's log")
+            return Refused(told)
         if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
             return UserError(f"{where}: refuses the key", f"put one that it knows into the variable {KEY}")
         if isinstance(error, openai.NotFoundError):

@@ -211,6 +211,20 @@ def test_votes_of_a_judge_whose_template_is_here(llama, samples, world, tmp_path
         server.stop()
 
 
+def test_a_first_text_that_a_filter_refuses_is_one_row(server, samples, world, helpful, tmp_path):
+    """A server that takes nothing at all is told from it by a harmless text."""
+    out = tmp_path / "x.jsonl"
+    words = at(server, "--concurrency", 1, "--limit", 4)
+    server.faults.extend([400] * 1000)
+    mistake(judged(samples, world, helpful, out, *words), "a fault", "see the server's log")
+    server.faults.clear()
+    server.faults.append(400)
+    done = judged(samples, world, helpful, out, *words)
+    assert done.returncode == 0, done.stderr
+    [rejected] = rows(tmp_path / "x.rejects.jsonl")
+    assert rejected["reason"] == "refused_by_server" and len(rows(out)) == 3
+
+
 def test_a_key_goes_to_the_server_and_nowhere_else(helpful, samples, world, tmp_path, monkeypatch):
     server = OpenAIServer(helpful, key="sk-very-secret")
     out = tmp_path / "x.jsonl"
