@@ -333,6 +333,13 @@ def test_split_leaves_what_is_done_and_what_is_not_its_own(cai, tmp_path):
     after = contents(folder)
     assert after["rl.jsonl.bak"] == before["rl.jsonl"] and "rl.jsonl" not in after and mine.exists()
     assert sum(len(rows_of(folder / f"{name}.jsonl")) for name in ("sft", "test")) == 60
+    put(folder / "rl.jsonl", ["precious"])
+    put(folder / "b.json", ["precious too"])
+    shutil.copy(folder / "sft.manifest.json", folder / "b.manifest.json")
+    before = contents(folder)
+    for parts, told in (("rl=1", "rl.jsonl: exists and is not from a split"), ("a=1,b=1", "that of")):
+        mistake(cai(*words, parts, "--if-changed", "restart"), told, "choose another --out")
+    assert contents(folder) == before, "what is no part of the old split is not overwritten"
     other = tmp_path / "other"
     other.mkdir()
     put(other / "sft.jsonl", ["precious"])
