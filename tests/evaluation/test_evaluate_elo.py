@@ -22,6 +22,7 @@ from cai_cli.prompting.prompts import LESS_HARMFUL, MORE_HELPFUL
 from cai_cli.rows.conversation import message
 from cai_cli.rows.jsonl import read_rows
 from cai_cli.rows.records import Prompt
+from cai_cli.rows.sources import parse_name
 from cai_cli.rows.trl_rows import RowReader
 
 KINDS = ("helpful", "harmful")
@@ -303,6 +304,19 @@ def test_checkpoints_of_a_run_are_known(tmp_path, monkeypatch):
     found = [(player.name, player.run, player.step) for player in players_of(given)]
     assert found == [("sft@20", "sft", 20), ("sft", "sft", None), ("late", "sft", 100), ("seven", "ppo", 7)]
     assert [player.run for player in players_of(["sft", "ppo"])] == [None, None]
+
+
+def test_names_can_be_read_back(tmp_path, monkeypatch):
+    """What plays is handed on as NAME=PATH, where a name ends at the first equals sign."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/lr=1e-4", "runs/lr=2e-4/step-5", "kl=0.1"):
+        (tmp_path / name).mkdir(parents=True)
+    write(tmp_path / "runs/n=2.samples.jsonl", [])
+    given = ["runs/lr=1e-4", "runs/lr=2e-4/step-5", "kl=0.1", "runs/n=2.samples.jsonl", "own=kl=0.1/"]
+    players = players_of(given)
+    assert [player.name for player in players] == ["lr-1e-4", "lr-2e-4@5", "kl-0.1", "n-2", "own"]
+    for player in players:
+        assert parse_name(f"{player.name}={player.path}") == (player.name, player.path)
 
 
 def test_mistakes_are_told_before_anything_is_loaded(cai: Cai, files, pm, llama, tmp_path):
