@@ -18,9 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cai_cli.artifacts.manifest import read_manifest
-from cai_cli.artifacts.places import manifest_path, rejects_path
-from cai_cli.artifacts.rejects import Rejected, counted, put_aside
+from cai_cli.artifacts.places import rejects_path
+from cai_cli.artifacts.rejects import Rejected, counted, counted_among, put_aside
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.artifacts.rows import RowArtifact
 from cai_cli.console.groups import build, flags_of, refuse, values_of
@@ -212,9 +211,11 @@ def judged(options: Options, players: list[Player], judge: str) -> tuple[list[Ou
             replies[player.name] = replies_in(read_samples(path))
             player = replace(player, path=str(path))
         files.append(f"{player.name}={player.path}")
-    played = play(options, referee, games(), files)
-    outcomes = [item for item in PlayedGames({}).read([played]) if isinstance(item, Outcome)]
-    return outcomes, (read_manifest(manifest_path(played)) or {})["counts"]["rejected"]
+    scheduled = games()
+    played = play(options, referee, scheduled, files)
+    ids = {game.id for game in scheduled}  # the file has more, where --limit was higher
+    outcomes = [item for item in PlayedGames({}, only=ids).read([played]) if isinstance(item, Outcome)]
+    return outcomes, counted_among(rejects_path(played), ids)
 
 
 def prompts_of(options: Options, samples: dict[str, list[tuple[Prompt, str]]]) -> list[Prompt]:

@@ -207,6 +207,17 @@ def test_a_language_model_judges_models_and_a_killed_run_goes_on(cai: Cai, llama
         samples,
     )
     assert sampled.returncode == 0 and "already done" in sampled.stderr, sampled.stderr
+    # fewer prompts: the files of replies and games are done, and hold more than is rated now
+    write(games.with_name("elo.games.rejects.jsonl"), [{"id": rows[5]["id"], "reason": "off_mass"}])
+    write(games, rows[:5])
+    fewer = cai(*words, "--limit", 4, "--if-changed", "restart")
+    assert fewer.returncode == 0 and "elo.games.jsonl: already done" in fewer.stderr, fewer.stderr
+    result = json.loads(out.read_text())
+    assert result["counts"] == {"in": 4, "out": 4, "rejected": {}}
+    assert [result["models"][0][axis]["games"] for axis in ("helpfulness", "harmlessness")] == [2, 2]
+    more = cai(*words, "--if-changed", "restart")
+    assert more.returncode == 0, more.stderr
+    assert json.loads(out.read_text())["counts"] == {"in": 6, "out": 5, "rejected": {"off_mass": 1}}
 
 
 class BiasedJudge:
