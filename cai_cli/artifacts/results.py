@@ -1,5 +1,5 @@
 """Files that are written at once, with a manifest beside them; the JSON file of an evaluation has a picture
-too.
+too, and rejected rows where there are any.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
-from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup
+from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
 from cai_cli.console.messages import say
 from cai_cli.errors import UserError
 from cai_cli.rows.jsonl import strict_json, write_atomically
@@ -64,7 +64,7 @@ class ResultsFile(FileArtifact):
         if out.suffix != ".json":
             raise UserError(f"--out {out}: results are written as .json", "name a .json file")
         self.picture = out.with_suffix(".png")
-        super().__init__(stage, options, self.picture)
+        super().__init__(stage, options, self.picture, rejects_path(out))
 
     def finish(self, results: dict[str, Any], counts: dict[str, Any], **facts: Any) -> None:
         """Write the manifest and then the results."""

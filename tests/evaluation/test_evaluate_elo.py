@@ -289,6 +289,14 @@ def test_people_decide_in_the_arenas_form(cai: Cai, tmp_path):
     assert result["counts"]["rejected"] == {"one_model": 1} and result["judge"]["kind"] == "comparisons"
     (row,) = result["win_rates"]["harmlessness"]
     assert (row["win"], row["length_controlled"]) == (0.7, None)
+    rejects = tmp_path / "elo.rejects.jsonl"
+    assert [row["reason"] for _, row in read_rows(rejects)] == ["one_model"]
+    write(votes, rows[:-1])
+    words = ("evaluate", "elo", "--comparisons", votes, "--out", out, "--anchor", "y")
+    again = cai(*words, "--if-changed", "restart")
+    assert again.returncode == 0, again.stderr
+    assert not rejects.exists(), "they were of other games"
+    assert rejects.with_name(f"{rejects.name}.bak").exists()
     rows[0]["winner"] = "x"
     mistake(
         cai("evaluate", "elo", "--comparisons", write(votes, rows), "--out", tmp_path / "y.json"),
