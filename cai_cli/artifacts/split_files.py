@@ -16,6 +16,7 @@ from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.places import move_to_backup
 from cai_cli.console.messages import say, warn_all
 from cai_cli.errors import UserError
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.rows.conversation import Conversation
 from cai_cli.rows.jsonl import replacing
 from cai_cli.rows.splits import assign_prompt, parse_parts, split_cautions
@@ -34,6 +35,7 @@ class SplitFolder:
 
     def __init__(self, options: Any, spec: str, manifest: Manifest) -> None:
         """`spec`: names and proportions; `manifest`: as it is known before the work."""
+        check_one_process("a split is written")
         self.options = options
         self.folder: Path = options.output.out
         self.parts = parse_parts(spec)

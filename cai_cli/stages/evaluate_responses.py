@@ -38,7 +38,14 @@ from cai_cli.engines.open import check_engine
 from cai_cli.engines.replies import Options as SampleOptions
 from cai_cli.engines.replies import Slot, settings_of, slots_of
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.answers import WriterOptions, beside, check_written, sample_options, write_replies
+from cai_cli.evaluation.answers import (
+    SAMPLES_FIRST,
+    WriterOptions,
+    beside,
+    check_written,
+    sample_options,
+    write_replies,
+)
 from cai_cli.evaluation.cautions import LOW_MASS
 from cai_cli.evaluation.harm import ALIKE, RUBRIC, harm_request
 from cai_cli.evaluation.players import Player, players_of
@@ -47,7 +54,7 @@ from cai_cli.feedback.response_rows import HarmJudgeOptions, not_judged, replies
 from cai_cli.feedback.response_rows import Options as RowsOptions
 from cai_cli.feedback.response_rows import settings_of as rows_settings
 from cai_cli.models.devices import check_device
-from cai_cli.processes.ranks import world_size
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import KINDS, Prompt
 
@@ -150,9 +157,7 @@ def run(options: Options) -> None:
 
 def check_options(options: Options) -> list[Player]:
     """Who is measured. Raises UserError before anything is touched."""
-    if world_size() > 1:
-        told = f"{world_size()} processes were started, and replies are measured by one"
-        raise UserError(told, "sample with `torchrun ... cai sample`, and give the files of samples")
+    check_one_process("replies are measured", SAMPLES_FIRST)
     check_draws(options.writing.num_samples, "--num-samples", options.writing.temperature)
     players = players_of(options.models, served=options.engines.engine == "openai")
     check_written(options, players)

@@ -30,6 +30,7 @@ from cai_cli.console.options import INPUT, OutputOptions
 from cai_cli.errors import UserError
 from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
 from cai_cli.evaluation.revisions import summarise
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.rows.jsonl import read_lines, write_lines
 from cai_cli.rows.seen import Seen
 from cai_cli.rows.storage import check_writable
@@ -70,6 +71,7 @@ def run(options: Options) -> None:
 
     Example: cai merge part.0.jsonl part.1.jsonl part.2.jsonl --out revisions.jsonl
     """
+    check_one_process("shards are joined")
     mine = begin_manifest("merge", options, options.output.out.parent)
     shards = in_order([read_shard(path) for path in options.shards])
     hold(options.output.out, options.output.dry_run)
