@@ -63,7 +63,7 @@ ATTEMPTS = 3
 @dataclass(frozen=True, kw_only=True)
 class Options:
     NEEDS: ClassVar[Needs] = {
-        "chat_template_kwargs": ("model",),
+        **dict.fromkeys(("chat_template_kwargs", "engine", "base_url"), ("model",)),
         **dict.fromkeys(("cot_form", "cot_samples", "rationale_tokens", "rationale_temperature"), ("cot",)),
     }
 
