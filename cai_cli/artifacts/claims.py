@@ -11,7 +11,10 @@ from typing import Any
 
 from cai_cli.artifacts.identity import differences, noted_changes
 from cai_cli.artifacts.locks import give_back
+from cai_cli.artifacts.manifest import read_manifest
 from cai_cli.artifacts.manifest_shape import Manifest
+from cai_cli.artifacts.places import FILE_ENDINGS, MODEL_MANIFEST, manifest_path, unfinished
+from cai_cli.artifacts.shards import rank_files
 from cai_cli.console.messages import say, warn
 from cai_cli.errors import UserError
 from cai_cli.processes.ranks import is_main
@@ -46,6 +49,7 @@ def claim(
     nothing.
     """
     out = options.output.out
+    check_alone(out, there)
     if there is None:
         return Claim.NEW
     if old is None:
@@ -65,6 +69,30 @@ def claim(
     give_back(out)
     say(f"{out}: already done{rows_told(old)}; nothing to do")
     return Claim.DONE
+
+
+def check_alone(out: Path, there: Path | None, step: str = "choose another --out") -> None:
+    """Raise UserError where the manifest at the place of `out`'s own, finished or not, is that of another file of its
+    stem, as x.json and x.jsonl have one place for theirs (and for a picture): it would be lost.
+
+    `there`: as for `claim`. A file may have been renamed with its manifest, so one that names a file which is gone is
+    taken for the manifest of what is there.
+    """
+    own = manifest_path(out)
+    if own.name == MODEL_MANIFEST:
+        return
+    stem = own.name.removesuffix(".manifest.json")
+    others = [file for ending in FILE_ENDINGS if (file := own.with_name(stem + ending)).name != out.name]
+    others = [file for file in others if any(map(Path.exists, (file, unfinished(file), *rank_files(file))))]
+    for place in (own, own.with_suffix(".partial.json")) if others else ():
+        if (manifest := read_manifest(place)) is None:
+            continue
+        named = Path(str(manifest["options"].get("out"))).name
+        owner = next((file for file in others if file.name == named), None)
+        if owner is None and there is None and named != out.name:
+            owner = others[0]
+        if owner is not None:
+            raise UserError(f"{place} is that of {owner}, and would be overwritten", step)
 
 
 def rows_told(manifest: Manifest) -> str:

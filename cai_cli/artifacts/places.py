@@ -12,6 +12,7 @@ from cai_cli.rows.jsonl import write_atomically
 from cai_cli.rows.storage import is_input
 
 MODEL_MANIFEST = "cai.json"
+FILE_ENDINGS = (".jsonl", ".json", ".yaml", ".yml")  # x.jsonl and x.json both have x.manifest.json
 
 
 def manifest_path(out: Path) -> Path:
@@ -26,6 +27,11 @@ def manifest_path(out: Path) -> Path:
 def is_adapter(folder: Path) -> bool:
     """Whether the directory holds low-rank adapters, to be put on a base model, instead of a model."""
     return is_input(folder / ADAPTER_CONFIG)
+
+
+def unfinished(out: Path) -> Path:
+    """The file in the making, before it has its name."""
+    return out.with_name(out.name + ".partial")
 
 
 def rejects_path(out: Path) -> Path:

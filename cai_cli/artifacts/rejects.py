@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from cai_cli.console.options import FLAG, Part, flag_name
 from cai_cli.errors import RunError
 from cai_cli.processes.ranks import is_main
 from cai_cli.prompting.hygiene import advice
-from cai_cli.rows.jsonl import Row, write_rows
+from cai_cli.rows.jsonl import Row, read_own_rows, write_rows
 from cai_cli.rows.storage import is_input
 
 RESTART = "then --if-changed restart starts afresh, and moves what there is to .bak"
@@ -72,6 +72,17 @@ def reasons_text(reasons: Counter[str]) -> str:
 def counted(rejected: Iterable[Rejected]) -> dict[str, int]:
     """How many there are of each reason, as a manifest keeps it."""
     return dict(sorted(Counter(item.reason for item in rejected).items()))
+
+
+def counted_among(rejects: Path, ids: Collection[str]) -> dict[str, int]:
+    """How many of these items are in a file of rejected rows, by reason; a finished file may be of more items than a
+    command with a lower --limit asks for.
+    """
+    found: dict[str, str] = {}
+    for _, row in read_own_rows(rejects) if rejects.exists() else ():
+        if row["id"] in ids:
+            found.setdefault(row["id"], row["reason"])
+    return dict(sorted(Counter(found.values()).items()))
 
 
 def put_aside(rejected: list[Rejected], unit: str, file: Path) -> None:

@@ -1,5 +1,5 @@
 """Files that are written at once, with a manifest beside them; the JSON file of an evaluation has a picture
-too.
+too, and rejected rows where there are any.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
-from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup
+from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
 from cai_cli.console.messages import say
 from cai_cli.errors import UserError
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.rows.jsonl import strict_json, write_atomically
 from cai_cli.rows.storage import check_writable
 
@@ -25,8 +26,12 @@ class FileArtifact:
     counts)
     """
 
-    def __init__(self, stage: str, options: Any, *beside: Path) -> None:
-        """`beside`: files that are written with it, and move to .bak with it."""
+    def __init__(self, stage: str, options: Any, *beside: Path, shared: bool = False) -> None:
+        """`beside`: files that are written with it, and move to .bak with it; `shared`: several processes do the work,
+        and the first of them writes.
+        """
+        if not shared:
+            check_one_process(f"`cai {stage}` is done")
         self.out: Path = options.output.out
         self.manifest_file = manifest_path(self.out)
         self.beside = beside
@@ -59,12 +64,12 @@ class ResultsFile(FileArtifact):
     results.finish({...}, counts).
     """
 
-    def __init__(self, stage: str, options: Any) -> None:
+    def __init__(self, stage: str, options: Any, shared: bool = False) -> None:
         out: Path = options.output.out
         if out.suffix != ".json":
             raise UserError(f"--out {out}: results are written as .json", "name a .json file")
         self.picture = out.with_suffix(".png")
-        super().__init__(stage, options, self.picture)
+        super().__init__(stage, options, self.picture, rejects_path(out), shared=shared)
 
     def finish(self, results: dict[str, Any], counts: dict[str, Any], **facts: Any) -> None:
         """Write the manifest and then the results."""

@@ -19,7 +19,7 @@ from cai_cli.artifacts.claims import Claim, claim
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
 from cai_cli.artifacts.manifest_shape import Manifest
-from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
+from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path, unfinished
 from cai_cli.artifacts.rejects import Rejected, check_rejects, reasons_text
 from cai_cli.artifacts.shards import (
     await_ranks,
@@ -69,7 +69,7 @@ class RowArtifact:
         self.limit: int | None = options.rows.limit
         self.shard = parse_shard(shard)
         self.streaming = str(self.out) == "-"
-        self.partial = self.out.with_name(self.out.name + ".partial")
+        self.partial = unfinished(self.out)
         self.manifest_file = manifest_path(self.out)
         self.partial_manifest_file = self.manifest_file.with_suffix(".partial.json")
         self.rejects = rejects_path(self.out)

@@ -9,13 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cai_cli.artifacts.claims import Claim, claim
+from cai_cli.artifacts.claims import Claim, check_alone, claim
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import read_manifest, write_manifest
 from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.places import move_to_backup
 from cai_cli.console.messages import say, warn_all
 from cai_cli.errors import UserError
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.rows.conversation import Conversation
 from cai_cli.rows.jsonl import replacing
 from cai_cli.rows.splits import assign_prompt, parse_parts, split_cautions
@@ -34,6 +35,7 @@ class SplitFolder:
 
     def __init__(self, options: Any, spec: str, manifest: Manifest) -> None:
         """`spec`: names and proportions; `manifest`: as it is known before the work."""
+        check_one_process("a split is written")
         self.options = options
         self.folder: Path = options.output.out
         self.parts = parse_parts(spec)
@@ -44,12 +46,19 @@ class SplitFolder:
         hold(self.folder, options.output.dry_run)
         self.finished = read_manifest(self.manifest_file)
         self.old = self.finished or read_manifest(self.partial_manifest_file)
-        there = next((file for name in self.parts if (file := self.folder / f"{name}.jsonl").exists()), None)
-        if self.old is None and there is not None:
-            raise UserError(f"{there}: exists and is not from a split", "choose another --out")
+        self.check_parts()
         there = None if self.old is None else self.folder
         if claim(options, manifest, self.old, there, finished=lambda _: False) != Claim.RESTART:
             self.old = None  # nothing to move away
+
+    def check_parts(self) -> None:
+        """Raise UserError where a part would overwrite what is not of the split that is there."""
+        before = parts_of(self.old, self.parts) if self.old else {}
+        for name in self.parts:
+            file = self.folder / f"{name}.jsonl"
+            if name not in before and file.exists():
+                raise UserError(f"{file}: exists and is not from a split", "choose another --out")
+            check_alone(file, file if file.exists() else None)
 
     def done(self, rows: int | None = None) -> bool:
         """Whether all is there; `rows`: of so many, where that is known."""
@@ -70,8 +79,7 @@ class SplitFolder:
     def write(self, rows: Iterable[tuple[Conversation, str]], manifest: Manifest) -> None:
         """Write the parts of (prompt, line) pairs, the manifest of each, and last `split.manifest.json`."""
         if self.old is not None:
-            spec = self.old["options"].get("parts") or self.old["options"].get("split")
-            before = parse_parts(spec) if spec else self.parts
+            before = parts_of(self.old, self.parts)
             for name in before:
                 temporary(self.folder / f"{name}.jsonl").unlink(missing_ok=True)
             move_to_backup(*part_files(self.folder, before), self.partial_manifest_file, self.manifest_file)
@@ -93,6 +101,12 @@ class SplitFolder:
     def _end(self) -> None:
         self.partial_manifest_file.unlink(missing_ok=True)
         give_back(self.folder)
+
+
+def parts_of(manifest: Manifest, default: Mapping[str, float]) -> Mapping[str, float]:
+    """The parts of the split that the manifest is of; `default`: where it does not say."""
+    spec = manifest["options"].get("parts") or manifest["options"].get("split")
+    return parse_parts(spec) if spec else default
 
 
 def part_files(folder: Path, parts: Iterable[str]) -> Iterator[Path]:

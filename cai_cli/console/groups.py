@@ -89,19 +89,24 @@ def changed(options: Kind, /, **values: Any) -> Kind:
 
 
 def needs_of(kind: Any) -> Needs:
-    """Option -> those of which one has to be on for anything to read it."""
+    """Option -> what else has to be on for anything to read it, one of these (see `is_on`)."""
     found = dict(getattr(kind, "NEEDS", {}))
     for group in groups_of(kind).values():
         found |= needs_of(group)
     return found
 
 
+def is_on(values: dict[str, Any], other: str) -> bool:
+    """Whether an option is on, or, of `option=value`, has the value; a command may not have that option."""
+    name, mark, wanted = other.partition("=")
+    return bool(values.get(name) == wanted if mark else values[name])
+
+
 def flags_read(options: Any) -> list[str]:
     """The command's flags, without those that nothing reads as the others are: what advice may name."""
     values = values_of(options)
-    off = {
-        name for name, others in needs_of(type(options)).items() if not any(values[other] for other in others)
-    }
+    needs = needs_of(type(options)).items()
+    off = {name for name, others in needs if not any(is_on(values, other) for other in others)}
     return [flag_name(name) for name in values if name not in off]
 
 
@@ -110,10 +115,11 @@ def check_needs(options: Any, given: Collection[str]) -> None:
     values = values_of(options)
     for name, others in needs_of(type(options)).items():
         off = name not in given or values[name] is None or values[name] is False
-        if off or any(values[other] for other in others):
+        if off or any(is_on(values, other) for other in others):
             continue
-        this, those = flag_name(name), " or ".join(map(flag_name, others))
-        if isinstance(values[others[0]], float):  # 0, or it would be on
+        had = [other.split("=") for other in others if other.partition("=")[0] in values]
+        this, those = flag_name(name), " or ".join(" ".join([flag_name(own), *value]) for own, *value in had)
+        if isinstance(values[had[0][0]], float):  # 0, or it would be on
             hint = f"leave {this} out, or give {those} a value above 0"
             raise UserError(f"{this} does nothing with {those} 0", hint)
         raise UserError(f"{this} does nothing without {those}", f"leave {this} out, or add {those}")

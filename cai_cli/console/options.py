@@ -45,18 +45,10 @@ class Takes(Enum):
 
 
 FLAG = re.compile(r"--[a-z][a-z0-9-]*")  # as it stands in a sentence
-# Option -> the options of which one has to be on for anything to read it.
+# Option -> what else has to be on for anything to read it, one of these: an option, or `option=value`.
 Needs = Mapping[str, tuple[str, ...]]
-INPUT, MODEL, NAMED, CONSTITUTION, DEMONSTRATIONS, LIMIT, NOTED, RUNTIME = (
-    Part.INPUT,
-    Part.MODEL,
-    Part.NAMED,
-    Part.CONSTITUTION,
-    Part.DEMONSTRATIONS,
-    Part.LIMIT,
-    Part.NOTED,
-    Part.RUNTIME,
-)
+INPUT, MODEL, NAMED, CONSTITUTION = Part.INPUT, Part.MODEL, Part.NAMED, Part.CONSTITUTION
+DEMONSTRATIONS, LIMIT, NOTED, RUNTIME = Part.DEMONSTRATIONS, Part.LIMIT, Part.NOTED, Part.RUNTIME
 
 
 def flag(panel: str, text: str, *names: str, **settings: Any) -> Any:
@@ -240,7 +232,14 @@ class FeedbackEngineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingOptions:
-    """How much an engine may take."""
+    """How much an engine may take, of those that write and judge."""
+
+    NEEDS: ClassVar[Needs] = {
+        **dict.fromkeys(
+            ("tensor_parallel_size", "gpu_memory_utilization"), ("engine=vllm", "feedback_engine=vllm")
+        ),
+        **dict.fromkeys(("concurrency", "patience"), ("engine=openai", "feedback_engine=openai")),
+    }
 
     tensor_parallel_size: Annotated[
         int, flag("Engine", "vllm: GPUs that hold one model together.", min=1), RUNTIME

@@ -16,6 +16,8 @@ from cai_cli.engines.replies import slots_of, write_samples
 from cai_cli.evaluation.players import Player
 from cai_cli.rows.records import Prompt
 
+# Of a launch of several processes, which write replies together and measure nothing
+SAMPLES_FIRST = "sample with `torchrun ... cai sample`, and give the files of samples"
 # What only models that write read, those of their engine among it
 READ_BY_WRITERS = (
     "num_samples",

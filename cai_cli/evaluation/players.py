@@ -79,13 +79,18 @@ def player_of(text: str, served: bool) -> Player:
     if not match:
         return player
     run, step = run_of(home), int(match["step"])
-    named = f"{run.name}@{step}" if not name and is_model else player.name
+    named = f"{readable(run.name)}@{step}" if not name and is_model else player.name
     return replace(player, name=named, run=os.path.relpath(run), step=step)
 
 
 def default_name(path: Path) -> str:
     """A directory's name, a file's without its ending."""
-    return path.resolve().name if path.is_dir() else WRITTEN.sub("", path.name)
+    return readable(path.resolve().name if path.is_dir() else WRITTEN.sub("", path.name))
+
+
+def readable(name: str) -> str:
+    """A name that can be read back from `NAME=PATH`, as a run called lr=1e-4 could not: stages hand on what plays so."""
+    return name.replace("=", "-")
 
 
 def run_of(checkpoint: Path) -> Path:

@@ -9,7 +9,7 @@ nobody, where each reply is that of one player's samples to the prompt, to the l
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -131,17 +131,20 @@ def schedule(
 @dataclass(slots=True)
 class PlayedGames:
     """Reads rows of played games. `replies`: of the players whose samples are there; `kind`: of rows that say
-    none.
+    none; `only`: the ids of those that count, where not all do.
     """
 
     replies: Mapping[str, Replies]
     kind: str | None = None
+    only: Collection[str] | None = None
 
     def read(self, sources: Sequence[Path]) -> Iterator[Outcome | Rejected]:
         """A row whose authors are not known, or are one model, is rejected."""
         reader = RowReader()
         for path in sources:
             for line, row in read_own_rows(path):
+                if self.only is not None and row["id"] not in self.only:
+                    continue
                 try:
                     yield self.outcome(row, reader, f"{path.name}:{line}")
                 except RecordError as error:

@@ -5,7 +5,7 @@ that a person can look at why, and a killed run goes on from them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -81,15 +81,20 @@ def settings_of(
     return judge_settings(judging.served, serving, device, dtype, words, batch_size, seed)
 
 
-def write_rows(options: Options, prompts: list[Prompt]) -> dict[str, list[Row]]:
-    """The rows of each model, those of an earlier run and the others."""
+def write_rows(
+    options: Options, prompts: list[Prompt], asked: Mapping[str, Collection[str]]
+) -> dict[str, list[Row]]:
+    """The rows of each model, those of an earlier run and the others. `asked`: the ids of the samples that count, of
+    models that have answered; of files of samples the first ones count.
+    """
     artifact = RowArtifact("evaluate responses", options)
-    names = [parse_name(item) for item in options.samples]
+    names = [(str(name), path) for name, path in map(parse_name, options.samples)]
     if not artifact.done:
         responses = [
             response
             for name, path in names
-            for response in replies_in(str(name), path, prompts, options.replies)
+            for response in replies_in(str(name), path, prompts, None if name in asked else options.replies)
+            if name not in asked or response.sample.id in asked[name]
         ]
         todo = artifact.remaining(responses)
         judge = open_judge(options) if options.judging.judge and todo else None
@@ -100,7 +105,7 @@ def write_rows(options: Options, prompts: list[Prompt]) -> dict[str, list[Row]]:
 
         artifact.work(todo, CHUNK_BATCHES * options.batch_size, tell)
         artifact.finish(**(judge.facts() if judge else {}))
-    found: dict[str, list[Row]] = {str(name): [] for name, _ in names}
+    found: dict[str, list[Row]] = {name: [] for name, _ in names}
     for _, row in read_own_rows(options.output.out):
         found[row["model"]].append(row)
     return found

@@ -75,6 +75,7 @@ class Options:
         **dict.fromkeys(
             ("max_new_tokens", "temperature", "chat_template_kwargs", "dtype", "num_samples"), ("prompts",)
         ),
+        **dict.fromkeys(("engine", "base_url"), ("prompts",)),
         **dict.fromkeys(("cot_form", "rationale_tokens", "rationale_temperature"), ("cot",)),
         **dict.fromkeys(("on_truncated", "attempts"), ("prompts", "cot")),
     }

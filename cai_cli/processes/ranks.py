@@ -132,6 +132,14 @@ def wait_for(ready: Callable[[], Item | None], what: str) -> Item:
     return found
 
 
+def check_one_process(work: str, step: str = "start it without a launcher") -> None:
+    """Raise UserError where a launcher has started several, and `work` ("models are rated") is not shared out: each
+    would do all of it and write the same files.
+    """
+    if world_size() > 1:
+        raise UserError(f"{world_size()} processes were started, and {work} by one", step)
+
+
 def check_launch(trains: bool = False, apart: bool = False, by_zero: bool = False) -> None:
     """Raise UserError where the launcher asks for a model in parts and the stage would hold a copy in each
     process, or where srun has started several tasks that know nothing of each other.

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from cai_cli.evaluation.outcomes import AXES
+from cai_cli.evaluation.outcomes import AXES, elo_text
 from cai_cli.evaluation.steering import DOES_NOTHING
 from cai_cli.report.blocks import Cell, Group, Section, Table
 from cai_cli.report.find import Found, Result
@@ -51,7 +51,7 @@ def elo(result: Result) -> Group:
         for item in sorted(models, key=lambda item: (item["run"] or "", item["step"] or 0))
         if item["helpfulness"] and item["harmlessness"]
     ]
-    note = "up and to the right is better; checkpoints of one run are joined; lines are 95 % intervals"
+    note = "up and to the right is better; checkpoints of one run are joined; lines are 95 % intervals, where both ends are known"
     group.draw(
         "Frontier", dots(placed, "helpfulness, Elo", "harmlessness, Elo", "Elo frontier"), note, wide=True
     )
@@ -77,14 +77,15 @@ def elo(result: Result) -> Group:
 
 
 def ends(rating: dict[str, Any]) -> tuple[float, float] | None:
-    return None if rating["low"] is None else (rating["low"], rating["high"])
+    """None where one is open, since all games were won or lost: there is no line to draw."""
+    low, high = rating["low"], rating["high"]
+    return None if low is None or high is None else (low, high)
 
 
 def rating(item: dict[str, Any] | None) -> str:
     if item is None:
         return DASH
-    interval = "" if item["low"] is None else f" ({item['low']:.0f} to {item['high']:.0f})"
-    return f"{item['elo']:.0f}{interval}, {item['games']:,} games"
+    return f"{elo_text(item)}, {item['games']:,} games"
 
 
 def responses(result: Result) -> Group:

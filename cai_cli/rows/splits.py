@@ -18,6 +18,7 @@ from cai_cli.keys import uniform
 from cai_cli.rows.conversation import Conversation, first_human_turn
 
 NOT_A_LETTER = re.compile(r"[\W_]+")
+RESERVED = ("split",)  # beside the parts lies split.manifest.json
 PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -71,6 +72,9 @@ def parse_parts(text: str) -> dict[str, float]:
                 f"cannot read the part {item.strip()!r} of a split",
                 "write NAME=PROPORTION, as in sft=0.5,rl=0.4,test=0.1",
             )
+        if name in RESERVED:
+            told = f"no part of a split can be called {name!r}: {name}.manifest.json is that of them all"
+            raise UserError(told, "give it another name")
         if name in parts:
             raise UserError(
                 f"the part {name!r} of the split is given twice",

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from cai_cli.artifacts.claims import check_alone
 from cai_cli.artifacts.locks import hold
 from cai_cli.artifacts.manifest import begin_manifest, write_manifest
 from cai_cli.artifacts.places import manifest_path
@@ -320,8 +321,10 @@ class Talk:
             hold(out)
             if out.exists() and out.resolve() not in self.saved:
                 raise UserError(f"/save {name}: is there already", "choose another name")
+            check_alone(out, out if out.exists() else None, "choose another name")
             manifest = begin_manifest("chat", self.options, out.parent)
             seconds = round(time.monotonic() - self.started, 3)
+            manifest["options"]["out"] = str(out)
             manifest |= {"counts": {"in": len(rows), "out": len(rows)}, "seconds": seconds}
             out.parent.mkdir(parents=True, exist_ok=True)
             write_manifest(manifest_path(out), manifest)

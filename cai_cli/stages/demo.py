@@ -37,6 +37,7 @@ from cai_cli.console.messages import NEXT_STEPS, say, table, tell_next, warn
 from cai_cli.console.options import CONSTITUTION, RUNTIME, flag
 from cai_cli.errors import RunError, UserError
 from cai_cli.processes.interruption import Terminated, end_with_parent, held_back, ignore
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.prompting.constitution import load_constitution
 from cai_cli.prompting.principles import Constitution
 from cai_cli.rows.jsonl import read_records, strict_json, write_atomically
@@ -109,6 +110,7 @@ def run(options: Options) -> None:
     Example: cai demo --out runs/demo
     Example: cai demo --constitution curt --out runs/curt
     """
+    check_one_process("the demo is run")
     started = time.monotonic()
     constitution = read_constitution(options.constitution)
     hold(options.out)

@@ -18,9 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cai_cli.artifacts.manifest import read_manifest
-from cai_cli.artifacts.places import manifest_path, rejects_path
-from cai_cli.artifacts.rejects import Rejected, counted, put_aside
+from cai_cli.artifacts.places import rejects_path
+from cai_cli.artifacts.rejects import Rejected, counted, counted_among, put_aside
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.artifacts.rows import RowArtifact
 from cai_cli.console.groups import build, flags_of, refuse, values_of
@@ -31,7 +30,7 @@ from cai_cli.engines.open import check_engine
 from cai_cli.engines.replies import Options as SampleOptions
 from cai_cli.engines.replies import settings_of as writer_settings
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.answers import beside, check_written, sample_options, write_replies
+from cai_cli.evaluation.answers import SAMPLES_FIRST, beside, check_written, sample_options, write_replies
 from cai_cli.evaluation.outcomes import AXES, Outcome, same_position_rate, show
 from cai_cli.evaluation.players import Player, judge_cautions, players_of
 from cai_cli.feedback.games import Game, PlayedGames, Replies, read_samples, replies_in, schedule, to_play_on
@@ -41,7 +40,7 @@ from cai_cli.feedback.referee import Referee
 from cai_cli.feedback.settings import judge_settings
 from cai_cli.models.devices import check_device
 from cai_cli.models.paths import check_model, role_of
-from cai_cli.processes.ranks import world_size
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import Prompt
 
@@ -107,9 +106,7 @@ def run(options: Options) -> None:
 
 
 def check_options(options: Options) -> None:
-    if world_size() > 1:
-        told = f"{world_size()} processes were started, and models are rated by one"
-        raise UserError(told, "sample with `torchrun ... cai sample`, and give the files of samples")
+    check_one_process("models are rated", SAMPLES_FIRST)
     if bool(options.judge) == bool(options.comparisons):
         raise UserError("give either --judge or --comparisons", "see `cai evaluate elo --help`")
     if options.judge and len(options.players or []) < 2:
@@ -213,9 +210,11 @@ def judged(options: Options, players: list[Player], judge: str) -> tuple[list[Ou
             replies[player.name] = replies_in(read_samples(path))
             player = replace(player, path=str(path))
         files.append(f"{player.name}={player.path}")
-    played = play(options, referee, games(), files)
-    outcomes = [item for item in PlayedGames({}).read([played]) if isinstance(item, Outcome)]
-    return outcomes, (read_manifest(manifest_path(played)) or {})["counts"]["rejected"]
+    scheduled = games()
+    played = play(options, referee, scheduled, files)
+    ids = {game.id for game in scheduled}  # the file has more, where --limit was higher
+    outcomes = [item for item in PlayedGames({}, only=ids).read([played]) if isinstance(item, Outcome)]
+    return outcomes, counted_among(rejects_path(played), ids)
 
 
 def prompts_of(options: Options, samples: dict[str, list[tuple[Prompt, str]]]) -> list[Prompt]:

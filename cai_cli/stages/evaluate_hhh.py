@@ -41,6 +41,7 @@ from cai_cli.console.options import (
     check_draws,
     flag,
 )
+from cai_cli.console.side_by_side import short_names
 from cai_cli.engines.base import Engine, EngineSettings, OptionRequest
 from cai_cli.engines.open import check_engine
 from cai_cli.engines.segments import Segment, SegmentSettings, attempts_at, sample_segment
@@ -62,7 +63,7 @@ ATTEMPTS = 3
 @dataclass(frozen=True, kw_only=True)
 class Options:
     NEEDS: ClassVar[Needs] = {
-        "chat_template_kwargs": ("model",),
+        **dict.fromkeys(("chat_template_kwargs", "engine", "base_url"), ("model",)),
         **dict.fromkeys(("cot_form", "cot_samples", "rationale_tokens", "rationale_temperature"), ("cot",)),
     }
 
@@ -146,14 +147,15 @@ def run(options: Options) -> None:
         dry_run(options, examples, items)
         return
     facts = score_replies(options, items) if options.pm else answer_all(options, examples, items)
-    measured = {Path(name).name: measure(group) for name, group in groups.items()}
+    files = dict(zip(short_names(list(groups)), groups.values(), strict=True))
+    measured = {name: measure(group) for name, group in files.items()}
     whole = measure(items)
     if not whole["scored"]:
         fewer = "give fewer --few-shot, or " if options.few_shot != NONE else ""
         told = f"none of the {len(items)} items could be asked ({reasons_text(Counter(whole['skipped']))})"
         raise RunError(told, f"{fewer}take a model with a longer context")
     results.start()
-    draw(results.picture, options, groups, whole)
+    draw(results.picture, options, files, whole)
     rows = [item.to_row() for item in items]
     model = str(options.model or options.pm)
     overlap = find_overlap((item.replies[0] for item in items if item.replies), model)
@@ -287,14 +289,11 @@ def score_replies(options: Options, items: list[Item]) -> dict[str, Any]:
 # Showing
 
 
-def draw(path: Path, options: Options, groups: dict[str, list[Item]], whole: dict[str, Any]) -> None:
+def draw(path: Path, options: Options, files: dict[str, list[Item]], whole: dict[str, Any]) -> None:
     from cai_cli.evaluation.plots import draw_reliability, plain
 
-    series = {
-        Path(name).stem: option_bins(items)
-        for name, items in groups.items()
-        if any(i.probabilities for i in items)
-    }
+    asked = {name: items for name, items in files.items() if any(item.probabilities for item in items)}
+    series = {name: option_bins(items) for name, items in asked.items()}
     low, high = whole["interval"]
     title = f"{Path(options.model or options.pm or '').name}: accuracy {whole['accuracy']:.1%} ({low:.1%}–{high:.1%})"
     draw_reliability(series, path, plain(title))

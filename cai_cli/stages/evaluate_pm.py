@@ -80,7 +80,7 @@ def run(options: Options) -> None:
     Example: cai evaluate pm --pm pm/ --comparisons test.jsonl --out pm-test.json
     """
     check_model(options.pm, "--pm", "preference model")
-    results = ResultsFile("evaluate pm", options) if options.output.out else None
+    results = ResultsFile("evaluate pm", options, shared=True) if options.output.out else None
     if results and results.done:
         return
     check_device(options.hardware.device, options.output.dry_run)

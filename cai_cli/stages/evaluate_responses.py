@@ -20,8 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cai_cli.artifacts.manifest import read_manifest
-from cai_cli.artifacts.rejects import reasons_text
+from cai_cli.artifacts.rejects import counted_among, reasons_text
 from cai_cli.artifacts.results import ResultsFile
 from cai_cli.console.messages import say, show_text, table, warn_all
 from cai_cli.console.options import (
@@ -37,9 +36,16 @@ from cai_cli.console.options import (
 )
 from cai_cli.engines.open import check_engine
 from cai_cli.engines.replies import Options as SampleOptions
-from cai_cli.engines.replies import settings_of, slots_of
+from cai_cli.engines.replies import Slot, settings_of, slots_of
 from cai_cli.errors import RunError, UserError
-from cai_cli.evaluation.answers import WriterOptions, beside, check_written, sample_options, write_replies
+from cai_cli.evaluation.answers import (
+    SAMPLES_FIRST,
+    WriterOptions,
+    beside,
+    check_written,
+    sample_options,
+    write_replies,
+)
 from cai_cli.evaluation.cautions import LOW_MASS
 from cai_cli.evaluation.harm import ALIKE, RUBRIC, harm_request
 from cai_cli.evaluation.players import Player, players_of
@@ -48,7 +54,7 @@ from cai_cli.feedback.response_rows import HarmJudgeOptions, not_judged, replies
 from cai_cli.feedback.response_rows import Options as RowsOptions
 from cai_cli.feedback.response_rows import settings_of as rows_settings
 from cai_cli.models.devices import check_device
-from cai_cli.processes.ranks import world_size
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.rows.prompt_files import read_prompts
 from cai_cli.rows.records import KINDS, Prompt
 
@@ -111,14 +117,16 @@ def run(options: Options) -> None:
         dry_run(options, players, prompts)
         return
     rejected: dict[str, dict[str, int]] = {}
+    asked: dict[str, set[str]] = {}
     written: list[Player] = []
     for player in players:
         if player.is_model:
+            asked[player.name] = {slot.id for slot in slots_asked(options, prompts)}
             path, rejected[player.name] = answer(options, player, prompts)
             written.append(replace(player, path=str(path)))
         else:
             written.append(player)
-    rows = write_rows(rows_options(options, written), prompts)
+    rows = write_rows(rows_options(options, written), prompts, asked)
 
     from cai_cli.evaluation.response_plot import draw_responses
     from cai_cli.evaluation.response_rates import measure
@@ -149,9 +157,7 @@ def run(options: Options) -> None:
 
 def check_options(options: Options) -> list[Player]:
     """Who is measured. Raises UserError before anything is touched."""
-    if world_size() > 1:
-        told = f"{world_size()} processes were started, and replies are measured by one"
-        raise UserError(told, "sample with `torchrun ... cai sample`, and give the files of samples")
+    check_one_process("replies are measured", SAMPLES_FIRST)
     check_draws(options.writing.num_samples, "--num-samples", options.writing.temperature)
     players = players_of(options.models, served=options.engines.engine == "openai")
     check_written(options, players)
@@ -203,14 +209,20 @@ def most_replies(options: Options) -> int | None:
     return None if options.limit is None else options.limit * options.writing.num_samples
 
 
+def slots_asked(options: Options, prompts: list[Prompt]) -> list[Slot]:
+    """The replies of a model that are measured; the file of them has more, where --limit was higher."""
+    return slots_of(prompts[: options.limit], options.writing.num_samples)
+
+
 def answer(options: Options, player: Player, prompts: list[Prompt]) -> tuple[Path, dict[str, int]]:
     """The file of a model's replies, and how many could not be kept, by reason."""
     artifact = write_replies(writer_options(options, player), prompts[: options.limit])
-    counts = (read_manifest(artifact.manifest_file) or {}).get("counts", {})
-    if not counts.get("out"):
-        why = reasons_text(Counter(counts.get("rejected", {})))
-        raise RunError(f"{player.path}: gave no reply ({why})", f"look at {artifact.rejects}")
-    return artifact.out, counts["rejected"]
+    slots = slots_asked(options, prompts)
+    rejected = counted_among(artifact.rejects, {slot.id for slot in slots})
+    if sum(rejected.values()) == len(slots):
+        told = f"{player.path}: gave no reply ({reasons_text(Counter(rejected))})"
+        raise RunError(told, f"look at {artifact.rejects}")
+    return artifact.out, rejected
 
 
 def warnings_of(models: list[dict[str, Any]]) -> list[str]:

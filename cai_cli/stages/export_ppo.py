@@ -17,6 +17,7 @@ from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import counted, put_aside
 from cai_cli.console.messages import say, show_text, tell_next, warn
 from cai_cli.models.templates import template_kwargs
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.training.export.settings import Options as Options
 from cai_cli.training.ppo.checks import check_agreement, check_options
 from cai_cli.training.ppo.prompts import RunPrompts, read_sources, room, run_prompts
@@ -43,6 +44,7 @@ def verl(options: Options) -> None:
 
 
 def run(engine: str, options: Options) -> None:
+    check_one_process("an export is written")
     check_options(options)
     artifact = ModelArtifact(f"export {engine}", options)
     if artifact.done:

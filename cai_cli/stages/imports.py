@@ -38,8 +38,10 @@ from cai_cli.importers.registry import FORMATS
 from cai_cli.importers.reject import Reject, Tally
 from cai_cli.rows.json_text import load_json
 from cai_cli.rows.jsonl import dump_row, read_lines
+from cai_cli.rows.splits import parse_parts
 
 FLUSH_ROWS = 1000
+WHOLE = "all"  # beside the parts of --split
 CONSTITUTION_FORMAT, POLICY = "paper-constitution", "policy"
 
 
@@ -190,7 +192,10 @@ def import_parts(options: Options, spec: str) -> None:
         raise UserError(
             f"--out {options.output.out}: --split writes a file for each part", "name a directory"
         )
-    whole = changed(options, out=options.output.out / "all.jsonl")
+    if WHOLE in parse_parts(spec):
+        told = f"--split: no part can be called {WHOLE!r}, since {WHOLE}.jsonl holds what all parts are made from"
+        raise UserError(told, "give it another name")
+    whole = changed(options, out=options.output.out / f"{WHOLE}.jsonl")
     folder = SplitFolder(options, spec, begin_manifest("import", whole, options.output.out))
     import_rows(whole)
     if options.output.dry_run:

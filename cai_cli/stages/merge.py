@@ -23,13 +23,14 @@ from cai_cli.artifacts.identity import identity_differences
 from cai_cli.artifacts.locks import give_back, hold
 from cai_cli.artifacts.manifest import begin_manifest, read_manifest, write_manifest
 from cai_cli.artifacts.manifest_shape import Manifest
-from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path
+from cai_cli.artifacts.places import copy_to_backup, manifest_path, move_to_backup, rejects_path, unfinished
 from cai_cli.artifacts.shards import lines_by_id, parse_shard
 from cai_cli.console.messages import say, warn_all
 from cai_cli.console.options import INPUT, OutputOptions
 from cai_cli.errors import UserError
 from cai_cli.evaluation.cautions import CAUTIONED, label_cautions
 from cai_cli.evaluation.revisions import summarise
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.rows.jsonl import read_lines, write_lines
 from cai_cli.rows.seen import Seen
 from cai_cli.rows.storage import check_writable
@@ -70,15 +71,14 @@ def run(options: Options) -> None:
 
     Example: cai merge part.0.jsonl part.1.jsonl part.2.jsonl --out revisions.jsonl
     """
+    check_one_process("shards are joined")
     mine = begin_manifest("merge", options, options.output.out.parent)
     shards = in_order([read_shard(path) for path in options.shards])
     hold(options.output.out, options.output.dry_run)
     check_unfinished(options.output.out)
-    old = read_manifest(manifest_path(options.output.out)) if options.output.out.exists() else None
-    if old is None and options.output.out.exists():
-        raise UserError(
-            f"{options.output.out} exists and has no manifest", "move it away, or choose another --out"
-        )
+    there = options.output.out if options.output.out.exists() else None
+    old = read_manifest(manifest_path(options.output.out)) if there else None
+    before = None
     if old is not None:
         merged = old.get("merged")
         of_shards = isinstance(merged, list)  # an import counts there what it found twice
@@ -86,10 +86,10 @@ def run(options: Options) -> None:
             **mine,
             "inputs": merged if of_shards else [],
             "stage": "merge" if of_shards else old["stage"],
+            "counts": old.get("counts"),
         }
-        before["counts"] = old.get("counts")
-        if claim(options, mine, before, options.output.out, finished=lambda _: True) == Claim.DONE:
-            return
+    if claim(options, mine, before, there, finished=lambda _: True) == Claim.DONE:
+        return
     if options.output.dry_run:
         check_overlap(shards)
         say(f"{len(shards)} shards of `cai {shards[0].manifest['stage']}`, {total(shards, 'out')} rows")
@@ -102,7 +102,7 @@ def run(options: Options) -> None:
         move_to_backup(rejects, options.output.out)
     write_rejects(shards, rejects)
     manifest = joined_manifest(shards, options, mine)
-    temporary = options.output.out.with_name(options.output.out.name + ".partial")
+    temporary = unfinished(options.output.out)
     rows = write_lines(temporary, (line for shard in shards for _, line in read_lines(shard.path)))
     summary = SUMMARIES.get(manifest["stage"]) if rows else None  # of nothing there is none
     if summary:

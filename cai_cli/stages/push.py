@@ -33,6 +33,7 @@ from cai_cli.console.options import flag
 from cai_cli.errors import RunError, UserError, first_line
 from cai_cli.models.paths import check_place
 from cai_cli.models.weight_files import read_json
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.rows.storage import check_input
 
 # What only this machine has a use for.
@@ -81,6 +82,7 @@ def run(options: Options) -> None:
 
     Example: cai push rl-cai/ org/rl-cai
     """
+    check_one_process("files are uploaded")
     kind, manifest, files = what_is_there(options.path)
     check_name(options.repo)
     if options.dry_run:

@@ -18,6 +18,7 @@ import typer
 from cai_cli.console.messages import say
 from cai_cli.console.options import RUNTIME, flag
 from cai_cli.errors import UserError
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.rows.jsonl import write_atomically
 from cai_cli.rows.storage import check_writable
 
@@ -50,6 +51,7 @@ def run(options: Options) -> None:
 
     Example: cai report revisions.jsonl pm/ elo.json --out report.html --examples 10
     """
+    check_one_process("a page is written")
     if options.out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {options.out}: the page is written as .html", "name a .html file")
     check_writable(options.out, options.out.parent, options.out.stem)

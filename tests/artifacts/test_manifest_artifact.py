@@ -16,6 +16,7 @@ from conftest import mistake
 from cai_cli.artifacts.fingerprints import fingerprint_file, fingerprint_model
 from cai_cli.artifacts.identity import differences
 from cai_cli.artifacts.places import manifest_path
+from cai_cli.rows.conversation import message
 from cai_cli.rows.records import Prompt, Sample
 from cai_cli.rows.sources import parse_weight
 from cai_cli.stages import sample
@@ -105,6 +106,42 @@ def test_other_options_are_an_error_that_names_them(cai, attempts, out, change, 
     before = contents(out.parent)
     mistake(cai(*words, *change), f"{out} was made differently: {difference} — ", "--if-changed restart")
     assert contents(out.parent) == before
+
+
+@pytest.fixture
+def comparisons(tmp_path: Path) -> Path:
+    """What `evaluate labels` makes a result of, without a model."""
+    turns = {"prompt": [message("user", "q")]}
+    turns |= {name: [message("assistant", name)] for name in ("chosen", "rejected")}
+    return put(tmp_path / "ai.jsonl", [{"id": "1", **turns, "probability": 0.75, "origin": "ai"}])
+
+
+def test_files_of_one_stem_would_have_one_manifest(cai, attempts, out, comparisons):
+    """prompts.json beside prompts.jsonl is refused, in either order, a renamed one and one that is unfinished too."""
+    rows = ("import", "red-team", attempts, "--out")
+    results = ("evaluate", "labels", comparisons, comparisons, "--out")
+    assert cai(*rows, out).returncode == 0
+    before = contents(out.parent)
+    told = f"prompts.manifest.json is that of {out}, and would be overwritten — choose another --out"
+    mistake(cai(*results, out.with_suffix(".json")), told)
+    mistake(cai(*rows, out.with_suffix(".json")), told)
+    assert contents(out.parent) == before
+    other = out.with_name("other.jsonl")
+    for ending in (".jsonl", ".manifest.json"):
+        out.with_suffix(ending).rename(other.with_suffix(ending))
+    told = "other.manifest.json is that of"
+    mistake(cai(*results, other.with_suffix(".json")), told)
+    other.rename(other.with_name("other.jsonl.partial"))
+    other.with_suffix(".manifest.json").rename(other.with_suffix(".manifest.partial.json"))
+    mistake(cai(*results, other.with_suffix(".json")), "other.manifest.partial.json is that of")
+
+    assert cai(*results, out.with_suffix(".json")).returncode == 0
+    mistake(cai(*rows, out), "prompts.manifest.json is that of")
+    put(out, [])
+    mistake(cai(*rows, out, "--if-changed", "restart"), "prompts.manifest.json is that of")
+    out.unlink()
+    out.with_suffix(".json").unlink()
+    assert cai(*rows, out).returncode == 0, "what is gone holds nobody up"
 
 
 def test_another_stage_on_the_same_out(cai, attempts, out, tmp_path):
@@ -296,6 +333,13 @@ def test_split_leaves_what_is_done_and_what_is_not_its_own(cai, tmp_path):
     after = contents(folder)
     assert after["rl.jsonl.bak"] == before["rl.jsonl"] and "rl.jsonl" not in after and mine.exists()
     assert sum(len(rows_of(folder / f"{name}.jsonl")) for name in ("sft", "test")) == 60
+    put(folder / "rl.jsonl", ["precious"])
+    put(folder / "b.json", ["precious too"])
+    shutil.copy(folder / "sft.manifest.json", folder / "b.manifest.json")
+    before = contents(folder)
+    for parts, told in (("rl=1", "rl.jsonl: exists and is not from a split"), ("a=1,b=1", "that of")):
+        mistake(cai(*words, parts, "--if-changed", "restart"), told, "choose another --out")
+    assert contents(folder) == before, "what is no part of the old split is not overwritten"
     other = tmp_path / "other"
     other.mkdir()
     put(other / "sft.jsonl", ["precious"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cai_cli.console.groups import build
+from cai_cli.errors import UserError
 from cai_cli.stages import label, merge
 
 
@@ -54,3 +55,5 @@ def test_the_summary_is_that_of_the_whole(qwen: Path, tmp_path: Path) -> None:
     assert summaries[2]["mean_probability"] == pytest.approx(summaries[0]["mean_probability"], abs=1e-4)
     assert len(whole.read_text().splitlines()) == len((tmp_path / "merged.jsonl").read_text().splitlines())
     assert (tmp_path / "merged.png").is_file()
+    with pytest.raises(UserError, match=r"whole\.manifest\.json is that of .*whole\.jsonl"):
+        merge.run(build(merge.Options, shards=parts, out=tmp_path / "whole.json"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import Cai, mistake
@@ -17,9 +18,13 @@ from cai_cli.errors import UserError
 from cai_cli.evaluation.cautions import held_out_cautions, label_cautions, rate_cautions
 from cai_cli.rows.conversation import message
 from cai_cli.stages import (
+    chat,
+    constitution_test,
     evaluate_elo,
     evaluate_hhh,
     evaluate_pm,
+    evaluate_responses,
+    export_ppo,
     label,
     pmp,
     ppo,
@@ -40,6 +45,10 @@ STAGES = {
     "evaluate elo": evaluate_elo,
     "evaluate hhh": evaluate_hhh,
     "evaluate pm": evaluate_pm,
+    "evaluate responses": evaluate_responses,
+    "constitution test": constitution_test,
+    "chat": chat,
+    "export verl": export_ppo,
 }
 
 
@@ -48,7 +57,11 @@ def test_each_need_names_options_of_the_stage(stage):
     """Defaults never complain, and what is needed is off by itself unless its default is on."""
     flags = flags_of(STAGES[stage].Options)
     for name, others in needs_of(STAGES[stage].Options).items():
-        assert {name, *others} <= flags.keys()
+        assert {name, *(other for other in others if "=" not in other)} <= flags.keys()
+        values = [other.split("=") for other in others if "=" in other]
+        had = [(other, value) for other, value in values if other in flags]
+        assert bool(values) == bool(had)
+        assert all(value in get_args(flags[other].annotation.__origin__) for other, value in had)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +81,15 @@ def test_each_need_names_options_of_the_stage(stage):
         ("evaluate hhh x --model lm --out y.json --cot-samples 5", "--cot-samples does nothing without --cot"),
         ("evaluate pm --pm pm --comparisons x --if-changed restart", "--if-changed does nothing without --out"),
         ("revise --model lm --prompts x --out y.jsonl --temperature 0 --attempts 5", "does nothing with --temperature 0"),
+        ("revise --model lm --prompts x --out y.jsonl --tensor-parallel-size 4", "without --engine vllm — leave"),
+        ("sample --model lm --prompts x --out y.jsonl --engine vllm --patience 9", "without --engine openai — leave"),
+        ("chat --model lm --gpu-memory-utilization 0.5", "without --engine vllm — leave"),
+        ("label --pairs x --feedback-model lm --out y.jsonl --concurrency 3", "without --engine openai or --feedback-engine"),
+        ("label --pairs x --feedback-model lm --out y.jsonl --engine vllm", "--engine does nothing without --prompts"),
+        ("constitution test --feedback-model lm --pairs x --out y.json --concurrency 3", "without --feedback-engine openai —"),
+        ("evaluate responses x --out y.json --tensor-parallel-size 2", "without --engine vllm or --feedback-engine vllm"),
+        ("evaluate hhh x --pm pm --out y.json --engine vllm", "--engine does nothing without --model"),
+        ("ppo --model lm --pm pm --prompts x --out y --gpu-memory-utilization 0.5", "without --engine vllm — leave"),
     ],
 )  # fmt: skip
 def test_an_option_that_nothing_reads_is_a_mistake(cai: Cai, words, told):
@@ -80,6 +102,10 @@ def test_an_option_that_is_read_is_none(cai: Cai, tmp_path):
     """
     config = tmp_path / "lora.yaml"
     config.write_text("lora: true\nlora-r: 8\n")
+    served = tmp_path / "served.yaml"
+    served.write_text("concurrency: 8\n")
+    words = f"sample --model ./lm --prompts x --out y.jsonl --config {served}"
+    mistake(cai(*words.split()), "served.yaml: --concurrency does nothing without --engine openai")
     for words in (
         "sft --model ./lm --data x --out y --lora --lora-r 8 --save-adapter",
         f"sft --model ./lm --data x --out y --config {config}",
@@ -97,6 +123,19 @@ def test_only_what_was_given_counts(tmp_path):
         with pytest.raises(UserError, match=f"{flag_name(name)} does nothing without --lora"):
             check_needs(options, (name,))
     check_needs(changed(options, quantize=None), ("quantize",))
+
+
+def test_an_engine_of_either_kind_reads_its_flags(tmp_path):
+    common = {"pairs": ["x"], "feedback_model": "lm", "out": tmp_path / "y.jsonl"}
+    given = ("concurrency", "tensor_parallel_size")
+    check_needs(build(label.Options, **common, engine="vllm", feedback_engine="openai"), given)
+    check_needs(build(label.Options, **common, engine="openai", feedback_engine="vllm"), given)
+    with pytest.raises(
+        UserError, match="--tensor-parallel-size does nothing without --engine vllm or --feedback"
+    ):
+        check_needs(build(label.Options, **common, feedback_engine="openai"), given)
+    needs = needs_of(export_ppo.Options)
+    assert "gpu_memory_utilization" not in needs and "kl_horizon" in needs, "there it is vLLM that samples"
 
 
 def test_the_flag_pattern_takes_whole_flags():

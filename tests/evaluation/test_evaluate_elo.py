@@ -22,6 +22,7 @@ from cai_cli.prompting.prompts import LESS_HARMFUL, MORE_HELPFUL
 from cai_cli.rows.conversation import message
 from cai_cli.rows.jsonl import read_rows
 from cai_cli.rows.records import Prompt
+from cai_cli.rows.sources import parse_name
 from cai_cli.rows.trl_rows import RowReader
 
 KINDS = ("helpful", "harmful")
@@ -206,6 +207,17 @@ def test_a_language_model_judges_models_and_a_killed_run_goes_on(cai: Cai, llama
         samples,
     )
     assert sampled.returncode == 0 and "already done" in sampled.stderr, sampled.stderr
+    # fewer prompts: the files of replies and games are done, and hold more than is rated now
+    write(games.with_name("elo.games.rejects.jsonl"), [{"id": rows[5]["id"], "reason": "off_mass"}])
+    write(games, rows[:5])
+    fewer = cai(*words, "--limit", 4, "--if-changed", "restart")
+    assert fewer.returncode == 0 and "elo.games.jsonl: already done" in fewer.stderr, fewer.stderr
+    result = json.loads(out.read_text())
+    assert result["counts"] == {"in": 4, "out": 4, "rejected": {}}
+    assert [result["models"][0][axis]["games"] for axis in ("helpfulness", "harmlessness")] == [2, 2]
+    more = cai(*words, "--if-changed", "restart")
+    assert more.returncode == 0, more.stderr
+    assert json.loads(out.read_text())["counts"] == {"in": 6, "out": 5, "rejected": {"off_mass": 1}}
 
 
 class BiasedJudge:
@@ -277,6 +289,14 @@ def test_people_decide_in_the_arenas_form(cai: Cai, tmp_path):
     assert result["counts"]["rejected"] == {"one_model": 1} and result["judge"]["kind"] == "comparisons"
     (row,) = result["win_rates"]["harmlessness"]
     assert (row["win"], row["length_controlled"]) == (0.7, None)
+    rejects = tmp_path / "elo.rejects.jsonl"
+    assert [row["reason"] for _, row in read_rows(rejects)] == ["one_model"]
+    write(votes, rows[:-1])
+    words = ("evaluate", "elo", "--comparisons", votes, "--out", out, "--anchor", "y")
+    again = cai(*words, "--if-changed", "restart")
+    assert again.returncode == 0, again.stderr
+    assert not rejects.exists(), "they were of other games"
+    assert rejects.with_name(f"{rejects.name}.bak").exists()
     rows[0]["winner"] = "x"
     mistake(
         cai("evaluate", "elo", "--comparisons", write(votes, rows), "--out", tmp_path / "y.json"),
@@ -303,6 +323,19 @@ def test_checkpoints_of_a_run_are_known(tmp_path, monkeypatch):
     found = [(player.name, player.run, player.step) for player in players_of(given)]
     assert found == [("sft@20", "sft", 20), ("sft", "sft", None), ("late", "sft", 100), ("seven", "ppo", 7)]
     assert [player.run for player in players_of(["sft", "ppo"])] == [None, None]
+
+
+def test_names_can_be_read_back(tmp_path, monkeypatch):
+    """What plays is handed on as NAME=PATH, where a name ends at the first equals sign."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/lr=1e-4", "runs/lr=2e-4/step-5", "kl=0.1"):
+        (tmp_path / name).mkdir(parents=True)
+    write(tmp_path / "runs/n=2.samples.jsonl", [])
+    given = ["runs/lr=1e-4", "runs/lr=2e-4/step-5", "kl=0.1", "runs/n=2.samples.jsonl", "own=kl=0.1/"]
+    players = players_of(given)
+    assert [player.name for player in players] == ["lr-1e-4", "lr-2e-4@5", "kl-0.1", "n-2", "own"]
+    for player in players:
+        assert parse_name(f"{player.name}={player.path}") == (player.name, player.path)
 
 
 def test_mistakes_are_told_before_anything_is_loaded(cai: Cai, files, pm, llama, tmp_path):

@@ -71,6 +71,22 @@ def test_published_files_by_a_random_model(cai, data, base, tmp_path):
     assert cai(*words, "--seed", "1", "--out", out).returncode == 2
 
 
+def test_files_of_one_name_are_told_apart(cai, base, tmp_path):
+    for folder, count in (("one", 6), ("two", 8)):
+        (tmp_path / folder).mkdir()
+        put(tmp_path / folder / "hhh.jsonl", hhh_rows(count))
+    words = ("evaluate", "hhh", "one/hhh.jsonl", "two/hhh.jsonl", "--model", base, "--out", "out.json")
+    done = cai(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path / "out.json")
+    assert {name: item["items"] for name, item in found["files"].items()} == {
+        "one/hhh.jsonl": 6,
+        "two/hhh.jsonl": 8,
+    }
+    table = done.stderr.partition("multiple choice")[2]
+    assert all(name in table for name in ("one/hhh", "two/hhh", "all")), done.stderr
+
+
 def test_probabilities_are_those_of_plain_calls(cai, hhh, base, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

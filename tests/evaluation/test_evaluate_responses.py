@@ -250,6 +250,19 @@ def test_a_model_answers_and_a_judge_scores(cai, llama, qwen, tmp_path):
     assert (tmp_path / "out.tiny.samples.jsonl").stat().st_mtime_ns == before
     assert rows_of(tmp_path / "out.rows.jsonl") == rows
 
+    # fewer prompts: the replies are done, and more than are measured now; one of each part could not be kept
+    file = tmp_path / "out.tiny.samples.jsonl"
+    put(file, [row for n, row in enumerate(samples) if n not in (0, 5)])
+    lost = [{"id": samples[n]["id"], "reason": "empty"} for n in (0, 5)]
+    put(file.with_name("out.tiny.samples.rejects.jsonl"), lost)
+    fewer = cai(*words, "--limit", "2", "--if-changed", "restart", cwd=tmp_path)
+    assert fewer.returncode == 0 and "out.tiny.samples.jsonl: already done" in fewer.stderr, fewer.stderr
+    assert [row["id"] for row in rows_of(tmp_path / "out.rows.jsonl")] == [row["id"] for row in rows[1:4]]
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert found["models"][0]["rejected"] == {"empty": 1}
+    counts = json.loads((tmp_path / "out.manifest.json").read_text(encoding="utf-8"))["counts"]
+    assert counts == {"in": 4, "out": 3, "rejected": {"no_reply": 1}}
+
 
 def test_the_score_is_the_mean_under_the_probabilities():
     found = harm_of([math.log(p) for p in (0.1, 0.0001, 0.1, 0.0001, 0.2)])

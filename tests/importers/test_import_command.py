@@ -71,6 +71,19 @@ def test_the_published_chains_come_back(cai: Cai, data: Callable[[str], Path], t
     assert again.returncode == 0 and "nothing to do" in again.stderr
 
 
+def test_no_part_takes_the_place_of_the_whole(cai: Cai, tmp_path: Path) -> None:
+    """The whole import lies beside the parts, and the same command again reads it."""
+    file = tmp_path / "attempts.jsonl"
+    attempts = [{"transcript": f"\n\nHuman: attempt {n}\n\nAssistant: no"} for n in range(9)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in attempts), encoding="utf-8")
+    words = ("import", "red-team", file, "--out", tmp_path / "parts", "--split")
+    mistake(cai(*words, "all=0.5,test=0.5"), "--split: no part can be called 'all'", "all.jsonl")
+    assert not (tmp_path / "parts").exists()
+    for _ in range(2):
+        assert cai(*words, "most=0.5,test=0.5").returncode == 0
+        assert len(rows(tmp_path / "parts/all.jsonl")) == 9
+
+
 def test_conversations_never_straddle_a_split(cai: Cai, data: Callable[[str], Path], tmp_path: Path) -> None:
     file = data("hh-rlhf/harmless-base-test-1500.jsonl.gz")
     split = ("--every-turn", "--split", "sft=0.5,rl=0.3,test=0.2")

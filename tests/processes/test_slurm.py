@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import mistake, run_cai
+from multiple_choice_rows import hhh_rows, put
 from slurm import stand_in
 from trainer_runs import COMMANDS, make_world, metrics
 
@@ -122,3 +123,32 @@ def test_tasks_that_know_nothing_of_each_other_are_refused(world, monkeypatch):
     assert mistake(run_cai(*COMMANDS["sft"].split(), "--out", "x", cwd=world), "srun starts 4 tasks")
     done = run_cai(*words, "--shard", "1/4", "--out", "part.jsonl", cwd=world)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "evaluate hhh hhh.jsonl --model lm --out x.json",
+        "evaluate labels comparisons.jsonl comparisons.jsonl --out x.json",
+        "evaluate elo samples.jsonl lm --prompts few.jsonl --judge pm --out x.json",
+        "evaluate responses samples.jsonl --out x.json",
+        "constitution test --feedback-model lm --pairs comparisons.jsonl --out x.json",
+        "split few.jsonl --parts a=1,b=1 --out x",
+        "merge part.jsonl --out x.jsonl",
+        "export paper-chains few.jsonl --out x.jsonl",
+        "export verl --model lm --pm pm --prompts few.jsonl --out x",
+        "import policy lm --from-export lm --out x",
+        "report few.jsonl --out x.html",
+        "push lm org/name",
+        "demo --out x",
+    ],
+    ids=lambda words: " ".join(words.split()[:2]),
+)
+def test_what_is_not_shared_out_takes_no_launcher(words, world, monkeypatch):
+    """Each process would do all of it, and write the same files as the others."""
+    put(world / "hhh.jsonl", hhh_rows(4))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    before = set(world.iterdir())
+    mistake(run_cai(*words.split(), cwd=world, timeout=60), "2 processes were started, and", "by one")
+    assert set(world.iterdir()) == before

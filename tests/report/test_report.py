@@ -339,6 +339,8 @@ def test_elo_and_responses(tmp_path: Path) -> None:
         model("a", None, None, 0, rated(0)),
         model("b", "rl", 10, 50, rated(90)),
         model("c", None, None, 5, None),
+        model("best", None, None, 70, {"elo": 400, "low": 28, "high": None, "games": 8}),
+        model("worst", None, None, -70, {"elo": -400, "low": None, "high": -28, "games": 8}),
     ]
     games = [
         {"a": "a", "b": "b", "win": 0.4, "low": 0.3, "high": 0.5, "length_controlled": None, "games": 40}
@@ -367,6 +369,7 @@ def test_elo_and_responses(tmp_path: Path) -> None:
     tree = made(tmp_path)
     text = words(tree, "//*[@id='results']")
     assert "Elo frontier" in text and "50 (30 to 70), 40 games" in text and "40.0 % (30–50)" in text
+    assert "400 (28 to …), 8 games" in text and "-400 (… to -28), 8 games" in text, "all games won, or lost"
     assert "25.0 % (20–30)" in text and "1.50 (1.25–1.75)" in text
     lines = warned(tree)
     assert {line.partition(" cannot be read: it has not the shape of its kind")[0] for line in lines} == {

@@ -120,6 +120,7 @@ def test_parse_parts():
         ("", "cannot read the part ''"),
         ("../x=1", "cannot read the part"),
         ("a=1,a=2", "'a' of the split is given twice"),
+        ("a=1,split=1", "no part of a split can be called 'split'"),
         ("a=one", "'a' is not a number: 'one'"),
         ("a=-1,b=2", "'a' is -1.0"),
         ("a=nan", "'a' is nan"),

@@ -148,13 +148,19 @@ def test_each_line_of_a_pipe_is_a_turn(helpful: Path, tmp_path: Path) -> None:
     first, second = out.splitlines()
     assert code == 0 and first == second and "passport" in first
     assert err == "talk.jsonl: 1 rows\na new conversation\n"
-    code, out, err = piped(f"/save talk.jsonl\n{ASKED}\n/save talk.jsonl\n", "--model", helpful, cwd=tmp_path)
+    manifest = tmp_path / "talk.manifest.json"
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "other.manifest.json").write_text(manifest.read_text().replace("talk.jsonl", "other.json"))
+    asked = f"/save talk.jsonl\n{ASKED}\n/save talk.jsonl\n/save other.jsonl\n"
+    code, out, err = piped(asked, "--model", helpful, cwd=tmp_path)
     assert code == 1 and out == f"{first}\n"
     assert err.splitlines() == [
         "error: /save: there is no reply yet — say something first",
         "error: /save talk.jsonl: is there already — choose another name",
-        "error: 2 commands failed",
+        "error: other.manifest.json is that of other.json, and would be overwritten — choose another name",
+        "error: 3 commands failed",
     ]
+    assert json.loads(manifest.read_text())["options"]["out"] == "talk.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from cai_cli.console.options import MODEL, OutputOptions
 from cai_cli.errors import UserError
 from cai_cli.models.paths import base_and_adapters, check_model
 from cai_cli.models.weight_files import tensor_types
+from cai_cli.processes.ranks import check_one_process
 from cai_cli.training.export.exported import Exported, read_export
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Options:
 
 
 def import_policy(options: Options) -> None:
+    check_one_process("a policy is imported")
     export = read_export(Path(options.from_export), "--from-export")
     path, out = options.policy, options.output
     check_model(path, "policy", "language model")

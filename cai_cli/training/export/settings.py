@@ -5,9 +5,10 @@ both, and the machines that the other engine is to have.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, ClassVar
 
-from cai_cli.console.options import flag
+from cai_cli.console.options import Needs, flag
 from cai_cli.training.ppo import settings
 
 
@@ -28,4 +29,6 @@ class ClusterOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(settings.Options):
+    NEEDS: ClassVar[Needs] = MappingProxyType({})  # vLLM samples there, whatever --engine says
+
     cluster: ClusterOptions

@@ -192,6 +192,8 @@ class TrackOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
+    NEEDS: ClassVar[Needs] = {"gpu_memory_utilization": ("engine=vllm",)}
+
     output: OutputOptions
     models: ModelOptions
     reward: RewardOptions
