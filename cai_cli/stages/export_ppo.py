@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cai_cli.artifacts.models import ModelArtifact
 from cai_cli.artifacts.rejects import counted, put_aside
 from cai_cli.console.messages import say, show_text, tell_next, warn
+from cai_cli.errors import UserError
 from cai_cli.models.templates import template_kwargs
 from cai_cli.processes.ranks import check_one_process
 from cai_cli.training.export.settings import Options as Options
@@ -101,6 +102,9 @@ def prepared(engine: str, options: Options, renderer: Renderer, prompts: RunProm
     )
     sizes = plan(options, max(len(renderer.encode(turns)) for turns in everything.values()))
     if engine == "openrlhf":
+        if renderer.template_kwargs:
+            told = "--chat-template-kwargs: OpenRLHF has no such setting, and would write other prompts"
+            raise UserError(told, "export for verl, or save a template that needs none with the model")
         models.check_no_images(everything)
         carried = openrlhf.carried(options, sizes)
         settings = theirs(carried) | openrlhf.fixed(options, sizes, head)

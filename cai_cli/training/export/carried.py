@@ -109,9 +109,6 @@ def alike() -> dict[str, Carried]:
         "load_best_model_at_end": lost("import the checkpoint that you choose"),
         "best_max_kl": lost("belongs to --load-best-model-at-end"),
         "sample_steps": lost("the engine logs samples in its own way"),
-        "chat_template_kwargs": lost(
-            "give them to the engine, such as data.apply_chat_template_kwargs of verl"
-        ),
         "batch_size": lost("vLLM makes its own batches"),
         "engine": here("the engine samples with vLLM"),
         "tensor_parallel_size": here("see the cluster's settings"),

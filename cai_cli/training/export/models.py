@@ -79,11 +79,11 @@ def check_stops(path: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def engine_prompt(renderer: Renderer, prompt: Conversation) -> Conversation:
-    """The conversation of which the engine's plain use of the template makes the text that the policy gets here."""
-    wanted = renderer.render(prompt)
+    """The conversation of which the engine's use of the template makes the text that the policy gets here."""
+    wanted, words = renderer.render(prompt), renderer.template_kwargs
     for turns in (prompt, system_in_first_user_turn(prompt)):
         try:
-            if apply(renderer.tokenizer, turns, add_generation_prompt=True) == wanted:
+            if apply(renderer.tokenizer, turns, add_generation_prompt=True, **words) == wanted:
                 return turns
         except UnfitRow:
             continue

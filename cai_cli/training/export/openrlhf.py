@@ -31,6 +31,7 @@ def carried(options: Options, plan: Plan) -> dict[str, Carried]:
     warmup = warmup_ratio(options)
     return alike() | {
         "model": there("actor.model_name_or_path", value="$MODEL"),
+        "chat_template_kwargs": here("refused: it has no such setting"),
         "pm": there("critic.model_name_or_path", value="$PM", remark="and of `cai serve`"),
         "prompts": there(
             "data.prompt_dataset",

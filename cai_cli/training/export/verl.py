@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cai_cli.models.templates import template_kwargs
 from cai_cli.training.export.carried import Carried, Plan, alike, here, lost, there
 from cai_cli.training.export.settings import Options
 
@@ -80,6 +81,7 @@ def carried(options: Options, plan: Plan) -> dict[str, Carried]:
     bent = "its FSDP engine has no linear one: cosine, down to 0 over the same steps"
     warmup = ppo.critic_warmup_steps + 1 if ppo.critic_warmup_steps else 0
     logger = ["console", *(options.report.report_to or [])]
+    words = template_kwargs(options.chat_template_kwargs)
     return alike() | {
         "model": there("actor_rollout_ref.model.path", value="$MODEL"),
         "pm": there("critic.model.path", value="$PM", remark="and of `cai serve`"),
@@ -98,6 +100,7 @@ def carried(options: Options, plan: Plan) -> dict[str, Carried]:
         "temperature": there(
             f"{ROLLOUT}.temperature", f"{ROLLOUT}.val_kwargs.temperature", value=options.temperature
         ),
+        "chat_template_kwargs": there("data.apply_chat_template_kwargs", value=words),
         "kl_coef": there("algorithm.kl_ctrl.kl_coef", value=reward.kl_coef),
         "rollout_batch_size": there("data.train_batch_size", value=ppo.rollout_batch_size),
         "num_ppo_epochs": there(*(f"{one}.ppo_epochs" for one in both), value=ppo.num_ppo_epochs),

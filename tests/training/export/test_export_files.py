@@ -19,7 +19,7 @@ from exports import launched, words
 from families import edit_json
 from ppo_setup import make_pair, make_pm, write_prompts
 from pyarrow import parquet
-from tiny import make_model
+from tiny import CHATML, make_model
 
 from cai_cli.console.groups import build, flags_of
 from cai_cli.rows.prompt_files import read_prompts
@@ -231,6 +231,20 @@ def test_a_system_turn_stands_where_the_template_has_room_for_it(cai, tmp_path):
     line = json.loads((tmp_path / "out/prompts.jsonl").read_text().splitlines()[0])
     assert line["prompt"] == [{"role": "user", "content": "Be brief.\n\nWhy?"}]
     assert json.loads(line["label"]) == turns
+
+
+def test_settings_of_the_template_go_to_the_engine_that_has_them(cai, tmp_path):
+    """Qwen3's `enable_thinking` is one: without it the policy is asked in a mode it was not trained in."""
+    short = CHATML.replace("assistant\n{% endif %}", "assistant\n{{ 'briefly' if short else '' }}{% endif %}")
+    model = make_model(tmp_path / "lm", chat_template=short)
+    inputs = model, make_pm(model, tmp_path / "pm"), write_prompts(tmp_path / "prompts.jsonl")
+    given = ("--chat-template-kwargs", '{"short": true}')
+    done = cai(*words("verl", *inputs, tmp_path / "verl"), *given)
+    assert done.returncode == 0, done.stderr
+    written = yaml.safe_load((tmp_path / "verl/ppo.yaml").read_text())
+    assert written["data"]["apply_chat_template_kwargs"] == {"short": True}
+    mistake(cai(*words("openrlhf", *inputs, tmp_path / "out"), *given), "OpenRLHF has no such setting")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
