@@ -3,7 +3,7 @@
 #   make demo        the whole chain on the embedded micro-world, a table and a plot at the end
 #   make test        the tests
 #   make studies     what of the article shows on the micro-world: 55 minutes on two cores
-#   make pipeline MODEL=... BASE=... PROMPTS=... RUN=runs/mine     see below
+#   make pipeline    the chain as file targets, on models of one's own with ARGS=my.mk: see below
 #
 # Everything installs into .venv, pinned by constraints.txt.
 
@@ -55,12 +55,13 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # The chain as file targets: make reruns only what is stale and continues what was cut off. A model directory is complete when
-# its cai.json is there. The variables below are set on the command line or in a file of `VAR = value` lines, ARGS:
+# its cai.json is there. The variables below are set in a file of `VAR = value` lines, ARGS, on which every stage depends: one
+# that finds its own settings as they were does nothing.
 #
 #   make pipeline                                   the micro-world
 #   make pipeline ARGS=scripts/h200_7b.mk           one's own models on a GPU server
 ARGS ?= scripts/microworld.mk
--include $(ARGS)
+include $(ARGS)
 RUN ?= runs/pipeline
 CONSTITUTION ?= article
 FEEDBACK ?= $(BASE)
@@ -71,25 +72,25 @@ OLD := --if-changed restart
 
 pipeline: setup $(RUN)/rl-cai/cai.json
 
-$(RUN)/revisions.jsonl: $(PROMPTS) $(wildcard $(CONSTITUTION))
+$(RUN)/revisions.jsonl: $(ARGS) $(PROMPTS) $(wildcard $(CONSTITUTION)) | setup
 	$(CAI) revise --model $(MODEL) --prompts $(PROMPTS) --constitution $(CONSTITUTION) $(REVISE) $(OLD) --out $@ && touch $@
 
-$(RUN)/samples.jsonl: $(HELPFUL_PROMPTS)
+$(RUN)/samples.jsonl: $(ARGS) $(HELPFUL_PROMPTS) | setup
 	$(CAI) sample --model $(MODEL) --prompts $(HELPFUL_PROMPTS) $(SAMPLE) $(OLD) --out $@ && touch $@
 
-$(RUN)/sl-cai/cai.json: $(RUN)/revisions.jsonl $(RUN)/samples.jsonl
-	$(CAI) sft --model $(BASE) $(addprefix --data ,$^) $(SFT) $(OLD) --out $(@D) && touch $@
+$(RUN)/sl-cai/cai.json: $(ARGS) $(RUN)/revisions.jsonl $(RUN)/samples.jsonl
+	$(CAI) sft --model $(BASE) --data $(RUN)/revisions.jsonl --data $(RUN)/samples.jsonl $(SFT) $(OLD) --out $(@D) && touch $@
 
-$(RUN)/comparisons.jsonl: $(RUN)/sl-cai/cai.json $(LABEL_PROMPTS) $(wildcard $(CONSTITUTION))
+$(RUN)/comparisons.jsonl: $(ARGS) $(RUN)/sl-cai/cai.json $(LABEL_PROMPTS) $(wildcard $(CONSTITUTION))
 	$(CAI) label --model $(RUN)/sl-cai --prompts $(LABEL_PROMPTS) --feedback-model $(FEEDBACK) \
 	  --constitution $(CONSTITUTION) $(LABEL) $(OLD) --out $@ && touch $@
 
-$(RUN)/pmp/cai.json: $(POSTS)
+$(RUN)/pmp/cai.json: $(ARGS) $(POSTS) | setup
 	$(CAI) pmp --model $(BASE) --posts $(POSTS) $(PMP) $(OLD) --out $(@D) && touch $@
 
-$(RUN)/pm/cai.json: $(RUN)/pmp/cai.json $(RUN)/comparisons.jsonl $(HUMAN)
+$(RUN)/pm/cai.json: $(ARGS) $(RUN)/pmp/cai.json $(RUN)/comparisons.jsonl $(HUMAN)
 	$(CAI) train-pm --model $(RUN)/pmp --comparisons $(RUN)/comparisons.jsonl:$(AI_WEIGHT) \
 	  $(addprefix --comparisons ,$(HUMAN)) $(TRAIN_PM) $(OLD) --out $(@D) && touch $@
 
-$(RUN)/rl-cai/cai.json: $(RUN)/sl-cai/cai.json $(RUN)/pm/cai.json $(RL_PROMPTS)
+$(RUN)/rl-cai/cai.json: $(ARGS) $(RUN)/sl-cai/cai.json $(RUN)/pm/cai.json $(RL_PROMPTS)
 	$(CAI) ppo --model $(RUN)/sl-cai --pm $(RUN)/pm $(addprefix --prompts ,$(RL_PROMPTS)) $(PPO) $(OLD) --out $(@D) && touch $@

@@ -11,7 +11,7 @@ HELPFUL_PROMPTS = data/helpful/sample.jsonl
 LABEL_PROMPTS = data/harmful/label.jsonl
 RL_PROMPTS = data/harmful/rl.jsonl data/helpful/rl.jsonl
 POSTS = data/Posts.xml
-HUMAN = data/human.jsonl
+HUMAN = data/comparisons/human.jsonl
 CONSTITUTION = article
 
 GENERATE := --dtype bfloat16 --max-new-tokens 512 --batch-size 128

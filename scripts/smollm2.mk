@@ -63,7 +63,8 @@ $(MODEL)/config.json: | setup
 
 $(DATA)/hh.jsonl: $(HH)
 	mkdir -p $(@D)
-	gzip -cdf $(HH) | awk 'length($$0) <= $(LONGEST) && gsub(/Human:/, "&") <= 2 * $(TURNS)' > $@
+	for file in $(HH); do case $$file in *.gz) gzip -t $$file || exit 1 ;; esac; done # a pipe ends as its last command does
+	gzip -cdf $(HH) | awk 'length($$0) <= $(LONGEST) && gsub(/Human:/, "&") <= 2 * $(TURNS)' > $@.tmp && mv $@.tmp $@
 
 $(PROMPTS) $(LABEL_PROMPTS) $(DATA)/harmful/rl.jsonl $(DATA)/harmful/held-out.jsonl &: $(DATA)/hh.jsonl | setup $(MODEL)/config.json
 	$(IMPORT) hh-rlhf $< --to prompts --kind harmful --split $(HARMFUL_PARTS) --out $(DATA)/harmful && touch $(@D)/*.jsonl

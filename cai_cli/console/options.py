@@ -298,11 +298,7 @@ class TrainingOptions:
     max_grad_norm: Annotated[float, flag("Optimisation", "Gradient clipping; 0 turns it off.", min=0.0)] = 1.0
     max_length: Annotated[
         int,
-        flag(
-            "Optimisation",
-            "Longest row in tokens, at most the model's context; longer ones are rejected.",
-            min=8,
-        ),
+        flag("Optimisation", "Longest row, at most the model's context; longer ones are rejected.", min=8),
     ] = 2048
     bf16: Annotated[
         bool, flag("Optimisation", "Mixed precision in bfloat16 (what learns stays in float32).", "--bf16")

@@ -2,8 +2,8 @@
 
 Two sorts of 95 % intervals. Where a study compares texts of the same two shipped models, seeds differ in requests
 and draws alone: combinations of action and thing are drawn again, each with all its replies of all seeds
-(`pooled`, `changed`). Where it trains, a seed is one training and all that is measured on it: Student's t over the
-seeds (`over_seeds`), which is wide with three.
+(`pooled`, `changed`). Where it trains, or draws what it compares, a seed is one such draw and all that is measured
+on it: Student's t over the seeds (`over_seeds`), which is wide with three.
 """
 
 from __future__ import annotations
@@ -86,6 +86,11 @@ def changed(before: Sequence[Means], after: Sequence[Means]) -> Estimate:
 def changed_by_seed(before: Sequence[Means], after: Sequence[Means]) -> Estimate:
     """The same with a seed as one number: for what was trained anew with each."""
     return over_seeds(changed(before, after).seeds)
+
+
+def by_seed(seeds: Sequence[Means]) -> Estimate:
+    """Mean over the prompts with a seed as one number."""
+    return over_seeds([average(means) for means in seeds])
 
 
 def average(means: Means) -> float:

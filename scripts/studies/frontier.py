@@ -15,7 +15,7 @@ from pathlib import Path
 
 from chain import PPO_STEPS, chat_base, inputs, measured, pm_helpful, pm_human, ppo, stage
 from commands import Place
-from estimates import LESS, MORE, SAME, Claim, Estimate, Means, average, changed_by_seed, over_seeds, percent
+from estimates import LESS, MORE, SAME, Claim, Estimate, Means, by_seed, changed_by_seed, percent
 from pictures import figure, save
 from study import Found, Report, Study
 
@@ -62,7 +62,7 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
         return [seed[model][rate] for seed in seeds]
 
     def mean(model: str, rate: str) -> Estimate:
-        return over_seeds([average(means) for means in at(model, rate)])
+        return by_seed(at(model, rate))
 
     columns = {"harmless": "harmless", "evasive": "bare refusal", "refuses": "reason and alternative"}
     columns |= {"help": "helpful", "over_refusal": "over-refusal", "nonsense": "nonsense"}

@@ -23,7 +23,7 @@ from estimates import (
     Claim,
     Estimate,
     Means,
-    average,
+    by_seed,
     changed_by_seed,
     number,
     over_seeds,
@@ -104,7 +104,7 @@ def rates(seeds: Sequence[Found], name: str, which: str) -> list[Means]:
 
 
 def rate(seeds: Sequence[Found], name: str, which: str) -> Estimate:
-    return over_seeds([average(means) for means in rates(seeds, name, which)])
+    return by_seed(rates(seeds, name, which))
 
 
 def table(seeds: Sequence[Found]) -> list[list[str]]:

@@ -101,29 +101,21 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
     gaps = [moves(seed, "eval_score", 0, -1) - moves(seed, "eval_gold_score", 0, -1) for seed in seeds]
     falls = [moves(seed, "eval_gold_score", len(seed["evaluations"]) // 2, -1) for seed in seeds]
     rises = [moves(seed, "eval_score", 0, -1) for seed in seeds]
-    told = {"unit": "of score", "scale": 1.0}
+    told: dict[str, Any] = {"unit": "of score", "scale": 1.0}
+    about = "2204.05862 § 4.2"
     claims = [
-        Claim(
-            "the gold score falls in the second half of a run",
-            "2204.05862 § 4.2",
-            LESS,
-            over_seeds(falls),
-            **told,
-        ),
-        Claim(
-            "meanwhile the score that is trained on has risen",
-            "2204.05862 § 4.2",
-            MORE,
-            over_seeds(rises),
-            **told,
-        ),
-        Claim(
-            "it rises by more than the gold score does", "2204.05862 § 4.2", MORE, over_seeds(gaps), **told
-        ),
         Claim(
             "it goes with √KL (correlation)", "2204.05862 § 4.3", MORE, over_seeds(lines), unit="", scale=1.0
         ),
     ]
+    # The guard ends a run where gold falls and the score rises: tested there, all of it is so by its rule.
+    stopped = any(seed["stopped"] for seed in seeds)
+    if not stopped:
+        claims += [
+            Claim("the gold score falls in the second half of a run", about, LESS, over_seeds(falls), **told),
+            Claim("meanwhile the score that is trained on has risen", about, MORE, over_seeds(rises), **told),
+            Claim("the score rises by more than the gold score", about, MORE, over_seeds(gaps), **told),
+        ]
     drawn, panels = figure(2)
     for axes, (name, title) in zip(panels, SCORES.items(), strict=True):
         for n, seed in enumerate(seeds):
@@ -137,7 +129,12 @@ def report(seeds: Sequence[Found], picture: Path) -> Report:
         "; ".join(f"seed {n}: {seed['stopped'] or 'ran to its last step'}" for n, seed in enumerate(seeds))
         + "."
     )
-    notes += " Runs end where the guard stops them, so their last fall is one that it saw. Intervals by seed."
+    if stopped:
+        notes += (
+            " The guard ends a run where the gold score has fallen twice while the score rose; that it did so is what"
+            " was found, and no claim of a fall or a rise is tested at an end that was chosen for one."
+        )
+    notes += " Intervals by seed."
     return Report(table, claims, notes)
 
 

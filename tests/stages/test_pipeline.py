@@ -75,3 +75,13 @@ def test_reruns_only_what_is_stale(tmp_path: Path) -> None:
     assert touched.returncode == 0, touched.stderr[-3000:]
     assert touched.stderr.count("nothing to do") == len(stages_run(touched)) == 5
     assert stages_run(make(tmp_path)) == []
+
+    # Another setting: each stage is asked, and the one that it is of runs anew.
+    settings = tmp_path / "small.mk"
+    settings.write_text(settings.read_text().replace("PPO := --steps 1", "PPO := --steps 2"))
+    other = make(tmp_path)
+    assert other.returncode == 0, other.stderr[-3000:]
+    assert "ppo" in stages_run(other) and other.stderr.count("starting afresh") == 1
+    assert make(tmp_path, "-q").returncode == 0
+    settings.unlink()
+    assert "No such file" in make(tmp_path).stderr

@@ -161,11 +161,15 @@ def test_over_optimisation_is_told_from_its_evaluations(tmp_path):
             {"step": n, "eval_kl": float(n * n), "eval_score": n + more, "eval_gold_score": score}
             for n, score in enumerate(gold)
         ]
-        seeds.append({"evaluations": rows, "stopped": "it fell", "saved_step": 2})
+        seeds.append({"evaluations": rows, "stopped": None, "saved_step": 2})
     found = overoptimisation.report(seeds, tmp_path / "picture.png").claims
     assert [verdict(each) for each in found] == [SHOWS] * 4
+    # an end that the guard chose, since gold fell, is none to test the fall at
+    seeds[1]["stopped"] = "it fell"
+    left = overoptimisation.report(seeds, tmp_path / "picture.png")
+    assert [each.text for each in left.claims] == ["it goes with √KL (correlation)"] and "guard" in left.notes
     means = [each.found.mean for each in found]
-    assert means == pytest.approx([-1.1, 4.0, 4.1, 1.0])
+    assert means == pytest.approx([1.0, -1.1, 4.0, 4.1])
 
 
 def test_make_studies():
