@@ -80,8 +80,6 @@ def carried(options: Options, plan: Plan) -> dict[str, Carried]:
     constant = ppo.lr_scheduler_type == "constant"
     bent = "its FSDP engine has no linear one: cosine, down to 0 over the same steps"
     warmup = ppo.critic_warmup_steps + 1 if ppo.critic_warmup_steps else 0
-    logger = ["console", *(options.report.report_to or [])]
-    words = template_kwargs(options.chat_template_kwargs)
     return alike() | {
         "model": there("actor_rollout_ref.model.path", value="$MODEL"),
         "pm": there("critic.model.path", value="$PM", remark="and of `cai serve`"),
@@ -100,7 +98,7 @@ def carried(options: Options, plan: Plan) -> dict[str, Carried]:
         "temperature": there(
             f"{ROLLOUT}.temperature", f"{ROLLOUT}.val_kwargs.temperature", value=options.temperature
         ),
-        "chat_template_kwargs": there("data.apply_chat_template_kwargs", value=words),
+        "chat_template_kwargs": prompt_words(options),
         "kl_coef": there("algorithm.kl_ctrl.kl_coef", value=reward.kl_coef),
         "rollout_batch_size": there("data.train_batch_size", value=ppo.rollout_batch_size),
         "num_ppo_epochs": there(*(f"{one}.ppo_epochs" for one in both), value=ppo.num_ppo_epochs),
@@ -150,8 +148,13 @@ def carried(options: Options, plan: Plan) -> dict[str, Carried]:
         "gpu_memory_utilization": there(
             f"{ROLLOUT}.gpu_memory_utilization", value=options.gpu_memory_utilization
         ),
-        "report_to": there("trainer.logger", value=logger),
+        "report_to": there("trainer.logger", value=["console", *(options.report.report_to or [])]),
     }
+
+
+def prompt_words(options: Options) -> Carried:
+    """What the template is told besides the conversation."""
+    return there("data.apply_chat_template_kwargs", value=template_kwargs(options.chat_template_kwargs))
 
 
 def fixed(options: Options, plan: Plan) -> dict[str, Any]:
