@@ -136,7 +136,7 @@ def run(options: Options) -> None:
                 "--model is missing",
                 "name the base language model, or pass --data-only to make the pairs alone",
             )
-        check_model(options.model, role="either")
+        check_model(options.model, role="either", trains=True)
         check_trackers(options.fit.report.report_to)
     if options.output.dry_run and (options.data_only or not (options.output.out / PAIRS).exists()):
         then = f", then train {options.model} on them" if not options.data_only else ""

@@ -55,7 +55,7 @@ def run(options: Options) -> None:
 
     Example: cai train-pm --model pmp/ --comparisons ai.jsonl --comparisons human.jsonl --out pm/
     """
-    check_model(options.model, role="either")
+    check_model(options.model, role="either", trains=True)
     check_trackers(options.fit.report.report_to)
     check_quantize(options.fit.adapters.quantize)
     artifact = ModelArtifact("train-pm", options)
