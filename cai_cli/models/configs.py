@@ -9,6 +9,8 @@ from cai_cli.models.paths import base_and_adapters
 
 # Left to itself, transformers asks on stdin whether to run a directory's code
 NO_CODE = {"trust_remote_code": False}
+# How architectures name their longest sequence; the first that is there counts
+CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
 def quiet_transformers() -> None:
@@ -61,8 +63,4 @@ def longest_row(max_length: int, model: str) -> int:
 def context_length(config: Any) -> int:
     """Longest sequence the model was made for, in tokens."""
     text_config = config.get_text_config()
-    return int(
-        getattr(text_config, "max_position_embeddings", None)
-        or getattr(text_config, "n_positions", None)
-        or 1 << 30
-    )
+    return next((int(length) for name in CONTEXT if (length := getattr(text_config, name, None))), 1 << 30)
