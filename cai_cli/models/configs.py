@@ -12,6 +12,15 @@ NO_CODE = {"trust_remote_code": False}
 # How architectures name their longest sequence; the first that is there counts
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
+# What architectures do to logits behind their output layer, and the value at which it is nothing
+AFTER_THE_HEAD = {
+    "final_logit_softcapping": None,
+    "logits_scaling": 1,
+    "logit_scale": 1,
+    "lm_head_multiplier": 1,
+    "output_multiplier": 1,
+}
+
 
 def quiet_transformers() -> None:
     """No bars for loading and saving, no notes on fresh heads: what matters is said by us."""
@@ -53,6 +62,17 @@ def check_classifier(path: str, flag: str) -> None:
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         told = f"{flag} {path}: no preference model can be made of it: transformers has no classifier for {config.model_type}"
         raise UserError(told, "take a base model of another architecture")
+
+
+def check_plain_logits(path: str, flag: str = "--model") -> None:
+    """Raise UserError where the output layer alone does not give the model's logits. The language loss beside a
+    preference model's is computed through that layer, and would be of another distribution.
+    """
+    text = load_config(path, flag).get_text_config()
+    for name, nothing in AFTER_THE_HEAD.items():
+        if (value := getattr(text, name, None)) not in (None, nothing):
+            told = f"--lm-coef: {path} changes its logits behind the output layer ({name} {value})"
+            raise UserError(told, "leave --lm-coef at 0, or take another base")
 
 
 def longest_row(max_length: int, model: str) -> int:

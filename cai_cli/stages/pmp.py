@@ -159,11 +159,13 @@ def run(options: Options) -> None:
         return
     check_device(options.fit.hardware.device, options.output.dry_run)
 
-    from cai_cli.models.configs import check_classifier, longest_row
+    from cai_cli.models.configs import check_classifier, check_plain_logits, longest_row
     from cai_cli.models.templates import install_template
     from cai_cli.models.tokenizers import load_tokenizer
 
     check_classifier(options.model, "--model")  # before a dump is read
+    if options.fit.lm_coef:
+        check_plain_logits(options.model)
     tokenizer = load_tokenizer(options.model)
     if options.format == "chat":
         install_template(tokenizer)
