@@ -91,7 +91,9 @@ class KeyedDecoding:
             output = model(**prepared, **shared_starts(past), return_dict=True)
             inputs = model._update_model_kwargs_for_generation(output, inputs)
             token, logprob = inverse_cdf(
-                output.logits[:, -1].float(), self.uniforms[rows, step], self.temperature
+                output.logits[:, -1].float(),
+                self.uniforms[rows.to(self.uniforms.device), step],
+                self.temperature,
             )
             drawn.append((token, logprob))
             looked = len(drawn) == self.every or step == self.longest - 1

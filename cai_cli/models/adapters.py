@@ -1,9 +1,10 @@
 """LoRA and QLoRA, the same for every trainer: put adapters on, keep what learns in checkpoints, save a model
 that loads as it is.
 
-Saved are merged weights in the base model's own precision. Under `--quantize` the frozen base is held in 4 or
-8 bits while training, under `--bf16` in 16; where that is fewer than it has it is read again for saving and the
-adapter merged into that, so that no rounding is baked in.
+Saved are merged weights, in the type that the frozen base is held in while training: float32, whatever its files
+have, unless `--bf16` or `--dtype` says otherwise. Under `--quantize` it is held in 4 or 8 bits, under `--bf16` in
+16; where that is fewer than its files have it is read again for saving, in their type, and the adapter merged into
+that, so that no rounding is baked in. So it is where processes hold it in parts, by FSDP or ZeRO.
 """
 
 from __future__ import annotations

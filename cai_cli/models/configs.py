@@ -9,6 +9,17 @@ from cai_cli.models.paths import base_and_adapters
 
 # Left to itself, transformers asks on stdin whether to run a directory's code
 NO_CODE = {"trust_remote_code": False}
+# How architectures name their longest sequence; the first that is there counts
+CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+# What architectures do to logits behind their output layer, and the value at which it is nothing
+AFTER_THE_HEAD = {
+    "final_logit_softcapping": None,
+    "logits_scaling": 1,
+    "logit_scale": 1,
+    "lm_head_multiplier": 1,
+    "output_multiplier": 1,
+}
 
 
 def quiet_transformers() -> None:
@@ -53,6 +64,17 @@ def check_classifier(path: str, flag: str) -> None:
         raise UserError(told, "take a base model of another architecture")
 
 
+def check_plain_logits(path: str, flag: str = "--model") -> None:
+    """Raise UserError where the output layer alone does not give the model's logits. The language loss beside a
+    preference model's is computed through that layer, and would be of another distribution.
+    """
+    text = load_config(path, flag).get_text_config()
+    for name, nothing in AFTER_THE_HEAD.items():
+        if (value := getattr(text, name, None)) not in (None, nothing):
+            told = f"--lm-coef: {path} changes its logits behind the output layer ({name} {value})"
+            raise UserError(told, "leave --lm-coef at 0, or take another base")
+
+
 def longest_row(max_length: int, model: str) -> int:
     """The most tokens of a row that `model` is trained on: --max-length, but never more than its context."""
     return min(max_length, context_length(load_config(model)))
@@ -61,8 +83,4 @@ def longest_row(max_length: int, model: str) -> int:
 def context_length(config: Any) -> int:
     """Longest sequence the model was made for, in tokens."""
     text_config = config.get_text_config()
-    return int(
-        getattr(text_config, "max_position_embeddings", None)
-        or getattr(text_config, "n_positions", None)
-        or 1 << 30
-    )
+    return next((int(length) for name in CONTEXT if (length := getattr(text_config, name, None))), 1 << 30)

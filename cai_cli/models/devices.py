@@ -71,6 +71,15 @@ def check_attention(attention: str, dry_run: bool) -> None:
         raise UserError(told, "leave it at auto, or install what it needs")
 
 
+def exact_place(device: torch.device) -> torch.device:
+    """Where float64 is computed for a device: MPS has none. No Mac runs the tests: they see that no float64 goes
+    there, not that all else works.
+    """
+    import torch
+
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     """float32 on a CPU; on a GPU "auto" keeps the checkpoint's own type, OWN everywhere."""
     import torch

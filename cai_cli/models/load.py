@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cai_cli.errors import UserError, first_line, lacks_memory
 from cai_cli.models.configs import NO_CODE, check_classifier, next_step, quiet_transformers
 from cai_cli.models.devices import keep_freed_memory, leave_out_cudnn_attention, pick_device, pick_dtype
-from cai_cli.models.paths import base_and_adapters, is_preference_model
+from cai_cli.models.paths import base_and_adapters, check_unpacked, is_preference_model
 from cai_cli.models.tokenizers import fit_tokenizer
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ def _load(
             f"{flag} {path}: --quantize cannot hold an adapter's merged weights",
             "name the merged model instead of the adapter",
         )
+    if quantize or adapters:
+        check_unpacked(path, flag)
     if quantize:
         settings |= quantisation(quantize, place)
     fresh_head = "num_labels" in settings and not is_preference_model(base)

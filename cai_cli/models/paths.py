@@ -36,9 +36,9 @@ PREFERENCE_MODEL = "ForSequenceClassification"
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead", "ForConditionalGeneration")
 
 
-def check_model(path: str, flag: str = "--model", role: Role | None = None) -> None:
+def check_model(path: str, flag: str = "--model", role: Role | None = None, trains: bool = False) -> None:
     """Stop early where `path` is neither a model directory nor the name of a model on the Hub, or cannot play
-    the `role`.
+    the `role`, or is to be trained and cannot be.
 
     "either" is a language model or a preference model; without a role the directory is only looked for.
     """
@@ -49,6 +49,8 @@ def check_model(path: str, flag: str = "--model", role: Role | None = None) -> N
     if found is None:
         return
     check_tokenizer(path, flag)
+    if trains or base_and_adapters(path, flag)[1]:
+        check_unpacked(path, flag)
     if role in ("either", found):
         return
     if found == "language model":
@@ -202,6 +204,29 @@ def base_role(path: str, flag: str) -> Role | None:
     raise UserError(
         f"{flag} {path}: {', '.join(names)} neither writes nor scores",
         "name a causal language model or a preference model",
+    )
+
+
+def check_unpacked(path: str, flag: str) -> None:
+    """Raise UserError where the files of the model, or of the base below an adapter, hold packed weights (of
+    bitsandbytes, GPTQ, AWQ ...): they can be computed with, but no step changes them, and no adapter can be
+    merged into them.
+    """
+    base, adapters = base_and_adapters(path, flag)
+    folder = Path(base) if Path(base).is_dir() else hub_folder(base, flag)
+    packing = read_json(folder / "config.json").get("quantization_config")
+    if not packing:
+        return
+    kind = packing.get("quant_method") if isinstance(packing, dict) else None
+    whose = f"its base model {base} has" if adapters else "has"
+    told = f"{flag} {path}: {whose} weights that are quantised on disk ({kind or 'quantization_config'})"
+    if adapters:
+        raise UserError(
+            f"{told}, which an adapter cannot be merged into",
+            "name the unquantised base in its adapter_config.json",
+        )
+    raise UserError(
+        f"{told}, which cannot be trained", "name the unquantised model, with --lora --quantize 4bit"
     )
 
 

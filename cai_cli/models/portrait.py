@@ -19,11 +19,11 @@ from cai_cli.artifacts.manifest import read_manifest
 from cai_cli.artifacts.manifest_shape import Manifest
 from cai_cli.artifacts.places import MODEL_MANIFEST, is_adapter, manifest_path
 from cai_cli.errors import UserError
+from cai_cli.models.configs import CONTEXT
 from cai_cli.models.paths import holds_model, role_of
 from cai_cli.models.weight_files import ADAPTER_WEIGHTS, INDEX, WEIGHTS, header, read_json, tensor_types
 
 PARTIAL = "cai.partial.json"
-CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 SHOWN_LINES = 6  # of a chat template
 FIGURES = (
     "pairs",

@@ -97,11 +97,9 @@ def separate_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def fit_tokenizer(model: Any, tokenizer: Any, where: str) -> None:
     """Set the pad token, and make room for tokens that the tokenizer alone knows. A pad token is masked
-    wherever it stands; other tokens mean nothing until they are trained, which is said, and start from the
-    same values each time.
+    wherever it stands; other tokens mean nothing until they are trained, which is said, and all start as the
+    mean of the known ones.
     """
-    import torch
-
     from cai_cli.models.loaded import tell_once
 
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -109,11 +107,29 @@ def fit_tokenizer(model: Any, tokenizer: Any, where: str) -> None:
     if len(tokenizer) <= rows:
         return
     beyond = [index for index in range(rows, len(tokenizer)) if index != tokenizer.pad_token_id]
-    with torch.random.fork_rng(enabled=bool(beyond)):
-        if beyond:
-            name = tokenizer.convert_ids_to_tokens(beyond[0])
-            tell_once(
-                f"{where}: {len(beyond)} tokens of its tokenizer have no embeddings, first {name!r}: they mean nothing yet"
-            )
-            torch.manual_seed(0)
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if beyond:
+        name = tokenizer.convert_ids_to_tokens(beyond[0])
+        tell_once(
+            f"{where}: {len(beyond)} tokens of its tokenizer have no embeddings, first {name!r}: they mean nothing yet"
+        )
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    start_as_mean(model, rows)
+
+
+def start_as_mean(model: Any, rows: int) -> None:
+    """Make every row of embeddings and output layer from `rows` on the mean of those before it.
+
+    An output row of noise has a logit near 0. Where the known tokens' are far below, as GPT-2's are, it would
+    take all the probability, a pad token's too, which nothing ever trains. The mean's logit is the mean of
+    theirs: never more than an equal share.
+    """
+    import torch
+
+    output = model.get_output_embeddings()
+    weights = [model.get_input_embeddings().weight]
+    if output is not None:
+        bias = getattr(output, "bias", None)
+        weights += [weight for weight in (output.weight, bias) if weight is not None]
+    with torch.no_grad():
+        for weight in weights:  # tied, one comes twice and stays the same
+            weight[rows:] = weight[:rows].mean(0, dtype=torch.float32).to(weight.dtype)

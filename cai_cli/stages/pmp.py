@@ -136,7 +136,7 @@ def run(options: Options) -> None:
                 "--model is missing",
                 "name the base language model, or pass --data-only to make the pairs alone",
             )
-        check_model(options.model, role="either")
+        check_model(options.model, role="either", trains=True)
         check_trackers(options.fit.report.report_to)
     if options.output.dry_run and (options.data_only or not (options.output.out / PAIRS).exists()):
         then = f", then train {options.model} on them" if not options.data_only else ""
@@ -159,11 +159,13 @@ def run(options: Options) -> None:
         return
     check_device(options.fit.hardware.device, options.output.dry_run)
 
-    from cai_cli.models.configs import check_classifier, longest_row
+    from cai_cli.models.configs import check_classifier, check_plain_logits, longest_row
     from cai_cli.models.templates import install_template
     from cai_cli.models.tokenizers import load_tokenizer
 
     check_classifier(options.model, "--model")  # before a dump is read
+    if options.fit.lm_coef:
+        check_plain_logits(options.model)
     tokenizer = load_tokenizer(options.model)
     if options.format == "chat":
         install_template(tokenizer)

@@ -37,7 +37,7 @@ def run(options: Options) -> None:
 
     Example: cai sft --model base/ --data revisions.jsonl --data samples.jsonl --out sl-cai/
     """
-    check_model(options.model, role="language model")
+    check_model(options.model, role="language model", trains=True)
     check_trackers(options.report.report_to)
     check_quantize(options.adapters.quantize)
     artifact = ModelArtifact("sft", options)

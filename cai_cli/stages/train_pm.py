@@ -55,7 +55,7 @@ def run(options: Options) -> None:
 
     Example: cai train-pm --model pmp/ --comparisons ai.jsonl --comparisons human.jsonl --out pm/
     """
-    check_model(options.model, role="either")
+    check_model(options.model, role="either", trains=True)
     check_trackers(options.fit.report.report_to)
     check_quantize(options.fit.adapters.quantize)
     artifact = ModelArtifact("train-pm", options)
@@ -65,10 +65,12 @@ def run(options: Options) -> None:
     for source in options.comparisons:  # a file of another kind is told before a tokenizer is loaded
         next(read_weighted([source]), None)
 
-    from cai_cli.models.configs import longest_row
+    from cai_cli.models.configs import check_plain_logits, longest_row
     from cai_cli.models.templates import install_template
     from cai_cli.models.tokenizers import load_tokenizer
 
+    if options.fit.lm_coef:
+        check_plain_logits(options.model)
     tokenizer = load_tokenizer(options.model)
     install_template(tokenizer, options.chat_template)
 

@@ -62,6 +62,18 @@ def test_adapters_and_a_score_head_learn_in_float32(world, tmp_path):
     }  # a base of 16 bits is merged as it is
 
 
+def test_a_base_of_16_bits_that_is_held_in_float32_is_saved_so(world, tmp_path):
+    tokenizer = load_tokenizer(str(world / "pm"))
+    half = tmp_path / "half"
+    load_pm(str(world / "pm"), "cpu", "bfloat16", tokenizer=tokenizer).save_pretrained(half)
+    tokenizer.save_pretrained(half)
+    options = AdapterOptions(lora=True)
+    pm = add_lora(load_pm(str(half), "cpu", training_dtype("auto", False, True)), options, "SEQ_CLS", 0)
+    save_trained(pm, tokenizer, tmp_path / "out", options, str(half), "SEQ_CLS")
+    saved = load_file(tmp_path / "out/model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
+
+
 def test_a_dtype_that_is_given_holds():
     assert training_dtype("auto", bf16=True, lora=True) == "bfloat16"
     assert training_dtype("auto", bf16=True, lora=False) == training_dtype("auto", False, True) == "float32"

@@ -23,6 +23,7 @@ from cai_cli.console.messages import say
 from cai_cli.engines.base import LENGTH, STOP, Completion
 from cai_cli.errors import RecordError, first_line
 from cai_cli.models.chat import close_with_eos, encode_rendered
+from cai_cli.models.configs import context_length
 from cai_cli.models.score import score_all
 from cai_cli.models.templates import UnfitRow, control_pattern
 from cai_cli.rows.conversation import Conversation, check_conversation, message
@@ -53,9 +54,11 @@ class Reward:
     ) -> None:
         """`stops`: the texts that end a reply; `rows`: of a pass."""
         self.pm, self.shape, self.stops, self.rows = pm, shape, tuple(stops), rows
-        # The policy's context has been seen to be long enough; a reply that reads one token longer is no reason
-        # to stop a run of many machines.
+        # Whatever way a row is read, its length is looked at in `ids`. An export's prompts leave room for a
+        # reply and what closes it; more is no reply of its policy, and could take the memory, or a position
+        # that the model has not, which ends CUDA for this process.
         self.encode = reading(pm.tokenizer, format_of(path), sys.maxsize)
+        self.longest = context_length(pm.model.config)
         self.control = control_pattern(pm.tokenizer)
         self.lock = threading.Lock()  # a tokenizer is no work for two threads
         self.unfit = 0
@@ -84,7 +87,15 @@ class Reward:
         return text
 
     def ids(self, written: Written) -> list[int]:
-        """What the preference model reads. A reply that its template does not take is read as `cai ppo` does: as
+        """What the preference model reads. Raises RecordError where it is longer than its context."""
+        ids = self.read_ids(written)
+        if len(ids) > self.longest:
+            told = f"{len(ids)} tokens with its reply, the preference model reads at most {self.longest}"
+            raise RecordError("query", told, "launch with the exported prompts and lengths")
+        return ids
+
+    def read_ids(self, written: Written) -> list[int]:
+        """The same, however long. A reply that its template does not take is read as `cai ppo` does: as
         the policy wrote it.
         """
         tokenizer, reply = self.pm.tokenizer, written.reply

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cai_cli.errors import UserError, first_line
 from cai_cli.models.adapters import Task
-from cai_cli.models.configs import NO_CODE, check_classifier, load_config
+from cai_cli.models.configs import NO_CODE, check_classifier, load_config, next_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +43,22 @@ class Shape:
 
 
 def shape_of(path: str, task: Task, flag: str = "--model") -> Shape:
-    """Of the language model or preference model that would be loaded from there."""
+    """Of the language model or preference model that would be loaded from there. Raises UserError where none can be
+    made of its configuration.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = load_config(path, flag)
     if task == "SEQ_CLS":
         check_classifier(path, flag)
-    if task == "SEQ_CLS":
         config.num_labels = 1
     auto = AutoModelForCausalLM if task == "CAUSAL_LM" else AutoModelForSequenceClassification
-    with torch.device("meta"):
-        model = auto.from_config(config, **NO_CODE)
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config, **NO_CODE)
+    except Exception as error:  # each architecture raises its own types for what does not go together
+        hint = next_step(error, "fetch or save it again, or update transformers")
+        raise UserError(f"{flag} {path}: cannot be loaded: {first_line(error)}", hint) from None
     return shape_from(model)
 
 
@@ -71,6 +77,8 @@ def shape_from(model: Any) -> Shape:
     inner = getattr(text, "moe_intermediate_size", None) if experts > 1 else None
     inner = inner or getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None)
     inner = inner or getattr(text, "ffn_dim", None) or 4 * text.hidden_size
+    if isinstance(inner, (list, tuple)):  # one for each layer, as Gemma 3n has it: of the widest
+        inner = max(inner)
     embedding = model.get_input_embeddings().weight
     apart = output is not None and output.weight is not embedding
     return Shape(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def check_options(options: Options) -> None:
     """Raise UserError where models cannot play their parts, or settings do not go together."""
-    check_model(options.model, role="language model")
-    check_model(options.pm, "--pm", "preference model")
+    check_model(options.model, role="language model", trains=True)
+    check_model(options.pm, "--pm", "preference model", trains=True)  # the value model starts from it
     if format_of(options.pm) == "qa":
         told = f"--pm {options.pm}: `cai pmp` taught it questions and answers, and replies are chats"
         raise UserError(told, "train it on with `cai train-pm`, or pretrain it with --format chat")

@@ -13,6 +13,7 @@ from torch import nn
 from cai_cli.compute.batches import right_pad
 from cai_cli.errors import RunError
 from cai_cli.evaluation.comparisons import Judged, by_group, sigmoid
+from cai_cli.models.devices import exact_place
 from cai_cli.models.finite import LEARNED_TOO_FAST
 from cai_cli.models.language_head import language_loss
 from cai_cli.models.score import hidden_states, last_scores, score_all
@@ -35,7 +36,7 @@ def backward(
     pairs = sum(map(len, group))
     tokens = sum(len(pair.chosen) - 1 for batch in group for pair in batch)
     device = parallel.model.device
-    sums = torch.zeros(3, device=device, dtype=torch.float64)
+    sums = torch.zeros(3, device=exact_place(device), dtype=torch.float64)
     batches = parallel.learning(own_part(group), group[0])
     for number, (batch, counts) in enumerate(batches):
         with parallel.one_pass(last=number == len(batches) - 1):
@@ -48,7 +49,7 @@ def backward(
                 )
             parallel.backward(loss if counts else loss * 0)
         if counts:
-            sums += torch.stack(parts).detach().double()
+            sums += torch.stack(parts).detach().to(sums.device).double()
     pairwise, centring, language = total(sums).tolist()
     losses = {"loss": pairwise / pairs}
     if fit.center_rewards_coefficient:

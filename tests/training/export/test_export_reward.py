@@ -19,6 +19,7 @@ from ppo_setup import make_pm, write_prompts
 from pyarrow import parquet
 from tiny import CHATML, byte_level_tokenizer, make_model, sentencepiece_tokenizer
 
+from cai_cli.errors import RecordError
 from cai_cli.models.chat import close_with_eos, encode_pair
 from cai_cli.models.load import load_pm
 from cai_cli.models.score import score_all
@@ -189,6 +190,35 @@ def test_a_reply_that_the_template_does_not_take_is_read_as_the_policy_wrote_it(
         ids = reward.ids(reward.read(f"{prompt}Mix.{end}", prompt, row["label"]))
         assert tokenizer.decode(ids) == f"{prompt}Mix.<|im_end|>"
     assert "2 replies scored as they were written: template_refused: not this one" in capsys.readouterr().err
+
+
+def test_a_row_beyond_the_context_is_refused_and_the_others_scored(shaped, monkeypatch):
+    """However it is read; a model with learned positions would end the server's CUDA with it."""
+    folder, tokenizer, row = shaped
+    prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    with served(folder / "out") as url:
+        asked = {"prompts": [prompt], "labels": [row["label"]]}
+        with pytest.raises(urllib.error.HTTPError, match="400") as raised:
+            post(url, {"query": [prompt + "Mix flour. " * 4096], **asked})
+        assert "the preference model reads at most 4096" in raised.value.read().decode()
+        assert len(post(url, {"query": [prompt + "Mix flour."], **asked})["scores"]) == 1
+
+    reward = Reward(
+        open_preference_model(str(folder / "pm"), "cpu"), str(folder / "pm"), RewardShape(), [], rows=4
+    )
+    written = reward.read(f"{prompt}Mix.", prompt, row["label"])
+    length = len(reward.ids(written))
+
+    def refuse(*_: object) -> list[int]:
+        raise UnfitRow("template_refused", "not this one")
+
+    for encode in (reward.encode, refuse):
+        monkeypatch.setattr(reward, "encode", encode)
+        monkeypatch.setattr(reward, "longest", length)
+        assert len(reward.ids(written)) == length
+        monkeypatch.setattr(reward, "longest", length - 1)
+        with pytest.raises(RecordError, match=f"{length} tokens with its reply"):
+            reward.ids(written)
 
 
 def test_cai_serve_answers_until_it_is_told_to_end(shaped):

@@ -5,17 +5,22 @@ evaluations.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import forks
 import pytest
 import torch
 from catching import catch
+from conftest import mistake
+from families import edit_json
 from pairwise_runs import COMMAND, PAD, options, random_pairs, write_comparisons
 from safetensors.torch import load_file
+from transformers import CohereConfig, FalconH1Config, Gemma2Config, GraniteConfig, LlamaConfig
 
 from cai_cli.errors import UserError
 from cai_cli.models.adapters import add_lora
+from cai_cli.models.configs import check_plain_logits
 from cai_cli.models.language_head import TiedHead, language_head
 from cai_cli.models.load import load_lm, load_pm
 from cai_cli.models.score import final_scores, reset_head, score_all
@@ -237,6 +242,39 @@ def test_a_lost_output_layer_is_named(files):
     load_pm(str(files / "lm"), "cpu").save_pretrained(files / "headless")
     with pytest.raises(UserError, match=r"--lm-coef: .*headless has lost its language model's output layer"):
         language_head(fresh(files / "lm"), str(files / "headless"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma2Config(),
+        GraniteConfig(logits_scaling=8.0),
+        CohereConfig(),
+        FalconH1Config(lm_head_multiplier=0.5),
+    ],
+)
+def test_logits_that_the_output_layer_does_not_give(tmp_path, config):
+    """The language loss goes through that layer alone."""
+    config.save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"--lm-coef: .* changes its logits behind the output layer \("
+    ) as told:
+        check_plain_logits(str(tmp_path))
+    assert told.value.hint == "leave --lm-coef at 0, or take another base"
+    for plain in (LlamaConfig(), GraniteConfig(), Gemma2Config(final_logit_softcapping=None)):
+        plain.save_pretrained(tmp_path)
+        check_plain_logits(str(tmp_path))
+
+
+@pytest.mark.parametrize("words", ["train-pm --comparisons rows.jsonl", "pmp --posts rows.jsonl"])
+def test_logits_are_looked_at_before_anything_is_made(cai, files, words):
+    capped = shutil.copytree(files / "lm", files / f"capped-{words.split()[0]}")
+    edit_json(capped / "config.json", logits_scaling=8.0)
+    command = [*words.replace("rows.jsonl", str(files / "ai.jsonl")).split(), "--model", capped]
+    told = mistake(
+        cai(*command, "--lm-coef", 0.5, "--out", files / "never"), "--lm-coef: ", "logits_scaling 8.0"
+    )
+    assert "leave --lm-coef at 0" in told and not (files / "never").exists()
 
 
 def test_a_quantised_base_is_saved_whole(files):
