@@ -67,14 +67,18 @@ def run_prompts(
     """Those that have at most `longest` tokens."""
     rejected: list[Rejected] = []
     sources = [(fitting(prompts, renderer, longest, rejected), proportion) for prompts, proportion in sources]
-    measured = fitting(held_out, renderer, longest, rejected)
+    unmeasured: list[Rejected] = []
+    measured = fitting(held_out, renderer, longest, unmeasured)
+    if held_out and not measured:  # with them would go the scores, the guard and the best policy
+        why = reasons_text(Counter(item.reason for item in unmeasured))
+        raise RunError(f"--eval-prompts: none of its prompts can be used ({why})", SHORTER)
+    rejected += unmeasured
     check_rejects(options, sources, rejected)
-    check_held_out(held_out, measured)
-    held_out = measured
+    check_held_out(measured)
     learned = [prompt.id for prompts, _ in sources for prompt in prompts]
-    cautions = warn_all(held_out_cautions([prompt.id for prompt in held_out], learned))
+    cautions = warn_all(held_out_cautions([prompt.id for prompt in measured], learned))
     schedule = mixed_prompts(sources, options.ppo.steps * options.ppo.rollout_batch_size, options.output.seed)
-    return RunPrompts(schedule, held_out, len(learned), rejected, cautions)
+    return RunPrompts(schedule, measured, len(learned), rejected, cautions)
 
 
 def fitting(
@@ -97,12 +101,8 @@ def fitting(
     return kept
 
 
-def check_held_out(given: list[Prompt], held_out: list[Prompt]) -> None:
-    """Raise RunError where none of the prompts that were given is left, and with them all that is measured; UserError
-    where a process would have none while the others pass through a model that it holds a part of.
-    """
-    if given and not held_out:
-        raise RunError("--eval-prompts: none of its prompts can be used (prompt_too_long)", SHORTER)
+def check_held_out(held_out: list[Prompt]) -> None:
+    """Raise UserError where a process would have none while the others pass through a model that it holds a part of."""
     if (by_fsdp() or by_deepspeed()) and 0 < len(held_out) < world_size():
         told = (
             f"--eval-prompts: {len(held_out)} prompts for {world_size()} processes that hold a model together"
