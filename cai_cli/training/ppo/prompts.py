@@ -57,8 +57,9 @@ def room(options: Options) -> int:
     """The most tokens of a prompt that leave room for a reply, both for the policy, which writes it, and for the
     preference model, which reads it closed.
     """
-    own, pms = (context_length(load_config(*model)) for model in ((options.model,), (options.pm, "--pm")))
-    return min(own, pms - CLOSING) - options.max_new_tokens
+    writes = context_length(load_config(options.model))
+    reads = context_length(load_config(options.pm, "--pm")) - CLOSING
+    return min(writes, reads) - options.max_new_tokens
 
 
 def run_prompts(

@@ -69,6 +69,8 @@ def read_targets(
     """
     reader = reader or RowReader()
     path, proportion = parse_weight(source)
+    whole = int(proportion)
+    part = proportion - whole
     seen = Seen()
     begins = array("q")  # where each target lies in `kept`: it may be taken again, and in another order
     draws = array("d")  # by id: the file may be named by another path, or lie elsewhere
@@ -84,19 +86,19 @@ def read_targets(
                     yield item
                     continue
                 begins.append(kept.tell())
-                draws.append(uniform(seed, "proportion", item.id))
+                if part:
+                    draws.append(uniform(seed, "proportion", item.id))
                 kept.write(dump_row(asdict(item)).encode() + b"\n")
 
         def target(number: int, times: int) -> Target:
             kept.seek(begins[number])
             return again(Target(**load_json(kept.readline().decode())), times)
 
-        whole = int(proportion)
         for times in range(whole):
             yield from (target(number, times) for number in range(len(begins)))
-        if proportion > whole:
+        if part:
             order = sorted(range(len(begins)), key=lambda n: draws[n])
-            yield from (target(n, whole) for n in order[: round((proportion - whole) * len(begins))])
+            yield from (target(n, whole) for n in order[: round(part * len(begins))])
 
 
 def check_kinds(sources: list[str], which: str) -> None:
